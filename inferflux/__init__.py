@@ -1,0 +1,1 @@
+"""InferFlux: an LLM inference server and research engine."""

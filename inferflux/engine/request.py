@@ -1,0 +1,68 @@
+"""Request: everything the engine's books know of one sequence being generated.
+
+Owned and mutated by the scheduler (states, counters, tokens) and by `kv.manager` (pages, page names). Holds no tensor.
+"""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Literal
+
+from inferflux.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class RequestState(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Request:
+    """One sequence. Positions `0..num_computed-1` have their keys and values in `pages`.
+
+    tokens: prompt, then output; `len(tokens) - num_computed` are still to be computed (1 while decoding).
+    pages: device pages in order of position; page j holds positions j*page_tokens onwards.
+    page_names: content names of the leading full pages known so far (see `kv.hashing`); never longer than
+        len(tokens) // page_tokens.
+    slot: the row's number in the runner's tables while RUNNING, else None.
+    """
+
+    id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    seed: int
+    max_total_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
+    arrival_time: float = 0.0
+    priority: int = 0
+    tenant: str = ""
+    salt: bytes = b""
+
+    tokens: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_cached: int = 0
+    pages: list[int] = field(default_factory=list)
+    page_names: list[bytes] = field(default_factory=list)
+    slot: int | None = None
+    state: RequestState = RequestState.WAITING
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+    first_scheduled_time: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            self.tokens = list(self.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.prompt_token_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed

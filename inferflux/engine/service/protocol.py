@@ -1,0 +1,137 @@
+"""The frames that cross the border between the server's process and the engine's.
+
+Each frame is a 4-byte little-endian length, then one msgpack-encoded tagged struct. Both sides bound the length.
+Knows no socket, no torch and no HTTP.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from inferflux.engine.stats import EngineStats
+from inferflux.engine.step import TokenLogprobs
+from inferflux.sampling_params import SamplingParams
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_HEADER = struct.Struct("<I")
+
+
+class Submit(msgspec.Struct, tag="submit", frozen=True):
+    """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: int = 0
+    tenant: str = ""
+    salt: bytes = b""
+
+
+class Abort(msgspec.Struct, tag="abort", frozen=True):
+    """Stop these requests and give their pages back; ids that are not running are ignored. No output follows."""
+
+    request_ids: list[int]
+
+
+class Ping(msgspec.Struct, tag="ping", frozen=True):
+    """Answered by Pong between two steps: a late answer means a stuck engine."""
+
+    nonce: int
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
+    """Leave at once; running requests are dropped."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the server may say of a loaded model."""
+
+    architecture: str
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    device: str
+    page_tokens: int
+    device_pages: int
+    eos_token_ids: list[int]
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """The model is loaded. `phases` are the start's steps with their seconds."""
+
+    info: ModelInfo
+    phases: list[tuple[str, float]]
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """The engine cannot start, or stops; `message` is fit for a user. No frame follows."""
+
+    kind: str
+    message: str
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    """News of one request: tokens since the last news, and at the end the reason.
+
+    finish_reason: stop, length, abort, error or None while it runs. stop_token_id: the id that ended it, if one did
+    (it is the last of token_ids). queue_s: seconds from submission to the first step, sent with the first news.
+    """
+
+    request_id: int
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    queue_s: float | None = None
+
+
+class Outputs(msgspec.Struct, tag="outputs", frozen=True):
+    """One step's news."""
+
+    outputs: list[Output]
+    stats: EngineStats
+
+
+class Pong(msgspec.Struct, tag="pong", frozen=True):
+    nonce: int
+    stats: EngineStats
+
+
+ToEngine = Submit | Abort | Ping | Shutdown
+FromEngine = Ready | Failed | Outputs | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: ToEngine | FromEngine) -> bytes:
+    """Returns the frame with its length header. Raises ValueError when it exceeds MAX_FRAME_BYTES."""
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"frame of {len(body)} bytes exceeds {MAX_FRAME_BYTES}")
+    return _HEADER.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames of one union type. Raises ValueError on an oversize or undecodable frame."""
+
+    def __init__(self, frame_type: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[object] = msgspec.msgpack.Decoder(frame_type)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[object]:
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            frame = self._decoder.decode(bytes(memoryview(self._buffer)[_HEADER.size : end]))
+            del self._buffer[:end]
+            yield frame

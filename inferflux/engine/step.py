@@ -1,0 +1,88 @@
+"""The words between deciding and computing: StepPlan goes down to the runner, StepOutput comes back.
+
+Plain data that can be printed, recorded, replayed and broadcast. The scheduler and the runner share this file and
+nothing else.
+"""
+
+import msgspec
+
+from inferflux.sampling_params import SamplingParams
+
+
+class RowStart(msgspec.Struct, frozen=True):
+    """A request takes a slot in the runner's tables (first time, or again after a preemption).
+
+    slot: 0 <= slot < max_batch_size; whatever held it before is gone.
+    history: prompt and output tokens so far; kept by the runner only when a penalty needs them.
+    eos_token_ids: ids held back from sampling until min_tokens are out.
+    """
+
+    slot: int
+    request_id: int
+    sampling: SamplingParams
+    seed: int
+    history: list[int]
+    num_prompt_tokens: int
+    eos_token_ids: list[int]
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One request's share of a step: compute `token_ids` at positions start, start+1, ...
+
+    new_pages: pages to append to the slot's page table before computing (after a RowStart the table is empty).
+    sample: the last token's logits yield the request's next token.
+    score: also return the log-probability of each token that follows within this chunk and of `next_token_id`.
+    next_token_id: the prompt token after this chunk, for `score`; None at the prompt's end.
+    """
+
+    slot: int
+    start: int
+    token_ids: list[int]
+    new_pages: list[int]
+    sample: bool
+    score: bool = False
+    next_token_id: int | None = None
+
+
+class StepPlan(msgspec.Struct, frozen=True):
+    """What to compute in one step. Rows stand in the order of their results."""
+
+    step_id: int
+    starts: list[RowStart]
+    rows: list[Row]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities (natural log, of the model's own distribution: before temperature, penalties and filters).
+
+    top: the k likeliest (token id, logprob), likeliest first. rank: 1 for the likeliest token.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+class RowOutput(msgspec.Struct, frozen=True):
+    """The result of one row. token_id is None when the row did not sample.
+
+    prompt_logprobs: for a scored row, one entry per scored token, in order.
+    error: this row failed (others did not); the request must end.
+    """
+
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+
+
+class StepOutput(msgspec.Struct, frozen=True):
+    """Results in the order of StepPlan.rows."""
+
+    step_id: int
+    rows: list[RowOutput]

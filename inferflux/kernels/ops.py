@@ -1,0 +1,97 @@
+"""The ops: one name, one signature, one meaning each. A backend is a module with functions that bear these names.
+
+`reference/` is the truth; every other backend must agree with it (`inferflux kernels check`).
+Shape letters are those of `metadata`. Inputs may be strided unless said otherwise; outputs are new and contiguous.
+"""
+
+from typing import Any, Literal, Protocol
+
+import torch
+
+from inferflux.kernels.metadata import AttentionMetadata
+
+Tensor = torch.Tensor
+ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
+
+
+class AttentionOp(Protocol):
+    """Causal attention of this step's queries over the paged context, own tokens included (already written).
+
+    query [T, H, D]; kv_pages [P, 2, N, K, D], one layer's strided view of the pool (0: keys, 1: values).
+    scale multiplies q.k. window: a query at position p sees positions > p - window; None: all.
+    soft_cap: scores become soft_cap * tanh(scores / soft_cap); None: off.
+    Returns [T, H, D].
+    """
+
+    def __call__(
+        self,
+        query: Tensor,
+        kv_pages: Tensor,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor: ...
+
+
+class RopeOp(Protocol):
+    """Rotates queries and keys by position, then writes keys and values into their slots.
+
+    qkv [T, H + 2K, D] (queries, keys, values; contiguous in its last two axes; may be overwritten).
+    cos, sin [T, R], R <= D: the first R dims of a head rotate, in halves: (x1, x2) -> (x1*cos - x2*sin, x2*cos + x1*sin)
+    with x1, x2 the halves of the R dims and cos/sin holding each angle twice (both halves equal).
+    None: no rotation (NoPE layers), only the write. kv_pages [P, 2, N, K, D] is written in place at slots [T].
+    Returns the queries [T, H, D].
+    """
+
+    def __call__(
+        self, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, kv_pages: Tensor, slots: Tensor, *, num_heads: int
+    ) -> Tensor: ...
+
+
+class NormOp(Protocol):
+    """RMSNorm over the last axis: x / sqrt(mean(x^2) + eps) * weight, computed in float32. x [..., F], weight [F] or
+    [heads, F] broadcast over the last two axes (per-head q/k norm)."""
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+
+class AddNormOp(Protocol):
+    """residual' = residual + x; returns (RMSNorm(residual'), residual'). May overwrite either input."""
+
+    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]: ...
+
+
+class ActivationOp(Protocol):
+    """Gated activation: gate_up [T, 2I] -> kind(gate_up[:, :I]) * gate_up[:, I:], [T, I]."""
+
+    def __call__(self, gate_up: Tensor, kind: ActivationKind) -> Tensor: ...
+
+
+class LinearOp(Protocol):
+    """y = x @ weight.T + bias. The layout of the weights belongs to the op: `pack` once at load, `run` at each step."""
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Any:
+        """weight [out, in], bias [out] or None. Returns whatever `run` wants; may keep or drop the given tensor."""
+        ...
+
+    def run(self, packed: Any, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out], in x's dtype."""
+        ...
+
+
+class SamplingOp(Protocol):
+    """Draws one token per row by inverse CDF, so that one uniform number decides.
+
+    logits [B, V] float32 (may be overwritten); temperature, top_p, min_p float32 [B]; top_k int64 [B];
+    uniform float64 [B] in [0, 1). Rows with temperature 0 take the argmax (the lowest id among equals).
+    Order, per row: logits / temperature; top_k (0: off; ties at the k-th value are kept); softmax; top_p (the
+    smallest set of likeliest tokens whose mass reaches top_p, at least one; 1: off); min_p (drop p < min_p * max p);
+    then, over the kept tokens in id order, the first whose cumulative mass exceeds uniform * total.
+    Returns token ids int64 [B].
+    """
+
+    def __call__(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+    ) -> Tensor: ...

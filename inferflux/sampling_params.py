@@ -1,0 +1,124 @@
+"""SamplingParams: how one request's next tokens are chosen and when it stops.
+
+Plain data shared by the HTTP server, the offline `LLM` and the engine. Range checks live here and nowhere else.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from inferflux.errors import RequestError
+
+MAX_N = 16
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LENGTH = 256
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 1024
+MAX_TOKEN_ID = 2**31 - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling parameters with the OpenAI API's names and meanings, plus the field's usual extensions.
+
+    max_tokens: most tokens to generate; None: until the model's window is full.
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    seed: fixes the noise; None: the engine draws one. Noise is a function of (seed, position) only.
+    stop: strings that end the output and are not part of it. min_tokens: neither EOS nor a stop ends it before.
+    logprobs: None: none; k: the chosen token's log-probability and the k likeliest tokens' besides.
+    prompt_logprobs: the same for the prompt's own tokens (turns prefix-cache reads off for the request).
+
+    Raises RequestError, naming the field, when a value is out of range.
+    """
+
+    max_tokens: int | None = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low, high in _INT_RANGES:
+            _check_number(name, getattr(self, name), low, high, (int,))
+        for name, low, high in _FLOAT_RANGES:
+            _check_number(name, getattr(self, name), low, high, (int, float))
+        if self.top_p <= 0:
+            raise RequestError("top_p: must be > 0 and <= 1 (got 0)", param="top_p")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens: must be <= max_tokens ({self.max_tokens}, got {self.min_tokens})", param="min_tokens"
+            )
+        self._check_stops()
+        self._check_logit_bias()
+
+    def _check_stops(self) -> None:
+        if isinstance(self.stop, str):
+            raise RequestError("stop: must be a sequence of strings", param="stop")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise RequestError(f"stop: at most {MAX_STOP_STRINGS} strings (got {len(self.stop)})", param="stop")
+        for text in self.stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_STRING_LENGTH:
+                raise RequestError(
+                    f"stop: each string must have 1 to {MAX_STOP_STRING_LENGTH} characters", param="stop"
+                )
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise RequestError(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids", param="stop_token_ids")
+        for token_id in self.stop_token_ids:
+            _check_number("stop_token_ids", token_id, 0, MAX_TOKEN_ID, (int,))
+
+    def _check_logit_bias(self) -> None:
+        if self.logit_bias is None:
+            return
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(f"logit_bias: at most {MAX_LOGIT_BIAS} tokens", param="logit_bias")
+        for token_id, bias in self.logit_bias.items():
+            _check_number("logit_bias", token_id, 0, MAX_TOKEN_ID, (int,))
+            _check_number("logit_bias", bias, -100, 100, (int, float))
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+_INT_RANGES = (
+    ("max_tokens", 1, MAX_TOKEN_ID),
+    ("top_k", 0, MAX_TOKEN_ID),
+    ("seed", -(2**63), 2**63 - 1),
+    ("min_tokens", 0, MAX_TOKEN_ID),
+    ("logprobs", 0, MAX_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_LOGPROBS),
+    ("n", 1, MAX_N),
+)
+_FLOAT_RANGES = (
+    ("temperature", 0.0, 2.0),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.01, 10.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+)
+_NULLABLE = {"max_tokens", "seed", "logprobs", "prompt_logprobs"}
+
+
+def _check_number(name: str, value: Any, low: float, high: float, kinds: tuple[type, ...]) -> None:
+    if value is None and name in _NULLABLE:
+        return
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        kind = "an integer" if kinds == (int,) else "a finite number"
+        raise RequestError(f"{name}: must be {kind} (got {value!r:.40})", param=name)
+    if not low <= value <= high:
+        raise RequestError(f"{name}: must be >= {low} and <= {high} (got {value})", param=name)
