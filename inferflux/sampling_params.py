@@ -89,6 +89,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             _check_number("logit_bias", token_id, 0, MAX_TOKEN_ID, (int,))
             _check_number("logit_bias", bias, -100, 100, (int, float))
 
+    def for_choice(self, index: int) -> "SamplingParams":
+        """Returns the parameters of choice `index` of `n`: its own seed, so that the choices differ."""
+        if index == 0 or self.seed is None:
+            return self
+        return msgspec.structs.replace(self, seed=(self.seed + index + 2**63) % 2**64 - 2**63)
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0

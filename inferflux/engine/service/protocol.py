@@ -6,15 +6,24 @@ Knows no socket, no torch and no HTTP.
 
 import struct
 from collections.abc import Iterator
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
+from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.sampling_params import SamplingParams
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("<I")
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """The first frame: load this model. Answered by Ready or Failed."""
+
+    model: ModelConfig
+    runtime: RuntimeConfig
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
@@ -76,7 +85,8 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     """News of one request: tokens since the last news, and at the end the reason.
 
     finish_reason: stop, length, abort, error or None while it runs. stop_token_id: the id that ended it, if one did
-    (it is the last of token_ids). queue_s: seconds from submission to the first step, sent with the first news.
+    (it is the last of token_ids). error_param and error_code name the field of a request that was refused.
+    queue_s: seconds from submission to the first step, sent with the first news.
     """
 
     request_id: int
@@ -86,6 +96,8 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: str | None = None
+    error_param: str | None = None
+    error_code: str | None = None
     num_cached_tokens: int = 0
     queue_s: float | None = None
 
@@ -102,10 +114,11 @@ class Pong(msgspec.Struct, tag="pong", frozen=True):
     stats: EngineStats
 
 
-ToEngine = Submit | Abort | Ping | Shutdown
+ToEngine = Start | Submit | Abort | Ping | Shutdown
 FromEngine = Ready | Failed | Outputs | Pong
 
 _encoder = msgspec.msgpack.Encoder()
+Frame = TypeVar("Frame")
 
 
 def encode(frame: ToEngine | FromEngine) -> bytes:
@@ -116,14 +129,14 @@ def encode(frame: ToEngine | FromEngine) -> bytes:
     return _HEADER.pack(len(body)) + body
 
 
-class FrameReader:
+class FrameReader(Generic[Frame]):
     """Cuts a byte stream into frames of one union type. Raises ValueError on an oversize or undecodable frame."""
 
     def __init__(self, frame_type: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[object] = msgspec.msgpack.Decoder(frame_type)
+        self._decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(cast(type[Frame], frame_type))
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[object]:
+    def feed(self, data: bytes) -> Iterator[Frame]:
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)

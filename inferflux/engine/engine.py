@@ -1,0 +1,99 @@
+"""Engine: token ids in, token ids out. One step is three verbs: schedule, run, update.
+
+Single-threaded: whoever owns an Engine calls it from one thread. Knows no text, no socket and no HTTP.
+"""
+
+import random
+import time
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.executor import Executor
+from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.request import Request
+from inferflux.engine.scheduler import Scheduler
+from inferflux.engine.service.protocol import ModelInfo, Output, Submit
+from inferflux.engine.stats import EngineStats
+from inferflux.errors import RequestError
+from inferflux.sampling_params import SamplingParams
+
+
+class Engine:
+    """A loaded model with its KV pages, its queue and its loop body.
+
+    Raises ModelLoadError when the model cannot be loaded as configured, ConfigError when a setting does not fit it.
+    """
+
+    def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
+        self.executor = Executor(model, runtime)
+        self.info: ModelInfo = self.executor.info
+        self.kv = KVManager(
+            num_pages=self.info.device_pages,
+            page_tokens=self.info.page_tokens,
+            fingerprint=self.executor.fingerprint,
+            prefix_cache=runtime.prefix_cache.enabled,
+        )
+        self.scheduler = Scheduler(runtime.scheduler, runtime.fairness, self.kv, clock=time.monotonic)
+        self._eos_token_ids = frozenset(self.info.eos_token_ids)
+        self._random = random.Random()
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def submit(self, submit: Submit) -> None:
+        """Queues one sequence. Raises RequestError when this model cannot run it."""
+        prompt, sampling = submit.prompt_token_ids, submit.sampling
+        self._check_prompt(prompt)
+        self._check_token_ids(sampling)
+        window = self.info.max_model_len
+        total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
+        self.scheduler.add(
+            Request(
+                id=submit.request_id,
+                prompt_token_ids=prompt,
+                sampling=sampling,
+                seed=self._random.getrandbits(63) if sampling.seed is None else sampling.seed,
+                max_total_tokens=total,
+                eos_token_ids=self._eos_token_ids,
+                arrival_time=time.monotonic(),
+                priority=submit.priority,
+                tenant=submit.tenant,
+                salt=submit.salt,
+            )
+        )
+
+    def abort(self, request_ids: list[int]) -> None:
+        """Stops these requests and frees their pages; unknown ids are ignored. No output follows."""
+        self.scheduler.abort(request_ids)
+
+    def step(self) -> list[Output]:
+        """Advances every scheduled request by one step and returns their news (empty when there is nothing to do)."""
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return []
+        return self.scheduler.update(plan, self.executor.execute(plan))
+
+    def stats(self) -> EngineStats:
+        return self.scheduler.stats()
+
+    def check_integrity(self) -> None:
+        """Asserts that every page is accounted for; for tests and idle moments."""
+        self.scheduler.check_integrity()
+
+    def _check_prompt(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise RequestError("prompt: must have at least one token", param="prompt")
+        window = self.info.max_model_len
+        if len(prompt) >= window:
+            raise RequestError(
+                f"prompt: has {len(prompt)} tokens, which leaves no room to answer in this model's window of {window}",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
+            raise RequestError(f"prompt: token ids must be >= 0 and < {self.info.vocab_size}", param="prompt")
+
+    def _check_token_ids(self, sampling: SamplingParams) -> None:
+        for name, ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):
+            if ids and max(ids) >= self.info.vocab_size:
+                raise RequestError(f"{name}: token ids must be < {self.info.vocab_size}", param=name)

@@ -1,0 +1,269 @@
+"""EngineClient: the async face of an engine that runs elsewhere.
+
+Starts the engine, carries requests over and news back, notices a dead or stuck engine, starts it anew with growing
+pauses. Lives on one event loop; imports no torch.
+"""
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
+from inferflux.engine.service.mailbox import Mailbox
+from inferflux.engine.service.protocol import (
+    Abort,
+    Failed,
+    FrameReader,
+    FromEngine,
+    ModelInfo,
+    Output,
+    Outputs,
+    Ping,
+    Pong,
+    Ready,
+    Shutdown,
+    Start,
+    Submit,
+    ToEngine,
+    encode,
+)
+from inferflux.engine.stats import EngineStats
+from inferflux.errors import ConfigError, EngineDeadError, EngineError, ModelLoadError, RequestError
+from inferflux.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+RECV_BYTES = 1 << 18
+PING_INTERVAL_S = 1.0
+# Longest silence of a busy engine: one step of max_batch_tokens on a slow machine takes seconds, not a minute.
+WATCHDOG_S = 60.0
+FIRST_RESTART_PAUSE_S = 0.5
+LONGEST_RESTART_PAUSE_S = 30.0
+# An engine that served this long is healthy again: the next pause starts small.
+STEADY_S = 60.0
+
+
+class ClientState(enum.Enum):
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class EngineClient:
+    """One engine, its requests and its health.
+
+    state: only READY accepts requests. info: set once READY. stats: as of the engine's last word.
+    num_restarts: times the engine was started anew after a death.
+    """
+
+    def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
+        self.model = model
+        self.runtime = runtime
+        self.state = ClientState.STARTING
+        self.info: ModelInfo | None = None
+        self.phases: list[tuple[str, float]] = []
+        self.stats = EngineStats()
+        self.num_restarts = 0
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._ids = itertools.count()
+        self._host: RunningHost | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_word = 0.0
+        self._ready_time = 0.0
+        self._pause_s = FIRST_RESTART_PAUSE_S
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id; None while it has none."""
+        return self._host.pid if self._host is not None else None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests submitted and not finished."""
+        return len(self._mailboxes)
+
+    async def start(self) -> ModelInfo:
+        """Starts the engine and waits until the model is loaded.
+
+        Raises ModelLoadError or ConfigError with the engine's reason, EngineDeadError when it dies while loading.
+        """
+        try:
+            return await self._launch()
+        except BaseException:
+            self.state = ClientState.FAILED
+            await self._stop_host()
+            raise
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        salt: bytes = b"",
+    ) -> AsyncIterator[Output]:
+        """Runs one sequence and yields its news; the last has a finish_reason. Leaving early aborts it.
+
+        Raises RequestError when the engine refuses it, EngineDeadError when the engine is not there or dies,
+        EngineError when this sequence alone failed.
+        """
+        if self.state is not ClientState.READY:
+            raise EngineDeadError(f"the engine of model {self.model.id} is {self.state.value}")
+        request_id = next(self._ids)
+        mailbox = self._mailboxes[request_id] = Mailbox()
+        try:
+            self._send(Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt))
+            while True:
+                output = await mailbox.get()
+                if output.finish_reason is not None:
+                    self._mailboxes.pop(request_id, None)
+                if output.finish_reason == "error":
+                    raise _request_failure(output)
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            if self._mailboxes.pop(request_id, None) is not None:
+                self._send(Abort([request_id]))
+
+    async def close(self) -> None:
+        """Ends the engine; what still runs on it fails with EngineDeadError."""
+        self.state = ClientState.CLOSED
+        self._send(Shutdown())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stop_host()
+        self._fail_all("the engine was shut down")
+
+    async def _launch(self) -> ModelInfo:
+        launch = launch_process if self.runtime.isolation == "process" else launch_thread
+        self._host, ours = await launch()
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECV_BYTES)
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._send(Start(self.model, self.runtime))
+        frames: FrameReader[FromEngine] = FrameReader(FromEngine)
+        first = await _first_frame(reader, frames)
+        if not isinstance(first, Ready):
+            raise _load_failure(self.model.id, first)
+        self.info, self.phases = first.info, first.phases
+        self.stats = EngineStats(device_pages_total=first.info.device_pages)
+        self._last_word = self._ready_time = time.monotonic()
+        self.state = ClientState.READY
+        self._spawn(self._read(reader, frames))
+        return first.info
+
+    async def _read(self, reader: asyncio.StreamReader, frames: FrameReader[FromEngine]) -> None:
+        """Delivers the engine's frames until its end, then sees to a new one."""
+        watchdog = asyncio.create_task(self._watch())
+        reason = "the engine process died"
+        try:
+            while data := await reader.read(RECV_BYTES):
+                self._last_word = time.monotonic()
+                for frame in frames.feed(data):
+                    if isinstance(frame, Outputs):
+                        self._deliver(frame)
+                    elif isinstance(frame, Pong):
+                        self.stats = frame.stats
+                    elif isinstance(frame, Failed):
+                        reason = frame.message
+        except (ConnectionError, ValueError) as error:
+            reason = f"the engine's stream broke: {error}"
+        finally:
+            watchdog.cancel()
+        if self.state is ClientState.READY:
+            self.state = ClientState.RESTARTING
+            logger.error("model %s: %s; %d requests lost", self.model.id, reason, len(self._mailboxes))
+            self._fail_all(reason)
+            self._spawn(self._restart())
+
+    def _deliver(self, frame: Outputs) -> None:
+        self.stats = frame.stats
+        mailboxes = self._mailboxes
+        for output in frame.outputs:
+            mailbox = mailboxes.get(output.request_id)
+            if mailbox is not None:
+                mailbox.put(output)
+
+    async def _watch(self) -> None:
+        """Asks for a sign of life every second; an engine silent for too long is killed, which `_read` notices."""
+        for nonce in itertools.count():
+            self._send(Ping(nonce))
+            await asyncio.sleep(PING_INTERVAL_S)
+            if time.monotonic() - self._last_word > WATCHDOG_S and self._host is not None:
+                logger.error("model %s: engine silent for %.0f s; killing it", self.model.id, WATCHDOG_S)
+                self._host.kill()
+                return
+
+    async def _restart(self) -> None:
+        if time.monotonic() - self._ready_time > STEADY_S:
+            self._pause_s = FIRST_RESTART_PAUSE_S
+        while self.state is ClientState.RESTARTING:
+            await self._stop_host()
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, LONGEST_RESTART_PAUSE_S)
+            self.num_restarts += 1
+            try:
+                await self._launch()
+            except (ModelLoadError, ConfigError, EngineDeadError, OSError) as error:
+                logger.error("model %s: restart failed: %s", self.model.id, error)
+            else:
+                logger.warning("model %s: engine restarted (%d so far)", self.model.id, self.num_restarts)
+
+    async def _stop_host(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+            self._writer = None
+        if self._host is not None:
+            await self._host.wait()
+            self._host = None
+
+    def _send(self, frame: ToEngine) -> None:
+        """Queues the frame on the socket; a dead engine's frames go nowhere, and `_read` deals with its death."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(encode(frame))
+
+    def _fail_all(self, reason: str) -> None:
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(EngineDeadError(reason))
+        self._mailboxes.clear()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _first_frame(reader: asyncio.StreamReader, frames: FrameReader[FromEngine]) -> FromEngine | None:
+    """Returns the frame that ends loading; None when the stream ended without one."""
+    while data := await reader.read(RECV_BYTES):
+        for frame in frames.feed(data):
+            return frame
+    return None
+
+
+def _load_failure(model_id: str, frame: FromEngine | None) -> Exception:
+    if isinstance(frame, Failed):
+        return (ConfigError if frame.kind == ConfigError.__name__ else ModelLoadError)(frame.message)
+    return EngineDeadError(f"the engine of model {model_id} died while loading")
+
+
+def _request_failure(output: Output) -> Exception:
+    message = output.error or "the request failed"
+    if output.error_param is None:
+        return EngineError(message)
+    return RequestError(message, param=output.error_param, code=output.error_code)

@@ -1,0 +1,146 @@
+"""The engine's own process: read frames, step the engine, write frames.
+
+Run as `python -m inferflux.engine.service.host FD`, FD being one end of a socket pair; or `serve` in a thread for
+`runtime.isolation: inline`. Leaves when told to, or when the other end goes away.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+
+from inferflux.engine.engine import Engine
+from inferflux.engine.service.protocol import (
+    Abort,
+    Failed,
+    FrameReader,
+    FromEngine,
+    Output,
+    Outputs,
+    Ping,
+    Pong,
+    Ready,
+    Shutdown,
+    Start,
+    Submit,
+    ToEngine,
+    encode,
+)
+from inferflux.errors import InferFluxError, RequestError
+
+logger = logging.getLogger(__name__)
+
+INBOX_FRAMES = 1024
+RECV_BYTES = 1 << 20
+# An orphan stuck in a step may hold a GPU for ever; one that is merely slow gets this long to notice.
+ORPHAN_GRACE_S = 5.0
+
+Inbox = queue.Queue[ToEngine]
+
+
+def serve(sock: socket.socket, *, exit_when_orphaned: bool) -> None:
+    """Loads the model named by the first frame and runs it until Shutdown or the end of the stream.
+
+    exit_when_orphaned: end the whole process when the peer is gone and the step does not return in time.
+    """
+    inbox: Inbox = queue.Queue(INBOX_FRAMES)
+    threading.Thread(target=_read, args=(sock, inbox, exit_when_orphaned), name="engine-inbox", daemon=True).start()
+    with sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        start = inbox.get()
+        if isinstance(start, Start):
+            _serve_model(sock, inbox, start)
+
+
+def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
+    try:
+        engine = Engine(start.model, start.runtime)
+    except InferFluxError as error:
+        _send(sock, Failed(type(error).__name__, str(error)))
+        return
+    except Exception as error:
+        logger.exception("loading %s failed", start.model.id)
+        _send(sock, Failed(type(error).__name__, f"loading failed: {error or type(error).__name__}"))
+        return
+    _send(sock, Ready(engine.info, engine.executor.phases))
+    try:
+        _loop(sock, inbox, engine)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except Exception as error:
+        logger.exception("engine failed")
+        _send(sock, Failed(type(error).__name__, "the engine failed; see its log"))
+
+
+def _loop(sock: socket.socket, inbox: Inbox, engine: Engine) -> None:
+    while True:
+        news: list[Output] = []
+        for frame in _take(inbox, wait=not engine.has_work):
+            if isinstance(frame, Submit):
+                refused = _submit(engine, frame)
+                if refused is not None:
+                    news.append(refused)
+            elif isinstance(frame, Abort):
+                engine.abort(frame.request_ids)
+            elif isinstance(frame, Ping):
+                _send(sock, Pong(frame.nonce, engine.stats()))
+            elif isinstance(frame, Shutdown):
+                return
+        if engine.has_work:
+            news += engine.step()
+        if news:
+            _send(sock, Outputs(news, engine.stats()))
+
+
+def _submit(engine: Engine, frame: Submit) -> Output | None:
+    try:
+        engine.submit(frame)
+    except RequestError as error:
+        return Output(
+            frame.request_id, finish_reason="error", error=str(error), error_param=error.param, error_code=error.code
+        )
+    return None
+
+
+def _take(inbox: Inbox, *, wait: bool) -> list[ToEngine]:
+    frames = [inbox.get()] if wait else []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            frames.append(inbox.get_nowait())
+    return frames
+
+
+def _read(sock: socket.socket, inbox: Inbox, exit_when_orphaned: bool) -> None:
+    """Feeds the inbox until the stream ends; then asks the loop to leave."""
+    reader: FrameReader[ToEngine] = FrameReader(ToEngine)
+    try:
+        while data := sock.recv(RECV_BYTES):
+            for frame in reader.feed(data):
+                inbox.put(frame)
+    except OSError:
+        pass  # the peer vanished or the loop closed the socket: both end the stream
+    if exit_when_orphaned:
+        timer = threading.Timer(ORPHAN_GRACE_S, os._exit, args=(0,))
+        timer.daemon = True
+        timer.start()
+    inbox.put(Shutdown())
+
+
+def _send(sock: socket.socket, frame: FromEngine) -> None:
+    sock.sendall(encode(frame))
+
+
+def main() -> int:
+    # Signals meant for the server reach its whole process group; the server decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    serve(socket.socket(fileno=int(sys.argv[1])), exit_when_orphaned=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

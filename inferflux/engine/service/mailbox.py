@@ -1,0 +1,69 @@
+"""Mailbox: one request's news on their way from the socket to the coroutine that waits for them.
+
+News that pile up while the reader is busy are merged into one, so a slow reader costs memory for its tokens only.
+Lives on one event loop; knows no socket.
+"""
+
+import asyncio
+from typing import TypeVar
+
+from inferflux.engine.service.protocol import Output
+
+T = TypeVar("T")
+
+
+class Mailbox:
+    """One producer (`put`, `fail`), one consumer (`get`)."""
+
+    __slots__ = ("_error", "_pending", "_waiter")
+
+    def __init__(self) -> None:
+        self._pending: Output | None = None
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: Output) -> None:
+        self._pending = output if self._pending is None else merge(self._pending, output)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the stream: `get` raises `error` once what was put before has been read."""
+        self._error = error
+        self._wake()
+
+    async def get(self) -> Output:
+        """Returns all news since the last call, waiting for some when there are none."""
+        while self._pending is None:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        output, self._pending = self._pending, None
+        return output
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def merge(first: Output, second: Output) -> Output:
+    """Returns one Output that says what both say, in order."""
+    return Output(
+        request_id=first.request_id,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=_join(first.logprobs, second.logprobs),
+        prompt_logprobs=_join(first.prompt_logprobs, second.prompt_logprobs),
+        finish_reason=second.finish_reason,
+        stop_token_id=second.stop_token_id,
+        error=second.error,
+        error_param=second.error_param,
+        error_code=second.error_code,
+        num_cached_tokens=max(first.num_cached_tokens, second.num_cached_tokens),
+        queue_s=first.queue_s if first.queue_s is not None else second.queue_s,
+    )
+
+
+def _join(first: list[T] | None, second: list[T] | None) -> list[T] | None:
+    if first is None or second is None:
+        return first if second is None else second
+    return first + second

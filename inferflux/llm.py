@@ -1,0 +1,230 @@
+"""LLM: the engine inline, for Python programs: prompts in, texts out, no server.
+
+Knows the text rooms and the engine; knows no HTTP and starts no process.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.demo import STUB, demo_model_path
+from inferflux.engine.engine import Engine
+from inferflux.engine.service.protocol import Output, Submit
+from inferflux.engine.step import TokenLogprobs
+from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
+from inferflux.errors import EngineError, RequestError
+from inferflux.sampling_params import SamplingParams
+
+Message = dict[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(slots=True)
+class Completion:
+    """One generated sequence. logprobs: one entry per token, when asked for."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(slots=True)
+class Generation:
+    """All that one prompt led to. `outputs` holds `SamplingParams.n` completions; `text` and the like are the first's.
+
+    prompt_logprobs: one entry per prompt token after the first, when asked for. num_cached_tokens: prompt tokens
+    that the prefix cache saved.
+    """
+
+    prompt_token_ids: list[int]
+    outputs: list[Completion]
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.outputs[0].finish_reason
+
+
+@dataclass(slots=True)
+class _Running:
+    generation: Generation
+    completion: Completion
+    stream: TextStream
+
+
+class LLM:
+    """A model loaded into this process.
+
+    model: a Hugging Face folder, or "stub" for the demo model that ships with the package.
+    dtype: auto, float32, bfloat16 or float16. max_model_len: the window in tokens; None: the model's own.
+    runtime: scheduler, KV and kernel settings, the same tree as the server's `runtime` section.
+    Raises ModelLoadError when the model cannot be loaded, ConfigError when a setting does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        chat_template: str | None = None,
+        runtime: RuntimeConfig | None = None,
+    ) -> None:
+        path = demo_model_path() if str(model) == STUB else Path(model)
+        config = msgspec.convert(
+            {"id": path.name or "model", "path": str(path), "dtype": dtype, "max_model_len": max_model_len}, ModelConfig
+        )
+        self._text: TextBundle = load_text(path, chat_template)
+        self.engine = Engine(config, runtime or RuntimeConfig())
+        self._ids = itertools.count()
+        self._news: dict[int, list[Output]] = {}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer: `encode(text, add_special_tokens=...)`, `decode(ids, ...)`."""
+        return self._text.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[Generation]:
+        """Generates for every prompt and returns the results in their order.
+
+        prompts: one prompt or many; each a string, a list of token ids, or a list of chat messages
+        (`{"role", "content"}`, rendered with the model's chat template).
+        params: for all prompts, or one each. progress: show a bar; None: when standard error is a terminal.
+        Raises RequestError when a prompt cannot be run; then nothing is generated.
+        """
+        batch = _as_batch(prompts)
+        each = _params_for(len(batch), params)
+        tokens = [self._encode(prompt) for prompt in batch]
+        running: dict[int, _Running] = {}
+        try:
+            generations = [self._start(running, ids, one) for ids, one in zip(tokens, each, strict=True)]
+            for request_id, output in self._run(running, progress):
+                _apply(running[request_id], output)
+                if running[request_id].completion.finish_reason is not None:
+                    self._stop([request_id])
+                    del running[request_id]
+        finally:
+            self._stop(list(running))
+        return generations
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
+        """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.
+
+        Raises RequestError when the prompt cannot be run or params.n is not 1.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError("n: stream() yields one sequence (got n > 1)", param="n")
+        running: dict[int, _Running] = {}
+        try:
+            self._start(running, self._encode(prompt), params)
+            for request_id, output in self._run(running, progress=False):
+                delta = _apply(running[request_id], output)
+                if delta.text or delta.token_ids or delta.finish_reason:
+                    yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            self._stop(list(running))
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self._text.tokenizer.encode(prompt, add_special_tokens=True)
+        if prompt and isinstance(prompt[0], dict):
+            text = self._text.chat_template.render(list(prompt))
+            return self._text.tokenizer.encode(text, add_special_tokens=False)
+        return [int(token_id) for token_id in prompt]  # type: ignore[call-overload]
+
+    def _start(self, running: dict[int, _Running], prompt: list[int], params: SamplingParams) -> Generation:
+        generation = Generation(prompt, [])
+        for choice in range(params.n):
+            completion = Completion(logprobs=[] if params.logprobs is not None else None)
+            generation.outputs.append(completion)
+            request_id = next(self._ids)
+            self.engine.submit(Submit(request_id, prompt, params.for_choice(choice)))
+            running[request_id] = _Running(generation, completion, TextStream(self._text.tokenizer, params, prompt))
+        return generation
+
+    def _run(self, running: dict[int, _Running], progress: bool | None) -> Iterator[tuple[int, Output]]:
+        """Steps the engine until nothing of `running` is left, yielding each request's news.
+
+        Several of these may take turns on one engine (interleaved streams): each leaves the others' news in `_news`.
+        """
+        total = len(running)
+        with Progress(console=Console(stderr=True), disable=_hide_bar(progress), transient=True) as bar:
+            task = bar.add_task("generating", total=total)
+            while running:
+                own = [output for request_id in running for output in self._news.pop(request_id, ())]
+                for output in own:
+                    if output.request_id in running:
+                        yield output.request_id, output
+                if own:
+                    bar.update(task, completed=total - len(running))
+                    continue
+                assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
+                for output in self.engine.step():
+                    self._news.setdefault(output.request_id, []).append(output)
+
+    def _stop(self, request_ids: list[int]) -> None:
+        self.engine.abort(request_ids)
+        for request_id in request_ids:
+            self._news.pop(request_id, None)
+
+
+def _apply(run: _Running, output: Output) -> TextDelta:
+    if output.finish_reason == "error":
+        raise EngineError(output.error or "the request failed")
+    delta = run.stream.feed(output)
+    completion = run.completion
+    completion.text += delta.text
+    completion.token_ids += delta.token_ids
+    completion.finish_reason = delta.finish_reason
+    if completion.logprobs is not None and delta.logprobs:
+        completion.logprobs += delta.logprobs
+    if output.prompt_logprobs is not None:
+        run.generation.prompt_logprobs = output.prompt_logprobs
+    run.generation.num_cached_tokens = max(run.generation.num_cached_tokens, output.num_cached_tokens)
+    return delta
+
+
+def _as_batch(prompts: Any) -> list[Any]:
+    """A single prompt becomes a batch of one: a string, a list of ints, or a list of messages."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | dict)):
+        return [prompts]
+    return list(prompts)
+
+
+def _params_for(num_prompts: int, params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise RequestError(f"params: must be one for all or one per prompt ({num_prompts}, got {len(params)})")
+    return list(params)
+
+
+def _hide_bar(progress: bool | None) -> bool:
+    return not (sys.stderr.isatty() if progress is None else progress)
