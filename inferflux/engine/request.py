@@ -1,6 +1,7 @@
 """Request: everything the engine's books know of one sequence being generated.
 
-Owned and mutated by the scheduler (states, counters, tokens) and by `kv.manager` (pages, page names). Holds no tensor.
+Owned and mutated by the scheduler (state, tokens, times) and by `kv.manager` (pages, page names, num_computed). Holds no
+tensor.
 """
 
 import enum
@@ -18,7 +19,7 @@ class RequestState(enum.Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """One sequence. Positions `0..num_computed-1` have their keys and values in `pages`.
 
@@ -27,6 +28,7 @@ class Request:
     page_names: content names of the leading full pages known so far (see `kv.hashing`); never longer than
         len(tokens) // page_tokens.
     slot: the row's number in the runner's tables while RUNNING, else None.
+    rank: place in the scheduling policy's order, smaller first; given by the scheduler when the request is added.
     """
 
     id: int
@@ -46,6 +48,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     page_names: list[bytes] = field(default_factory=list)
     slot: int | None = None
+    rank: tuple[float, int] = (0.0, 0)
     state: RequestState = RequestState.WAITING
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None

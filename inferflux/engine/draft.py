@@ -1,0 +1,77 @@
+"""StepDraft: one step being put together, row by row.
+
+Knows what a row looks like; who gets one is the scheduler's decision.
+"""
+
+from inferflux.engine.request import Request
+from inferflux.engine.step import Row, RowStart, StepPlan
+
+
+class StepDraft:
+    """Rows of one step. Decodes stand before prefills, whatever the order they are added in.
+
+    prefill_budget: tokens that prefill may still use.
+    """
+
+    __slots__ = ("_decode_rows", "_decoding", "_prefill_rows", "_starts", "num_tokens", "prefill_budget", "prefilling")
+
+    def __init__(self, prefill_budget: int) -> None:
+        self.prefill_budget = prefill_budget
+        self.prefilling: list[Request] = []
+        self.num_tokens = 0
+        self._starts: list[RowStart] = []
+        self._decoding: list[Request] = []
+        self._decode_rows: list[Row] = []
+        self._prefill_rows: list[Row] = []
+
+    @property
+    def requests(self) -> list[Request]:
+        """The rows' requests, in the plan's order."""
+        return self._decoding + self.prefilling
+
+    def add_decode(self, request: Request, new_pages: list[int]) -> None:
+        """The request's last token is computed and the next one sampled."""
+        slot = request.slot
+        assert slot is not None
+        self._decode_rows.append(Row(slot, request.num_computed, request.tokens[-1:], new_pages, True))
+        self._decoding.append(request)
+        self.num_tokens += 1
+
+    def add_prefill(self, request: Request, count: int, new_pages: list[int], score: bool) -> None:
+        """The request's next `count` tokens are computed; when they are its last, the next one is sampled."""
+        assert request.slot is not None
+        tokens, start = request.tokens, request.num_computed
+        end = start + count
+        is_last = end == len(tokens)
+        self._prefill_rows.append(
+            Row(
+                slot=request.slot,
+                start=start,
+                token_ids=tokens[start:end],
+                new_pages=new_pages,
+                sample=is_last,
+                score=score,
+                next_token_id=tokens[end] if score and not is_last else None,
+            )
+        )
+        self.prefilling.append(request)
+        self.prefill_budget -= count
+        self.num_tokens += count
+
+    def add_start(self, request: Request) -> None:
+        """The request takes its slot in this step. Its row is added besides."""
+        assert request.slot is not None
+        self._starts.append(
+            RowStart(
+                slot=request.slot,
+                request_id=request.id,
+                sampling=request.sampling,
+                seed=request.seed,
+                history=request.tokens.copy(),
+                num_prompt_tokens=request.num_prompt_tokens,
+                eos_token_ids=[] if request.sampling.ignore_eos else sorted(request.eos_token_ids),
+            )
+        )
+
+    def plan(self, step_id: int) -> StepPlan:
+        return StepPlan(step_id, self._starts, self._decode_rows + self._prefill_rows)

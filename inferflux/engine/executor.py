@@ -1,0 +1,40 @@
+"""Executor: a model made ready to run, and the plans it carries out.
+
+The engine's door to everything that computes. Importing this file does not import torch; making an Executor does, and
+says how long it took.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.step import StepOutput, StepPlan
+
+
+class Executor:
+    """Loads `model` as `runtime` says. phases: the load's parts with their seconds, in order.
+
+    fingerprint: 32 bytes that name the model and its pages' layout; pages of another fingerprint must not be used.
+    Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
+    """
+
+    def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
+        self.info: ModelInfo
+        self.fingerprint: bytes
+        self.phases: list[tuple[str, float]] = []
+        with self._phase("import"):
+            # Here, so that its seconds show up among the phases, and processes without an engine stay free of torch.
+            from inferflux.engine.runner.build import build_runner
+        self._runner, self.info, self.fingerprint = build_runner(model, runtime, self._phase)
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Computes one step. An exception means that the engine has failed and must not be used again."""
+        return self._runner.execute(plan)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.phases.append((name, time.perf_counter() - started))

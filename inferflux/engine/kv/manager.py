@@ -1,0 +1,173 @@
+"""KVManager: the scheduler's only door to the pages.
+
+Binds the pool (which pages are whose), the namer and the prefix index (which bytes are where). All methods are called
+from the scheduler's thread; none blocks. A request's `pages`, `page_names` and `num_computed` change nowhere else.
+
+The one rule that keeps output right: a page is written only while a single request holds it and nobody can find it.
+Names enter the index in `commit`, after the step that wrote the page; reuse takes whole pages from the index and stops
+short of the last token, so what a request writes always lies in pages of its own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from inferflux.engine.kv.hashing import PageNamer
+from inferflux.engine.kv.page_pool import PagePool
+from inferflux.engine.kv.prefix_index import PrefixIndex
+from inferflux.engine.request import Request
+
+
+class KVManager:
+    """Pages of one device pool, `page_tokens` tokens each.
+
+    fingerprint: names the model (see `hashing`). prefix_cache False: no page outlives its request.
+    Counters: query_tokens (tokens of requests that looked for a cached prefix when first admitted), hit_tokens (found),
+    num_evictions.
+    """
+
+    def __init__(self, num_pages: int, page_tokens: int, fingerprint: bytes, prefix_cache: bool) -> None:
+        self.page_tokens = page_tokens
+        self.pool = PagePool(num_pages)
+        self.index = PrefixIndex()
+        self.hit_tokens = 0
+        self.query_tokens = 0
+        self.num_evictions = 0
+        self._prefix_cache = prefix_cache
+        self._namer = PageNamer(fingerprint, page_tokens)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the whole pool holds."""
+        return self.pool.num_pages * self.page_tokens
+
+    def fits(self, num_tokens: int) -> bool:
+        """True when one request of that many computed tokens fits into the pool when it is alone."""
+        return num_tokens <= self.capacity_tokens
+
+    def match_prefix(self, request: Request) -> list[int]:
+        """Returns the pages that hold the request's longest cached prefix, leaving at least one token to compute.
+
+        Takes no reference: the pages are the caller's only until the next call that changes the pool. Mutates nothing
+        but `request.page_names`. Requests whose prompt is still to be scored find nothing: they need every logit.
+        """
+        if not self._reads_prefix(request):
+            return []
+        # Named one by one as the chain is followed, so that a miss costs one hash.
+        limit = (len(request.tokens) - 1) // self.page_tokens
+        return self.index.longest_chain(self._name(request, position) for position in range(limit))
+
+    def admit(self, request: Request, matched: list[int], max_new_tokens: int, num_reserved: int) -> bool:
+        """Gives a request without pages its `matched` prefix and fresh pages for at most max_new_tokens more tokens.
+
+        False, and nothing changed, unless the pool could hold all its tokens besides `num_reserved` further pages.
+        `matched` must come from `match_prefix` with no change in between. Sets `pages` and `num_computed`.
+        """
+        assert not request.pages
+        pool, num_tokens = self.pool, len(request.tokens)
+        num_cached = sum(map(pool.is_cached, matched))
+        num_fresh = self.num_pages_for(num_tokens) - len(matched)
+        if num_fresh + num_cached + num_reserved > pool.num_available:
+            return False
+        for page in matched:
+            pool.share(page)
+        request.pages = matched.copy()
+        request.num_computed = len(matched) * self.page_tokens
+        fresh = self.allocate(request, min(num_tokens - request.num_computed, max_new_tokens))
+        assert fresh is not None, "room was checked above"
+        if request.num_preemptions == 0 and self._reads_prefix(request):
+            self.query_tokens += num_tokens
+            self.hit_tokens += request.num_computed
+        return True
+
+    def allocate(self, request: Request, num_new_tokens: int) -> list[int] | None:
+        """Appends pages to a running request until its next num_new_tokens tokens have a place; returns those pages.
+
+        None when there is no room: nothing changed. Evicts least recently used cached pages when none is free.
+        """
+        pages = request.pages
+        num_missing = (request.num_computed + num_new_tokens - 1) // self.page_tokens + 1 - len(pages)
+        if num_missing <= 0:
+            return []
+        if num_missing > self.pool.num_available:
+            return None
+        fresh, evicted = self.pool.take(num_missing)
+        for page in evicted:
+            self._evict(page)
+        pages += fresh
+        return fresh
+
+    def commit(self, request: Request, num_tokens: int) -> None:
+        """Records that the request's next num_tokens tokens are computed; pages that became full can be found now.
+
+        When another page bears the name already, that one stays the one to be found.
+        """
+        before = request.num_computed // self.page_tokens
+        request.num_computed += num_tokens
+        after = request.num_computed // self.page_tokens
+        if before == after or not self._prefix_cache:
+            return
+        for position in range(before, after):
+            self.index.hold(self._name(request, position), request.pages[position])
+
+    def release(self, request: Request) -> None:
+        """Takes all pages back from a request that ended or yields. Sets `pages` and `num_computed` to nothing.
+
+        Computed full pages stay cached under their names. Last page first: so a page is always evicted before the one
+        its name builds on, without which it could not be found.
+        """
+        pages, pool = request.pages, self.pool
+        num_full = request.num_computed // self.page_tokens if self._prefix_cache else 0
+        for page in reversed(pages[num_full:]):
+            pool.release(page, keep=False)
+        for page, name in zip(reversed(pages[:num_full]), reversed(request.page_names[:num_full]), strict=True):
+            # The page found under this name may have been another's and be gone by now: then this one takes its place.
+            holder = self.index.hold(name, page)
+            pool.release(page, keep=holder == page)
+            if holder != page:
+                pool.touch(holder)
+        request.pages = []
+        request.num_computed = 0
+
+    def awaited_name(self, request: Request, num_matched: int) -> bytes | None:
+        """Returns the name of the first page that `match_prefix` missed, or None when finding it would be of no use."""
+        if not self._reads_prefix(request) or num_matched >= (len(request.tokens) - 1) // self.page_tokens:
+            return None
+        return self._name(request, num_matched)
+
+    def computing_name(self, request: Request) -> bytes | None:
+        """Returns the name that the request's first unfinished page will have; None while its tokens are not known."""
+        position = request.num_computed // self.page_tokens
+        if not self._prefix_cache or position >= len(request.tokens) // self.page_tokens:
+            return None
+        return self._name(request, position)
+
+    def num_pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_tokens)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets every cached page. Running requests keep theirs, and offer them again when they end."""
+        self.index.clear()
+        self.pool.drop_cached()
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Asserts that the books agree with `requests`, all that hold pages. Linear in the pool: not for every step."""
+        owners = Counter(page for request in requests for page in request.pages)
+        self.pool.check_integrity(owners)
+        self.index.check_integrity()
+        for page in self.pool.cached_pages():
+            assert self.index.name_of(page) is not None, f"page {page} is cached but cannot be found"
+        assert len(self.index) <= self.pool.num_cached + self.pool.num_used, "the index names a free page"
+
+    def _evict(self, page: int) -> None:
+        """The place where a lower tier would be asked to keep the bytes."""
+        self.index.forget(page)
+        self.num_evictions += 1
+
+    def _reads_prefix(self, request: Request) -> bool:
+        scores_prompt = request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0
+        return self._prefix_cache and not scores_prompt
+
+    def _name(self, request: Request, position: int) -> bytes:
+        if position >= len(request.page_names):
+            self._namer.extend(request.page_names, request.tokens, position + 1, request.salt)
+        return request.page_names[position]

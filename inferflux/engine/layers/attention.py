@@ -1,0 +1,73 @@
+"""Attention: from hidden states to hidden states, through the paged cache of one layer."""
+
+from dataclasses import dataclass
+
+import torch
+
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.layers.linear import Linear
+from inferflux.engine.layers.rope import Angles
+from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.metadata import AttentionMetadata
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one forward share. angles: cos and sin of this step's tokens, one pair per rope."""
+
+    metadata: AttentionMetadata
+    angles: tuple[Angles, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Heads are this rank's. window, scale, soft_cap: see kernels.ops. rope: index into Step.angles; None: NoPE."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+    scale: float
+    soft_cap: float | None
+    rope: int | None
+    norm_eps: float
+
+
+class Attention:
+    """Projects to queries, keys and values, normalises heads if asked, rotates, caches, attends and projects back.
+
+    head_norm [H + K, D]: the weights of the query and key norm, one row per head, or None.
+    """
+
+    def __init__(
+        self,
+        kernels: KernelSet,
+        context: ParallelContext,
+        shape: AttentionShape,
+        qkv: Linear,
+        output: Linear,
+        head_norm: Tensor | None,
+    ) -> None:
+        self._kernels = kernels
+        self._context = context
+        self._shape = shape
+        self._qkv = qkv
+        self._output = output
+        self._head_norm = head_norm
+
+    def __call__(self, hidden: Tensor, kv_pages: Tensor, step: Step) -> Tensor:
+        """hidden [T, hidden], kv_pages [P, 2, N, K, D]. Writes this step's keys and values; returns [T, hidden]."""
+        shape, kernels, metadata = self._shape, self._kernels, step.metadata
+        num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
+        qkv = self._qkv(hidden).view(-1, num_heads + 2 * num_kv_heads, shape.head_dim)
+        if self._head_norm is not None:
+            rotated = qkv[:, : num_heads + num_kv_heads]
+            rotated.copy_(kernels.norm(rotated, self._head_norm, shape.norm_eps))
+        cos, sin = (None, None) if shape.rope is None else step.angles[shape.rope]
+        query = kernels.rope(qkv, cos, sin, kv_pages, metadata.slots, num_heads=num_heads)
+        mixed = kernels.attention(
+            query, kv_pages, metadata, scale=shape.scale, window=shape.window, soft_cap=shape.soft_cap
+        )
+        return self._context.all_reduce(self._output(mixed.view(-1, num_heads * shape.head_dim)))

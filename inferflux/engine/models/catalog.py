@@ -1,0 +1,203 @@
+"""The catalog: one row per model family, saying how its `config.json` and its checkpoints are to be read.
+
+A new family whose layers are made of the same parts is a new row. Nothing of a model's folder is ever executed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from inferflux.engine.models.config_reader import ConfigReader
+from inferflux.engine.models.weight_names import (
+    FUSED_NAMES,
+    GEMMA_MULTIMODAL_NAMES,
+    GEMMA_NAMES,
+    LLAMA_NAMES,
+    WeightNames,
+)
+
+FULL = "full_attention"
+SLIDING = "sliding_attention"
+LayerTypes = tuple[str, ...]
+LayerTypesOf = Callable[[ConfigReader, int], LayerTypes]
+BiasRule = Literal["never", "always", "from_config"]
+
+
+def _all_full(config: ConfigReader, num_layers: int) -> LayerTypes:
+    return (FULL,) * num_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What sets one family apart.
+
+    layer_types: (config, num_layers) -> one of FULL and SLIDING per layer.
+    defaults: what its configs may leave out.
+    qkv_bias, o_bias: `from_config` reads `attention_bias`. mlp_bias: reads `mlp_bias`, else there is none.
+    nope: reads `no_rope_layers`. norm_offset: norms multiply by 1 + weight. sandwich_norms: attention and MLP outputs
+    are normalised too. scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
+    config_section: where the language model's keys are, in a config of several models.
+    """
+
+    names: WeightNames = LLAMA_NAMES
+    layer_types: LayerTypesOf = _all_full
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    qkv_bias: BiasRule = "never"
+    o_bias: BiasRule = "never"
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    nope: bool = False
+    norm_offset: bool = False
+    sandwich_norms: bool = False
+    scaled_embedding: bool = False
+    attention_soft_cap: bool = False
+    activation_key: str = "hidden_act"
+    config_section: str | None = None
+
+
+def _all_sliding(config: ConfigReader, num_layers: int) -> LayerTypes:
+    return (SLIDING if "sliding_window" in config else FULL,) * num_layers
+
+
+def _listed(config: ConfigReader, num_layers: int) -> LayerTypes | None:
+    """The config's `layer_types`, or None where it has none."""
+    if "layer_types" not in config:
+        return None
+    types = config.strings("layer_types")
+    if len(types) != num_layers or not set(types) <= {FULL, SLIDING}:
+        raise config.fail("layer_types", f"a list of {num_layers} words, each {FULL} or {SLIDING}")
+    return types
+
+
+def _sliding_above(config: ConfigReader, num_layers: int) -> LayerTypes:
+    if not config.flag("use_sliding_window") or "sliding_window" not in config:
+        return (FULL,) * num_layers
+    first = config.integer("max_window_layers", 0, 2**20)
+    return _listed(config, num_layers) or tuple(SLIDING if i >= first else FULL for i in range(num_layers))
+
+
+def _sliding_without_rope(config: ConfigReader, num_layers: int) -> LayerTypes:
+    if not config.flag("use_sliding_window") or "sliding_window" not in config:
+        return (FULL,) * num_layers
+    return _listed(config, num_layers) or tuple(FULL if r else SLIDING for r in rotating_layers(config, num_layers))
+
+
+def _alternating(config: ConfigReader, num_layers: int) -> LayerTypes:
+    """Every n-th layer is full, the others slide; n is `sliding_window_pattern`."""
+    period = config.integer("sliding_window_pattern", 1, 2**20)
+    return _listed(config, num_layers) or tuple(SLIDING if (i + 1) % period else FULL for i in range(num_layers))
+
+
+def rotating_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
+    """Which layers rotate their queries and keys, by `no_rope_layers` (1 rotates) or `no_rope_layer_interval`."""
+    if "no_rope_layers" in config:
+        return tuple(bool(flag) for flag in config.numbers("no_rope_layers", num_layers, 0, 1))
+    interval = config.integer("no_rope_layer_interval", 1, 2**20)
+    return tuple((i + 1) % interval != 0 for i in range(num_layers))
+
+
+_COMMON: Mapping[str, object] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+_GEMMA: Mapping[str, object] = {
+    **_COMMON,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+_GEMMA3: Mapping[str, object] = {
+    **_GEMMA,
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+    "sliding_window_pattern": 6,
+}
+_QWEN: Mapping[str, object] = {
+    **_COMMON,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
+_GEMMA3_TEXT = Family(
+    names=GEMMA_NAMES,
+    defaults=_GEMMA3,
+    layer_types=_alternating,
+    qkv_bias="from_config",
+    o_bias="from_config",
+    qk_norm=True,
+    norm_offset=True,
+    sandwich_norms=True,
+    scaled_embedding=True,
+    activation_key="hidden_activation",
+)
+
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": Family(
+        defaults={**_COMMON, "max_position_embeddings": 2048},
+        qkv_bias="from_config",
+        o_bias="from_config",
+        mlp_bias=True,
+    ),
+    "MistralForCausalLM": Family(
+        defaults={**_COMMON, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+        layer_types=_all_sliding,
+    ),
+    "Qwen2ForCausalLM": Family(defaults=_QWEN, layer_types=_sliding_above, qkv_bias="always"),
+    "Qwen3ForCausalLM": Family(
+        defaults={**_QWEN, "head_dim": 128},
+        layer_types=_sliding_above,
+        qkv_bias="from_config",
+        o_bias="from_config",
+        qk_norm=True,
+    ),
+    "SmolLM3ForCausalLM": Family(
+        defaults={
+            **_COMMON,
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "rope_theta": 2e6,
+            "no_rope_layer_interval": 4,
+            "tie_word_embeddings": True,
+        },
+        layer_types=_sliding_without_rope,
+        qkv_bias="from_config",
+        o_bias="from_config",
+        mlp_bias=True,
+        nope=True,
+    ),
+    "Phi3ForCausalLM": Family(
+        names=FUSED_NAMES,
+        defaults={
+            **_COMMON,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+        },
+        layer_types=_all_sliding,
+    ),
+    "Gemma2ForCausalLM": Family(
+        names=GEMMA_NAMES,
+        defaults={
+            **_GEMMA,
+            "max_position_embeddings": 8192,
+            "num_key_value_heads": 4,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        layer_types=_alternating,
+        qkv_bias="from_config",
+        o_bias="from_config",
+        norm_offset=True,
+        sandwich_norms=True,
+        scaled_embedding=True,
+        attention_soft_cap=True,
+        activation_key="hidden_activation",
+    ),
+    "Gemma3ForCausalLM": _GEMMA3_TEXT,
+    "Gemma3ForConditionalGeneration": replace(_GEMMA3_TEXT, names=GEMMA_MULTIMODAL_NAMES, config_section="text_config"),
+}

@@ -1,0 +1,120 @@
+"""Decoder: token ids in, logits out; one class for every family, driven by its spec.
+
+Knows the order of the parts; the parts are in `layers`, the arithmetic in `kernels`. Holds weights and nothing of
+any request: all that a forward needs comes as arguments.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.layers.attention import Attention, Step
+from inferflux.engine.layers.embedding import Embedding
+from inferflux.engine.layers.linear import Linear
+from inferflux.engine.layers.mlp import GatedMlp
+from inferflux.engine.layers.rope import RopeTable
+from inferflux.engine.models.spec import ModelSpec
+from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.metadata import AttentionMetadata
+
+Tensor = torch.Tensor
+Layer = Callable[[Tensor, Tensor | None, Tensor, Step], tuple[Tensor, Tensor]]
+
+
+class DecoderLayer:
+    """Attention, then MLP, each behind a norm and added to the residual stream.
+
+    The stream is handed on as two tensors whose sum it is, so that each addition happens inside the next norm.
+    output norms (Gemma): normalise what attention and MLP add; None elsewhere.
+    """
+
+    def __init__(
+        self,
+        kernels: KernelSet,
+        eps: float,
+        attention: Attention,
+        mlp: GatedMlp,
+        input_norms: tuple[Tensor, Tensor],
+        output_norms: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        self._kernels = kernels
+        self._eps = eps
+        self.attention = attention
+        self.mlp = mlp
+        self._attention_norm, self._mlp_norm = input_norms
+        self._output_norms = output_norms
+
+    def __call__(
+        self, hidden: Tensor, residual: Tensor | None, kv_pages: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """hidden, residual [T, hidden]; residual None in the first layer. May overwrite both. Returns the new pair."""
+        kernels, eps = self._kernels, self._eps
+        if residual is None:
+            hidden, residual = kernels.norm(hidden, self._attention_norm, eps), hidden
+        else:
+            hidden, residual = kernels.add_norm(hidden, residual, self._attention_norm, eps)
+        hidden = self.attention(hidden, kv_pages, step)
+        if self._output_norms is not None:
+            hidden = kernels.norm(hidden, self._output_norms[0], eps)
+        hidden, residual = kernels.add_norm(hidden, residual, self._mlp_norm, eps)
+        hidden = self.mlp(hidden)
+        if self._output_norms is not None:
+            hidden = kernels.norm(hidden, self._output_norms[1], eps)
+        return hidden, residual
+
+
+class Decoder:
+    """A loaded model.
+
+    `layers` is a plain list of callables (see DecoderLayer.__call__). To read or
+    change activations, put a callable of your own in a layer's place; the stream after a layer is hidden + residual,
+    and both may be overwritten later, so clone what you keep.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        kernels: KernelSet,
+        context: ParallelContext,
+        *,
+        embedding: Embedding,
+        layers: list[Layer],
+        final_norm: Tensor,
+        lm_head: Linear,
+        ropes: tuple[RopeTable, ...],
+    ) -> None:
+        self.spec = spec
+        self.layers = layers
+        self.dtype = final_norm.dtype
+        self._kernels = kernels
+        self._context = context
+        self._embedding = embedding
+        self._final_norm = final_norm
+        self._lm_head = lm_head
+        self._ropes = ropes
+
+    @torch.inference_mode()
+    def forward(
+        self, token_ids: Tensor, metadata: AttentionMetadata, kv_pool: Tensor, logit_indices: Tensor
+    ) -> Tensor:
+        """Computes one step's tokens, writing their keys and values into the pool.
+
+        token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; logit_indices int64 [S], which of the T tokens to
+        score. Positions are below spec.max_model_len. Returns logits float32 [S, vocab_size].
+        """
+        step = Step(metadata, tuple(rope.gather(metadata.positions) for rope in self._ropes))
+        hidden, residual = self._embedding(token_ids), None
+        for layer, kv_pages in zip(self.layers, kv_pool.unbind(1), strict=True):
+            hidden, residual = layer(hidden, residual, kv_pages, step)
+        assert residual is not None, "a model has at least one layer"
+        return self._score(hidden, residual, logit_indices)
+
+    def _score(self, hidden: Tensor, residual: Tensor, indices: Tensor) -> Tensor:
+        if indices.shape[0] == 0:
+            return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
+        hidden, residual = hidden.index_select(0, indices), residual.index_select(0, indices)
+        hidden, _ = self._kernels.add_norm(hidden, residual, self._final_norm, self.spec.norm_eps)
+        logits = self._context.all_gather(self._lm_head(hidden)).float()
+        cap = self.spec.final_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

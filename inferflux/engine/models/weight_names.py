@@ -1,0 +1,42 @@
+"""WeightNames: under which names a family's checkpoints keep their tensors. Shapes are `weight_table`'s; no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNames:
+    """The names of one family; the defaults are Llama's.
+
+    prefix: before all names but the output head's. Names of a layer follow `{prefix}layers.N.` and, except in the
+    last three fields, are followed by `.weight` or `.bias`.
+    qkv, gate_up: the tensors to stack, or the one tensor of checkpoints that have them stacked already.
+    ignored_in_layer: full names in a layer that may be there and are not needed. ignored_prefixes: whole parts of a
+    checkpoint that are not served (a vision tower).
+    """
+
+    prefix: str = "model."
+    lm_head: str = "lm_head.weight"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    attention_output_norm: str = ""
+    mlp_input_norm: str = "post_attention_layernorm"
+    mlp_output_norm: str = ""
+    ignored_in_layer: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)
+    ignored_prefixes: tuple[str, ...] = ()
+
+
+LLAMA_NAMES = WeightNames()
+FUSED_NAMES = WeightNames(qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",))
+GEMMA_NAMES = WeightNames(
+    attention_output_norm="post_attention_layernorm",
+    mlp_input_norm="pre_feedforward_layernorm",
+    mlp_output_norm="post_feedforward_layernorm",
+)
+GEMMA_MULTIMODAL_NAMES = WeightNames(
+    prefix="language_model.model.",
+    lm_head="language_model.lm_head.weight",
+    attention_output_norm="post_attention_layernorm",
+    mlp_input_norm="pre_feedforward_layernorm",
+    mlp_output_norm="post_feedforward_layernorm",
+    ignored_prefixes=("vision_tower.", "multi_modal_projector."),
+)

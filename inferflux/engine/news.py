@@ -1,0 +1,55 @@
+"""What a request's caller is told: the Output frames, and why a request is at its end.
+
+Pure functions of a request after its newest token was appended. Knows no queue and no pages.
+"""
+
+from inferflux.engine.request import FinishReason, Request
+from inferflux.engine.service.protocol import Output
+from inferflux.engine.step import RowOutput, TokenLogprobs
+
+
+def finish_reason(request: Request, token_id: int) -> FinishReason | None:
+    """Returns why `token_id`, just appended, is the request's last token; None when it is not."""
+    sampling = request.sampling
+    is_stop = (token_id in request.eos_token_ids and not sampling.ignore_eos) or token_id in sampling.stop_token_ids
+    if is_stop and request.num_output_tokens > sampling.min_tokens:
+        return "stop"
+    return "length" if len(request.tokens) >= request.max_total_tokens else None
+
+
+def token_news(
+    request: Request, result: RowOutput, reason: FinishReason | None, prompt_logprobs: list[TokenLogprobs] | None
+) -> Output:
+    """Returns the news of one sampled token. The first carries what is known of the prompt and of the wait."""
+    assert result.token_id is not None
+    token_ids = [result.token_id]
+    logprobs = None if result.logprobs is None else [result.logprobs]
+    is_first = request.num_output_tokens == 1
+    if reason is None and not is_first:
+        return Output(request.id, token_ids, logprobs)
+    return Output(
+        request_id=request.id,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        finish_reason=reason,
+        stop_token_id=result.token_id if reason == "stop" else None,
+        num_cached_tokens=request.num_cached,
+        queue_s=_queue_s(request) if is_first else None,
+    )
+
+
+def error_news(request: Request, message: str) -> Output:
+    """Returns the news of a request that failed while running."""
+    return Output(
+        request_id=request.id,
+        finish_reason="error",
+        error=message,
+        num_cached_tokens=request.num_cached,
+        queue_s=_queue_s(request) if request.num_output_tokens == 0 else None,
+    )
+
+
+def _queue_s(request: Request) -> float:
+    assert request.first_scheduled_time is not None
+    return request.first_scheduled_time - request.arrival_time

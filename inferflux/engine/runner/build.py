@@ -1,0 +1,121 @@
+"""From the configuration to a Runner: device, dtype, kernels, weights, KV pool, warm-up."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.kv.store.device import PageShape, allocate_pool
+from inferflux.engine.models.load import load_model, resolve_dtype
+from inferflux.engine.models.spec import ModelSpec, read_spec
+from inferflux.engine.runner.fingerprint import fingerprint
+from inferflux.engine.runner.memory import free_memory, plan_pool
+from inferflux.engine.runner.runner import Runner
+from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.step import Row, RowStart, StepPlan
+from inferflux.errors import ConfigError, ModelLoadError
+from inferflux.kernels.kernel_set import select
+from inferflux.sampling_params import SamplingParams
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+class Built(NamedTuple):
+    """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on."""
+
+    runner: Runner
+    info: ModelInfo
+    fingerprint: bytes
+
+
+def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Built:
+    """Loads the model and makes it ready; `phase(name)` is entered around each part.
+
+    Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
+    """
+    path = _model_path(model)
+    device = choose_device(model)
+    with phase("weights"):
+        spec = read_spec(path)
+        dtype = resolve_dtype(runtime.dtype if model.dtype == "auto" else model.dtype, spec, device)
+        _check_kv_dtype(runtime, dtype)
+        kernels = select(device, dtype, runtime.kernels)
+        context = ParallelContext(rank=0, size=1, device=device)
+        decoder = load_model(
+            path, kernels=kernels, device=device, dtype=dtype, context=context, max_model_len=model.max_model_len
+        )
+    spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
+    with phase("pool"):
+        page = PageShape(spec.num_layers, page_tokens, spec.num_kv_heads // context.size, spec.head_dim, dtype)
+        plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free_memory(device))
+        runner = Runner(
+            decoder,
+            kernels,
+            allocate_pool(plan.num_pages, page, device),
+            max_batch_size=runtime.scheduler.max_batch_size,
+            max_pages_per_row=math.ceil(plan.max_model_len / page_tokens),
+        )
+    with phase("warmup"):
+        warm_up(runner, min(page_tokens, plan.max_model_len))
+    info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
+    return Built(runner, info, fingerprint(path, page, spec.max_model_len))
+
+
+def choose_device(model: ModelConfig) -> torch.device:
+    """Returns where to run. Raises ModelLoadError when CUDA is asked for and there is none."""
+    if model.backend == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(f"{model.id}: backend: cuda: no CUDA device is available; use auto or cpu")
+    use_cuda = model.backend == "cuda" or (model.backend == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def warm_up(runner: Runner, num_tokens: int) -> None:
+    """Runs a prefill of num_tokens tokens and a decode, so that the first request does not pay for first calls.
+
+    Writes page 0, which must be nobody's yet and hold num_tokens tokens; leaves slot 0 to whoever takes it.
+    """
+    token_ids = [0] * num_tokens
+    start = RowStart(
+        slot=0,
+        request_id=0,
+        sampling=SamplingParams(),
+        seed=0,
+        history=token_ids,
+        num_prompt_tokens=num_tokens,
+        eos_token_ids=[],
+    )
+    runner.execute(StepPlan(0, [start], [Row(0, 0, token_ids, [0], sample=True)]))
+    runner.execute(StepPlan(0, [], [Row(0, num_tokens - 1, token_ids[:1], [], sample=True)]))
+
+
+def _model_path(model: ModelConfig) -> Path:
+    if model.path is None:
+        raise ConfigError(f"models[].path: must be a model folder (none given for {model.id})")
+    return Path(model.path)
+
+
+def _check_kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> None:
+    name, accepted = runtime.paged_kv.dtype, str(dtype).removeprefix("torch.")
+    if name not in ("auto", accepted):
+        raise ConfigError(f'runtime.paged_kv.dtype: must be auto or the model\'s dtype, {accepted} (got "{name}")')
+
+
+def _describe(
+    spec: ModelSpec, page: PageShape, device: torch.device, num_pages: int, max_model_len: int
+) -> ModelInfo:
+    return ModelInfo(
+        architecture=spec.architecture,
+        num_parameters=spec.num_parameters,
+        vocab_size=spec.vocab_size,
+        max_model_len=max_model_len,
+        dtype=str(page.dtype).removeprefix("torch."),
+        device=str(device),
+        page_tokens=page.page_tokens,
+        device_pages=num_pages,
+        eos_token_ids=list(spec.eos_token_ids),
+    )

@@ -1,0 +1,119 @@
+"""How many KV pages there are to be, and how long a request may get.
+
+Decides from plain numbers; measuring free memory is the only look at the outside. Allocating is `kv.store.device`'s.
+"""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.errors import ConfigError, ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+# A GPU is ours alone: what is left over is for activations. A CPU's memory is shared with everything else.
+DEFAULT_FRACTION = {"cuda": 0.9, "cpu": 0.25}
+# Fewer tokens than this hold no conversation; a model that cannot even have these is not worth serving.
+MIN_USEFUL_TOKENS = 256
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+class PoolPlan(NamedTuple):
+    """num_pages: pages to allocate. max_model_len: tokens the longest request may have."""
+
+    num_pages: int
+    max_model_len: int
+
+
+class FreeMemory(NamedTuple):
+    """Bytes free on a kind of device (`cuda` or `cpu`) once the weights are loaded."""
+
+    kind: str
+    num_bytes: int
+
+
+def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_bytes: int, free: FreeMemory) -> PoolPlan:
+    """Sizes the pool for requests of up to `window` tokens with pages of page_bytes bytes.
+
+    Raises ConfigError when the settings cannot be met, ModelLoadError when memory is too short for any use. A window
+    that nobody asked for explicitly shrinks to what fits, with a warning.
+    """
+    page_tokens = runtime.paged_kv.page_tokens
+    num_pages = _num_pages(runtime, math.ceil(window / page_tokens), page_bytes, free)
+    held = num_pages * page_tokens
+    if held >= window:
+        return PoolPlan(num_pages, window)
+    if model.max_model_len is not None:
+        raise ConfigError(
+            f"models[].max_model_len: {window} tokens need {math.ceil(window / page_tokens)} KV pages of "
+            f"{_megabytes(page_bytes)}, but there are {num_pages}; lower it to at most {held}, or raise "
+            "runtime.paged_kv.device_pages or device_memory_fraction"
+        )
+    if not runtime.paged_kv.device_pages and held < MIN_USEFUL_TOKENS:
+        missing = math.ceil(min(window, MIN_USEFUL_TOKENS) / page_tokens) * page_bytes - num_pages * page_bytes
+        raise ModelLoadError(
+            f"{model.id}: {_megabytes(free.num_bytes)} of memory left after loading hold {held} tokens of KV cache; "
+            f"at least {_megabytes(missing)} more are needed, or a higher runtime.paged_kv.device_memory_fraction"
+        )
+    logger.warning("%s: max_model_len is %d, not %d: %d KV pages hold no more", model.id, held, window, num_pages)
+    return PoolPlan(num_pages, held)
+
+
+def _num_pages(runtime: RuntimeConfig, pages_per_request: int, page_bytes: int, free: FreeMemory) -> int:
+    settings = runtime.paged_kv
+    fitting = free.num_bytes // page_bytes
+    if settings.device_pages:
+        if settings.device_pages > fitting:
+            raise ConfigError(
+                f"runtime.paged_kv.device_pages: {settings.device_pages} pages of {_megabytes(page_bytes)} exceed the "
+                f"{_megabytes(free.num_bytes)} of free memory; at most {fitting} fit"
+            )
+        return settings.device_pages
+    fraction = settings.device_memory_fraction or DEFAULT_FRACTION[free.kind]
+    usable = int(fitting * fraction)
+    return min(usable, runtime.scheduler.max_batch_size * pages_per_request + 1)
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.4g} MiB"
+
+
+def free_memory(device: torch.device) -> FreeMemory:
+    """Measures what is free now; on the CPU within the limits of this process's control group."""
+    if device.type == "cuda":
+        return FreeMemory("cuda", torch.cuda.mem_get_info(device)[0])
+    available = [amount for amount in (_system_available(), _cgroup_available(_CGROUP)) if amount is not None]
+    return FreeMemory("cpu", max(0, min(available)))
+
+
+def _system_available() -> int:
+    """Memory the system can give without swapping; where it does not say, half of all there is."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _cgroup_available(root: Path) -> int | None:
+    """Bytes left in the control group as a container sees it (version 2, else 1), or None without a limit."""
+    for limit_file, usage_file, stat_file, cache_key in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        try:
+            limit, usage = (root / limit_file).read_text().strip(), int((root / usage_file).read_text())
+            stat = dict(line.split() for line in (root / stat_file).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        # File cache counts as usage but goes as soon as memory is wanted.
+        return None if limit == "max" else int(limit) - usage + int(stat.get(cache_key, 0))
+    return None

@@ -1,0 +1,99 @@
+"""Runner: carries a StepPlan out. Inputs, forward, sampling, results; no decision is made here.
+
+Keeps what a row needs from step to step by slot: its page table and its sampling settings. An exception is a failure
+of the whole engine; what concerns one row alone is in that row's RowOutput.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from inferflux.engine.models.spec import ModelSpec
+from inferflux.engine.runner.inputs import Batch, InputBuilder
+from inferflux.engine.runner.outputs import collect
+from inferflux.engine.sampling.logprobs import Scores, score
+from inferflux.engine.sampling.sampler import Sampler
+from inferflux.engine.sampling.state import SamplerTable
+from inferflux.engine.step import Row, RowStart, StepOutput, StepPlan
+from inferflux.engine.transfer import to_device
+from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.metadata import AttentionMetadata
+
+# Bounds what scoring a long prompt holds at once: 64 rows of a vocabulary of 128k are 32 MiB.
+SCORED_AT_ONCE = 64
+
+
+class Decoder(Protocol):
+    """What the runner needs of a model."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_pool: torch.Tensor,
+        logit_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """token_ids int64 [T]; kv_pool [P, L, 2, N, K, D], written in place; logit_indices int64 [S] into the T tokens.
+        Returns logits float32 [S, V], contiguous and the caller's."""
+        ...
+
+
+class Runner:
+    """A model with its KV pool and max_batch_size slots of at most max_pages_per_row pages."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kernels: KernelSet,
+        kv_pool: torch.Tensor,
+        *,
+        max_batch_size: int,
+        max_pages_per_row: int,
+    ) -> None:
+        self._decoder = decoder
+        self._kv_pool = kv_pool
+        self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
+        self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size)
+        self._sampler = Sampler(kernels.sampling, self._table)
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Computes the plan's rows, which are at least one, and returns their results."""
+        with torch.inference_mode():
+            for start in plan.starts:
+                self._begin(start)
+            batch = self._inputs.build(plan.rows)
+            logits = self._decoder.forward(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+            num_sampled = len(batch.sampled)
+            draw = None
+            if num_sampled:
+                self._observe(plan.rows, batch)
+                draw = self._sampler.draw(logits[:num_sampled], batch.slots, batch.ends)
+            prompt = self._score_prompts(logits[num_sampled:], plan.rows, batch) if batch.spans else None
+            return StepOutput(plan.step_id, collect(plan.rows, batch, draw, prompt, self._table))
+
+    def _begin(self, start: RowStart) -> None:
+        self._inputs.clear(start.slot)
+        self._table.set(start)
+
+    def _observe(self, rows: list[Row], batch: Batch) -> None:
+        """Lets penalties see the tokens that came after a row's history."""
+        for index in batch.sampled:
+            row = rows[index]
+            penalties = self._table.penalties[row.slot]
+            if penalties is not None:
+                penalties.observe(row.start, row.token_ids)
+
+    def _score_prompts(self, logits: torch.Tensor, rows: list[Row], batch: Batch) -> Scores:
+        """logits [Q, V] of all scored tokens -> the scores of the tokens that follow them."""
+        targets = np.array([token_id for span in batch.spans for token_id in span.targets], np.int64)
+        (target_ids,) = to_device([targets], logits.device)
+        num_top = max(int(self._table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans)
+        parts = [
+            score(torch.log_softmax(part, dim=1), part_targets, num_top)
+            for part, part_targets in zip(logits.split(SCORED_AT_ONCE), target_ids.split(SCORED_AT_ONCE), strict=True)
+        ]
+        return Scores(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

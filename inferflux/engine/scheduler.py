@@ -1,0 +1,295 @@
+"""Scheduler: decides what each step computes, and takes in its results.
+
+Continuous batching: one step mixes decodes and prefill chunks under one token budget. Knows tokens, pages and slots as
+numbers; knows no tensor, no model and no runner. One thread calls everything here; `schedule` and `update` alternate,
+`add` and `abort` may come between any two calls.
+
+Order is by rank (`policies`): running requests are served smallest rank first, and pages are taken from the largest.
+So the smallest always advances, which rules out livelock. A request that yields its pages waits again under its old
+rank, ahead of whatever came after it; its full pages stay cached, so resuming is a prefix hit.
+"""
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from copy import copy
+from operator import attrgetter
+
+from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.draft import StepDraft
+from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.news import error_news, finish_reason, token_news
+from inferflux.engine.policies import policy_named
+from inferflux.engine.request import FinishReason, Request, RequestState
+from inferflux.engine.service.protocol import Output
+from inferflux.engine.stats import EngineStats
+from inferflux.engine.step import RowOutput, StepOutput, StepPlan, TokenLogprobs
+from inferflux.errors import ConfigError, RequestError
+
+# How many requests that wait for pages being computed right now may be passed over in one step.
+MAX_PASSED_OVER = 16
+
+_by_rank = attrgetter("rank")
+
+
+class Scheduler:
+    """The queue, the running requests and their slots.
+
+    Both queues are sorted by rank. `_scores` holds the prompt log-probabilities collected so far, by request id.
+    `_admission_blocked`: the waiting request next in order found no room, and none has been freed since.
+    Raises ConfigError when the policy is not known.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, fairness: FairnessConfig, kv: KVManager, clock: Callable[[], float]
+    ) -> None:
+        if fairness.enable_preemption or fairness.max_timeslice_tokens:
+            raise ConfigError("runtime.fairness: enable_preemption and max_timeslice_tokens are not supported yet")
+        self._kv = kv
+        self._clock = clock
+        self._policy = policy_named(config.policy)
+        self._max_batch_tokens = config.max_batch_tokens
+        self._max_chunk_tokens = config.chunked_prefill_tokens
+        # A row needs at least one token of the budget, so more rows than tokens could not all advance.
+        self._num_slots = min(config.max_batch_size, config.max_batch_tokens)
+        self._free_slots = list(range(self._num_slots))
+        self._requests: dict[int, Request] = {}
+        self._waiting: list[Request] = []
+        self._running: list[Request] = []
+        self._planned: list[Request] = []
+        self._scores: dict[int, list[TokenLogprobs]] = {}
+        self._admission_blocked = False
+        self._num_added = 0
+        self._stats = EngineStats(device_pages_total=kv.pool.num_pages)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Lowers its max_total_tokens to what the pool could hold if it were alone.
+
+        Raises RequestError when even its prompt and one token of output are more than that.
+        """
+        num_tokens = len(request.tokens)
+        assert request.max_total_tokens > num_tokens > 0, "nothing to compute or nothing to generate"
+        if not self._kv.fits(num_tokens + 1):
+            raise RequestError(
+                f"prompt: has {num_tokens} tokens, which with one of output is more than the KV pool's "
+                f"{self._kv.capacity_tokens}",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if request.id in self._requests:
+            raise RequestError(f"request_id: {request.id} is running already", param="request_id")
+        # The last token is never computed, so it needs no place.
+        request.max_total_tokens = min(request.max_total_tokens, self._kv.capacity_tokens + 1)
+        self._num_added += 1
+        request.rank = (self._policy(request), self._num_added)
+        self._requests[request.id] = request
+        insort(self._waiting, request, key=_by_rank)
+        self._admission_blocked = False
+
+    def abort(self, request_ids: list[int]) -> None:
+        """Ends these requests at once, whatever they are doing; unknown ids are ignored. No news follows."""
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._end(request, "abort")
+
+    def schedule(self) -> StepPlan | None:
+        """Returns the next step, or None when there is nothing to run.
+
+        Decodes come first in the budget, then running prefills by rank, then waiting requests. Pages of the plan's rows
+        are taken here; `update` with the plan's results must come before the next call.
+        """
+        due = (request for request in self._planned if request.state is RequestState.RUNNING)
+        assert not any(due), "the last plan's update is still due"
+        stats = self._stats
+        num_preemptions = stats.preemptions
+        draft = StepDraft(self._max_batch_tokens - self._num_decoding())
+        self._plan_running(draft)
+        if stats.preemptions == num_preemptions:
+            self._admit(draft)
+        self._planned = draft.requests
+        if not self._planned:
+            return None
+        stats.steps += 1
+        stats.batch_tokens = draft.num_tokens
+        return draft.plan(stats.steps)
+
+    def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
+        """Takes in the last plan's results and returns the requests' news. Results of aborted requests are dropped."""
+        assert output.step_id == plan.step_id == self._stats.steps, "results of another step"
+        planned, self._planned = self._planned, []
+        commit = self._kv.commit
+        news: list[Output] = []
+        for row, result, request in zip(plan.rows, output.rows, planned, strict=True):
+            if request.state is not RequestState.RUNNING:
+                continue
+            if result.error is not None:
+                # What the failed step wrote is not committed, so nobody else will find it.
+                self._end(request, "error")
+                news.append(error_news(request, result.error))
+                continue
+            commit(request, len(row.token_ids))
+            if row.score and result.prompt_logprobs:
+                self._scores[request.id] += result.prompt_logprobs
+            if row.sample:
+                news.append(self._append(request, result))
+        return news
+
+    def stats(self) -> EngineStats:
+        """Returns the numbers of this moment."""
+        stats, kv = self._stats, self._kv
+        stats.running = len(self._running)
+        stats.waiting = len(self._waiting)
+        stats.device_pages_in_use = kv.pool.num_used
+        stats.device_pages_cached = kv.pool.num_cached
+        stats.prefix_hit_tokens = kv.hit_tokens
+        stats.prefix_query_tokens = kv.query_tokens
+        stats.evictions = kv.num_evictions
+        return copy(stats)
+
+    def check_integrity(self) -> None:
+        """Asserts that every page, slot and request is accounted for. For tests and idle moments."""
+        self._kv.check_integrity(self._running)
+        slots = [request.slot for request in self._running if request.slot is not None]
+        assert sorted(slots + self._free_slots) == list(range(self._num_slots)), "a slot is lost or taken twice"
+        assert len(slots) == len(self._running), "a running request has no slot"
+        assert all(not request.pages and request.slot is None for request in self._waiting)
+        for queue, state in ((self._running, RequestState.RUNNING), (self._waiting, RequestState.WAITING)):
+            assert all(request.state is state for request in queue)
+            assert queue == sorted(queue, key=_by_rank), "a queue is out of order"
+        assert len(self._requests) == len(self._running) + len(self._waiting)
+        assert self._scores.keys() <= {request.id for request in self._running}
+
+    def _num_decoding(self) -> int:
+        count = 0
+        for request in self._running:
+            if len(request.tokens) - request.num_computed == 1:
+                count += 1
+        return count
+
+    def _plan_running(self, draft: StepDraft) -> None:
+        """Gives every running request its share of the step, as far as budget and pages go."""
+        allocate, add_decode = self._kv.allocate, draft.add_decode
+        # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
+        for request in self._running:
+            num_uncomputed = len(request.tokens) - request.num_computed
+            if num_uncomputed == 1:
+                pages = allocate(request, 1)
+                if pages is None:
+                    pages = self._make_room(request, 1)
+                if pages is not None:
+                    add_decode(request, pages)
+            elif draft.prefill_budget > 0:
+                count = min(num_uncomputed, self._max_chunk_tokens, draft.prefill_budget)
+                pages = self._make_room(request, count)
+                if pages is not None:
+                    draft.add_prefill(request, count, pages, request.id in self._scores)
+
+    def _make_room(self, request: Request, count: int) -> list[int] | None:
+        """Returns pages for the request's next `count` tokens, preempting from the end of the running list as needed.
+
+        None when the request was itself the last one and had to yield.
+        """
+        while (pages := self._kv.allocate(request, count)) is None:
+            assert len(self._running) > 1, "a request alone always fits: add() saw to it"
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return None
+        return pages
+
+    def _admit(self, draft: StepDraft) -> None:
+        """Starts waiting requests in order of rank while there are slots, budget and pages for all of their tokens.
+
+        A request whose next page is being computed by another right now is passed over: it will find that page cached.
+        The first one that finds no room stops the rest, so that small requests do not starve a large one.
+        """
+        if self._admission_blocked or not self._waiting:
+            return
+        kv = self._kv
+        computing = {kv.computing_name(request) for request in draft.prefilling} - {None}
+        num_reserved = sum(map(self._num_pages_to_come, self._running))
+        num_passed_over = 0
+        while self._free_slots and draft.prefill_budget > 0:
+            if num_passed_over == min(MAX_PASSED_OVER, len(self._waiting)):
+                return
+            request = self._waiting[num_passed_over]
+            matched = kv.match_prefix(request)
+            if kv.awaited_name(request, len(matched)) in computing:
+                num_passed_over += 1
+                continue
+            max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
+            if not kv.admit(request, matched, max_tokens, num_reserved):
+                self._admission_blocked = True
+                return
+            del self._waiting[num_passed_over]
+            self._start(request)
+            draft.add_start(request)
+            count = min(request.num_uncomputed, max_tokens)
+            draft.add_prefill(request, count, request.pages.copy(), request.id in self._scores)
+            computing |= {kv.computing_name(request)} - {None}
+            num_reserved += self._num_pages_to_come(request)
+
+    def _num_pages_to_come(self, request: Request) -> int:
+        """Pages a running request still needs for its known tokens and the next page_tokens it may generate."""
+        num_soon = min(len(request.tokens) + self._kv.page_tokens, request.max_total_tokens - 1)
+        return self._kv.num_pages_for(num_soon) - len(request.pages)
+
+    def _start(self, request: Request) -> None:
+        """Makes a request that has just been given pages a running one."""
+        request.slot = heapq.heappop(self._free_slots)
+        request.state = RequestState.RUNNING
+        insort(self._running, request, key=_by_rank)
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = self._clock()
+            request.num_cached = request.num_computed
+            self._stats.prompt_tokens += request.num_prompt_tokens
+        if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
+            self._scores[request.id] = []
+
+    def _append(self, request: Request, result: RowOutput) -> Output:
+        """Appends a sampled token, ends the request when it is its last, and returns the news."""
+        token_id = result.token_id
+        assert token_id is not None, "the row was to sample"
+        request.tokens.append(token_id)
+        self._stats.generation_tokens += 1
+        reason = finish_reason(request, token_id)
+        news = token_news(request, result, reason, self._scores.pop(request.id, None))
+        if reason is not None:
+            self._end(request, reason)
+        return news
+
+    def _preempt(self, request: Request) -> None:
+        self._leave(request)
+        request.state = RequestState.WAITING
+        request.num_preemptions += 1
+        insort(self._waiting, request, key=_by_rank)
+        self._stats.preemptions += 1
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        if request.state is RequestState.RUNNING:
+            self._leave(request)
+        else:
+            _remove(self._waiting, request)
+            self._admission_blocked = False
+        del self._requests[request.id]
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+
+    def _leave(self, request: Request) -> None:
+        """Takes a running request out of the running list, and its pages and slot back."""
+        assert request.slot is not None
+        _remove(self._running, request)
+        self._kv.release(request)
+        self._scores.pop(request.id, None)
+        heapq.heappush(self._free_slots, request.slot)
+        request.slot = None
+        self._admission_blocked = False
+
+
+def _remove(queue: list[Request], request: Request) -> None:
+    del queue[bisect_left(queue, request.rank, key=_by_rank)]

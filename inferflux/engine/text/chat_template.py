@@ -1,0 +1,183 @@
+"""ChatTemplate: chat messages to the prompt text a model was trained on, by the model folder's jinja template.
+
+Templates come from the operator or the model's folder, never from a request; they run sandboxed and within limits
+(`template_sandbox`). Knows no tokens beyond the special ones' text.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.environment import Template
+
+from inferflux.engine.text.files import read_text
+from inferflux.engine.text.settings import CONFIG_FILE, TokenizerSettings
+from inferflux.engine.text.template_budget import RenderLimits, TemplateLimitError
+from inferflux.engine.text.template_sandbox import ChatEnvironment, TemplateRaisedError
+from inferflux.errors import ModelLoadError, RequestError
+
+MAX_TEMPLATE_CHARS = 128 * 1024
+_TEMPLATE_FILE = "chat_template.jinja"
+_NO_TEMPLATE = (
+    "messages: this model has no chat template: set models[].chat_template in the configuration, "
+    "or send a prompt to /v1/completions"
+)
+_OWN_VARIABLES = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template. Immutable; any number of threads may render at once.
+
+    source: None for a model without a template, whose every rendering is refused with a word on what to configure.
+    named_tokens: special tokens by role (`bos_token`, `eos_token`), which templates write into the text.
+    Raises ModelLoadError, naming `origin`, when the template does not compile.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        named_tokens: Mapping[str, str] | None = None,
+        origin: str = "chat template",
+        limits: RenderLimits | None = None,
+    ) -> None:
+        self._environment = ChatEnvironment()
+        self._named_tokens = dict(named_tokens or {})
+        self._limits = limits or RenderLimits()
+        self._template: Template | None = None
+        if source is None:
+            return
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise ModelLoadError(f"{origin}: has {len(source)} characters, at most {MAX_TEMPLATE_CHARS} are accepted")
+        try:
+            with self._environment.budgeted(self._limits):
+                self._template = self._environment.compile_template(source)
+                self._takes_parts, self._takes_strings = _content_forms(self._environment.parse(source))
+        except Exception as error:  # a broken template can fail in jinja, in Python's compiler or in a folded filter
+            raise ModelLoadError(f"{origin}: does not compile: {_brief(error)}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Returns the prompt. Pure computation of up to seconds: call it off the event loop.
+
+        A message's content is a string, or a list of text parts: joined, unless the template itself loops over parts.
+        variables: further names for the template, such as `enable_thinking`.
+        Encode the result with add_special_tokens=False: the template has written them. It writes the users' words as
+        they are, so special tokens spelt out in a message become special tokens, as with Hugging Face and vLLM.
+
+        Raises RequestError (param `messages`) when there is no template, and when it refuses the messages, fails on
+        them or hits a limit.
+        """
+        if self._template is None:
+            raise RequestError(_NO_TEMPLATE, param="messages")
+        if clash := _OWN_VARIABLES.intersection(variables or ()):
+            raise RequestError(f"chat_template_kwargs: {min(clash)} cannot be set", param="chat_template_kwargs")
+        context = {
+            **self._named_tokens,
+            **(variables or {}),
+            "messages": [self._with_content(index, message) for index, message in enumerate(messages)],
+            "tools": list(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            with self._environment.budgeted(self._limits):
+                self._environment.budget.charge(context)
+                return self._template.render(context)
+        except TemplateRaisedError as error:
+            raise RequestError(f"messages: {error}", param="messages") from error
+        except TemplateLimitError as error:
+            raise RequestError(f"messages: the chat template was stopped: {error}", param="messages") from error
+        except Exception as error:  # template code may raise anything that Python can
+            message = f"messages: the chat template cannot render them: {_brief(error)}"
+            raise RequestError(message, param="messages") from error
+
+    def _with_content(self, index: int, message: Message) -> Message:
+        """Returns the message with its content in the form the template takes."""
+        content = message.get("content")
+        if content is None:
+            return {**message, "content": ""} if "content" in message else message
+        if isinstance(content, str):
+            wrap = self._takes_parts and not self._takes_strings
+            return {**message, "content": [{"type": "text", "text": content}]} if wrap else message
+        texts = _part_texts(index, content)
+        if self._takes_parts:
+            return {**message, "content": [{"type": "text", "text": text} for text in texts]}
+        return {**message, "content": "".join(texts)}
+
+
+def load_chat_template(
+    folder: Path, override: str | None, settings: TokenizerSettings, named_tokens: Mapping[str, str]
+) -> ChatTemplate:
+    """Returns the model's template.
+
+    override (config models[].chat_template): a template file's path, or the template itself (it holds `{{` or `{%`).
+    Without: the folder's chat_template.jinja, else the `chat_template` of tokenizer_config.json.
+    """
+    origin, source = _find_template(folder, override, settings)
+    return ChatTemplate(source, named_tokens=named_tokens, origin=origin)
+
+
+def _find_template(folder: Path, override: str | None, settings: TokenizerSettings) -> tuple[str, str | None]:
+    """Returns (where it is from, source)."""
+    if override is not None and ("{{" in override or "{%" in override):
+        return "models[].chat_template", override
+    file = folder / _TEMPLATE_FILE if override is None else Path(override)
+    if override is not None or file.exists():
+        return str(file), read_text(file, 4 * MAX_TEMPLATE_CHARS)
+    return f"{folder / CONFIG_FILE}: chat_template", settings.chat_template
+
+
+def _part_texts(index: int, content: object) -> list[str]:
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        kind = type(content).__name__
+        raise RequestError(
+            f"messages[{index}].content: must be a string or a list of parts (got {kind})", param="messages"
+        )
+    texts = []
+    for number, part in enumerate(content):
+        where = f"messages[{index}].content[{number}]"
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            got = part.get("type") if isinstance(part, Mapping) else part
+            raise RequestError(f'{where}: must be a part of type "text" (got {got!r:.40})', param="messages")
+        if not isinstance(part.get("text"), str):
+            raise RequestError(f"{where}.text: must be a string", param="messages")
+        texts.append(part["text"])
+    return texts
+
+
+def _content_forms(template: nodes.Template) -> tuple[bool, bool]:
+    """Returns whether the template loops over a message's content, and whether it asks if it is a string."""
+    assigned = {
+        assign.target.name
+        for assign in template.find_all(nodes.Assign)
+        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset())
+    }
+    names = frozenset(assigned | {"content"})
+    loops = any(_is_content(loop.iter, names) for loop in template.find_all(nodes.For))
+    tests = template.find_all(nodes.Test)
+    return loops, any(test.name == "string" and _is_content(test.node, names) for test in tests)
+
+
+def _is_content(node: nodes.Node, names: frozenset[str]) -> bool:
+    match node:
+        case nodes.Filter(node=nodes.Expr() as inner) | nodes.Getitem(node=inner, arg=nodes.Slice()):
+            return _is_content(inner, names)
+        case nodes.Getattr(attr="content") | nodes.Getitem(arg=nodes.Const(value="content")):
+            return True
+        case nodes.Name(name=name):
+            return name in names
+    return False
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"

@@ -1,0 +1,141 @@
+"""What the JSON files beside a tokenizer say of it: special tokens, added tokens, BOS and EOS, the chat template.
+
+Reads tokenizer_config.json, and the older special_tokens_map.json and added_tokens.json where the first does not
+list the added tokens itself. Knows neither `tokenizers` nor `sentencepiece`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inferflux.engine.text.files import read_json_object
+from inferflux.errors import ModelLoadError
+
+CONFIG_FILE = "tokenizer_config.json"
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+_TOKEN_FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
+_MAX_ADDED_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token kept whole by splitting the text at it before the model sees the rest.
+
+    lstrip, rstrip: it swallows the whitespace on that side. special: left out when special tokens are skipped.
+    """
+
+    id: int
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """named_tokens: the special tokens by role (`bos_token`: `<s>`). extra_tokens: special tokens without a role.
+
+    A None flag means that the files do not say.
+    """
+
+    named_tokens: Mapping[str, str]
+    extra_tokens: tuple[str, ...]
+    added_tokens: tuple[AddedToken, ...]
+    chat_template: str | None
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    legacy: bool | None
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The text of every special token, roles first, without doubles."""
+        return tuple(dict.fromkeys((*self.named_tokens.values(), *self.extra_tokens)))
+
+
+def read_settings(folder: Path) -> TokenizerSettings:
+    """Reads the settings of the tokenizer in a model folder. Files that are missing leave their part empty.
+
+    Raises ModelLoadError naming the file and the key that cannot be understood.
+    """
+    source = folder / CONFIG_FILE
+    config = read_json_object(source)
+    added_by_content: Mapping[str, Any] = {}
+    if "added_tokens_decoder" not in config:
+        config = {**config, **read_json_object(folder / "special_tokens_map.json")}
+        added_by_content = read_json_object(folder / "added_tokens.json")
+    named = {role: text for role in _NAMED_TOKENS if (text := _token_text(source, role, config.get(role)))}
+    extra = _extra_tokens(source, config)
+    special = {*named.values(), *extra}
+    added = _added_tokens(source, config.get("added_tokens_decoder") or {})
+    return TokenizerSettings(
+        named_tokens=named,
+        extra_tokens=extra,
+        added_tokens=added or _added_by_content(folder / "added_tokens.json", added_by_content, special),
+        chat_template=_default_template(source, config.get("chat_template")),
+        add_bos_token=_flag(source, config, "add_bos_token"),
+        add_eos_token=_flag(source, config, "add_eos_token"),
+        legacy=_flag(source, config, "legacy"),
+    )
+
+
+def _token_text(source: Path, key: str, value: Any) -> str | None:
+    """A token stands as its text, or as an object with its text under `content`."""
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise ModelLoadError(f'{source}: {key}: must be a string or an object with "content" (got {value!r:.80})')
+    return text or None
+
+
+def _extra_tokens(source: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    tokens: list[str] = []
+    for key in _EXTRA_TOKENS:
+        value = config.get(key) or []
+        items = value.values() if isinstance(value, dict) else value
+        if isinstance(value, str):
+            raise ModelLoadError(f"{source}: {key}: must be a list of tokens (got {value!r:.80})")
+        tokens += [text for item in items if (text := _token_text(source, key, item))]
+    return tuple(tokens)
+
+
+def _added_tokens(source: Path, decoder: Any) -> tuple[AddedToken, ...]:
+    if not isinstance(decoder, dict) or len(decoder) > _MAX_ADDED_TOKENS:
+        raise ModelLoadError(f"{source}: added_tokens_decoder: must map at most {_MAX_ADDED_TOKENS} ids to tokens")
+    tokens = []
+    for key, value in decoder.items():
+        text = _token_text(source, f"added_tokens_decoder.{key}", value)
+        if not key.isdecimal() or text is None or not isinstance(value, dict):
+            raise ModelLoadError(f"{source}: added_tokens_decoder.{key:.20}: must map an id to a token object")
+        flags = {name: bool(value.get(name, False)) for name in _TOKEN_FLAGS}
+        tokens.append(AddedToken(id=int(key), content=text, **flags))
+    return tuple(sorted(tokens, key=lambda token: token.id))
+
+
+def _added_by_content(source: Path, ids: Mapping[str, Any], special: set[str]) -> tuple[AddedToken, ...]:
+    for text, token_id in ids.items():
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0 or not text:
+            raise ModelLoadError(f"{source}: {text!r:.40}: must map a token to its id (got {token_id!r:.40})")
+    tokens = [AddedToken(id=token_id, content=text, special=text in special) for text, token_id in ids.items()]
+    return tuple(sorted(tokens, key=lambda token: token.id))
+
+
+def _default_template(source: Path, value: Any) -> str | None:
+    """One template, or a list of named ones of which `default` is taken."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        named = {item.get("name"): item.get("template") for item in value}
+        template = named.get("default")
+        if template is None or isinstance(template, str):
+            return template
+    raise ModelLoadError(f'{source}: chat_template: must be a string or a list of {{"name", "template"}} objects')
+
+
+def _flag(source: Path, config: Mapping[str, Any], key: str) -> bool | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelLoadError(f"{source}: {key}: must be true or false (got {value!r:.40})")
+    return value

@@ -1,0 +1,22 @@
+"""Fixtures for all rooms."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.models import TinyModel
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], TinyModel]":
+    """Returns the tiny model of a family (a key of tests.support.models.FAMILIES), made once per session."""
+    from tests.support import models  # here, since importing transformers takes seconds that few tests need
+
+    @functools.cache
+    def make(name: str) -> "TinyModel":
+        return models.make_tiny_model(models.FAMILIES[name], tmp_path_factory.mktemp(name))
+
+    return make

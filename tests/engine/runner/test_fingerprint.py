@@ -1,0 +1,38 @@
+"""Anything that changes what a page's bytes would be must change the fingerprint."""
+
+import os
+from pathlib import Path
+
+from inferflux.engine.runner.fingerprint import fingerprint
+
+
+def write_model(path: Path) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(bytes(1_000_000))
+    for file in path.iterdir():
+        os.utime(file, ns=(0, 0))
+    return path
+
+
+def test_equal_folders_have_equal_fingerprints(tmp_path: Path):
+    first, second = write_model(tmp_path / "a"), write_model(tmp_path / "b")
+    assert fingerprint(first, 16, "bfloat16") == fingerprint(second, 16, "bfloat16")
+    assert len(fingerprint(first)) == 32
+
+
+def test_config_facts_weights_and_times_matter(tmp_path: Path):
+    path = write_model(tmp_path / "a")
+    seen = {fingerprint(path), fingerprint(path, 16)}
+    weights = path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 64 * 10 + 100] = 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(0, 0))
+    seen.add(fingerprint(path))
+    os.utime(weights, ns=(0, 1))
+    seen.add(fingerprint(path))
+    (path / "config.json").write_text('{"a": 1}')
+    os.utime(path / "config.json", ns=(0, 0))
+    seen.add(fingerprint(path))
+    assert len(seen) == 5

@@ -1,0 +1,140 @@
+"""The engine behind its client: same answers as inline, and a clean end whatever dies.
+
+Uses real engine processes (about two seconds each to start), so few tests share many.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.service.client import ClientState, EngineClient
+from inferflux.engine.service.protocol import Output
+from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
+from inferflux.sampling_params import SamplingParams
+from tests.support.engines import run_requests, start_engine
+from tests.support.models import FAMILIES
+
+PROMPT = list(range(10, 40))
+GREEDY = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=900, temperature=0, ignore_eos=True)
+RUNTIME = RuntimeConfig(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    FAMILIES["llama"](folder)
+    return folder
+
+
+@pytest.fixture
+async def client(folder: Path) -> AsyncIterator[EngineClient]:
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), RUNTIME)
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def collect(client: EngineClient, params: SamplingParams) -> list[int]:
+    return [token async for output in client.generate(PROMPT, params) for token in output.token_ids]
+
+
+async def test_answers_refusals_and_aborts(client: EngineClient, folder: Path) -> None:
+    """One process serves concurrent requests as an inline engine would, refuses bad ones, stops abandoned ones."""
+    expected = run_requests(start_engine(folder), [PROMPT], GREEDY)[0].token_ids
+    answers = await asyncio.gather(*(collect(client, GREEDY) for _ in range(5)))
+    assert answers == [expected] * 5
+
+    with pytest.raises(RequestError) as refused:
+        await collect_of(client, [10**6])
+    assert refused.value.param == "prompt"
+    with pytest.raises(RequestError) as too_long:
+        await collect_of(client, [5] * 1024)
+    assert too_long.value.code == "context_length_exceeded"
+
+    stream = client.generate(PROMPT, ENDLESS)
+    await anext(stream)
+    await stream.aclose()
+    await until(lambda: client.stats.running == 0)
+    assert client.stats.device_pages_in_use == 0
+    assert client.num_requests == 0
+
+
+async def collect_of(client: EngineClient, prompt: list[int]) -> list[Output]:
+    return [output async for output in client.generate(prompt, GREEDY)]
+
+
+async def test_a_killed_engine_fails_its_requests_and_comes_back(client: EngineClient) -> None:
+    stream = client.generate(PROMPT, ENDLESS)
+    await anext(stream)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    with pytest.raises(EngineDeadError):
+        async for _ in stream:
+            pass
+    assert client.state is ClientState.RESTARTING
+    with pytest.raises(EngineDeadError):
+        await collect(client, GREEDY)
+    await until(lambda: client.state is ClientState.READY)
+    assert client.num_restarts == 1
+    assert len(await collect(client, GREEDY)) == 20
+
+
+async def test_a_thread_instead_of_a_process(folder: Path) -> None:
+    runtime = RuntimeConfig(dtype="float32", isolation="inline")
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime)
+    await client.start()
+    assert client.pid is None
+    assert len(await collect(client, GREEDY)) == 20
+    await client.close()
+    with pytest.raises(EngineDeadError):
+        await collect(client, GREEDY)
+
+
+async def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+    client = EngineClient(ModelConfig(id="model", path=str(tmp_path)), RUNTIME)
+    with pytest.raises(ModelLoadError, match="NoSuchModel"):
+        await client.start()
+    assert client.state is ClientState.FAILED
+    assert client.pid is None
+
+
+def test_the_engine_dies_with_its_parent(folder: Path) -> None:
+    """A server killed without a chance to say goodbye leaves no engine behind."""
+    program = (
+        "import asyncio, sys\n"
+        "from inferflux.config import ModelConfig, RuntimeConfig\n"
+        "from inferflux.engine.service.client import EngineClient\n"
+        "async def main():\n"
+        "    client = EngineClient(ModelConfig(id='m', path=sys.argv[1]), RuntimeConfig(dtype='float32'))\n"
+        "    await client.start()\n"
+        "    print(client.pid, 'torch' in sys.modules, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, has_torch = parent.stdout.readline().split()
+        assert has_torch == "False", "the server's process must not import torch"
+        engine = psutil.Process(int(pid))
+        parent.kill()
+    _, alive = psutil.wait_procs([engine], timeout=10)
+    assert not alive
+
+
+async def until(condition: object, limit_s: float = 30.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.02)

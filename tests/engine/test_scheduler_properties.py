@@ -1,0 +1,148 @@
+"""Random lives of the scheduler: submit, abort, finish, preempt, share and forget, in any order, in a tiny pool.
+
+After every step the books must balance, and whoever finishes must have said what the oracle says.
+"""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from inferflux.engine.request import RequestState
+from inferflux.engine.step import StepPlan
+from inferflux.errors import RequestError
+from tests.support.workbench import Workbench
+
+SALTS = (b"", b"tenant a", b"tenant b")
+# Prompts are cut from few streams, so that prefixes are shared often and at every length.
+STREAMS = tuple([(stream * 5 + i * i) % 11 for i in range(40)] for stream in range(2))
+
+
+class SchedulerLife(RuleBasedStateMachine):
+    @initialize(
+        num_pages=st.integers(2, 14),
+        page_tokens=st.integers(1, 4),
+        chunk=st.integers(1, 9),
+        budget=st.integers(1, 20),
+        batch_size=st.integers(1, 5),
+        prefix_cache=st.sampled_from([True, True, True, False]),
+        policy=st.sampled_from(["fcfs", "priority_age"]),
+    )
+    def start(
+        self,
+        num_pages: int,
+        page_tokens: int,
+        chunk: int,
+        budget: int,
+        batch_size: int,
+        prefix_cache: bool,
+        policy: str,
+    ) -> None:
+        self.plan: StepPlan | None = None
+        self.bench = Workbench(
+            num_pages,
+            page_tokens,
+            prefix_cache,
+            chunked_prefill_tokens=chunk,
+            max_batch_tokens=budget,
+            max_batch_size=batch_size,
+            policy=policy,
+        )
+
+    @rule(
+        stream=st.sampled_from(STREAMS),
+        length=st.integers(1, 30),
+        tail=st.lists(st.integers(0, 3), max_size=2),
+        max_tokens=st.integers(1, 20),
+        salt=st.sampled_from(SALTS),
+        priority=st.integers(0, 2),
+        scored=st.booleans(),
+    )
+    def submit(
+        self, stream: list[int], length: int, tail: list[int], max_tokens: int, salt: bytes, priority: int, scored: bool
+    ) -> None:
+        prompt = stream[:length] + tail
+        submit = self.bench.submit
+        if len(prompt) + 1 > self.bench.kv.capacity_tokens:
+            with pytest.raises(RequestError):
+                submit(prompt, max_tokens, salt=salt)
+        else:
+            score = 0 if scored and length < 6 else None
+            submit(prompt, max_tokens, salt=salt, priority=priority, prompt_logprobs=score)
+
+    @precondition(lambda self: self.plan is None)
+    @rule(count=st.integers(1, 12))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.bench.scheduler.has_work:
+                self.bench.step()
+
+    @precondition(lambda self: self.plan is None)
+    @rule()
+    def schedule(self) -> None:
+        """Leaves a step open, so that what comes next happens between schedule and update."""
+        self.plan = self.bench.schedule()
+        assert (self.plan is not None) == self.bench.scheduler.has_work
+
+    @precondition(lambda self: self.plan is not None)
+    @rule()
+    def update(self) -> None:
+        assert self.plan is not None
+        self.bench.update(self.plan)
+        self.plan = None
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        alive = [r.id for r in self.bench.requests.values() if r.state is not RequestState.FINISHED]
+        if alive:
+            self.bench.scheduler.abort(data.draw(st.lists(st.sampled_from(alive), max_size=3)))
+
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        running = [r.id for r in self.bench.requests.values() if r.state is RequestState.RUNNING]
+        if running:
+            self.bench.runner.failing.add(data.draw(st.sampled_from(running)))
+
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        self.bench.kv.reset_prefix_cache()
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.bench.scheduler.check_integrity()
+        pool = self.bench.kv.pool
+        assert pool.num_free + pool.num_used + pool.num_cached == pool.num_pages
+
+    @invariant()
+    def every_cached_page_can_be_reached(self) -> None:
+        """A page's predecessor is in the index too, and is not evicted before it."""
+        pool, index = self.bench.kv.pool, self.bench.kv.index
+        parents = {
+            child: parent
+            for request in self.bench.requests.values()
+            for parent, child in zip(request.page_names, request.page_names[1:], strict=False)
+        }
+        later: set[int] = set()
+        for page in reversed(pool.cached_pages()):
+            name = index.name_of(page)
+            assert name is not None
+            if name in parents:
+                parent = index.page_of(parents[name])
+                assert parent is not None
+                assert parent in later or pool.references(parent) > 0
+            later.add(page)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        if self.plan is not None:
+            self.update()
+        self.bench.run()
+        assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())
+        assert not self.bench.scheduler.has_work
+
+
+TestSchedulerLife = SchedulerLife.TestCase
+TestSchedulerLife.settings = settings(
+    max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,103 @@
+"""Admission's promises: never more inside than allowed, first come first served, nothing lost when a waiter leaves."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from inferflux.server.admission import MAX_RETRY_AFTER_S, Admission
+from inferflux.server.errors import BusyError, NotReadyError
+
+
+async def hold(admission: Admission, name: str, log: list[str], release: asyncio.Event) -> None:
+    async with admission.enter("m"):
+        log.append(name)
+        await release.wait()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_places_are_handed_on_in_order_of_arrival():
+    admission, log = Admission(1, 8), []
+    doors = [asyncio.Event() for _ in range(3)]
+    tasks = [asyncio.create_task(hold(admission, name, log, door)) for name, door in zip("abc", doors, strict=True)]
+    await settle()
+    assert (log, admission.running, admission.waiting["m"]) == (["a"], 1, 2)
+    doors[0].set()
+    await settle()
+    assert (log, admission.running, admission.waiting["m"]) == (["a", "b"], 1, 1)
+    doors[1].set()
+    doors[2].set()
+    await asyncio.gather(*tasks)
+    assert (log, admission.running, admission.waiting["m"]) == (["a", "b", "c"], 0, 0)
+
+
+async def test_a_full_queue_turns_away_at_once():
+    admission = Admission(1, 0)
+    async with admission.enter("m"):
+        with pytest.raises(BusyError, match="queue is full"):
+            async with admission.enter("m"):
+                pytest.fail("entered a full house")
+    async with admission.enter("m"):
+        assert admission.running == 1
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_a_waiter_that_gives_up_loses_no_place(handed_over: bool):
+    """Also when the place was handed to it in the very step in which it was cancelled."""
+    admission, log, door = Admission(1, 8), [], asyncio.Event()
+    first = asyncio.create_task(hold(admission, "a", log, door))
+    await settle()
+    waiter = asyncio.create_task(hold(admission, "b", log, door))
+    await settle()
+    if handed_over:
+        first.cancel()
+        await asyncio.sleep(0)
+    waiter.cancel()
+    for task in (first, waiter):
+        door.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert admission.running == 0
+    assert admission.waiting["m"] == 0
+    async with admission.enter("m") as waited:
+        assert waited < 0.1
+
+
+async def test_a_waiter_cancelled_in_the_step_in_which_a_place_falls_free_is_passed_over():
+    admission, log, door = Admission(1, 8), [], asyncio.Event()
+    tasks = [asyncio.create_task(hold(admission, name, log, door)) for name in "abc"]
+    await settle()
+    await settle()
+    door.set()  # a leaves in the next step; by then b's turn is cancelled, but b has not run yet
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert log == ["a", "c"]
+    assert (admission.running, admission.waiting["m"]) == (0, 0)
+
+
+async def test_retry_after_stays_within_bounds():
+    admission = Admission(1, 8)
+    assert admission._retry_after_s() == 1
+    admission._mean_s = 1e6
+    admission.running = 1
+    assert admission._retry_after_s() == MAX_RETRY_AFTER_S
+
+
+async def test_a_closed_door_lets_those_inside_and_those_waiting_finish():
+    admission, log, door = Admission(1, 8), [], asyncio.Event()
+    tasks = [asyncio.create_task(hold(admission, name, log, door)) for name in "ab"]
+    await settle()
+    admission.close()
+    with pytest.raises(NotReadyError, match="shutting down"):
+        async with admission.enter("m"):
+            pytest.fail("entered through a closed door")
+    emptied = asyncio.create_task(admission.wait_empty())
+    await settle()
+    assert not emptied.done()
+    door.set()
+    await asyncio.gather(*tasks, emptied)
+    assert log == ["a", "b"]

@@ -1,0 +1,49 @@
+"""Driving a real engine in a test: submit token ids, step to the end, check the books after every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.engine import Engine
+from inferflux.engine.service.protocol import Submit
+from inferflux.engine.step import TokenLogprobs
+from inferflux.sampling_params import SamplingParams
+
+
+@dataclass
+class Result:
+    """What one request led to."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+def start_engine(folder: Path, **runtime: object) -> Engine:
+    """Returns an engine in float32 for the folder; `runtime` are sections of the `runtime` configuration tree."""
+    settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
+    return Engine(ModelConfig(id="model", path=str(folder)), settings)
+
+
+def run_requests(
+    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams, first_id: int = 0
+) -> list[Result]:
+    """Runs all prompts at once, checking integrity after every step; returns the results in order."""
+    results = {first_id + index: Result() for index in range(len(prompts))}
+    for index, prompt in enumerate(prompts):
+        engine.submit(Submit(first_id + index, prompt, params))
+    while engine.has_work:
+        for output in engine.step():
+            result = results[output.request_id]
+            result.token_ids += output.token_ids
+            result.logprobs += output.logprobs or []
+            result.finish_reason = output.finish_reason
+            result.num_cached_tokens = max(result.num_cached_tokens, output.num_cached_tokens)
+            result.error = output.error
+        engine.check_integrity()
+    return list(results.values())

@@ -1,0 +1,68 @@
+"""A decoder whose logits depend on every token of the context, read back through the page table and the pool.
+
+It writes token id and position where keys and values would go. A wrong slot, page table, position or logit index
+therefore changes its answers, and most trip an assertion first.
+"""
+
+import hashlib
+from types import SimpleNamespace
+
+import torch
+
+from inferflux.engine.kv.store.device import PageShape, allocate_pool
+from inferflux.kernels.metadata import AttentionMetadata
+
+
+class FakeDecoder:
+    """broken_token: a context that holds it yields NaN logits. spec: only vocab_size."""
+
+    def __init__(self, vocab_size: int = 50, broken_token: int | None = None) -> None:
+        self.spec = SimpleNamespace(vocab_size=vocab_size)
+        self.broken_token = broken_token
+        self.num_calls = 0
+
+    def make_pool(self, num_pages: int, page_tokens: int) -> torch.Tensor:
+        return allocate_pool(num_pages, PageShape(1, page_tokens, 1, 1, torch.float32), torch.device("cpu"))
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        """[V], the logits after this context."""
+        if self.broken_token in tokens:
+            return torch.full((self.spec.vocab_size,), float("nan"))
+        digest = hashlib.sha256(repr(tokens).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        return 3 * torch.randn(self.spec.vocab_size, generator=generator)
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_pool: torch.Tensor,
+        logit_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        self.num_calls += 1
+        page_tokens = kv_pool.shape[3]
+        for token_id, position, slot in zip(
+            token_ids.tolist(), metadata.positions.tolist(), metadata.slots.tolist(), strict=True
+        ):
+            page, offset = divmod(slot, page_tokens)
+            kv_pool[page, 0, 0, offset] = token_id
+            kv_pool[page, 0, 1, offset] = position
+        starts = metadata.query_starts.tolist()
+        assert starts[-1] == len(token_ids)
+        assert tuple(metadata.kv_lengths.tolist()) == metadata.kv_lengths_host
+        logits = [
+            self.logits(self._context(index, starts, metadata, kv_pool)) for index in logit_indices.tolist()
+        ]
+        return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
+
+    def _context(
+        self, index: int, starts: list[int], metadata: AttentionMetadata, kv_pool: torch.Tensor
+    ) -> list[int]:
+        """The tokens up to and including the step's token number `index`, as the pool has them."""
+        row = next(row for row in range(len(starts) - 1) if starts[row] <= index < starts[row + 1])
+        length = int(metadata.positions[index]) + 1
+        assert metadata.query_lengths_host[row] == starts[row + 1] - starts[row]
+        pages = kv_pool[metadata.page_table[row].long(), 0]
+        flat = pages.transpose(0, 1).reshape(2, -1)[:, :length]
+        assert flat[1].tolist() == list(range(length))
+        return [int(token_id) for token_id in flat[0].tolist()]

@@ -1,0 +1,103 @@
+"""Workbench: a scheduler, its KV books and a FakeRunner together, checked at every step."""
+
+from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.request import Request, RequestState
+from inferflux.engine.scheduler import Scheduler
+from inferflux.engine.service.protocol import Output
+from inferflux.engine.step import StepPlan
+from inferflux.sampling_params import SamplingParams
+from tests.support.fake_runner import FakeRunner, expected_tokens
+
+EOS = 7
+
+
+class Workbench:
+    """Submits requests, steps, and compares everything that comes out with the oracle.
+
+    `clock` counts steps. `plans` and `news` keep all that was planned and said.
+    """
+
+    def __init__(self, num_pages: int = 64, page_tokens: int = 4, prefix_cache: bool = True, **config: object) -> None:
+        self.config = SchedulerConfig(**{"max_batch_size": 8, "max_batch_tokens": 64, **config})
+        self.kv = KVManager(num_pages, page_tokens, b"model", prefix_cache)
+        self.scheduler = Scheduler(self.config, FairnessConfig(), self.kv, lambda: self.clock)
+        self.runner = FakeRunner(num_pages, page_tokens)
+        self.clock = 0.0
+        self.requests: dict[int, Request] = {}
+        self.plans: list[StepPlan] = []
+        self.news: dict[int, list[Output]] = {}
+
+    def submit(
+        self, prompt: list[int], max_tokens: int = 8, *, salt: bytes = b"", priority: int = 0, **sampling: object
+    ) -> Request:
+        request_id = len(self.requests) + 1
+        request = Request(
+            id=request_id,
+            prompt_token_ids=list(prompt),
+            sampling=SamplingParams(max_tokens=max_tokens, **sampling),
+            seed=len(salt),
+            max_total_tokens=len(prompt) + max_tokens,
+            eos_token_ids=frozenset([EOS]),
+            arrival_time=self.clock,
+            priority=priority,
+            salt=salt,
+        )
+        self.scheduler.add(request)
+        self.runner.salts[request_id] = salt
+        self.requests[request_id] = request
+        self.news[request_id] = []
+        return request
+
+    def schedule(self) -> StepPlan | None:
+        plan = self.scheduler.schedule()
+        self.clock += 1
+        if plan is not None:
+            self.plans.append(plan)
+            self._check_plan(plan)
+        return plan
+
+    def update(self, plan: StepPlan) -> list[Output]:
+        outputs = self.scheduler.update(plan, self.runner.execute(plan))
+        for output in outputs:
+            self.news[output.request_id].append(output)
+            if output.finish_reason in ("stop", "length"):
+                self.check_output(self.requests[output.request_id])
+        self.scheduler.check_integrity()
+        return outputs
+
+    def step(self) -> list[Output]:
+        """One step; there must be something to do."""
+        plan = self.schedule()
+        assert plan is not None, "nothing to run"
+        return self.update(plan)
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Steps until nothing is left, then checks that every page came back."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.has_work, "no end in sight"
+        assert self.kv.pool.num_used == 0
+        self.scheduler.check_integrity()
+
+    def tokens_of(self, request: Request) -> list[int]:
+        return [token for output in self.news[request.id] for token in output.token_ids]
+
+    def check_output(self, request: Request) -> None:
+        """Asserts that a finished request said what it would have said alone on an endless machine."""
+        tokens, reason = expected_tokens(request, self.kv.capacity_tokens)
+        assert self.tokens_of(request) == tokens
+        assert request.finish_reason == reason == self.news[request.id][-1].finish_reason
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        running = {r.slot: r for r in self.requests.values() if r.state is RequestState.RUNNING}
+        assert plan.num_tokens <= self.config.max_batch_tokens
+        assert len({row.slot for row in plan.rows}) == len(plan.rows) <= self.config.max_batch_size
+        size = self.kv.page_tokens
+        for row in plan.rows:
+            end = row.start + len(row.token_ids)
+            for page in running[row.slot].pages[row.start // size : (end - 1) // size + 1]:
+                assert self.kv.pool.references(page) == 1, "a row writes into a shared page"
+                assert self.kv.index.name_of(page) is None, "a row writes into a page that others can find"

@@ -1,0 +1,118 @@
+"""The `inferflux` command as a shell sees it: exit codes, one-line errors, quick start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from inferflux import cli
+from inferflux.errors import ConfigError, ModelLoadError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "inferflux", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environ,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "inferflux: the following arguments are required: COMMAND (see inferflux --help)"),
+        (("serv",), 'inferflux: no command "serv"; did you mean "serve"? (see inferflux --help)'),
+        (("xyz",), 'inferflux: no command "xyz"; commands: serve, config, kernels, bench (see inferflux --help)'),
+        (("config", "show", "--jso"), "inferflux config: unrecognized arguments: --jso (see inferflux config --help)"),
+        (("config", "check", "none.yaml"), "none.yaml: cannot be read: No such file or directory"),
+    ],
+)
+def test_usage_and_config_errors_are_one_line_and_exit_2(
+    arguments: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as exit_request:
+        code = exit_request.code
+    assert code == 2
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.fixture
+def fake_command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module standing behind `inferflux serve`; tests give it `run`."""
+    module = ModuleType("fake_command")
+    module.add_arguments = lambda parser: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_command", module)
+    monkeypatch.setattr(cli, "COMMANDS", {"serve": cli.Command("fake", "fake_command")})
+    return module
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("c.yaml: a: is wrong"), 2, "c.yaml: a: is wrong\n"),
+        (ModelLoadError("no weights in /m"), 1, "inferflux: no weights in /m\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_exit_codes(
+    fake_command: ModuleType, error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    fake_command.run = fail  # type: ignore[attr-defined]
+    assert cli.main(["serve"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_our_own_mistakes_keep_their_traceback(fake_command: ModuleType) -> None:
+    fake_command.run = lambda args: [][1]  # type: ignore[attr-defined]
+    with pytest.raises(IndexError):
+        cli.main(["serve"])
+
+
+def test_module_and_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout.split()[0]) == (0, "inferflux")
+
+
+def test_help_lists_every_command() -> None:
+    out = run("--help").stdout
+    for name, command in cli.COMMANDS.items():
+        assert name in out
+        assert command.help in out
+
+
+def test_faulty_environment_stops_serve_before_it_starts() -> None:
+    result = run("serve", INFERFLUX_PORT="x")
+    assert result.returncode == 2
+    assert result.stderr == 'INFERFLUX_PORT: server.http_port: must be an integer (got "x")\n'
+
+
+def test_open_server_is_refused() -> None:
+    result = run("serve", "--config", "config/server.yaml", "--host", "0.0.0.0")
+    assert result.returncode == 2
+    assert result.stderr.startswith("config/server.yaml: auth.allow_anonymous: must be false unless server.host is a")
+    assert result.stderr.count("\n") == 1
+
+
+def test_reader_that_leaves_is_no_error_message() -> None:
+    command = f"{sys.executable} -m inferflux config show | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.stdout, result.stderr) == ("s", "")
+
+
+def test_config_needs_no_torch() -> None:
+    code = "import sys; from inferflux.cli import main; main(['config', 'show']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False).returncode == 0

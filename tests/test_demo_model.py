@@ -1,0 +1,96 @@
+"""The demo model answers: its listed questions through the engine, and the same tokens as with transformers.
+
+The questions are data, `scripts/demo_model/questions/`. A wrong cache, mask or sampler garbles these answers, so this
+is also the engine's plainest end-to-end test.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from inferflux import LLM, SamplingParams
+from inferflux.engine.demo import demo_model_path
+
+QUESTIONS = Path(__file__).parents[1] / "scripts" / "demo_model" / "questions"
+GREEDY = SamplingParams(temperature=0, max_tokens=128)
+MAX_FOLDER_BYTES = 8 * 1000 * 1000
+MIN_LISTED = 20
+
+
+def listed_questions() -> list[dict[str, Any]]:
+    entries = [entry for path in sorted(QUESTIONS.glob("*.yaml")) for entry in yaml.safe_load(path.read_text())]
+    return [entry for entry in entries if entry.get("listed")]
+
+
+def chat(*contents: str) -> list[dict[str, str]]:
+    """A conversation: user and assistant take turns, the user begins."""
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("stub", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dict[str, Any]]:
+    return listed_questions()
+
+
+def test_enough_questions_are_listed(questions: list[dict[str, Any]]) -> None:
+    assert len(questions) >= MIN_LISTED
+    for question in questions:
+        assert question["facts"], f"{question['ask']}: a listed question needs facts to look for"
+        missing = [fact for fact in question["facts"] if fact not in question["answer"]]
+        assert not missing, f"{question['ask']}: its own answer lacks {missing}"
+
+
+def test_folder_stays_small() -> None:
+    assert sum(path.stat().st_size for path in demo_model_path().iterdir()) <= MAX_FOLDER_BYTES
+
+
+def test_answers_every_listed_question(llm: LLM, questions: list[dict[str, Any]]) -> None:
+    results = llm.generate([chat(question["ask"]) for question in questions], GREEDY)
+    wrong = [
+        (question["ask"], out.text)
+        for question, out in zip(questions, results, strict=True)
+        if out.finish_reason != "stop" or not all(fact in out.text for fact in question["facts"])
+    ]
+    assert not wrong
+
+
+def test_answers_in_its_own_precision(questions: list[dict[str, Any]]) -> None:
+    """The weights are stored in bfloat16; computing in it, as a GPU does, must not cost the answers."""
+    results = LLM("stub", dtype="bfloat16").generate([chat(question["ask"]) for question in questions], GREEDY)
+    right = sum(
+        all(fact in out.text for fact in question["facts"]) for question, out in zip(questions, results, strict=True)
+    )
+    assert right >= 0.9 * len(questions)
+
+
+def test_remembers_what_was_said_earlier(llm: LLM, questions: list[dict[str, Any]]) -> None:
+    """The answer stands only in the first page of a long prompt: it is lost when that page is."""
+    between = [text for question in questions[:12] for text in (question["ask"], question["answer"])]
+    greeting = "Nice to meet you, Radia! What would you like to know about InferFlux?"
+    (out,) = llm.generate(chat("My name is Radia", greeting, *between, "What is my name?"), GREEDY)
+    assert len(out.prompt_token_ids) > 400
+    assert out.text == "Your name is Radia."
+
+
+def test_same_tokens_as_transformers(llm: LLM, questions: list[dict[str, Any]]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+    model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32)
+    conversations = [chat(question["ask"]) for question in questions[:4]]
+    conversations.append(chat(questions[0]["ask"], questions[0]["answer"], questions[5]["ask"]))
+    conversations.append(chat("Wie spät ist es? 🕰️ \u00a0 qqq"))
+    for conversation, out in zip(conversations, llm.generate(conversations, GREEDY), strict=True):
+        inputs = tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert out.prompt_token_ids == inputs["input_ids"][0].tolist()
+        expected = model.generate(**inputs, max_new_tokens=128, do_sample=False)[0, len(out.prompt_token_ids) :]
+        assert out.token_ids == expected.tolist()

@@ -1,0 +1,111 @@
+"""LLM, the offline face: prompts of every kind in, texts out, interleaved streams kept apart."""
+
+from pathlib import Path
+
+import pytest
+
+from inferflux import LLM, SamplingParams
+from inferflux.errors import ModelLoadError, RequestError
+from tests.support.models import FAMILIES, write_tokenizer
+
+GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    folder = tmp_path_factory.mktemp("llama")
+    FAMILIES["llama"](folder)
+    write_tokenizer(folder)
+    return LLM(folder, dtype="float32")
+
+
+def test_prompts_of_every_kind(llm: LLM) -> None:
+    text = "hello there"
+    ids = llm.tokenizer.encode(text, add_special_tokens=True)
+    messages = [{"role": "user", "content": "hi"}]
+    by_text, by_ids, by_chat = llm.generate([text, ids, messages], GREEDY)
+    assert by_text.token_ids == by_ids.token_ids
+    assert by_text.text == llm.tokenizer.decode(by_text.token_ids, skip_special_tokens=True)
+    assert by_chat.prompt_token_ids == llm.tokenizer.encode("<|bos|>user: hi\nassistant: ", add_special_tokens=False)
+    assert by_text.finish_reason == "length"
+    assert len(by_text.token_ids) == 24
+
+
+def test_a_single_prompt_is_a_batch_of_one(llm: LLM) -> None:
+    ids = llm.tokenizer.encode("one", add_special_tokens=True)
+    for prompt in ("one", ids, [{"role": "user", "content": "one"}]):
+        assert len(llm.generate(prompt, GREEDY)) == 1
+
+
+def test_a_stream_put_together_is_the_whole(llm: LLM) -> None:
+    whole = llm.generate("abc", GREEDY)[0]
+    deltas = list(llm.stream("abc", GREEDY))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [token for delta in deltas for token in delta.token_ids] == whole.token_ids
+    assert [delta.finish_reason for delta in deltas][-1] == "length"
+
+
+def test_interleaved_streams_do_not_mix(llm: LLM) -> None:
+    prompts = ["first prompt", "second one", "and a third"]
+    expected = [one.token_ids for one in llm.generate(prompts, GREEDY)]
+    streams = [llm.stream(prompt, GREEDY) for prompt in prompts]
+    received: list[list[int]] = [[], [], []]
+    for _ in range(GREEDY.max_tokens or 0):
+        for index, stream in enumerate(streams):
+            received[index] += next(stream).token_ids
+    assert received == expected
+
+
+def test_leaving_a_stream_frees_its_pages(llm: LLM) -> None:
+    stream = llm.stream("abc", GREEDY)
+    next(stream)
+    assert llm.engine.stats().running == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert llm.engine.stats().device_pages_in_use == 0
+    llm.engine.check_integrity()
+
+
+def test_n_choices_differ_and_a_seed_repeats_them(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=16, temperature=1.0, seed=5, n=3, ignore_eos=True)
+    first = llm.generate("abc", params)[0]
+    again = llm.generate(["other", "abc"], params)[1]
+    assert len({tuple(choice.token_ids) for choice in first.outputs}) == 3
+    assert [choice.token_ids for choice in first.outputs] == [choice.token_ids for choice in again.outputs]
+
+
+def test_stop_strings_end_the_text_before_them(llm: LLM) -> None:
+    whole = llm.generate("abc", GREEDY)[0].text
+    stop = whole[4:6]
+    cut = llm.generate("abc", SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, stop=(stop,)))[0]
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert llm.engine.stats().running == 0
+
+
+def test_logprobs_come_for_prompt_and_output(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+    generation = llm.generate("hello there", params)[0]
+    assert generation.prompt_logprobs is not None
+    assert len(generation.prompt_logprobs) == len(generation.prompt_token_ids) - 1
+    logprobs = generation.outputs[0].logprobs
+    assert logprobs is not None
+    assert [entry.token_id for entry in logprobs] == generation.token_ids
+    assert all(len(entry.top) == 2 and entry.top[0][0] == entry.token_id for entry in logprobs)
+
+
+def test_one_bad_prompt_runs_none(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="token ids"):
+        llm.generate([[5, 6], [10**6]], GREEDY)
+    assert not llm.engine.has_work
+
+
+def test_params_must_match_prompts(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="one per prompt"):
+        llm.generate(["a", "b"], [GREEDY])
+    with pytest.raises(RequestError, match="n"):
+        next(llm.stream("a", SamplingParams(n=2)))
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="nowhere"):
+        LLM(tmp_path / "nowhere")
