@@ -1,7 +1,8 @@
 """The configuration tree: every key InferFlux knows, its type, its default and its range.
 
 Frozen msgspec structs, one per YAML section. Reading files, environment and flags is `load`'s work; nothing here
-touches the outside.
+touches the outside. `Meta.description` completes the sentence "must be ..." where a pattern would not be readable;
+`extra["secret"]` marks values that are never printed.
 """
 
 from typing import Annotated, Literal
@@ -12,9 +13,31 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=604800)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
-ModelId = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
+Text = Annotated[str, Meta(min_length=1, max_length=4096)]
+ModelId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+        description="letters, digits and . _ : / - (the first a letter or digit)",
+    ),
+]
+Secret = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=512,
+        pattern=r"^[!-~]+$",
+        description="printable ASCII without spaces",
+        extra={"secret": True},
+    ),
+]
+SecretSha256 = Annotated[
+    str, Meta(pattern=r"^[0-9a-f]{64}$", description="64 lowercase hexadecimal digits", extra={"secret": True})
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scope = Literal["generate", "read", "admin"]
 SchedulerPolicy = Literal["priority_age", "fcfs", "fair", "longest_prefix"]
@@ -24,41 +47,41 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every section: immutable, no unknown keys."""
 
 
-class TlsConfig(Section):
+class TlsConfig(Section, frozen=True):
     enabled: bool = False
-    cert_path: str | None = None
-    key_path: str | None = None
+    cert_path: Text | None = None
+    key_path: Text | None = None
 
 
-class ServerConfig(Section):
-    host: str = "127.0.0.1"
+class ServerConfig(Section, frozen=True):
+    host: Text = "127.0.0.1"
     http_port: Port = 8080
     max_concurrent: Positive = 1024
     max_queue: Positive = 1024
     request_timeout_s: Seconds = 600.0
-    drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=604800)] = 30.0
     max_body_mb: Annotated[float, Meta(gt=0, le=1024)] = 16.0
     enable_metrics: bool = True
     enable_tracing: bool = False
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[Text, ...] = ()
     tls: TlsConfig = TlsConfig()
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """One served model. `path`: a Hugging Face folder, or `stub` for the demo model that ships with the package."""
 
     id: ModelId
-    path: str | None = None
+    path: Text | None = None
     backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
     default: bool = False
     dtype: Dtype = "auto"
     quantization: Literal["int8", "int4", "fp8"] | None = None
     max_model_len: Positive | None = None
-    chat_template: str | None = None
+    chat_template: Annotated[str, Meta(min_length=1, max_length=262144)] | None = None
 
 
-class SchedulerConfig(Section):
-    """max_batch_tokens: tokens computed in one step. chunked_prefill_tokens: most prompt tokens of one request in it."""
+class SchedulerConfig(Section, frozen=True):
+    """max_batch_tokens: tokens computed in one step. chunked_prefill_tokens: at most this many of one prompt in it."""
 
     policy: SchedulerPolicy = "fcfs"
     max_batch_size: Annotated[int, Meta(ge=1, le=4096)] = 128
@@ -66,13 +89,13 @@ class SchedulerConfig(Section):
     chunked_prefill_tokens: Positive = 512
 
 
-class FairnessConfig(Section):
+class FairnessConfig(Section, frozen=True):
     enable_preemption: bool = False
     high_priority_threshold: int = 10
     max_timeslice_tokens: Count = 0
 
 
-class PagedKvConfig(Section):
+class PagedKvConfig(Section, frozen=True):
     """device_pages 0: as many as device_memory_fraction of the free memory holds (at most what max_batch_size
     requests of max_model_len tokens can use)."""
 
@@ -84,39 +107,39 @@ class PagedKvConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"] = "auto"
 
 
-class NvmeOffloadConfig(Section):
-    path: str | None = None
+class NvmeOffloadConfig(Section, frozen=True):
+    path: Text | None = None
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     queue_depth: Annotated[int, Meta(ge=1, le=4096)] = 64
     max_gb: Annotated[float, Meta(gt=0)] = 16.0
     persist: bool = False
 
 
-class PrefixCacheConfig(Section):
+class PrefixCacheConfig(Section, frozen=True):
     enabled: bool = True
     isolation: Literal["per_tenant", "shared"] = "per_tenant"
 
 
-class KernelsConfig(Section):
+class KernelsConfig(Section, frozen=True):
     """One key per op: `auto`, a backend's name, or the module path of a third-party backend."""
 
-    attention: str = "auto"
-    linear: str = "auto"
-    norm: str = "auto"
-    add_norm: str = "auto"
-    rope: str = "auto"
-    activation: str = "auto"
-    sampling: str = "auto"
+    attention: Text = "auto"
+    linear: Text = "auto"
+    norm: Text = "auto"
+    add_norm: Text = "auto"
+    rope: Text = "auto"
+    activation: Text = "auto"
+    sampling: Text = "auto"
 
 
-class SpeculativeConfig(Section):
+class SpeculativeConfig(Section, frozen=True):
     enabled: bool = False
-    draft_model: str | None = None
-    method: str | None = None
+    draft_model: Text | None = None
+    method: Text | None = None
     chunk_size: Positive | None = None
 
 
-class RuntimeConfig(Section):
+class RuntimeConfig(Section, frozen=True):
     isolation: Literal["process", "inline"] = "process"
     allow_stub: bool = True
     dtype: Dtype = "auto"
@@ -130,68 +153,68 @@ class RuntimeConfig(Section):
     speculative_decoding: SpeculativeConfig = SpeculativeConfig()
 
 
-class AdapterConfig(Section):
+class AdapterConfig(Section, frozen=True):
     id: ModelId
-    path: str
-    base: str
+    path: Text
+    base: ModelId
 
 
-class ApiKeyConfig(Section):
+class ApiKeyConfig(Section, frozen=True):
     """Give `key` (the secret itself) or `key_sha256` (its hex SHA-256), not both."""
 
-    key: Annotated[str, Meta(min_length=8, max_length=512)] | None = None
-    key_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")] | None = None
-    name: str | None = None
-    tenant: str | None = None
+    key: Secret | None = None
+    key_sha256: SecretSha256 | None = None
+    name: Text | None = None
+    tenant: Text | None = None
     scopes: tuple[Scope, ...] = ("generate", "read")
     rate_limit_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
     max_priority: int = 0
 
 
-class AuthConfig(Section):
+class AuthConfig(Section, frozen=True):
     api_keys: tuple[ApiKeyConfig, ...] = ()
     rate_limit_per_minute: Count = 0
     tokens_per_minute: Count = 0
-    oidc_issuer: str | None = None
-    oidc_audience: str | None = None
-    oidc_scope_claim: str = "scope"
+    oidc_issuer: Text | None = None
+    oidc_audience: Text | None = None
+    oidc_scope_claim: Text = "scope"
     oidc_scope_map: dict[str, Scope] = {}
     allow_anonymous: bool = False
 
 
-class GuardrailsConfig(Section):
-    blocklist: tuple[str, ...] = ()
-    opa_endpoint: str | None = None
+class GuardrailsConfig(Section, frozen=True):
+    blocklist: tuple[Text, ...] = ()
+    opa_endpoint: Text | None = None
     opa_timeout_ms: Annotated[int, Meta(ge=1, le=60000)] = 500
     on_error: Literal["deny", "allow"] = "deny"
     check_output: bool = False
 
 
-class PolicyConfig(Section):
-    store: str | None = None
+class PolicyConfig(Section, frozen=True):
+    store: Text | None = None
 
 
-class LoggingConfig(Section):
+class LoggingConfig(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "text"
-    audit_log: str | None = None
+    audit_log: Text | None = None
 
 
-class RegistryConfig(Section):
-    path: str | None = None
+class RegistryConfig(Section, frozen=True):
+    path: Text | None = None
     poll_interval_ms: Annotated[int, Meta(ge=50)] = 2000
 
 
-class DistributedConfig(Section):
+class DistributedConfig(Section, frozen=True):
     rank: Count = 0
     world_size: Positive = 1
     backend: Literal["stub", "gloo", "nccl"] = "stub"
-    master_addr: str = "127.0.0.1"
+    master_addr: Text = "127.0.0.1"
     master_port: Port = 29500
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole tree."""
 
     server: ServerConfig = ServerConfig()

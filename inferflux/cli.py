@@ -1,0 +1,97 @@
+"""The `inferflux` command: finds the subcommand, runs it, turns errors into exit codes.
+
+Each subcommand is a module with `add_arguments(parser)` and `run(args) -> exit code`, imported only when it is asked
+for: `inferflux config show` never waits for torch, and `inferflux kernels` never for the server.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, NoReturn
+
+from inferflux import __version__
+from inferflux.errors import ConfigError, InferFluxError, did_you_mean
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class Command(NamedTuple):
+    """help: one line for the listing. module: where `add_arguments` and `run` are."""
+
+    help: str
+    module: str
+
+
+COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
+    {
+        "serve": Command("start the HTTP server", "inferflux.server.commands"),
+        "config": Command("check a configuration file, show the effective configuration", "inferflux.config.commands"),
+        "kernels": Command("list and check the compute kernels", "inferflux.kernels.commands"),
+        "bench": Command("measure the runtime", "inferflux.engine.bench"),
+    }
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options by their full name only, and reports a usage error on one line, with exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0 ok, 1 failed, 2 usage or configuration error, 130 interrupted."""
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        return _fail(error, EXIT_USAGE)
+    except InferFluxError as error:
+        return _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) left. Python would complain when it flushes at exit; nobody is there to read that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _dispatch(argv: list[str]) -> int:
+    name = _command_name(argv)
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    parser = Parser(prog=f"inferflux {name}", description=command.help)
+    module.add_arguments(parser)
+    code: int = module.run(parser.parse_args(argv[1:]))
+    return code
+
+
+def _command_name(argv: list[str]) -> str:
+    listing = "\n".join(f"  {name:10}{command.help}" for name, command in COMMANDS.items())
+    parser = Parser(
+        prog="inferflux",
+        usage="inferflux COMMAND ...",
+        description="LLM inference server and research engine.",
+        epilog=f"commands:\n{listing}\n\nEach has its own --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"inferflux {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
+    name: str = parser.parse_args(argv[:1]).command
+    if name not in COMMANDS:
+        parser.error(f'no command "{name}"{did_you_mean(name, COMMANDS) or "; commands: " + ", ".join(COMMANDS)}')
+    return name
+
+
+def _fail(error: InferFluxError, code: int) -> int:
+    print(f"inferflux: {error}" if code == EXIT_FAILED else str(error), file=sys.stderr)
+    return code

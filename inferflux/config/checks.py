@@ -1,0 +1,123 @@
+"""Rules that one value alone cannot break: between keys, between elements of a list.
+
+Each rule takes the whole tree and yields faults; it knows no file and no origin.
+"""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from inferflux.config.schema import Key
+from inferflux.config.tree import ApiKeyConfig, Config
+
+_ORIGIN: Final = re.compile(r"\*|https?://[^\s/]+")
+_SHORT_KEY: Final = 16
+
+
+class Fault(NamedTuple):
+    """`keys[0]` is at fault, or the first of `keys` that the user set; `message` must read well after any of them."""
+
+    keys: tuple[Key, ...]
+    message: str
+
+
+def faults(config: Config) -> Iterator[Fault]:
+    """Yields every broken rule, in the tree's order."""
+    for rule in _RULES:
+        yield from rule(config)
+
+
+def serving_faults(config: Config) -> Iterator[Fault]:
+    """What forbids to serve with this configuration, which is otherwise sound."""
+    auth = config.auth
+    has_callers = bool(auth.api_keys or auth.oidc_issuer)
+    if not has_callers and not auth.allow_anonymous:
+        accepted = "needs at least one key (or INFERFLUX_API_KEYS), or auth.allow_anonymous: true on a loopback host"
+        yield Fault((("auth", "api_keys"),), accepted)
+    if auth.allow_anonymous and not is_loopback(config.server.host):
+        host = f'(got server.host "{config.server.host}")'
+        yield Fault((("auth", "allow_anonymous"),), f"must be false unless server.host is a loopback address {host}")
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """Lines for the log: allowed, yet probably not meant."""
+    for index, entry in enumerate(config.auth.api_keys):
+        if entry.key is not None and len(entry.key) < _SHORT_KEY:
+            yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_server(config: Config) -> Iterator[Fault]:
+    for index, origin in enumerate(config.server.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            yield Fault((("server", "cors_origins", index),), "must be * or an origin such as https://example.org")
+    tls = config.server.tls
+    for name, path in (("cert_path", tls.cert_path), ("key_path", tls.key_path)):
+        if tls.enabled and path is None:
+            yield Fault((("server", "tls", name), ("server", "tls", "enabled")), f"TLS needs server.tls.{name}")
+
+
+def _check_models(config: Config) -> Iterator[Fault]:
+    first_use: dict[str, int] = {}
+    for index, model in enumerate(config.models):
+        first = first_use.setdefault(model.id, index)
+        if first != index:
+            yield Fault((("models", index, "id"),), f'must be unique (models[{first}] has "{model.id}" too)')
+    defaults = [index for index, model in enumerate(config.models) if model.default]
+    for index in defaults[1:]:
+        message = f"only one model may be the default (models[{defaults[0]}] is already)"
+        yield Fault((("models", index, "default"),), message)
+
+
+def _check_scheduler(config: Config) -> Iterator[Fault]:
+    scheduler = config.runtime.scheduler
+    section = ("runtime", "scheduler")
+    if scheduler.max_batch_tokens < scheduler.max_batch_size:
+        sizes = f"max_batch_tokens {scheduler.max_batch_tokens}, max_batch_size {scheduler.max_batch_size}"
+        message = f"max_batch_tokens must be >= max_batch_size (got {sizes})"
+        yield Fault(((*section, "max_batch_tokens"), (*section, "max_batch_size")), message)
+
+
+def _check_api_keys(config: Config) -> Iterator[Fault]:
+    first_use: dict[str, int] = {}
+    for index, entry in enumerate(config.auth.api_keys):
+        key: Key = ("auth", "api_keys", index)
+        if (entry.key is None) == (entry.key_sha256 is None):
+            yield Fault((key,), "must have exactly one of key and key_sha256")
+            continue
+        if not entry.scopes:
+            yield Fault(((*key, "scopes"),), "must name at least one of admin, generate, read")
+        first = first_use.setdefault(_digest(entry), index)
+        if first != index:
+            yield Fault((key,), f"is the same key as auth.api_keys[{first}]")
+
+
+def _digest(entry: ApiKeyConfig) -> str:
+    return entry.key_sha256 or hashlib.sha256((entry.key or "").encode()).hexdigest()
+
+
+def _check_distributed(config: Config) -> Iterator[Fault]:
+    distributed = config.distributed
+    if distributed.rank >= distributed.world_size:
+        keys = (("distributed", "rank"), ("distributed", "world_size"))
+        ranks = f"rank {distributed.rank}, world_size {distributed.world_size}"
+        yield Fault(keys, f"rank must be < world_size (got {ranks})")
+
+
+_RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (
+    _check_server,
+    _check_models,
+    _check_scheduler,
+    _check_api_keys,
+    _check_distributed,
+)

@@ -1,0 +1,82 @@
+"""Reads the configuration: flag over environment over YAML over default, each value with its origin.
+
+`load_config` is the only door; it takes the environment and the flags as arguments and gives a frozen tree. A fault
+is a ConfigError of one line: `origin: key.path: what is accepted (got ...)`. Rules between keys are `checks`' work.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from inferflux.config import checks
+from inferflux.config.env import FLAGS, MODEL_PATH, read_setting, settings_from_env, warnings_of
+from inferflux.config.layers import DEFAULT_ORIGIN, Layers, find_origin
+from inferflux.config.schema import Key, format_key, root, value_leaves
+from inferflux.config.tree import Config
+from inferflux.config.unsupported import UNSUPPORTED_VARIABLES, refused
+from inferflux.errors import ConfigError
+from inferflux.log import escape
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """The effective configuration. `origins` names the source of every value that is not a default; `warnings` are
+    lines for the log."""
+
+    config: Config
+    origins: Mapping[Key, str]
+    warnings: tuple[str, ...] = ()
+
+    def origin(self, key: Key) -> str:
+        """Where the value at `key` (or something in it) comes from: a file, a variable, a flag, or "default"."""
+        return find_origin(self.origins, key)
+
+
+def load_config(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | int]) -> LoadedConfig:
+    """Reads `path` (None: no file), the environment and the flags (`{"--port": 8081}`; see env.FLAGS).
+
+    Raises ConfigError.
+    """
+    try:
+        return _load(path, environ, flags)
+    except ConfigError as error:
+        raise ConfigError(escape(str(error))) from None
+
+
+def _load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | int]) -> LoadedConfig:
+    layers = Layers()
+    if path is not None:
+        layers.add_file(path)
+    layers.add_settings(settings_from_env(environ))
+    layers.add_settings(read_setting(flag, FLAGS[flag], str(value)) for flag, value in flags.items())
+    if environ.get(MODEL_PATH):
+        layers.set_model_path(environ[MODEL_PATH])
+    layers.check_required()
+    for name in UNSUPPORTED_VARIABLES:
+        if environ.get(name):
+            raise ConfigError(f"{name}: not supported yet")
+    for key in refused(dict(value_leaves(root(), layers.values))):
+        raise ConfigError(f"{find_origin(layers.origins, key)}: {format_key(key)}: not supported yet")
+    config = msgspec.convert(layers.values, Config)
+    for fault in checks.faults(config):
+        raise ConfigError(_render(fault, layers.origins))
+    warnings = (*warnings_of(environ), *checks.warnings(config))
+    return LoadedConfig(config, MappingProxyType(layers.origins), warnings)
+
+
+def check_servable(loaded: LoadedConfig) -> None:
+    """Refuses to serve without any way to tell callers apart, unless that is asked for and stays on this machine.
+
+    Raises ConfigError.
+    """
+    for fault in checks.serving_faults(loaded.config):
+        raise ConfigError(escape(_render(fault, loaded.origins)))
+
+
+def _render(fault: checks.Fault, origins: Mapping[Key, str]) -> str:
+    """Blames the first of the fault's keys that somebody set; its message speaks of that key."""
+    key = next((key for key in fault.keys if find_origin(origins, key) != DEFAULT_ORIGIN), fault.keys[0])
+    return f"{find_origin(origins, key)}: {format_key(key)}: {fault.message}"

@@ -1,0 +1,67 @@
+"""Keys the tree knows and this version does not act on yet. Setting one is refused rather than ignored.
+
+A feature that arrives deletes its rows here, and nothing else needs to know.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from msgspec import NODEFAULT
+
+from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, schema_leaves
+
+UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
+    {
+        "server.enable_tracing": None,
+        "server.tls.enabled": None,
+        "models[].quantization": None,
+        "runtime.scheduler.policy": ("fair", "longest_prefix"),
+        "runtime.fairness.enable_preemption": None,
+        "runtime.fairness.max_timeslice_tokens": None,
+        "runtime.paged_kv.cpu_pages": None,
+        "runtime.paged_kv.eviction": ("clock",),
+        "runtime.paged_kv.dtype": ("fp8", "int8"),
+        "runtime.nvme_offload.path": None,
+        "runtime.speculative_decoding.enabled": None,
+        "adapters": None,
+        "auth.api_keys[].rate_limit_per_minute": None,
+        "auth.api_keys[].tokens_per_minute": None,
+        "auth.rate_limit_per_minute": None,
+        "auth.tokens_per_minute": None,
+        "auth.oidc_issuer": None,
+        "auth.oidc_audience": None,
+        "auth.oidc_scope_claim": None,
+        "auth.oidc_scope_map": None,
+        "guardrails.blocklist": None,
+        "guardrails.opa_endpoint": None,
+        "guardrails.opa_timeout_ms": None,
+        "guardrails.on_error": None,
+        "guardrails.check_output": None,
+        "policy.store": None,
+        "logging.audit_log": None,
+        "registry.path": None,
+        "distributed.world_size": None,
+        "distributed.backend": ("gloo", "nccl"),
+    }
+)
+"""Key to the values refused; None: every value but the default."""
+
+UNSUPPORTED_VARIABLES: Final = ("INFERFLUX_POLICY_PASSPHRASE",)
+
+
+def refused(leaves: Mapping[Key, Any]) -> Iterator[Key]:
+    """Yields the keys among `leaves` (plain values by key) whose value asks for something not built yet."""
+    defaults = {format_key(key): default_of(field) for key, field in schema_leaves()}
+    for key, value in leaves.items():
+        name = format_key(tuple(ANY_INDEX if isinstance(part, int) else part for part in key))
+        if len(key) > 1 and str(key[0]) in UNSUPPORTED:
+            yield key[:1]
+        elif name in UNSUPPORTED and _asks(value, UNSUPPORTED[name], defaults.get(name, ())):
+            yield key
+
+
+def _asks(value: Any, refused_values: tuple[str, ...] | None, default: Any) -> bool:
+    if refused_values is not None:
+        return value in refused_values
+    return default is NODEFAULT or value != (list(default) if isinstance(default, tuple) else default)
