@@ -1,7 +1,6 @@
 """Request: everything the engine's books know of one sequence being generated.
 
-Owned and mutated by the scheduler (state, tokens, times) and by `kv.manager` (pages, page names, num_computed). Holds no
-tensor.
+Mutated by the scheduler (state, tokens, times) and by `kv.manager` (pages, page names, num_computed). Holds no tensor.
 """
 
 import enum

@@ -60,7 +60,7 @@ class Scheduler:
         self._scores: dict[int, list[TokenLogprobs]] = {}
         self._admission_blocked = False
         self._num_added = 0
-        self._stats = EngineStats(device_pages_total=kv.pool.num_pages)
+        self._stats = EngineStats()
 
     @property
     def has_work(self) -> bool:
@@ -141,15 +141,11 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Returns the numbers of this moment."""
-        stats, kv = self._stats, self._kv
+        stats = copy(self._stats)
         stats.running = len(self._running)
         stats.waiting = len(self._waiting)
-        stats.device_pages_in_use = kv.pool.num_used
-        stats.device_pages_cached = kv.pool.num_cached
-        stats.prefix_hit_tokens = kv.hit_tokens
-        stats.prefix_query_tokens = kv.query_tokens
-        stats.evictions = kv.num_evictions
-        return copy(stats)
+        self._kv.report(stats)
+        return stats
 
     def check_integrity(self) -> None:
         """Asserts that every page, slot and request is accounted for. For tests and idle moments."""

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from inferflux.config.load import LoadedConfig, check_servable, load_config
-from inferflux.config.schema import Key, format_key
+from inferflux.config.schema import ANY_INDEX, Key, env_name, format_key, schema_leaves
 from inferflux.errors import ConfigError
 
 FILE = "server.yaml"
@@ -193,7 +195,7 @@ def test_environment_reads_each_type() -> None:
 
 
 def test_api_keys_from_the_environment_replace_the_file() -> None:
-    loaded = load("auth: {api_keys: [{key: of-the-file}]}", {"INFERFLUX_API_KEYS": "k1:read+admin, k2:generate,k3"})
+    loaded = load("auth: {api_keys: [{key: of-the-file}]}", {"INFERFLUX_API_KEYS": "k1:read+admin, k2:generate,k3,"})
     keys = [(entry.key, entry.scopes) for entry in loaded.config.auth.api_keys]
     assert keys == [("k1", ("read", "admin")), ("k2", ("generate",)), ("k3", ("generate", "read"))]
     assert loaded.origin(("auth", "api_keys", 0, "key")) == "INFERFLUX_API_KEYS"
@@ -300,7 +302,7 @@ def test_keys_not_built_may_stand_at_their_default() -> None:
     [
         (
             "",
-            "default: auth.api_keys: needs at least one key (or INFERFLUX_API_KEYS), or auth.allow_anonymous: true on",
+            f"{FILE}: auth.api_keys: needs at least one key (or INFERFLUX_API_KEYS), or auth.allow_anonymous: true on",
         ),
         (
             "auth: {allow_anonymous: true}\nserver: {host: 0.0.0.0}",
@@ -326,6 +328,39 @@ def test_loopback_may_be_open(host: str) -> None:
 
 def test_keys_make_any_host_servable() -> None:
     check_servable(load("auth: {api_keys: [{key: a}]}\nserver: {host: 0.0.0.0}"))
+
+
+def fault_of(text: str, environ: dict[str, str]) -> str:
+    """The error's text, or an empty string."""
+    try:
+        load(text, environ)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def nest(key: Key, value: object) -> object:
+    """`value` in the mappings and lists that lead to `key`."""
+    for part in reversed(key):
+        value = [value] if isinstance(part, int) else {part: value}
+    return value
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("auto")
+JUNK = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(SCALARS, inner, max_size=2))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    leaf=st.sampled_from([key for key, _ in schema_leaves()]),
+    depth=st.integers(0, 4),
+    junk=JUNK,
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9),
+)
+def test_any_input_gives_a_config_or_one_line(leaf: Key, depth: int, junk: object, text: str) -> None:
+    key = tuple(0 if part == ANY_INDEX else part for part in leaf)
+    assert "\n" not in fault_of(json.dumps(nest(key[:depth], junk)), {})
+    assert "\n" not in fault_of("", {env_name(key): text})
 
 
 def test_config_is_frozen_and_keys_read_back() -> None:

@@ -50,14 +50,10 @@ class FakeDecoder:
         starts = metadata.query_starts.tolist()
         assert starts[-1] == len(token_ids)
         assert tuple(metadata.kv_lengths.tolist()) == metadata.kv_lengths_host
-        logits = [
-            self.logits(self._context(index, starts, metadata, kv_pool)) for index in logit_indices.tolist()
-        ]
+        logits = [self.logits(self._context(index, starts, metadata, kv_pool)) for index in logit_indices.tolist()]
         return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
-    def _context(
-        self, index: int, starts: list[int], metadata: AttentionMetadata, kv_pool: torch.Tensor
-    ) -> list[int]:
+    def _context(self, index: int, starts: list[int], metadata: AttentionMetadata, kv_pool: torch.Tensor) -> list[int]:
         """The tokens up to and including the step's token number `index`, as the pool has them."""
         row = next(row for row in range(len(starts) - 1) if starts[row] <= index < starts[row + 1])
         length = int(metadata.positions[index]) + 1

@@ -78,7 +78,8 @@ class FakeRunner:
         return RowOutput(token, score_of(context, token), scores)
 
     def _read(self, slot: _Slot, end: int) -> list[int]:
-        cells = [self._cells[slot.table[position // self.page_tokens]][position % self.page_tokens] for position in range(end)]
+        places = (divmod(position, self.page_tokens) for position in range(end))
+        cells = [self._cells[slot.table[index]][offset] for index, offset in places]
         salt = self.salts.get(slot.request_id, b"")
         expected = [(salt, token) for token in slot.known[:end]]
         assert cells == expected, f"request {slot.request_id} reads another context than its own"

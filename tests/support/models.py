@@ -98,7 +98,9 @@ FAMILIES: Mapping[str, Builder] = {
         ("mistral", "MistralForCausalLM", {"sliding_window": 24}),
         ("qwen2", "Qwen2ForCausalLM", {"tie_word_embeddings": True}),
         ("qwen2_yarn", "Qwen2ForCausalLM", {"rope_parameters": _YARN_ROPE}),
-        ("qwen2_window", "Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2}),
+        ("qwen2_window", "Qwen2ForCausalLM", {
+            "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2,
+        }),
         ("qwen3", "Qwen3ForCausalLM", {"head_dim": 24}),
         ("smollm3", "SmolLM3ForCausalLM", {"no_rope_layers": [1, 0, 1, 0]}),
         ("phi3", "Phi3ForCausalLM", {"partial_rotary_factor": 0.75, "sliding_window": 40}),

@@ -74,7 +74,7 @@ def write_sentencepiece(folder: Path, *, model_type: str = "bpe", dummy_prefix: 
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS),
         model_writer=model,
-        vocab_size=420,
+        vocab_size=380,
         model_type=model_type,
         byte_fallback=True,
         character_coverage=0.99,

@@ -1,5 +1,7 @@
 """Workbench: a scheduler, its KV books and a FakeRunner together, checked at every step."""
 
+from typing import Any
+
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request, RequestState
@@ -18,7 +20,7 @@ class Workbench:
     `clock` counts steps. `plans` and `news` keep all that was planned and said.
     """
 
-    def __init__(self, num_pages: int = 64, page_tokens: int = 4, prefix_cache: bool = True, **config: object) -> None:
+    def __init__(self, num_pages: int = 64, page_tokens: int = 4, prefix_cache: bool = True, **config: Any) -> None:
         self.config = SchedulerConfig(**{"max_batch_size": 8, "max_batch_tokens": 64, **config})
         self.kv = KVManager(num_pages, page_tokens, b"model", prefix_cache)
         self.scheduler = Scheduler(self.config, FairnessConfig(), self.kv, lambda: self.clock)
@@ -29,7 +31,7 @@ class Workbench:
         self.news: dict[int, list[Output]] = {}
 
     def submit(
-        self, prompt: list[int], max_tokens: int = 8, *, salt: bytes = b"", priority: int = 0, **sampling: object
+        self, prompt: list[int], max_tokens: int = 8, *, salt: bytes = b"", priority: int = 0, **sampling: Any
     ) -> Request:
         request_id = len(self.requests) + 1
         request = Request(

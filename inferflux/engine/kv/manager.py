@@ -15,24 +15,23 @@ from inferflux.engine.kv.hashing import PageNamer
 from inferflux.engine.kv.page_pool import PagePool
 from inferflux.engine.kv.prefix_index import PrefixIndex
 from inferflux.engine.request import Request
+from inferflux.engine.stats import EngineStats
 
 
 class KVManager:
     """Pages of one device pool, `page_tokens` tokens each.
 
     fingerprint: names the model (see `hashing`). prefix_cache False: no page outlives its request.
-    Counters: query_tokens (tokens of requests that looked for a cached prefix when first admitted), hit_tokens (found),
-    num_evictions.
     """
 
     def __init__(self, num_pages: int, page_tokens: int, fingerprint: bytes, prefix_cache: bool) -> None:
         self.page_tokens = page_tokens
         self.pool = PagePool(num_pages)
         self.index = PrefixIndex()
-        self.hit_tokens = 0
-        self.query_tokens = 0
-        self.num_evictions = 0
         self._prefix_cache = prefix_cache
+        self._query_tokens = 0
+        self._hit_tokens = 0
+        self._num_evictions = 0
         self._namer = PageNamer(fingerprint, page_tokens)
 
     @property
@@ -75,8 +74,8 @@ class KVManager:
         fresh = self.allocate(request, min(num_tokens - request.num_computed, max_new_tokens))
         assert fresh is not None, "room was checked above"
         if request.num_preemptions == 0 and self._reads_prefix(request):
-            self.query_tokens += num_tokens
-            self.hit_tokens += request.num_computed
+            self._query_tokens += num_tokens
+            self._hit_tokens += request.num_computed
         return True
 
     def allocate(self, request: Request, num_new_tokens: int) -> list[int] | None:
@@ -149,6 +148,18 @@ class KVManager:
         self.index.clear()
         self.pool.drop_cached()
 
+    def report(self, stats: EngineStats) -> None:
+        """Fills in the numbers of pages and of the prefix cache.
+
+        prefix_query_tokens counts requests that look for a cached prefix, once each: resuming does not count.
+        """
+        stats.device_pages_total = self.pool.num_pages
+        stats.device_pages_in_use = self.pool.num_used
+        stats.device_pages_cached = self.pool.num_cached
+        stats.prefix_query_tokens = self._query_tokens
+        stats.prefix_hit_tokens = self._hit_tokens
+        stats.evictions = self._num_evictions
+
     def check_integrity(self, requests: Iterable[Request]) -> None:
         """Asserts that the books agree with `requests`, all that hold pages. Linear in the pool: not for every step."""
         owners = Counter(page for request in requests for page in request.pages)
@@ -161,7 +172,7 @@ class KVManager:
     def _evict(self, page: int) -> None:
         """The place where a lower tier would be asked to keep the bytes."""
         self.index.forget(page)
-        self.num_evictions += 1
+        self._num_evictions += 1
 
     def _reads_prefix(self, request: Request) -> bool:
         scores_prompt = request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0

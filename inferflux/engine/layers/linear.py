@@ -6,7 +6,7 @@ from inferflux.kernels.kernel_set import KernelSet
 
 
 class Linear:
-    """y = x @ weight.T + bias, x [T, in] -> [T, out]. The layout in memory is the op's own (see kernels.ops.LinearOp)."""
+    """y = x @ weight.T + bias, x [T, in] -> [T, out]. The layout in memory is the op's own."""
 
     __slots__ = ("_packed", "_run")
 

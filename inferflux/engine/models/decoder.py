@@ -45,9 +45,7 @@ class DecoderLayer:
         self._attention_norm, self._mlp_norm = input_norms
         self._output_norms = output_norms
 
-    def __call__(
-        self, hidden: Tensor, residual: Tensor | None, kv_pages: Tensor, step: Step
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, residual: Tensor | None, kv_pages: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """hidden, residual [T, hidden]; residual None in the first layer. May overwrite both. Returns the new pair."""
         kernels, eps = self._kernels, self._eps
         if residual is None:
@@ -95,9 +93,7 @@ class Decoder:
         self._ropes = ropes
 
     @torch.inference_mode()
-    def forward(
-        self, token_ids: Tensor, metadata: AttentionMetadata, kv_pool: Tensor, logit_indices: Tensor
-    ) -> Tensor:
+    def forward(self, token_ids: Tensor, metadata: AttentionMetadata, kv_pool: Tensor, logit_indices: Tensor) -> Tensor:
         """Computes one step's tokens, writing their keys and values into the pool.
 
         token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; logit_indices int64 [S], which of the T tokens to

@@ -42,7 +42,9 @@ def load_model(
         check_tensors(checkpoint, table.sources(), lambda name: is_ignored(spec, name))
         builder = _Builder(spec, kernels, context, WeightLoader(checkpoint, context, device, dtype))
         embedding = builder.loader.load(table.embedding)
-        layers: list[Layer] = [builder.layer(layer, weights) for layer, weights in zip(spec.layers, table.layers, strict=True)]
+        layers: list[Layer] = [
+            builder.layer(layer, weights) for layer, weights in zip(spec.layers, table.layers, strict=True)
+        ]
         head = embedding if table.lm_head is None else builder.loader.load(table.lm_head)
         return Decoder(
             spec,

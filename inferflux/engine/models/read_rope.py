@@ -91,7 +91,7 @@ def _read_yarn(section: ConfigReader, lengths: _Lengths) -> Scaling:
         return _read_longrope(section, lengths)  # the first Phi-3 configs called LongRoPE so
     original = lengths.original(section)
     factor = section.optional_number("factor", 1e-3, 1e6) or lengths.max_positions / original
-    attention_factor = section.optional_number("attention_factor", 0.0, 1e6)
+    attention_factor = section.optional_number("attention_factor", 1e-3, 1e6)
     if attention_factor is None:
         # Paper, section 3.4; `mscale` and `mscale_all_dim` as in DeepSeek-V2's variant of it.
         mscale = section.optional_number("mscale", 0.0, 1e6)
@@ -115,7 +115,7 @@ def _yarn_magnitude(factor: float, mscale: float) -> float:
 def _read_longrope(section: ConfigReader, lengths: _Lengths) -> Scaling:
     original = lengths.original(section)
     factor = section.optional_number("factor", 1e-3, 1e6) or lengths.max_positions / original
-    attention_factor = section.optional_number("attention_factor", 0.0, 1e6)
+    attention_factor = section.optional_number("attention_factor", 1e-3, 1e6)
     if attention_factor is None:
         scaled = factor > 1.0 and original > 1
         attention_factor = math.sqrt(1.0 + math.log(factor) / math.log(original)) if scaled else 1.0

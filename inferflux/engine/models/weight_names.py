@@ -10,6 +10,7 @@ class WeightNames:
     prefix: before all names but the output head's. Names of a layer follow `{prefix}layers.N.` and, except in the
     last three fields, are followed by `.weight` or `.bias`.
     qkv, gate_up: the tensors to stack, or the one tensor of checkpoints that have them stacked already.
+    attention_output_norm, mlp_output_norm: of families with sandwich norms only.
     ignored_in_layer: full names in a layer that may be there and are not needed. ignored_prefixes: whole parts of a
     checkpoint that are not served (a vision tower).
     """

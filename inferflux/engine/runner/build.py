@@ -10,6 +10,7 @@ import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.dist.context import ParallelContext
+from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.spec import ModelSpec, read_spec
@@ -94,6 +95,8 @@ def warm_up(runner: Runner, num_tokens: int) -> None:
 
 
 def _model_path(model: ModelConfig) -> Path:
+    if model.backend == "stub" or model.path == STUB:
+        return demo_model_path()
     if model.path is None:
         raise ConfigError(f"models[].path: must be a model folder (none given for {model.id})")
     return Path(model.path)
@@ -105,9 +108,7 @@ def _check_kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> None:
         raise ConfigError(f'runtime.paged_kv.dtype: must be auto or the model\'s dtype, {accepted} (got "{name}")')
 
 
-def _describe(
-    spec: ModelSpec, page: PageShape, device: torch.device, num_pages: int, max_model_len: int
-) -> ModelInfo:
+def _describe(spec: ModelSpec, page: PageShape, device: torch.device, num_pages: int, max_model_len: int) -> ModelInfo:
     return ModelInfo(
         architecture=spec.architecture,
         num_parameters=spec.num_parameters,

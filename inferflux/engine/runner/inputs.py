@@ -44,6 +44,17 @@ class Batch(NamedTuple):
     spans: list[ScoredSpan]
 
 
+class _Layout(NamedTuple):
+    """Where the step's tokens stand. slots, ends [B], query_starts [B + 1]: by row; owners (slots), positions [T]: by
+    token."""
+
+    slots: Ints
+    query_starts: Ints
+    ends: Ints
+    owners: Ints
+    positions: Ints
+
+
 class InputBuilder:
     """Builds batches; owns the page tables of max_batch_size slots with max_pages_per_row pages each."""
 
@@ -58,34 +69,28 @@ class InputBuilder:
         """Empties the slot's page table: another request takes it."""
         self._num_pages[slot] = 0
 
-    def pages_of(self, slot: int) -> list[int]:
-        pages: list[int] = self._page_table[slot, : self._num_pages[slot]].tolist()
-        return pages
-
     def build(self, rows: Sequence[Row]) -> Batch:
         """Takes the rows' new pages into the tables and lays the step out."""
         for row in rows:
             if row.new_pages:
                 self._append(row.slot, row.new_pages)
-        slots = np.array([row.slot for row in rows], np.int64)
-        starts = np.array([row.start for row in rows], np.int64)
         lengths = [len(row.token_ids) for row in rows]
-        if max(lengths) == 1:
-            query_starts, owners, positions, ends = self._counting[: len(rows) + 1], slots, starts, starts + 1
-        else:
-            query_starts, owners, positions, ends = _spread(slots, starts, lengths)
-        assert (self._num_pages[slots] * self._page_tokens >= ends).all(), "a row has fewer pages than tokens"
+        layout = self._lay_out(rows, lengths)
         sampled = [index for index, row in enumerate(rows) if row.sample]
-        last_tokens = query_starts[1:] - 1
-        spans, scored = _scored_tokens(rows, query_starts)
-        arrays = [
-            np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, len(positions)),
-            np.concatenate((last_tokens[sampled], *scored)),
-            *self._metadata_arrays(slots, query_starts, owners, positions, ends),
-        ]
-        token_ids, logit_indices, *tensors = to_device(arrays, self._device)
-        metadata = AttentionMetadata(*tensors, tuple(lengths), tuple(ends.tolist()))
-        return Batch(token_ids, metadata, logit_indices, sampled, slots[sampled], ends[sampled], spans)
+        spans, scored = _scored_tokens(rows, layout.query_starts)
+        token_ids = np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, len(layout.positions))
+        logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored))
+        tensors = to_device([token_ids, logit_indices, *self._geometry(layout)], self._device)
+        metadata = AttentionMetadata(
+            query_starts=tensors[2],
+            kv_lengths=tensors[3],
+            page_table=tensors[4],
+            slots=tensors[5],
+            positions=tensors[6],
+            query_lengths_host=tuple(lengths),
+            kv_lengths_host=tuple(layout.ends.tolist()),
+        )
+        return Batch(tensors[0], metadata, tensors[1], sampled, layout.slots[sampled], layout.ends[sampled], spans)
 
     def _append(self, slot: int, pages: list[int]) -> None:
         first = int(self._num_pages[slot])
@@ -94,28 +99,30 @@ class InputBuilder:
         self._page_table[slot, first:end] = pages
         self._num_pages[slot] = end
 
-    def _metadata_arrays(
-        self, slots: Ints, query_starts: Ints, owners: Ints, positions: Ints, ends: Ints
-    ) -> tuple[npt.NDArray[Any], ...]:
-        """AttentionMetadata's tensors, in the order of its fields. owners [T]: the slot of each token."""
+    def _lay_out(self, rows: Sequence[Row], lengths: list[int]) -> _Layout:
+        slots = np.array([row.slot for row in rows], np.int64)
+        starts = np.array([row.start for row in rows], np.int64)
+        if max(lengths) == 1:
+            # Most steps: every row computes one token.
+            return _Layout(slots, self._counting[: len(rows) + 1], starts + 1, slots, starts)
+        counts = np.array(lengths, np.int64)
+        query_starts = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=query_starts[1:])
+        positions = np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts)
+        return _Layout(slots, query_starts, starts + counts, np.repeat(slots, counts), positions)
+
+    def _geometry(self, layout: _Layout) -> list[npt.NDArray[Any]]:
+        """Returns AttentionMetadata's arrays, in the order of its fields."""
         page_tokens = self._page_tokens
-        pages = self._page_table[owners, positions // page_tokens].astype(np.int64)
-        return (
-            query_starts.astype(np.int32),
-            ends.astype(np.int32),
-            self._page_table[slots, : -(-int(ends.max()) // page_tokens)],
-            pages * page_tokens + positions % page_tokens,
-            positions,
-        )
-
-
-def _spread(slots: Ints, starts: Ints, lengths: list[int]) -> tuple[Ints, Ints, Ints, Ints]:
-    """Rows of `lengths` tokens each -> query_starts [B + 1], the slot [T] and position [T] of each token, ends [B]."""
-    counts = np.array(lengths, np.int64)
-    query_starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(counts, out=query_starts[1:])
-    positions = np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts)
-    return query_starts, np.repeat(slots, counts), positions, starts + counts
+        assert (self._num_pages[layout.slots] * page_tokens >= layout.ends).all(), "a row has fewer pages than tokens"
+        pages = self._page_table[layout.owners, layout.positions // page_tokens].astype(np.int64)
+        return [
+            layout.query_starts.astype(np.int32),
+            layout.ends.astype(np.int32),
+            self._page_table[layout.slots, : -(-int(layout.ends.max()) // page_tokens)],
+            pages * page_tokens + layout.positions % page_tokens,
+            layout.positions,
+        ]
 
 
 def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[ScoredSpan], list[Ints]]:

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from inferflux.engine.models.spec import ModelSpec
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.outputs import collect
 from inferflux.engine.sampling.logprobs import Scores, score
@@ -24,11 +23,16 @@ from inferflux.kernels.metadata import AttentionMetadata
 SCORED_AT_ONCE = 64
 
 
+class Vocabulary(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+
 class Decoder(Protocol):
     """What the runner needs of a model."""
 
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> Vocabulary: ...
 
     def forward(
         self,

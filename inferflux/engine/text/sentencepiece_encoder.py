@@ -35,10 +35,11 @@ class SentencePieceEncoder:
         adds_space = self._library.normalize("a").startswith(SPACE_MARK)
         self._bare_library = _load(path, model + _NO_DUMMY_PREFIX) if adds_space else self._library
         self._inner_library = self._library if settings.legacy else self._bare_library
+        self.named_tokens: Mapping[str, str] = {**self._roles(), **settings.named_tokens}
+        self._special_texts = (*self.named_tokens.values(), *settings.extra_tokens)
         self._added = self._added_tokens(settings)
         self._token_of_id = {token_id: text for text, token_id in self._added.items()}
         self._splitter = _splitter(self._added, settings.added_tokens)
-        self.named_tokens: Mapping[str, str] = {**self._roles(), **settings.named_tokens}
         self.vocab_size = max(self._num_pieces, max(self._added.values(), default=-1) + 1)
         self.special_ids = self._special_ids(settings)
         self.rule = sentencepiece_rule(adds_leading_space=adds_space)
@@ -76,7 +77,7 @@ class SentencePieceEncoder:
         for token_id in range(self._num_pieces):
             if self._library.is_control(token_id) and token_id not in taken:
                 added.setdefault(self._library.id_to_piece(token_id), token_id)
-        for text in settings.special_tokens:
+        for text in self._special_texts:
             token_id = self._library.piece_to_id(text)
             if self._library.id_to_piece(token_id) == text:
                 added.setdefault(text, token_id)
@@ -86,7 +87,7 @@ class SentencePieceEncoder:
         own = {token_id for token_id in self._added.values() if token_id < self._num_pieces}
         controls = {token_id for token_id in own if self._library.is_control(token_id)} | {self._library.unk_id()}
         flagged = {token.id for token in settings.added_tokens if token.special}
-        named = {self._added[text] for text in settings.special_tokens if text in self._added}
+        named = {self._added[text] for text in self._special_texts if text in self._added}
         return frozenset(controls | flagged | named)
 
     def _roles(self) -> dict[str, str]:
@@ -96,7 +97,7 @@ class SentencePieceEncoder:
             "unk_token": self._library.unk_id(),
             "pad_token": self._library.pad_id(),
         }
-        return {role: text for role, token_id in ids.items() if (text := self.token(token_id))}
+        return {role: self._library.id_to_piece(token_id) for role, token_id in ids.items() if token_id >= 0}
 
     def _affix(self, wanted: bool, role: str) -> list[int]:
         name = self.named_tokens.get(role)
@@ -108,9 +109,10 @@ def _load(path: Path, model: bytes) -> Any:
     """Returns a SentencePieceProcessor (the library has no types)."""
     try:
         library = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
+        pieces = [library.id_to_piece(token_id) for token_id in range(library.get_piece_size())]  # valid UTF-8?
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"{path}: is not a SentencePiece model (tiktoken files are not supported)") from error
-    if library.get_piece_size() == 0:
+    if not pieces:
         raise ModelLoadError(f"{path}: is a SentencePiece model without pieces")
     return library
 

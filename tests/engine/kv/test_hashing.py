@@ -1,4 +1,4 @@
-"""Names are the cache's security border and its memory across restarts: they must separate what differs, and never move."""
+"""Names are the cache's border between tenants and its memory across restarts: they separate what differs, for ever."""
 
 import hashlib
 import struct

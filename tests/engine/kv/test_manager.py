@@ -1,7 +1,10 @@
 """KVManager: what is reused, what is never shared, and in which order pages are given up."""
 
+from typing import Any
+
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request
+from inferflux.engine.stats import EngineStats
 from inferflux.sampling_params import SamplingParams
 
 
@@ -14,7 +17,7 @@ def admit(kv: KVManager, request: Request, num_reserved: int = 0) -> bool:
     return kv.admit(request, kv.match_prefix(request), 1000, num_reserved)
 
 
-def compute(kv: KVManager, tokens: list[int], **kwargs: object) -> Request:
+def compute(kv: KVManager, tokens: list[int], **kwargs: Any) -> Request:
     """Returns a running request whose tokens are all computed."""
     request = make_request(tokens, **kwargs)
     assert admit(kv, request)
@@ -24,6 +27,12 @@ def compute(kv: KVManager, tokens: list[int], **kwargs: object) -> Request:
 
 def make_manager(num_pages: int = 8, page_tokens: int = 4, prefix_cache: bool = True) -> KVManager:
     return KVManager(num_pages, page_tokens, b"model", prefix_cache)
+
+
+def stats_of(kv: KVManager) -> EngineStats:
+    stats = EngineStats()
+    kv.report(stats)
+    return stats
 
 
 TOKENS = list(range(14))
@@ -49,7 +58,8 @@ def test_running_requests_share_pages_and_count_them() -> None:
     assert second.pages[:3] == first.pages[:3]
     assert second.pages[3] != first.pages[3]
     assert second.num_computed == 12
-    assert (kv.query_tokens, kv.hit_tokens) == (14 + 15, 12)
+    stats = stats_of(kv)
+    assert (stats.prefix_query_tokens, stats.prefix_hit_tokens) == (14 + 15, 12)
     kv.check_integrity([first, second])
     kv.release(first)
     kv.release(second)
@@ -102,9 +112,9 @@ def test_the_tail_is_evicted_before_what_it_builds_on() -> None:
     kv = make_manager(num_pages=4)
     kv.release(compute(kv, TOKENS[:12]))
     compute(kv, [50] * 4)
-    assert kv.num_evictions == 0
+    assert stats_of(kv).evictions == 0
     compute(kv, [60] * 4)
-    assert kv.num_evictions == 1
+    assert stats_of(kv).evictions == 1
     assert len(kv.match_prefix(make_request(TOKENS))) == 2
 
 
@@ -116,9 +126,12 @@ def test_a_duplicate_page_becomes_free_and_refreshes_the_one_that_is_kept() -> N
     twin = compute(kv, TOKENS[:8])
     assert twin.pages[0] == kept_pages[0]
     assert twin.pages[1] != kept_pages[1], "the last page of a fully cached prompt is computed again"
+    other = compute(kv, [50] * 4)
+    other_pages = list(other.pages)
+    kv.release(other)
     kv.release(twin)
-    assert kv.pool.cached_pages() == [kept_pages[1], kept_pages[0]]
-    assert kv.pool.num_free == 6
+    assert kv.pool.cached_pages() == [*other_pages, kept_pages[1], kept_pages[0]]
+    assert kv.pool.num_free == 5
     kv.check_integrity([])
 
 
@@ -131,7 +144,7 @@ def test_a_duplicate_takes_the_place_of_an_evicted_page() -> None:
     assert kv.allocate(twin, 4) is not None
     kv.commit(twin, 4)
     hog = compute(kv, [50] * 12)
-    assert kv.num_evictions == 1
+    assert stats_of(kv).evictions == 1
     assert len(kv.match_prefix(make_request(TOKENS))) == 1
     kv.release(twin)
     assert len(kv.match_prefix(make_request(TOKENS))) == 3

@@ -59,7 +59,7 @@ def test_a_short_window_needs_no_more_than_itself():
 def test_a_fixed_number_of_pages_is_taken_at_its_word():
     assert plan(8192, 100_000, device_pages=3) == PoolPlan(3, 48)
     assert plan(16, 100_000, device_pages=500).num_pages == 500
-    with pytest.raises(ConfigError, match="device_pages: 500 pages .* at most 400"):
+    with pytest.raises(ConfigError, match=r"device_pages: 500 pages .* at most 400"):
         plan(16, 400, device_pages=500)
 
 

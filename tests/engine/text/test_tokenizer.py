@@ -106,11 +106,16 @@ def test_a_special_token_without_an_embedding_gets_no_id(tmp_path: Path) -> None
     """transformers would give [PAD] an id beyond the model's vocabulary, which a user could then type."""
     tokenizer = load_tokenizer(write_byte_level(tmp_path, pad_token="[PAD]"))
     assert max(tokenizer.encode("a[PAD]b", add_special_tokens=True)) < tokenizer.vocab_size
-    assert tokenizer.decode(tokenizer.encode("a[PAD]b", add_special_tokens=False), skip_special_tokens=True) == "a[PAD]b"
+    assert (
+        tokenizer.decode(tokenizer.encode("a[PAD]b", add_special_tokens=False), skip_special_tokens=True) == "a[PAD]b"
+    )
 
 
 def test_a_word_level_tokenizer_joins_words_with_spaces(tmp_path: Path) -> None:
-    content = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"<u>": 0, "one": 1, "two": 2}, "unk_token": "<u>"}}
+    content = {
+        "version": "1.0",
+        "model": {"type": "WordLevel", "vocab": {"<u>": 0, "one": 1, "two": 2}, "unk_token": "<u>"},
+    }
     content["pre_tokenizer"] = {"type": "Whitespace"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = load_tokenizer(tmp_path)

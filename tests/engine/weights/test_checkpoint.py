@@ -11,7 +11,9 @@ B = file_bytes({"b": entry()}, bytes(8))
 
 
 def test_one_file_and_shards_hold_the_same(tmp_path):
-    write_shards(tmp_path, {"x-1.safetensors": A, "x-2.safetensors": B}, {"a": "x-1.safetensors", "b": "x-2.safetensors"})
+    write_shards(
+        tmp_path, {"x-1.safetensors": A, "x-2.safetensors": B}, {"a": "x-1.safetensors", "b": "x-2.safetensors"}
+    )
     with Checkpoint(tmp_path) as checkpoint:
         assert {name: file.path.name for name, (file, _) in checkpoint.tensors.items()} == {
             "a": "x-1.safetensors",

@@ -1,0 +1,111 @@
+"""A whole server on a free port, with engines that need no model: `running_server` for tests of the HTTP room."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from inferflux.config import Config
+from inferflux.engine.text import TextBundle, load_text
+from inferflux.server.admission import Admission
+from inferflux.server.backends import BackendManager
+from inferflux.server.http.app import build_app
+from inferflux.server.http.runner import Runner
+from inferflux.server.metrics import Metrics
+from inferflux.server.model_source import ModelSource, find_sources
+from tests.support.fake_engine import FakeEngine
+from tests.support.tokenizers import write_byte_level
+
+KEY = "sk-test-0123456789abcdef"
+MODEL = "fake"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+OPEN: dict[str, Any] = {"models": [{"id": MODEL, "path": "stub"}], "auth": {"allow_anonymous": True}}
+KEYED: dict[str, Any] = {"models": [{"id": MODEL, "path": "stub"}], "auth": {"api_keys": [{"key": KEY}]}}
+
+
+@dataclass
+class Site:
+    """A running server and a client for it. engine: the first model's."""
+
+    url: str
+    session: aiohttp.ClientSession
+    engines: dict[str, FakeEngine]
+    backends: BackendManager
+    admission: Admission
+    metrics: Metrics
+
+    @property
+    def engine(self) -> FakeEngine:
+        return next(iter(self.engines.values()))
+
+    async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
+        """Returns the status and the decoded body."""
+        async with self.session.post(self.url + path, json=body, **options) as response:
+            return response.status, await response.json()
+
+    async def get(self, path: str, **options: Any) -> tuple[int, Any]:
+        async with self.session.get(self.url + path, **options) as response:
+            return response.status, await response.json()
+
+    async def events(self, path: str, body: Any, **options: Any) -> list[Any]:
+        """Returns a stream's events; the end mark as the string it is."""
+        async with self.session.post(self.url + path, json={**body, "stream": True}, **options) as response:
+            assert response.status == 200, await response.text()
+            assert response.content_type == "text/event-stream"
+            return list(read_events(await response.text()))
+
+
+def read_events(text: str) -> Iterator[Any]:
+    for block in text.split("\n\n")[:-1]:
+        assert block.startswith("data: "), block
+        data = block.removeprefix("data: ")
+        yield data if data == "[DONE]" else msgspec.json.decode(data)
+
+
+@cache
+def text_bundle() -> TextBundle:
+    with TemporaryDirectory() as folder:
+        return load_text(write_byte_level(Path(folder), chat_template=CHAT_TEMPLATE))
+
+
+@asynccontextmanager
+async def running_server(config: dict[str, Any] | None = None, *, load: bool = True) -> AsyncIterator[Site]:
+    """load: models are loaded before the body runs; else the body does it with `site.backends.load_all()`."""
+    tree = msgspec.convert(OPEN if config is None else config, Config)
+    engines: dict[str, FakeEngine] = {}
+
+    def make(source: ModelSource) -> FakeEngine:
+        engines[source.model.id] = FakeEngine(text_bundle())
+        return engines[source.model.id]
+
+    sources = find_sources(tree)
+    metrics = Metrics(source.model.id for source in sources)
+    backends = BackendManager(
+        sources,
+        make,
+        load_text=lambda _path, _template: text_bundle(),
+        on_event=lambda backend, event: metrics.model_event(backend.id, event, backend.load_s),
+    )
+    admission = Admission(tree.server.max_concurrent, tree.server.max_queue)
+    runner = Runner(build_app(tree, backends, metrics, admission))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        if load:
+            await backends.load_all()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession() as session:
+            yield Site(url, session, engines, backends, admission, metrics)
+    finally:
+        await backends.close()
+        await runner.cleanup()
