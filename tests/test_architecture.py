@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 RULES = (
     Rule("triton", ("inferflux/kernels/triton/",)),
     Rule("torch.distributed", ("inferflux/dist/",)),
-    Rule("aiohttp", ("inferflux/server/http/", "inferflux/server/serve.py", "inferflux/ctl.py")),
+    Rule("aiohttp", ("inferflux/server/http/", "inferflux/server/serve.py", "inferflux/ctl/")),
     Rule("pickle", ()),
     Rule("marshal", ()),
     Rule("shelve", ()),

@@ -1,6 +1,7 @@
 """The `inferflux` command as a shell sees it: exit codes, one-line errors, quick start."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_open_server_is_refused() -> None:
 
 
 def test_reader_that_leaves_is_no_error_message() -> None:
-    command = f"{sys.executable} -m inferflux config show | head -c 1"
+    command = f"{shlex.quote(sys.executable)} -m inferflux config show | head -c 1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.stdout, result.stderr) == ("s", "")
 

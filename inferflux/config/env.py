@@ -100,18 +100,19 @@ def key_of_name(name: str) -> Key | None:
     if name == env_name(key) and kind is not None and (len(words) > 1 or element_section(kind)):
         return key
     if len(words) > 1:
-        raise ConfigError(f"{name}: unknown key{_nearest(name, _full_names(key))}")
+        hint = _nearest(name, _full_names(key)) or f"; known sections: {', '.join(fields(root().cls))}"
+        raise ConfigError(f"{name}: unknown key{hint}")
     return None
 
 
 def warnings_of(environ: Mapping[str, str]) -> list[str]:
     """Names that begin like ours and mean nothing: most likely a slip of the hand."""
     known = {*SHORT_NAMES, *_OTHER_NAMES}
+    candidates = [name for name in sorted(environ) if name.startswith("INFERFLUX_") and name not in known]
     return [
         f"{name}: not a name InferFlux knows, ignored{_nearest(name, known)}"
-        for name in sorted(environ)
-        if name.startswith("INFERFLUX_") and name not in known and key_of_name(name) is None
-        if not _is_service_link(name, environ[name])
+        for name in candidates
+        if not _is_service_link(name, environ[name]) and key_of_name(name) is None
     ]
 
 
@@ -127,7 +128,7 @@ def _full_names(key: Key) -> list[str]:
 
 def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.8)
-    return f'; did you mean "{close[0]}"?' if close else f"; known sections: {', '.join(fields(root().cls))}"
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def _parse_api_keys(text: str, key: Key) -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ def _parse_api_keys(text: str, key: Key) -> list[dict[str, Any]]:
     kind = find(key)
     assert kind is not None
     entries: list[dict[str, Any]] = []
-    for index, word in enumerate(part.strip() for part in text.split(",")):
+    for index, word in enumerate(part.strip() for part in text.strip(", ").split(",")):
         secret, colon, scopes = word.rpartition(":")
         entry: dict[str, Any] = {"key": secret, "scopes": scopes.split("+")} if colon else {"key": word}
         try:

@@ -23,10 +23,11 @@ from inferflux.log import escape
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """The effective configuration. `origins` names the source of every value that is not a default; `warnings` are
-    lines for the log."""
+    """The effective configuration and the file it was read from. `origins` names the source of every value that is
+    not a default; `warnings` are lines for the log."""
 
     config: Config
+    path: Path | None
     origins: Mapping[Key, str]
     warnings: tuple[str, ...] = ()
 
@@ -62,9 +63,9 @@ def _load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str
         raise ConfigError(f"{find_origin(layers.origins, key)}: {format_key(key)}: not supported yet")
     config = msgspec.convert(layers.values, Config)
     for fault in checks.faults(config):
-        raise ConfigError(_render(fault, layers.origins))
+        raise ConfigError(_render(fault, path, layers.origins))
     warnings = (*warnings_of(environ), *checks.warnings(config))
-    return LoadedConfig(config, MappingProxyType(layers.origins), warnings)
+    return LoadedConfig(config, path, MappingProxyType(layers.origins), warnings)
 
 
 def check_servable(loaded: LoadedConfig) -> None:
@@ -73,10 +74,13 @@ def check_servable(loaded: LoadedConfig) -> None:
     Raises ConfigError.
     """
     for fault in checks.serving_faults(loaded.config):
-        raise ConfigError(escape(_render(fault, loaded.origins)))
+        raise ConfigError(escape(_render(fault, loaded.path, loaded.origins)))
 
 
-def _render(fault: checks.Fault, origins: Mapping[Key, str]) -> str:
-    """Blames the first of the fault's keys that somebody set; its message speaks of that key."""
+def _render(fault: checks.Fault, path: Path | None, origins: Mapping[Key, str]) -> str:
+    """Blames the first of the fault's keys that somebody set, else the file for what it leaves out."""
     key = next((key for key in fault.keys if find_origin(origins, key) != DEFAULT_ORIGIN), fault.keys[0])
-    return f"{find_origin(origins, key)}: {format_key(key)}: {fault.message}"
+    origin = find_origin(origins, key)
+    if origin == DEFAULT_ORIGIN:
+        origin = str(path or "configuration")
+    return f"{origin}: {format_key(key)}: {fault.message}"

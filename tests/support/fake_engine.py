@@ -9,6 +9,7 @@ from inferflux.engine.service.protocol import ModelInfo, Output
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle
+from inferflux.errors import EngineDeadError
 from inferflux.sampling_params import SamplingParams
 
 REPLY = "Hello there, I am InferFlux 😀 and I count: 1, 2, 3."
@@ -67,6 +68,7 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.state = ClientState.CLOSED
+        self.gate.set()
 
     async def generate(
         self,
@@ -84,6 +86,8 @@ class FakeEngine:
             for index, output in enumerate(self.outputs(prompt_token_ids, sampling)):
                 await asyncio.sleep(self.pause_s)
                 await self.gate.wait()
+                if self.state is ClientState.CLOSED:
+                    raise EngineDeadError("the engine was shut down")
                 if index == self.fail_at:
                     raise self.error
                 finished = output.finish_reason is not None

@@ -38,6 +38,7 @@ class Site:
     """A running server and a client for it. engine: the first model's."""
 
     url: str
+    app: web.Application
     session: aiohttp.ClientSession
     engines: dict[str, FakeEngine]
     backends: BackendManager
@@ -97,7 +98,8 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
         on_event=lambda backend, event: metrics.model_event(backend.id, event, backend.load_s),
     )
     admission = Admission(tree.server.max_concurrent, tree.server.max_queue)
-    runner = Runner(build_app(tree, backends, metrics, admission))
+    app = build_app(tree, backends, metrics, admission)
+    runner = Runner(app)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -105,7 +107,7 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
             await backends.load_all()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
-            yield Site(url, session, engines, backends, admission, metrics)
+            yield Site(url, app, session, engines, backends, admission, metrics)
     finally:
         await backends.close()
         await runner.cleanup()

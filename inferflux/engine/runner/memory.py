@@ -50,17 +50,18 @@ def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_byte
     held = num_pages * page_tokens
     if held >= window:
         return PoolPlan(num_pages, window)
+    if not runtime.paged_kv.device_pages and held < MIN_USEFUL_TOKENS:
+        needed = math.ceil(min(window, MIN_USEFUL_TOKENS) / page_tokens)
+        raise ModelLoadError(
+            f"{model.id}: of {_megabytes(free.num_bytes)} free memory, the KV cache's share holds {held} tokens; "
+            f"{_megabytes((needed - num_pages) * page_bytes)} more are needed to be of use: free some memory, or raise "
+            "runtime.paged_kv.device_memory_fraction"
+        )
     if model.max_model_len is not None:
         raise ConfigError(
             f"models[].max_model_len: {window} tokens need {math.ceil(window / page_tokens)} KV pages of "
             f"{_megabytes(page_bytes)}, but there are {num_pages}; lower it to at most {held}, or raise "
             "runtime.paged_kv.device_pages or device_memory_fraction"
-        )
-    if not runtime.paged_kv.device_pages and held < MIN_USEFUL_TOKENS:
-        missing = math.ceil(min(window, MIN_USEFUL_TOKENS) / page_tokens) * page_bytes - num_pages * page_bytes
-        raise ModelLoadError(
-            f"{model.id}: {_megabytes(free.num_bytes)} of memory left after loading hold {held} tokens of KV cache; "
-            f"at least {_megabytes(missing)} more are needed, or a higher runtime.paged_kv.device_memory_fraction"
         )
     logger.warning("%s: max_model_len is %d, not %d: %d KV pages hold no more", model.id, held, window, num_pages)
     return PoolPlan(num_pages, held)
@@ -96,11 +97,10 @@ def free_memory(device: torch.device) -> FreeMemory:
 def _system_available() -> int:
     """Memory the system can give without swapping; where it does not say, half of all there is."""
     try:
-        lines = _MEMINFO.read_text().splitlines()
-    except OSError:
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _cgroup_available(root: Path) -> int | None:

@@ -29,6 +29,7 @@ from inferflux.engine.text.template_instrument import Instrument
 
 _RUNTIME_TYPES = (LoopContext, Macro, BlockReference, TemplateReference, Cycler, Joiner, Namespace)
 _PASSED_ARGUMENT = "jinja_pass_arg"
+_JINJA_ARGUMENTS = frozenset(("_loop_vars", "_block_vars"))
 
 
 class TemplateRaisedError(TemplateError):
@@ -118,8 +119,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Every call a template makes. (The names keep clear of the template's keyword arguments.)"""
+        """Every call a template makes. (The names keep clear of the template's keyword arguments.)
+
+        Arguments are paid for, since a macro sees them as a list (`varargs`), which can be nested again and again.
+        """
         __self.budget.step()
+        __self.budget.charge((args, {name: kwargs[name] for name in kwargs if name not in _JINJA_ARGUMENTS}))
         if isinstance(__obj, (BuiltinMethodType, MethodType)) and isinstance(__obj.__self__, str):
             guard = guards.METHOD_GUARDS.get(__obj.__name__)
             if guard is not None:

@@ -14,16 +14,23 @@ GROW = "{% set ns = namespace(a=['x'], s='x') %}{% for i in range(60) %}"
 LOOPS = {
     "a huge range": "{% for i in range(10**12) %}{% endfor %}",
     "nested loops that print nothing": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "loops whose filter passes nothing": "{% for i in range(9999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+    "loops whose filter passes nothing": (
+        "{% for i in range(9999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}"
+    ),
     "a macro calling itself twice": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(100) }}"
     ),
     "a macro without an end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "a block without an end": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
     "a recursive loop without an end": "{% for x in [[1]] recursive %}{{ loop([[1], [2]]) }}{% endfor %}",
-    "generators drained in filters": "{% for i in range(99999) %}{% set x = range(99999) | select('undefined') | list %}{% endfor %}",
-    "long searches": "{% set a = 'ab' * 1000000 %}{% set b = 'ba' * 500000 ~ 'c' %}{% for i in range(99999) %}{% set x = b in a %}{% endfor %}",
-    "sorting again and again": "{% for i in range(9999) %}{% set x = range(99999) | map('string') | sort %}{% endfor %}",
+    "generators drained in filters": (
+        "{% for i in range(99999) %}{% set x = range(99999) | select('undefined') | list %}{% endfor %}"
+    ),
+    "long searches": (
+        "{% set a = 'ab' * 99999 %}{% set b = 'ba' * 50000 ~ 'c' %}"
+        "{% for i in range(99999) %}{% set x = b in a %}{% endfor %}"
+    ),
+    "sorting again and again": "{% for i in range(9999) %}{% set x = range(999) | map('string') | sort %}{% endfor %}",
     "sums of lists": "{{ [[1]] | sum(start=[]) }}",
 }
 GROWTH = {
@@ -60,10 +67,20 @@ GROWTH = {
     "nested tuples": GROW + "{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ ns.a | string }}",
     "nested dicts": GROW + "{% set ns.a = {'a': ns.a, 'b': ns.a} %}{% endfor %}{{ ns.a | tojson }}",
     "nested dict()": GROW + "{% set ns.a = dict(a=ns.a, b=ns.a) %}{% endfor %}{{ ns.a }}",
+    "nested varargs": (
+        "{% set ns = namespace(a='x') %}{% macro f() %}{% set ns.a = varargs %}{% endmacro %}"
+        "{% for i in range(60) %}{{ f(ns.a, ns.a) }}{% endfor %}{{ ns.a }}"
+    ),
+    "nested kwargs": (
+        "{% set ns = namespace(a='x') %}{% macro f() %}{% set ns.a = kwargs %}{% endmacro %}"
+        "{% for i in range(60) %}{{ f(_a=ns.a, _b=ns.a) }}{% endfor %}{{ ns.a }}"
+    ),
+    "nested cyclers": GROW + "{% set ns.a = cycler(ns.a, ns.a).items %}{% endfor %}{{ ns.a }}",
+    "nested items": GROW + "{% set ns.a = {'a': ns.a}.items() | list + [ns.a] %}{% endfor %}{{ ns.a }}",
     "nested batches": GROW + "{% set ns.a = [ns.a] | batch(2, ns.a) | list %}{% endfor %}{{ ns.a }}",
     "doubled lists": GROW + "{% set ns.a = ns.a + ns.a %}{% endfor %}",
     "output": "{% for i in range(9000) %}{{ 'a' * 10000 }}{% endfor %}",
-    "many slices": "{% set a = 'a' * 1000000 %}" + "".join(f"{{% set v{i} = a[{i}:] %}}" for i in range(900)),
+    "many slices": "{% set a = 'a' * 200000 %}" + "".join(f"{{% set v{i} = a[{i}:] %}}" for i in range(99)),
 }
 ESCAPES = {
     "a class": "{{ ''.__class__.__mro__ }}",
@@ -81,7 +98,7 @@ ESCAPES = {
 
 
 def render(source: str) -> str:
-    limits = RenderLimits(max_work=16 * 1024 * 1024, max_cpu_s=0.5)
+    limits = RenderLimits(max_chars=256 * 1024, max_work=8 * 1024 * 1024, max_cpu_s=0.25)
     return ChatTemplate(source, limits=limits).render(MESSAGES)
 
 
@@ -91,15 +108,16 @@ def test_a_template_without_measure_is_stopped(name: str) -> None:
     with pytest.raises(RequestError) as caught:
         render({**LOOPS, **GROWTH}[name])
     assert caught.value.param == "messages"
-    assert time.thread_time() - started < 3
+    assert time.thread_time() - started < 2
 
 
-@pytest.mark.parametrize("name", GROWTH)
-def test_memory_stays_bounded(name: str) -> None:
+def test_memory_stays_bounded() -> None:
+    """At most `max_work` characters of four bytes are ever made, lists and the compiled templates come on top."""
     tracemalloc.start()
     try:
-        with pytest.raises(RequestError):
-            render(GROWTH[name])
+        for source in GROWTH.values():
+            with pytest.raises(RequestError):
+                render(source)
         assert tracemalloc.get_traced_memory()[1] < 64 * 1024 * 1024
     finally:
         tracemalloc.stop()
@@ -126,9 +144,9 @@ def test_the_default_limits_hold_too() -> None:
 
 
 def test_messages_over_the_size_limit_are_refused() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
     with pytest.raises(RequestError, match="larger than 4194304 characters"):
-        render_large = ChatTemplate("{{ messages[0].content }}")
-        render_large.render([{"role": "user", "content": "x" * (4 * 1024 * 1024)}])
+        template.render([{"role": "user", "content": "x" * (4 * 1024 * 1024)}])
 
 
 def test_a_long_honest_chat_is_within_the_limits() -> None:

@@ -1,9 +1,13 @@
 """Tokenizers from tokenizer.json against transformers, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -22,6 +26,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return FOLDERS[request.param](tmp_path_factory.mktemp("tokenizer") / request.param)
 
 
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_byte_level(tmp_path_factory.mktemp("byte_level"))
+
+
 @pytest.mark.parametrize("add_special_tokens", [True, False])
 def test_encodes_as_transformers(folder: Path, add_special_tokens: bool) -> None:
     oracle = AutoTokenizer.from_pretrained(folder)
@@ -36,6 +45,14 @@ def test_decodes_as_transformers(folder: Path, skip_special_tokens: bool) -> Non
         ids = oracle.encode(text)
         expected = oracle.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
         assert tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(0, 410), max_size=20), skip_special_tokens=st.booleans())
+def test_random_bytes_decode_as_transformers(byte_level: Path, ids: list[int], skip_special_tokens: bool) -> None:
+    library = tokenizers.Tokenizer.from_file(str(byte_level / "tokenizer.json"))
+    expected = library.decode(ids, skip_special_tokens=skip_special_tokens)
+    assert load_tokenizer(byte_level).decode(ids, skip_special_tokens=skip_special_tokens) == expected
 
 
 def test_names_as_transformers(folder: Path) -> None:
@@ -123,7 +140,7 @@ def test_a_word_level_tokenizer_joins_words_with_spaces(tmp_path: Path) -> None:
     assert tokenizer.decode([1, 2, 1], skip_special_tokens=True) == "one two one"
 
 
-def _break(name: str, content: bytes) -> "callable":
+def _break(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
 
 

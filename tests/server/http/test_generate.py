@@ -205,7 +205,7 @@ async def test_extension_fields_reach_the_engine(site: Site):
 
 
 async def test_null_means_default_and_harmless_fields_are_taken(site: Site):
-    names = "temperature top_p n stop seed stream stream_options max_tokens logit_bias presence_penalty tools".split()
+    names = ["temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "max_tokens", "logit_bias"]
     harmless = {"user": "u", "metadata": {"a": "b"}, "store": False, "parallel_tool_calls": True, "tools": []}
     body = {"messages": MESSAGES, **dict.fromkeys(names), **harmless, "response_format": {"type": "text"}}
     status, answer = await site.post(CHAT, body)

@@ -1,0 +1,62 @@
+"""The authentication chain: each way of proving who one is gets its turn.
+
+A way answers None for a credential that is not its own, and raises AuthenticationError for one that is its own and
+bad; so API keys and, later, tokens of an identity provider compose without knowing each other. Knows no HTTP.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from inferflux.config import Config
+from inferflux.server.access.api_keys import ApiKeys
+from inferflux.server.access.principal import AuthenticationError, Principal, tenant_salt
+
+ANONYMOUS_TENANT = "anonymous"
+
+
+class Authenticator(Protocol):
+    async def authenticate(self, token: str) -> Principal | None:
+        """Returns who the token belongs to, None when it is not this way's. Raises AuthenticationError."""
+        ...
+
+
+class AuthenticationChain:
+    """ways: tried in order. anonymous: who callers without a credential are; None: nobody.
+
+    Without any way (no key configured) a credential proves nothing, and its bearer is as anonymous as one without:
+    clients that insist on sending some key work against a server that asks for none.
+    """
+
+    def __init__(self, ways: Sequence[Authenticator], anonymous: Principal | None) -> None:
+        self._ways = tuple(ways)
+        self._anonymous = anonymous
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """Returns who is asking. Raises AuthenticationError when that cannot be told."""
+        if token is None or not self._ways:
+            if self._anonymous is None:
+                raise AuthenticationError("an API key is needed: send it as Authorization: Bearer KEY", "missing")
+            return self._anonymous
+        for way in self._ways:
+            principal = await way.authenticate(token)
+            if principal is not None:
+                return principal
+        raise AuthenticationError("the API key is not known", "unknown")
+
+
+def build_chain(config: Config) -> AuthenticationChain:
+    """Returns the chain the configuration asks for."""
+    shared_cache = config.runtime.prefix_cache.isolation == "shared"
+    keys = ApiKeys(config.auth.api_keys, shared_cache=shared_cache)
+    return AuthenticationChain([keys] if keys else [], anonymous(shared_cache) if config.auth.allow_anonymous else None)
+
+
+def anonymous(shared_cache: bool = False) -> Principal:
+    """The caller nobody knows: may read and generate, never administer."""
+    return Principal(
+        id="anonymous",
+        name="anonymous",
+        tenant=ANONYMOUS_TENANT,
+        scopes=frozenset(("generate", "read")),
+        salt=b"" if shared_cache else tenant_salt(ANONYMOUS_TENANT),
+    )

@@ -1,0 +1,27 @@
+"""What the server's rooms refuse a request with, besides the errors every floor knows. Knows no HTTP."""
+
+from typing import Literal
+
+from inferflux.errors import InferFluxError, QueueFullError
+
+NotReadyReason = Literal["starting", "draining", "engine_restarting", "no_model"]
+
+
+class UnknownModelError(InferFluxError):
+    """No model of this id is served."""
+
+
+class NotReadyError(InferFluxError):
+    """The server, or the model asked for, cannot take the request now; `reason` is the word health checks show."""
+
+    def __init__(self, message: str, reason: NotReadyReason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BusyError(QueueFullError):
+    """The server has its hands full; a place may be free in `retry_after_s` whole seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,158 @@
+"""From token ids to streams of text: one Job per prompt, one Choice per sequence that runs for it.
+
+Turns the engine's news into text deltas and counts them. Knows engines, text and metrics; no HTTP and no API shapes.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from inferflux.engine.service.protocol import ModelInfo, Output
+from inferflux.engine.step import TokenLogprobs
+from inferflux.engine.text import TextDelta, TextStream
+from inferflux.errors import RequestError
+from inferflux.sampling_params import SamplingParams
+from inferflux.server.access.principal import Principal
+from inferflux.server.backends import Backend
+from inferflux.server.metrics import ModelMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to run for one prompt. score_only: only the prompt's own log-probabilities are wanted, no output."""
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: int
+    tenant: str
+    salt: bytes
+    score_only: bool = False
+
+    def choices(self) -> list["Job"]:
+        """Returns a job per choice of `sampling.n`, each with a noise of its own."""
+        return [replace(self, sampling=self.sampling.for_choice(index)) for index in range(self.sampling.n)]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf a job runs: the principal, and what the request asks for within the principal's rights."""
+
+    principal: Principal
+    priority: int | None
+    cache_salt: str | None
+
+    def job(self, prompt_token_ids: list[int], sampling: SamplingParams, *, score_only: bool = False) -> Job:
+        principal = self.principal
+        return Job(
+            prompt_token_ids=prompt_token_ids,
+            sampling=sampling,
+            priority=min(self.priority or 0, principal.max_priority),
+            tenant=principal.tenant,
+            salt=principal.cache_salt(self.cache_salt),
+            score_only=score_only,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a request's times are measured against. started: its `time.monotonic()`; waited_s: for a place in the
+    server."""
+
+    metrics: ModelMetrics
+    started: float
+    waited_s: float
+
+
+class Choice:
+    """One sequence: its deltas as they come, and afterwards all it led to.
+
+    index: its place in the answer. stream: text, token ids and log-probabilities so far. prompt_logprobs: one entry
+    per prompt token after the first, when asked for.
+    """
+
+    def __init__(self, index: int, job: Job, backend: Backend, watch: Watch) -> None:
+        self.index = index
+        self.job = job
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.num_cached_tokens = 0
+        self.finish_reason: str | None = None
+        self.stream = TextStream(backend.text.tokenizer, job.sampling, job.prompt_token_ids)
+        self._client = backend.client
+        self._last = watch.started
+        self._watch = watch
+
+    async def deltas(self) -> AsyncGenerator[TextDelta, None]:
+        """Yields what is new until the sequence ends. Leaving early stops it.
+
+        Raises RequestError, EngineError or EngineDeadError as `EngineClient.generate` does.
+        """
+        job = self.job
+        news = self._client.generate(
+            job.prompt_token_ids, job.sampling, priority=job.priority, tenant=job.tenant, salt=job.salt
+        )
+        async with aclosing(news) as outputs:  # type: ignore[type-var]
+            async for output in outputs:
+                self._note(output)
+                delta = self._feed(output)
+                self.finish_reason = delta.finish_reason
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+
+    def count_streamed(self, delta: TextDelta) -> None:
+        """Counts a delta that was sent as part of a stream."""
+        self._watch.metrics.stream_tokens.inc(len(delta.token_ids))
+
+    def _feed(self, output: Output) -> TextDelta:
+        if self.job.score_only:
+            return TextDelta(finish_reason="length" if output.token_ids or output.finish_reason else None)
+        return self.stream.feed(output)
+
+    def _note(self, output: Output) -> None:
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs += output.prompt_logprobs
+        if output.num_cached_tokens:
+            self.num_cached_tokens = output.num_cached_tokens
+        if output.queue_s is not None:
+            self._watch.metrics.queue_wait.observe(self._watch.waited_s + output.queue_s)
+        if output.token_ids:
+            now = time.monotonic()
+            if self.stream.token_ids:
+                self._watch.metrics.inter_token_latency.observe((now - self._last) / len(output.token_ids))
+            else:
+                self._watch.metrics.time_to_first_token.observe(now - self._last)
+            self._last = now
+
+
+def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str) -> None:
+    """Raises RequestError when a prompt is empty, too long for the model's window, or not of its vocabulary."""
+    if not prompt_token_ids:
+        raise RequestError(f"{param}: must have at least one token", param=param)
+    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocab_size:
+        raise RequestError(f"{param}: token ids must be >= 0 and < {info.vocab_size}", param=param)
+    if len(prompt_token_ids) >= info.max_model_len:
+        raise RequestError(
+            f"{param}: has {len(prompt_token_ids)} tokens, which leaves no room for an answer "
+            f"in the model's window of {info.max_model_len}",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def fit_max_tokens(num_prompt_tokens: int, asked: int | None, default: int | None, info: ModelInfo) -> int:
+    """Returns how many tokens to generate: what was asked for, else the default, else what the window holds.
+
+    Raises RequestError when the window cannot hold what was asked for.
+    """
+    room = info.max_model_len - num_prompt_tokens
+    if asked is None:
+        return room if default is None else min(default, room)
+    if asked > room:
+        raise RequestError(
+            f"max_tokens: {num_prompt_tokens} prompt tokens and {asked} more exceed the model's window of "
+            f"{info.max_model_len}",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    return asked

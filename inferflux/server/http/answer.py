@@ -1,0 +1,91 @@
+"""Runs a request's jobs and sends what comes of them: whole, or as a stream of events.
+
+Knows when to send; what it reads like is the format's affair.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from inferflux.server.backends import Backend
+from inferflux.server.generation import Choice, Job, Watch
+from inferflux.server.http.context import CONTEXT, INFO
+from inferflux.server.http.formats.envelope import Format
+from inferflux.server.http.middleware import CLIENT_GONE
+from inferflux.server.http.problems import problem_of
+from inferflux.server.http.requests import time_left
+from inferflux.server.http.sse import EventStream, event
+
+logger = logging.getLogger(__name__)
+
+
+async def send_whole(request: web.Request, backend: Backend, jobs: Sequence[Job], form: Format) -> web.Response:
+    """Runs the jobs to their end and returns the answer. Raises what went wrong."""
+    async with _running(request, backend, jobs) as choices:
+        await _all([_finish(choice) for choice in choices])
+        return web.Response(body=form.answer(choices), content_type="application/json")
+
+
+async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job], form: Format) -> web.StreamResponse:
+    """Runs the jobs and sends each one's news as it comes; returns the response, which has been sent.
+
+    Raises what went wrong before the first event; after it, the error is the last event.
+    """
+    events, info = EventStream(request), request[INFO]
+    try:
+        async with _running(request, backend, jobs) as choices:
+            await _all([_follow(choice, form, events) for choice in choices])
+            await events.send(form.ending(choices))
+    except ConnectionError:
+        info.outcome = CLIENT_GONE
+    except Exception as error:
+        if not events.started:
+            raise
+        problem = problem_of(error, info.id)
+        info.outcome = problem.status
+        extra = {"request_id": info.id}
+        logger.error("a stream failed: %s", error, exc_info=error if problem.unexpected else None, extra=extra)
+        with contextlib.suppress(ConnectionError):
+            await events.send(event(problem.body()))
+    return events.response
+
+
+@asynccontextmanager
+async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) -> AsyncIterator[list[Choice]]:
+    """Waits for a place in the server, and holds it and the clock while the body runs the choices."""
+    context, info = request.app[CONTEXT], request[INFO]
+    async with time_left(request), context.admission.enter(backend.id) as waited_s:
+        watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
+        yield [Choice(index, job, backend, watch) for index, job in enumerate(jobs)]
+
+
+async def _finish(choice: Choice) -> None:
+    async with aclosing(choice.deltas()) as deltas:
+        async for _ in deltas:
+            pass  # the choice keeps what it needs
+
+
+async def _follow(choice: Choice, form: Format, events: EventStream) -> None:
+    async with aclosing(choice.deltas()) as deltas:
+        async for delta in deltas:
+            news = form.events(choice, delta)
+            if news:
+                await events.send(news)
+            choice.count_streamed(delta)
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Runs them side by side; the first failure stops the others and is raised as it is."""
+    if len(coroutines) == 1:
+        return await coroutines[0]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in coroutines:
+                group.create_task(coroutine)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None

@@ -1,0 +1,46 @@
+"""The only wiring: configuration and engines in, an application out. What opens here also closes here."""
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from inferflux.config import Config
+from inferflux.server.access.chain import build_chain
+from inferflux.server.admission import Admission
+from inferflux.server.backends import BackendManager
+from inferflux.server.engine_metrics import EngineCollector
+from inferflux.server.http.context import CONTEXT, INFO, ServerContext
+from inferflux.server.http.cors import add_cors_headers, cors
+from inferflux.server.http.middleware import REQUEST_ID_HEADER, authenticate, observe, shape_errors
+from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
+from inferflux.server.metrics import Metrics
+from inferflux.server.text_work import TextWork
+
+_MEBIBYTE = 1024 * 1024
+
+
+def build_app(config: Config, backends: BackendManager, metrics: Metrics, admission: Admission) -> web.Application:
+    """Returns the application. The engines are the caller's to load and to close."""
+    metrics.registry.register(EngineCollector(backends, admission))
+    origins = config.server.cors_origins
+    app = web.Application(
+        middlewares=(observe, shape_errors, cors(origins), authenticate),
+        client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),
+    )
+    text_work = TextWork()
+    app[CONTEXT] = ServerContext(config, backends, build_chain(config), admission, metrics, text_work)
+    shown = config.server.enable_metrics
+    add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        if INFO in request:
+            response.headers[REQUEST_ID_HEADER] = request[INFO].id
+        add_cors_headers(request, response, origins)
+
+    async def text_threads(_app: web.Application) -> AsyncIterator[None]:
+        yield
+        text_work.close()
+
+    app.on_response_prepare.append(add_headers)
+    app.cleanup_ctx.append(text_threads)
+    return app

@@ -1,0 +1,52 @@
+"""What handlers find on the application and on a request: typed keys, one value each.
+
+Filled by `app` and `middleware`; holds references, does nothing.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from inferflux.config import Config
+from inferflux.server.access.chain import AuthenticationChain
+from inferflux.server.access.principal import Principal
+from inferflux.server.admission import Admission
+from inferflux.server.backends import BackendManager
+from inferflux.server.metrics import Metrics
+from inferflux.server.text_work import TextWork
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """All the server's rooms. started: `time.monotonic()` of the server's start."""
+
+    config: Config
+    backends: BackendManager
+    access: AuthenticationChain
+    admission: Admission
+    metrics: Metrics
+    text_work: TextWork
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class RequestInfo:
+    """What is known of one request while it is answered.
+
+    id: the `x-request-id` of its response. started, deadline: `time.monotonic()` times. endpoint: the route's
+    template. principal: set by authentication. model: the label of the model it asks for. outcome: the status to
+    count and log when it is not the response's own (a stream that failed midway).
+    """
+
+    id: str
+    started: float
+    deadline: float
+    endpoint: str
+    principal: Principal | None = None
+    model: str = ""
+    outcome: int | None = None
+
+
+CONTEXT = web.AppKey("context", ServerContext)
+INFO = web.RequestKey("info", RequestInfo)

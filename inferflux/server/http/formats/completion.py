@@ -1,0 +1,93 @@
+"""Choices in the words of POST /v1/completions, echoed prompts included."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+from msgspec import UNSET
+
+from inferflux.engine.text import TextDelta
+from inferflux.server.backends import Backend
+from inferflux.server.generation import Choice
+from inferflux.server.http.formats.envelope import Envelope
+from inferflux.server.http.formats.logprobs import LogprobLists, join
+from inferflux.server.http.schemas.completions import (
+    OBJECT,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
+from inferflux.server.http.schemas.generate import FinishReason
+
+
+class CompletionFormat:
+    """See `envelope.Format`. prompts: as the request gave them; an echo says a text as it was, token ids decoded."""
+
+    def __init__(self, body: CompletionRequest, prompts: Sequence[str | list[int]], backend: Backend) -> None:
+        self._n = body.n or 1
+        self._envelope = Envelope("cmpl", OBJECT, backend, n=self._n, include_usage=body.include_usage)
+        self._tokenizer = backend.text.tokenizer
+        self._prompts = prompts
+        self._echo = bool(body.echo)
+        self._with_logprobs = body.logprobs is not None
+        self._with_token_ids = bool(body.return_token_ids)
+        self._lists: dict[int, LogprobLists] = {}
+
+    def answer(self, choices: Sequence[Choice]) -> bytes:
+        whole = [self._whole(choice) for choice in choices]
+        return msgspec.json.encode(Completion(choices=whole, **self._envelope.fields(choices)))
+
+    def events(self, choice: Choice, delta: TextDelta) -> bytes:
+        tokens_shown = delta.token_ids and (self._with_token_ids or self._with_logprobs)
+        if not (delta.text or delta.finish_reason or tokens_shown):
+            return b""
+        news = self._opening(choice)
+        return news + self._envelope.chunk(
+            CompletionChoice(
+                text=delta.text,
+                index=choice.index,
+                logprobs=self._output_logprobs(choice, delta),
+                finish_reason=cast("FinishReason | None", delta.finish_reason),
+                token_ids=delta.token_ids if self._with_token_ids else UNSET,
+            )
+        )
+
+    def ending(self, choices: Sequence[Choice]) -> bytes:
+        return self._envelope.ending(choices)
+
+    def _opening(self, choice: Choice) -> bytes:
+        """With echo, the chunk that repeats the prompt comes before a choice's first news."""
+        if not self._echo or choice.index in self._lists:
+            return b""
+        text, logprobs = self._echoed(choice)
+        token_ids: list[int] | msgspec.UnsetType = [] if self._with_token_ids else UNSET
+        return self._envelope.chunk(
+            CompletionChoice(text=text, index=choice.index, logprobs=logprobs, token_ids=token_ids)
+        )
+
+    def _whole(self, choice: Choice) -> CompletionChoice:
+        stream = choice.stream
+        text, logprobs = self._echoed(choice) if self._echo else ("", None)
+        output = self._output_logprobs(choice, TextDelta(stream.text, stream.token_ids, stream.logprobs))
+        return CompletionChoice(
+            text=text + stream.text,
+            index=choice.index,
+            logprobs=join(logprobs, output) if logprobs and output else output or logprobs,
+            finish_reason=cast("FinishReason | None", choice.finish_reason),
+            token_ids=stream.token_ids if self._with_token_ids else UNSET,
+        )
+
+    def _echoed(self, choice: Choice) -> tuple[str, CompletionLogprobs | None]:
+        prompt = self._prompts[choice.index // self._n]
+        text = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special_tokens=True)
+        lists = self._lists_of(choice)
+        if not self._with_logprobs:
+            return text, None
+        return text, lists.prompt(choice.job.prompt_token_ids, choice.prompt_logprobs, text)
+
+    def _output_logprobs(self, choice: Choice, delta: TextDelta) -> CompletionLogprobs | None:
+        return None if delta.logprobs is None else self._lists_of(choice).output(delta.logprobs)
+
+    def _lists_of(self, choice: Choice) -> LogprobLists:
+        return self._lists.setdefault(choice.index, LogprobLists(self._tokenizer))

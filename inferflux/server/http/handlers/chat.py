@@ -1,0 +1,27 @@
+"""POST /v1/chat/completions."""
+
+from aiohttp import web
+
+from inferflux.server.generation import check_prompt, fit_max_tokens
+from inferflux.server.http.answer import send_stream, send_whole
+from inferflux.server.http.context import CONTEXT
+from inferflux.server.http.formats.chat import ChatFormat
+from inferflux.server.http.requests import caller_of, find_backend, read_body
+from inferflux.server.http.schemas.chat import CHAT, template_messages
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    body = await read_body(request, CHAT)
+    body.check()
+    messages = template_messages(body.messages)
+    backend = find_backend(request, body.model)
+    backend.require_ready()
+    info = backend.info
+    assert info is not None, "a ready backend has been described"
+    token_ids = await request.app[CONTEXT].text_work.encode_chat(backend.text, messages)
+    check_prompt(token_ids, info, "messages")
+    max_tokens = fit_max_tokens(len(token_ids), body.token_limit, None, info)
+    sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, prompt_logprobs=None)
+    jobs = caller_of(request, body).job(token_ids, sampling).choices()
+    send = send_stream if body.stream else send_whole
+    return await send(request, backend, jobs, ChatFormat(body, backend))

@@ -1,0 +1,47 @@
+"""POST /v1/completions."""
+
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from inferflux.errors import RequestError
+from inferflux.server.backends import Backend
+from inferflux.server.generation import Caller, Job, check_prompt, fit_max_tokens
+from inferflux.server.http.answer import send_stream, send_whole
+from inferflux.server.http.context import CONTEXT
+from inferflux.server.http.formats.completion import CompletionFormat
+from inferflux.server.http.requests import caller_of, find_backend, read_body
+from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    body = await read_body(request, COMPLETION)
+    body.check()
+    backend = find_backend(request, body.model)
+    backend.require_ready()
+    prompts = body.prompts()
+    token_ids = await _token_ids(request, backend, prompts)
+    caller = caller_of(request, body)
+    jobs = [job for ids in token_ids for job in _jobs(body, caller, ids, backend)]
+    if len(jobs) > MAX_PROMPTS:
+        raise RequestError(f"n: at most {MAX_PROMPTS} choices in one request, over all prompts", param="n")
+    send = send_stream if body.stream else send_whole
+    return await send(request, backend, jobs, CompletionFormat(body, prompts, backend))
+
+
+async def _token_ids(request: web.Request, backend: Backend, prompts: Sequence[str | list[int]]) -> Sequence[list[int]]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if texts:
+        return await request.app[CONTEXT].text_work.encode(backend.text, texts)
+    return [prompt for prompt in prompts if not isinstance(prompt, str)]
+
+
+def _jobs(body: CompletionRequest, caller: Caller, token_ids: list[int], backend: Backend) -> list[Job]:
+    """Returns one prompt's jobs, one per choice. Raises RequestError."""
+    info = backend.info
+    assert info is not None, "a ready backend has been described"
+    check_prompt(token_ids, info, "prompt")
+    score_only = body.max_tokens == 0
+    max_tokens = 1 if score_only else fit_max_tokens(len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, info)
+    sampling = body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None)
+    return caller.job(token_ids, sampling, score_only=score_only).choices()

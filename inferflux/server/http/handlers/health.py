@@ -1,0 +1,47 @@
+"""GET /livez, /health, /readyz, /healthz, /metrics: what probes and dashboards ask."""
+
+import time
+
+from aiohttp import web
+
+from inferflux import __version__
+from inferflux.server.http.context import CONTEXT, ServerContext
+from inferflux.server.http.responses import json_response
+from inferflux.server.http.schemas.health import Health, ModelHealth, Probe
+
+
+async def livez(_request: web.Request) -> web.Response:
+    """Answering is the proof. A stuck engine does not count against the server: its client kills and replaces it."""
+    return json_response(Probe("ok"))
+
+
+async def readyz(request: web.Request) -> web.Response:
+    reason = _not_ready_reason(request.app[CONTEXT])
+    if reason is None:
+        return json_response(Probe("ok"))
+    return json_response(Probe("unavailable", reason), status=503)
+
+
+async def healthz(request: web.Request) -> web.Response:
+    context = request.app[CONTEXT]
+    manager, admission = context.backends, context.admission
+    models = [ModelHealth(one.id, one.state.value, one.id == manager.default_id) for one in manager.backends]
+    healthy = _not_ready_reason(context) is None and all(model.state == "ready" for model in models)
+    health = Health(
+        status="ok" if healthy else "degraded",
+        version=__version__,
+        uptime_s=round(time.monotonic() - context.started, 3),
+        running=admission.running,
+        queue_depth=sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.backends),
+        models=models,
+    )
+    return json_response(health)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    body, content_type = request.app[CONTEXT].metrics.render(request.headers.get("Accept", ""))
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+def _not_ready_reason(context: ServerContext) -> str | None:
+    return "draining" if context.admission.closed else context.backends.not_ready_reason()

@@ -1,0 +1,52 @@
+"""POST /tokenize and /detokenize: what the generate routes would make of a prompt, and back."""
+
+from aiohttp import web
+
+from inferflux.engine.text import Tokenizer
+from inferflux.errors import RequestError
+from inferflux.server.backends import Backend
+from inferflux.server.http.context import CONTEXT
+from inferflux.server.http.requests import find_backend, read_body
+from inferflux.server.http.responses import json_response
+from inferflux.server.http.schemas.chat import template_messages
+from inferflux.server.http.schemas.tokens import (
+    DETOKENIZE,
+    TOKENIZE,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    body = await read_body(request, TOKENIZE)
+    backend = find_backend(request, body.model)
+    token_ids = await _token_ids(request, backend, body)
+    assert backend.info is not None, "a backend with a text side has been described"
+    return json_response(TokenizeResponse(token_ids, len(token_ids), backend.info.max_model_len))
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    body = await read_body(request, DETOKENIZE)
+    tokenizer = find_backend(request, body.model).text.tokenizer
+    if any(not 0 <= token_id < tokenizer.vocab_size for token_id in body.tokens):
+        raise RequestError(f"tokens: must be >= 0 and < {tokenizer.vocab_size}", param="tokens")
+    prompt = await request.app[CONTEXT].text_work.run(_prompt_of, tokenizer, body.tokens)
+    return json_response(DetokenizeResponse(prompt))
+
+
+async def _token_ids(request: web.Request, backend: Backend, body: TokenizeRequest) -> list[int]:
+    work = request.app[CONTEXT].text_work
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("prompt: give either prompt or messages", param="prompt")
+    if body.messages is not None:
+        return await work.encode_chat(backend.text, template_messages(body.messages))
+    assert body.prompt is not None
+    return (await work.encode(backend.text, [body.prompt]))[0]
+
+
+def _prompt_of(tokenizer: Tokenizer, token_ids: list[int]) -> str:
+    """Returns the prompt that tokenises to these ids: without the BOS that tokenising adds by itself."""
+    added = tokenizer.encode("", add_special_tokens=True)[:1]
+    shown = token_ids[1:] if added == [tokenizer.bos_token_id] == token_ids[:1] else token_ids
+    return tokenizer.decode(shown, skip_special_tokens=False)

@@ -1,0 +1,140 @@
+"""What happens to every request, in order: observe (id, log, metrics) → shape errors → authenticate → handler.
+
+Nothing here knows a single route; scopes are declared in `routes` and looked up here.
+"""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from inferflux.server.access.principal import AuthenticationError, Scope, ScopeError
+from inferflux.server.http.context import CONTEXT, INFO, RequestInfo
+from inferflux.server.http.problems import problem_of
+
+logger = logging.getLogger(__name__)
+
+PUBLIC: Final = "public"
+CLIENT_GONE = 499
+REQUEST_ID_HEADER = "x-request-id"
+MAX_TOKEN_LENGTH = 4096
+
+# Scope by (method, path template): what is not in it is nobody's to call.
+SCOPES: web.AppKey[Mapping[tuple[str, str], Scope | str]] = web.AppKey("scopes", Mapping)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_QUIET_PATHS = frozenset(("/livez", "/health", "/readyz", "/healthz", "/metrics"))
+_MAX_PATH_LOGGED = 200
+
+
+def request_id(offered: str | None) -> str:
+    """Returns the caller's request id if it is a sane one, else a new one."""
+    return offered if offered and _SANE_ID.fullmatch(offered) else f"req_{uuid.uuid4().hex}"
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives the request its id, and counts and logs how it ended."""
+    context = request.app[CONTEXT]
+    started = time.monotonic()
+    info = RequestInfo(
+        id=request_id(request.headers.get(REQUEST_ID_HEADER)),
+        started=started,
+        deadline=started + context.config.server.request_timeout_s,
+        endpoint=route_template(request) or "other",
+    )
+    request[INFO] = info
+    status = CLIENT_GONE
+    try:
+        response = await handler(request)
+        status = info.outcome or response.status
+        return response
+    finally:
+        seconds = time.monotonic() - started
+        context.metrics.requests.labels(info.endpoint, info.model, str(status)).inc()
+        context.metrics.request_duration.labels(info.endpoint).observe(seconds)
+        _log(request, info, status, seconds)
+
+
+@web.middleware
+async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns whatever goes wrong before an answer has begun into an error answer."""
+    try:
+        return await handler(request)
+    except Exception as error:
+        info = request[INFO]
+        problem = problem_of(error, info.id)
+        if problem.unexpected:
+            logger.exception("%s failed", info.endpoint, extra={"request_id": info.id})
+        if problem.status == web.HTTPTooManyRequests.status_code:
+            request.app[CONTEXT].metrics.rate_limited.labels(problem.code or "").inc()
+        return problem.response()
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Lets nobody call what they may not, and nobody at all what declares no scope."""
+    if request.match_info.http_exception is not None:
+        return await handler(request)  # no such route: the handler says so
+    scope = request.app[SCOPES].get((request.method, route_template(request) or ""))
+    if scope == PUBLIC:
+        return await handler(request)
+    context = request.app[CONTEXT]
+    try:
+        principal = await context.access.authenticate(_credential(request))
+    except AuthenticationError as error:
+        context.metrics.auth_failures.labels(error.reason).inc()
+        raise
+    match scope:
+        case "generate" | "read" | "admin":
+            principal.require(scope)
+        case _:
+            raise ScopeError("this URL is open to nobody")
+    request[INFO].principal = principal
+    return await handler(request)
+
+
+def route_template(request: web.Request) -> str | None:
+    """Returns the matched route's path with its placeholders; None when no route matched."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else None
+
+
+def _credential(request: web.Request) -> str | None:
+    """Returns the key the caller sent, in either of the two headers; None when there is none.
+
+    Raises AuthenticationError when there is more than one, or when it cannot be read: guessing which of two keys is
+    meant would let a proxy and this server disagree on who is asking.
+    """
+    authorizations = request.headers.getall(hdrs.AUTHORIZATION, [])
+    keys = request.headers.getall("x-api-key", [])
+    if not authorizations and not keys:
+        return None
+    if len(authorizations) + len(keys) > 1:
+        raise AuthenticationError("more than one API key was sent", "malformed")
+    if authorizations:
+        scheme, _, token = authorizations[0].strip().partition(" ")
+        if scheme.lower() != "bearer":
+            raise AuthenticationError("the Authorization header must read: Bearer KEY", "malformed")
+    else:
+        token = keys[0]
+    token = token.strip()
+    if not token or " " in token or len(token) > MAX_TOKEN_LENGTH:
+        raise AuthenticationError("the API key is empty or not a single word", "malformed")
+    return token
+
+
+def _log(request: web.Request, info: RequestInfo, status: int, seconds: float) -> None:
+    level = logging.DEBUG if request.path in _QUIET_PATHS else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    caller = info.principal.id if info.principal is not None else "-"
+    path = request.path[:_MAX_PATH_LOGGED]
+    logger.log(
+        level, "%s %s %d %.3f s by %s", request.method, path, status, seconds, caller, extra={"request_id": info.id}
+    )

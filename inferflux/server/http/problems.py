@@ -1,0 +1,92 @@
+"""From an error to what the client sees of it: status, body, headers. The only place that knows both sides."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from aiohttp import web
+
+from inferflux.errors import EngineDeadError, EngineError, QueueFullError, RequestError
+from inferflux.server.access.principal import AuthenticationError, ScopeError
+from inferflux.server.errors import BusyError, NotReadyError, UnknownModelError
+from inferflux.server.http.schemas.errors import ErrorBody, ErrorDetail
+
+RETRY_ENGINE_S = 2
+_INVALID = "invalid_request_error"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error answer. unexpected: our own mistake, to be logged with its traceback."""
+
+    status: int
+    message: str
+    type: str = _INVALID
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    unexpected: bool = False
+
+    def body(self) -> bytes:
+        return msgspec.json.encode(ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code)))
+
+    def response(self) -> web.Response:
+        return web.Response(status=self.status, body=self.body(), content_type="application/json", headers=self.headers)
+
+
+def problem_of(error: BaseException, request_id: str) -> Problem:
+    """Returns what to tell the client. What nobody foresaw is a 500 that says nothing but the request's id."""
+    match error:
+        case RequestError():
+            return Problem(400, str(error), param=error.param, code=error.code)
+        case AuthenticationError():
+            challenge = {"WWW-Authenticate": 'Bearer realm="inferflux"'}
+            return Problem(401, str(error), "authentication_error", code="invalid_api_key", headers=challenge)
+        case ScopeError():
+            return Problem(403, str(error), "permission_error", code="insufficient_scope")
+        case UnknownModelError():
+            return Problem(404, str(error), param="model", code="model_not_found")
+        case QueueFullError():
+            seconds = error.retry_after_s if isinstance(error, BusyError) else RETRY_ENGINE_S
+            headers = {"Retry-After": str(seconds)}
+            return Problem(429, str(error), "rate_limit_error", code="queue_full", headers=headers)
+        case NotReadyError():
+            return _unavailable(str(error), error.reason)
+        case EngineDeadError():
+            return _unavailable(f"the engine was lost: {error}", "engine_lost")
+        case EngineError():
+            return Problem(500, str(error), "server_error", code="engine_error")
+        case TimeoutError() | asyncio.TimeoutError():
+            return Problem(
+                408, "the request took longer than server.request_timeout_s", "timeout_error", code="timeout"
+            )
+        case web.HTTPException():
+            return _http_problem(error)
+        case web.RequestPayloadError():
+            return Problem(400, f"the body cannot be read: {error}")
+    return internal_problem(request_id)
+
+
+def internal_problem(request_id: str) -> Problem:
+    message = f"internal error; the server's log has it under request id {request_id}"
+    return Problem(500, message, "server_error", code="internal_error", unexpected=True)
+
+
+def _unavailable(message: str, code: str) -> Problem:
+    return Problem(503, message, "server_error", code=code, headers={"Retry-After": str(RETRY_ENGINE_S)})
+
+
+def _http_problem(error: web.HTTPException) -> Problem:
+    """aiohttp's own refusals: no such URL, wrong method, body too large and the like."""
+    headers = {name: value for name, value in error.headers.items() if name in ("Allow", "Location")}
+    match error:
+        case web.HTTPRequestEntityTooLarge():
+            return Problem(413, "the body is larger than server.max_body_mb", code="body_too_large")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{error.method} is not allowed here; allowed: {allowed}"
+            return Problem(405, message, code="method_not_allowed", headers=headers)
+        case web.HTTPNotFound():
+            return Problem(404, "no such URL", code="not_found")
+    return Problem(error.status, error.reason.lower(), headers=headers)

@@ -1,0 +1,62 @@
+"""What handlers need of a request before they can start: its body, its model, the time it has left."""
+
+import asyncio
+import time
+from typing import TypeVar
+
+import msgspec
+from aiohttp import hdrs, web
+
+from inferflux.errors import RequestError
+from inferflux.server.backends import Backend
+from inferflux.server.generation import Caller
+from inferflux.server.http.context import CONTEXT, INFO
+from inferflux.server.http.schemas.body import BodyReader
+from inferflux.server.http.schemas.generate import GenerateRequest
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+# Parsing this much takes well under a millisecond.
+INLINE_BODY_BYTES = 65536
+
+
+def time_left(request: web.Request) -> asyncio.Timeout:
+    """Returns a context that raises TimeoutError when the request has used up server.request_timeout_s."""
+    return asyncio.timeout(max(0.0, request[INFO].deadline - time.monotonic()))
+
+
+async def read_body(request: web.Request, reader: BodyReader[T]) -> T:
+    """Returns the body as a checked struct.
+
+    Raises RequestError for a bad one, HTTPRequestEntityTooLarge for a large one, TimeoutError for a slow one.
+    """
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    if encoding.lower() != "identity":
+        raise RequestError(f"the body must not be compressed (got Content-Encoding {encoding:.40})")
+    limit = request.client_max_size
+    if request.content_length is not None and request.content_length > limit:
+        raise web.HTTPRequestEntityTooLarge(limit, request.content_length)
+    async with time_left(request):
+        body = await request.read()
+    if len(body) > INLINE_BODY_BYTES:
+        return await request.app[CONTEXT].text_work.run(reader.read, body)
+    return reader.read(body)
+
+
+def find_backend(request: web.Request, model_id: str | None) -> Backend:
+    """Returns the model a request asks for, ready or not, and notes its label.
+
+    Raises UnknownModelError.
+    """
+    context, info = request.app[CONTEXT], request[INFO]
+    info.model = context.metrics.model_label(model_id)
+    backend = context.backends.find(model_id)
+    info.model = backend.id
+    return backend
+
+
+def caller_of(request: web.Request, body: GenerateRequest) -> Caller:
+    """Returns on whose behalf, and with which of the wishes in `body`, a job runs."""
+    principal = request[INFO].principal
+    assert principal is not None, "routes that generate declare a scope"
+    return Caller(principal, body.priority, body.cache_salt)

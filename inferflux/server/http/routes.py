@@ -1,0 +1,70 @@
+"""Every URL of the server: method, path, who may call it, what answers.
+
+A route without a scope cannot be written here, and one added behind this page's back is refused at the start.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from inferflux.server.access.principal import Scope
+from inferflux.server.http.handlers import chat, completions, health, models, tokens
+from inferflux.server.http.middleware import PUBLIC, SCOPES
+from inferflux.server.http.problems import Problem
+
+METRICS_PATH = "/metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    scope: Scope | Literal["public"]
+    handler: Handler
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", "generate", chat.chat_completions),
+    Route("POST", "/v1/completions", "generate", completions.completions),
+    Route("GET", "/v1/models", "read", models.list_models),
+    Route("GET", "/v1/models/{id:.+}", "read", models.get_model),
+    Route("POST", "/tokenize", "read", tokens.tokenize),
+    Route("POST", "/detokenize", "read", tokens.detokenize),
+    Route("GET", "/livez", PUBLIC, health.livez),
+    Route("GET", "/health", PUBLIC, health.livez),
+    Route("GET", "/readyz", PUBLIC, health.readyz),
+    Route("GET", "/healthz", PUBLIC, health.healthz),
+    Route("GET", METRICS_PATH, PUBLIC, health.metrics),
+)
+
+
+def add_routes(app: web.Application, routes: tuple[Route, ...]) -> None:
+    """Registers the routes with their scopes. A GET route answers HEAD too."""
+    scopes: dict[tuple[str, str], Scope | str] = {}
+    for route in routes:
+        methods = (hdrs.METH_GET, hdrs.METH_HEAD) if route.method == hdrs.METH_GET else (route.method,)
+        for method in methods:
+            added = app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
+            assert added.resource is not None
+            scopes[method, added.resource.canonical] = route.scope
+    app[SCOPES] = scopes
+    app.on_startup.append(_refuse_undeclared)
+
+
+async def _refuse_undeclared(app: web.Application) -> None:
+    """Raises RuntimeError when a route has no scope: someone added it elsewhere."""
+    for route in app.router.routes():
+        path = route.resource.canonical if route.resource is not None else ""
+        if (route.method, path) not in app[SCOPES]:
+            raise RuntimeError(f"{route.method} {path} declares no scope: routes belong into routes.ROUTES")
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Tells a client that asks first to go on; its key and its body's size are looked at before the body is read."""
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        return Problem(417, "Expect: only 100-continue is understood").response()
+    assert request.transport is not None
+    request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None

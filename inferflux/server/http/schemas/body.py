@@ -1,0 +1,102 @@
+"""How a request's body becomes a struct: strictly, and with an error that names the field.
+
+OpenAI's types are kept to: no booleans as numbers, no numbers as strings, no NaN. A field that nobody knows is refused,
+since dropping it would change the answer in silence; one that is known and not built yet is refused by name, unless
+its value asks for nothing.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from inferflux.errors import RequestError, did_you_mean
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_NAME_SHOWN = 100
+MAX_WORDS_SHOWN = 300
+_BYTE = re.compile(r"\(byte (\d+)\)")
+_PATH = re.compile(r" - at (?:`key` in )?`\$?\.?(.*)`$")
+_NAME_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:[-\[{,\s\d.]*$')
+_LOOK_BACK_BYTES = 400
+
+
+class BodyReader(Generic[T]):
+    """Reads one endpoint's bodies into `kind`.
+
+    unsupported: fields the API has and this server does not: each with the values that ask for nothing (null always
+    does). ignored: fields that do not change the answer.
+    """
+
+    def __init__(
+        self,
+        kind: type[T],
+        *,
+        unsupported: Mapping[str, tuple[Any, ...]] | None = None,
+        ignored: Iterable[str] = (),
+    ) -> None:
+        self._fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+        self._body = msgspec.json.Decoder(kind)
+        self._names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+        self._unsupported = dict(unsupported or {})
+        self._known = self._names | self._unsupported.keys() | frozenset(ignored)
+
+    def read(self, body: bytes) -> T:
+        """Raises RequestError: `param` is the path of the field at fault, where there is one."""
+        try:
+            others = self._fields.decode(body)
+            if not others.keys() <= self._names:
+                self._check_others(others)
+            return self._body.decode(body)
+        except msgspec.ValidationError as error:
+            raise _invalid(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _malformed(body, error) from None
+        except RecursionError:
+            raise RequestError("the body is nested too deeply") from None
+
+    def _check_others(self, fields: Mapping[str, msgspec.Raw]) -> None:
+        for name in fields.keys() - self._names:
+            if name not in self._known:
+                shown = name[:MAX_NAME_SHOWN]
+                raise RequestError(
+                    f"unknown field: {shown}{did_you_mean(shown, self._known)}", param=shown, code="unknown_parameter"
+                )
+            if name in self._unsupported:
+                value = msgspec.json.decode(fields[name])
+                if value is not None and not _is_among(value, self._unsupported[name]):
+                    raise RequestError(f"{name}: not supported yet", param=name, code="unsupported_parameter")
+
+
+def _is_among(value: Any, accepted: Iterable[Any]) -> bool:
+    """Like `in`, but a boolean is no number."""
+    return any(type(value) is type(one) and value == one for one in accepted)
+
+
+def _invalid(message: str) -> RequestError:
+    """From "Expected `int`, got `str` - at `$.n`" to "n: expected int, got str"."""
+    found = _PATH.search(message)
+    words = _PATH.sub("", message).replace("`", "")[:MAX_WORDS_SHOWN]
+    words = words[:1].lower() + words[1:]
+    missing = re.fullmatch(r"object missing required field (\w+)", words)
+    path = found[1].replace("[...]", "") if found else ""
+    if missing:
+        param = f"{path}.{missing[1]}" if path else missing[1]
+        return RequestError(f"{param}: is required", param=param, code="missing_required_parameter")
+    if not path:
+        return RequestError(f"the body must be a JSON object: {words}")
+    return RequestError(f"{path}: {words}", param=path, code="invalid_type")
+
+
+def _malformed(body: bytes, error: Exception) -> RequestError:
+    """Names the field whose value is not JSON (NaN, say), when the fault has a place."""
+    place = _BYTE.search(str(error))
+    if place:
+        end = int(place[1])
+        name = _NAME_BEFORE.search(body[max(0, end - _LOOK_BACK_BYTES) : end])
+        if name:
+            field = name[1].decode("utf-8", "replace")
+            return RequestError(f"{field}: is not valid JSON: {error}", param=field, code="invalid_json")
+    return RequestError(f"the body is not valid JSON: {error}", code="invalid_json")

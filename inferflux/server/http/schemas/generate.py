@@ -1,0 +1,113 @@
+"""What both generate routes have in common: sampling fields, extensions, usage, and the fields not built yet.
+
+Types are checked by msgspec here, ranges by SamplingParams; a field that is null has its default.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from inferflux.errors import RequestError
+from inferflux.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+MAX_PRIORITY = 2**31 - 1
+MAX_CACHE_SALT_LENGTH = 256
+
+# Fields of OpenAI's that change how an answer is billed, stored or routed, never what it says.
+IGNORED_FIELDS = (
+    "user",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+)
+
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "min_tokens",
+    "ignore_eos",
+    "n",
+)
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of both routes. `priority`, `cache_salt` and `return_token_ids` are the server's own extensions."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage figures."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check(self) -> None:
+        """Raises RequestError for what neither the types nor SamplingParams refuse."""
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options: needs stream: true", param="stream_options")
+        if self.priority is not None and abs(self.priority) > MAX_PRIORITY:
+            raise RequestError(
+                f"priority: must be >= -{MAX_PRIORITY} and <= {MAX_PRIORITY} (got {self.priority})", param="priority"
+            )
+        if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_LENGTH:
+            raise RequestError(f"cache_salt: must have 1 to {MAX_CACHE_SALT_LENGTH} characters", param="cache_salt")
+
+    def sampling(self, max_tokens: int | None, *, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
+        """Returns the request's sampling parameters. Raises RequestError naming a field that is out of range."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        return SamplingParams(
+            max_tokens=max_tokens,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """prompt_tokens counts each prompt once, however many choices were made from it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails

@@ -1,0 +1,46 @@
+"""Server-sent events: one `data:` line each, `[DONE]` at the end, nothing held back.
+
+Headers go out with the first event, so whatever fails before can still be an ordinary error answer. Knows no API
+shapes.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+DONE = b"data: [DONE]\n\n"
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+def event(data: bytes) -> bytes:
+    """Returns one event. `data` must not hold a line break, as compact JSON never does."""
+    return b"data: " + data + b"\n\n"
+
+
+class EventStream:
+    """One response made of events. Several tasks may send; each call's bytes stay together.
+
+    `send` waits while the client is slow to read; what the sender's source merges meanwhile goes out as one event.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self.response = web.StreamResponse(headers=_HEADERS)
+        self._request = request
+        self._preparing = asyncio.Lock()
+
+    @property
+    def started(self) -> bool:
+        """Whether the status line is spoken for."""
+        return self.response.prepared
+
+    async def send(self, events: bytes) -> None:
+        """Raises ConnectionError when the client is gone."""
+        if not self.response.prepared:
+            async with self._preparing:
+                if not self.response.prepared:
+                    await self.response.prepare(self._request)
+        await self.response.write(events)

@@ -1,0 +1,127 @@
+"""Metrics: every series the server itself counts, in a registry of its own.
+
+The engines' series are `engine_metrics`' work; both end up on one page. Labels are bounded: configured model ids,
+route templates, statuses, a few words; never a user's text or key. Knows no HTTP beyond an Accept header.
+"""
+
+import platform
+from collections.abc import Iterable
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+
+from inferflux import __version__
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+TRANSFER_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+
+
+class ModelMetrics:
+    """One model's series with their label bound, for the path that every token takes."""
+
+    __slots__ = ("inter_token_latency", "queue_wait", "stream_tokens", "time_to_first_token")
+
+    def __init__(self, metrics: "Metrics", model_id: str) -> None:
+        self.time_to_first_token = metrics.time_to_first_token.labels(model_id)
+        self.inter_token_latency = metrics.inter_token_latency.labels(model_id)
+        self.queue_wait = metrics.queue_wait.labels(model_id)
+        self.stream_tokens = metrics.stream_tokens.labels(model_id)
+
+
+class Metrics:
+    """The server's own series. `model_ids`: whose series exist from the start, at zero."""
+
+    def __init__(self, model_ids: Iterable[str]) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._add_request_series()
+        self._add_generation_series()
+        self._add_access_series()
+        self._add_model_series()
+        self._add_transfer_series()
+        self._by_model = {model_id: ModelMetrics(self, model_id) for model_id in model_ids}
+        for model_id in self._by_model:
+            for event in ("loaded", "failed"):
+                self.model_events.labels(model_id, event)
+        self._build_info()
+
+    def for_model(self, model_id: str) -> ModelMetrics:
+        """Returns the series of a configured model."""
+        return self._by_model[model_id]
+
+    def model_label(self, model_id: str | None) -> str:
+        """Returns the label for a model a caller named: its id if it is configured, else "other"; "" for none."""
+        if model_id is None:
+            return ""
+        return model_id if model_id in self._by_model else "other"
+
+    def model_event(self, model_id: str, event: str, load_s: float | None) -> None:
+        """Counts a model that was loaded or failed, and notes how long its load took."""
+        self.model_events.labels(model_id, event).inc()
+        if load_s is not None:
+            self.model_load.labels(model_id).set(load_s)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Returns the page and its content type: OpenMetrics where the Accept header asks for it, else text."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"inferflux_{name}", documentation, labels, registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"inferflux_{name}", documentation, labels, registry=self.registry, buckets=buckets)
+
+    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return Gauge(f"inferflux_{name}", documentation, labels, registry=self.registry)
+
+    def _add_request_series(self) -> None:
+        self.requests = self._counter(
+            "requests_total",
+            "HTTP requests answered; status 499: the client left first.",
+            "endpoint",
+            "model",
+            "status",
+        )
+        self.request_duration = self._histogram(
+            "request_duration_seconds", "Time from a request's headers to its last byte.", LATENCY_BUCKETS, "endpoint"
+        )
+
+    def _add_generation_series(self) -> None:
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "Time from a request's headers to its first token.", LATENCY_BUCKETS, "model"
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency_seconds", "Time from one token of a sequence to the next.", TOKEN_BUCKETS, "model"
+        )
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "Time a sequence waits, in the server and in the engine.", LATENCY_BUCKETS, "model"
+        )
+        self.stream_tokens = self._counter("stream_tokens_total", "Tokens sent in streamed answers.", "model")
+
+    def _add_access_series(self) -> None:
+        self.auth_failures = self._counter("auth_failures_total", "Requests without a valid key.", "reason")
+        self.rate_limited = self._counter("rate_limited_total", "Requests answered with status 429.", "reason")
+        self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests a guardrail refused.", "reason")
+        self.audit_records = self._counter("audit_records_total", "Records written to the audit log.")
+        self.rate_limited.labels("queue_full")
+        for reason in ("blocklist", "opa"):
+            self.guardrail_blocks.labels(reason)
+
+    def _add_model_series(self) -> None:
+        self.model_events = self._counter("model_events_total", "Models loaded and failed.", "model", "event")
+        self.model_load = self._gauge("model_load_seconds", "Time the model's last load took.", "model")
+
+    def _add_transfer_series(self) -> None:
+        self.kv_transfer = self._histogram(
+            "kv_transfer_seconds", "Time of one move of KV pages from or to a tier.", TRANSFER_BUCKETS, "tier"
+        )
+        self.kv_transfer_bytes = self._counter(
+            "kv_transfer_bytes_total", "Bytes of KV pages moved from or to a tier.", "tier"
+        )
+
+    def _build_info(self) -> None:
+        info = self._gauge("build_info", "Always 1; the labels name the build.", "version", "python")
+        info.labels(__version__, platform.python_version()).set(1)

@@ -1,0 +1,176 @@
+"""PolicyFile: the policy store on disk. Opens it, checks it, saves the next generation, keeps the one before as .bak.
+
+Beside `policy.enc` lie `policy.enc.bak` (the last good content before the present one) and `policy.enc.lock` (held by
+the process that may write). Everything here blocks; the async face is `store`.
+"""
+
+import logging
+from pathlib import Path
+
+from inferflux.errors import ConfigError, InferFluxError
+from inferflux.server.policy.document import PolicyDocument
+from inferflux.server.policy.durable import Lock, LockedError, make_private, read_file, sync_folder, write_file
+from inferflux.server.policy.envelope import EnvelopeError, Opened, unwrap, wrap
+from inferflux.server.policy.sealed import Derivation, Seal
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyPersistError(InferFluxError):
+    """The change could not be written, and so was not made."""
+
+
+class PolicyFile:
+    """Holds the lock from construction until `close`. One thread at a time.
+
+    generation: of the content on disk, 0 while there is none. Each save gets a higher one.
+    """
+
+    def __init__(self, path: Path, passphrase: str | None) -> None:
+        """Raises ConfigError when another process holds the store, or the folder cannot be used."""
+        self.path = path
+        self.backup = path.with_name(path.name + ".bak")
+        self.generation = 0
+        self._passphrase = passphrase
+        self._seal: Seal | None = None
+        self._content: bytes | None = None
+        self._last_tried = 0
+        self._lock = _lock(path)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    @property
+    def encrypted(self) -> bool:
+        return self._passphrase is not None
+
+    def load(self) -> PolicyDocument | None:
+        """Returns the stored document, None before the first save. Writes nothing.
+
+        Raises ConfigError for a store that cannot be read or trusted, and for a lost one (its .bak is there).
+        """
+        content = _read(self.path)
+        if content is None:
+            if _read(self.backup) is not None:
+                raise ConfigError(
+                    f"policy.store: {self.path}: is missing, yet {self.backup.name} is there; bring that back with "
+                    "`inferflux policy restore`, or remove it to start from the configuration"
+                )
+            return None
+        opened = self._unwrap(self.path, content)
+        self._tighten()
+        self._content = content
+        self._seal = opened.seal
+        self.generation = self._last_tried = opened.generation
+        return opened.document
+
+    def load_backup(self) -> Opened:
+        """Returns what .bak holds. Raises ConfigError."""
+        content = _read(self.backup)
+        if content is None:
+            raise ConfigError(f"policy.store: {self.backup}: there is no such file to restore from")
+        return self._unwrap(self.backup, content)
+
+    def save(self, document: PolicyDocument) -> None:
+        """Writes the document as the next generation; it is on the disk when this returns.
+
+        Raises PolicyPersistError, and RequestError for a document that could not be read again; the store on disk is
+        then the one before.
+        """
+        content = wrap(document, self._next_generation(), self._current_seal())
+        self._write(self._content, content)
+
+    def skip_to(self, generation: int) -> None:
+        """Makes the next save a later generation than this one."""
+        self._last_tried = max(self._last_tried, generation)
+
+    def set_aside(self) -> Path | None:
+        """Renames an unusable store to .damaged, so that a save neither overwrites it nor takes it for a good copy.
+
+        Returns where it is now, None when there was none. Raises PolicyPersistError.
+        """
+        aside = self.path.with_name(self.path.name + ".damaged")
+        try:
+            self.path.replace(aside)
+            sync_folder(self.path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PolicyPersistError(f"{self.path} could not be renamed: {error.strerror}") from error
+        return aside
+
+    def change_passphrase(self, document: PolicyDocument, passphrase: str) -> None:
+        """Writes the document, and .bak with it, under another passphrase and a fresh salt: nothing stays that the
+        old one opens. Raises PolicyPersistError; the store is then still under the old one, and this may be repeated.
+        """
+        seal = Seal(passphrase, Derivation.fresh())
+        backup = wrap(document, self._next_generation(), seal)
+        self._write(backup, wrap(document, self._next_generation(), seal))
+        self._passphrase = passphrase
+        self._seal = seal
+
+    def _write(self, backup: bytes | None, content: bytes) -> None:
+        try:
+            if backup is not None:
+                write_file(self.backup, backup)
+            write_file(self.path, content)
+        except OSError as error:
+            self._put_back()
+            reason = error.strerror or str(error)
+            raise PolicyPersistError(f"the policy store could not be written, nothing was changed: {reason}") from error
+        self._content = content
+        self.generation = self._last_tried
+
+    def _next_generation(self) -> int:
+        self._last_tried += 1
+        return self._last_tried
+
+    def _current_seal(self) -> Seal | None:
+        if self._seal is None and self._passphrase is not None:
+            self._seal = Seal(self._passphrase, Derivation.fresh())
+        return self._seal
+
+    def _unwrap(self, path: Path, content: bytes) -> Opened:
+        try:
+            return unwrap(content, self._passphrase)
+        except EnvelopeError as error:
+            raise ConfigError(f"policy.store: {path}: {error}") from None
+
+    def _tighten(self) -> None:
+        try:
+            if make_private(self.path):
+                logger.warning("the policy store %s was open to other users; now it is not", self.path)
+        except OSError as error:
+            logger.warning("the policy store %s is open to other users: %s", self.path, error.strerror)
+
+    def _put_back(self) -> None:
+        """After a failure behind the rename (the folder's flush), makes sure the old content is the one in place."""
+        try:
+            if read_file(self.path) == self._content:
+                return
+            if self._content is None:
+                self.path.unlink()
+                sync_folder(self.path)
+            else:
+                write_file(self.path, self._content)
+        except OSError as error:
+            logger.critical("the policy store %s may hold a change that was refused: %s", self.path, error.strerror)
+
+
+def _lock(path: Path) -> Lock:
+    try:
+        return Lock(path.with_name(path.name + ".lock"))
+    except LockedError as error:
+        holder = f" (process {error.holder})" if error.holder else ""
+        raise ConfigError(
+            f"policy.store: {path}: is in use by another InferFlux{holder}; stop that one first"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"policy.store: {path}: must be in a folder that can be written ({error.strerror})") from None
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise ConfigError(f"policy.store: {path}: cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,151 @@
+"""`run`: opens the port, loads the models, serves until told to stop, drains, leaves.
+
+Knows the process: event loop, signals, exit status. The application itself is wired in `http/app`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+
+from aiohttp import web
+
+from inferflux import __version__
+from inferflux.config import Config
+from inferflux.config.tree import ServerConfig
+from inferflux.engine.service.client import EngineClient
+from inferflux.errors import InferFluxError, ModelLoadError
+from inferflux.server.admission import Admission
+from inferflux.server.backends import Backend, BackendManager
+from inferflux.server.http.app import build_app
+from inferflux.server.http.runner import Runner
+from inferflux.server.metrics import Metrics
+from inferflux.server.model_source import find_sources
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # not every platform has it
+    from asyncio import new_event_loop  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+
+
+class StopSignals:
+    """SIGINT and SIGTERM: the first asks for a drained end, the second for an end at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.insisted = asyncio.Event()
+        self.exit_code = 0
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._note, number)
+
+    def _note(self, number: signal.Signals) -> None:
+        if self.asked.is_set():
+            self.exit_code = 128 + number
+            self.insisted.set()
+        self.asked.set()
+
+
+def run(config: Config) -> int:
+    """Serves until a signal; returns the exit status.
+
+    Raises ConfigError for a configuration that cannot be served, InferFluxError when the port cannot be opened,
+    ModelLoadError when no model can be loaded.
+    """
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_serve(config))
+
+
+async def _serve(config: Config) -> int:
+    signals = StopSignals()
+    signals.listen()
+    sources = find_sources(config)
+    metrics = Metrics(source.model.id for source in sources)
+
+    def note(backend: Backend, event: str) -> None:
+        metrics.model_event(backend.id, event, backend.load_s)
+        if event == "loaded":
+            _announce(_ready_line(backend))
+
+    backends = BackendManager(sources, lambda source: EngineClient(source.model, config.runtime), on_event=note)
+    admission = Admission(config.server.max_concurrent, config.server.max_queue)
+    runner = Runner(build_app(config, backends, metrics, admission))
+    await runner.setup()
+    try:
+        url = await _open_port(runner, config.server)
+        names = ", ".join(source.model.id for source in sources)
+        _announce(f"InferFlux {__version__} listens on {url}; loading {names}")
+        await _serve_until_asked(backends, signals)
+        await _drain(admission, signals, config.server.drain_timeout_s)
+        return signals.exit_code
+    finally:
+        await backends.close()
+        await runner.cleanup()
+
+
+async def _open_port(runner: web.AppRunner, server: ServerConfig) -> str:
+    """Returns the URL to reach the server at. Raises InferFluxError."""
+    site = web.TCPSite(runner, server.host, server.http_port, backlog=BACKLOG)
+    try:
+        await site.start()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InferFluxError(f"cannot listen on {server.host}:{server.http_port}: {reason}") from error
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _serve_until_asked(backends: BackendManager, signals: StopSignals) -> None:
+    """Returns when asked to stop. Raises ModelLoadError when there turns out to be nothing to serve."""
+    loading = asyncio.create_task(backends.load_all())
+    asked = asyncio.create_task(signals.asked.wait())
+    try:
+        await asyncio.wait((loading, asked), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            if not asked.done() and all(backend.error is not None for backend in backends.backends):
+                raise ModelLoadError("no model could be loaded: " + _failures(backends))
+        await asked
+    finally:
+        for task in (loading, asked):
+            task.cancel()
+        await asyncio.gather(loading, asked, return_exceptions=True)
+
+
+async def _drain(admission: Admission, signals: StopSignals, timeout_s: float) -> None:
+    """Lets what runs finish, for as long as it may and unless someone insists."""
+    admission.close()
+    logger.info("stopping: %d requests run, %.0f s at most for them", admission.running, timeout_s)
+    emptied = asyncio.create_task(admission.wait_empty())
+    insisted = asyncio.create_task(signals.insisted.wait())
+    await asyncio.wait((emptied, insisted), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in (emptied, insisted):
+        task.cancel()
+    await asyncio.gather(emptied, insisted, return_exceptions=True)
+    if admission.running:
+        logger.warning("stopping with %d requests unfinished", admission.running)
+
+
+def _announce(line: str) -> None:
+    """Tells whoever started the server, if they still listen."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
+def _failures(backends: BackendManager) -> str:
+    return "; ".join(f"{backend.id}: {backend.error}" for backend in backends.backends)
+
+
+def _ready_line(backend: Backend) -> str:
+    """Such as `demo ready in 1.9 s on cpu (import 0.8 s, weights 0.2 s)`."""
+    assert backend.info is not None
+    assert backend.load_s is not None
+    phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in backend.client.phases)
+    stub = " (the demo model)" if backend.source.stub else ""
+    return f"{backend.id}{stub} ready in {backend.load_s:.2f} s on {backend.info.device}: {phases}"

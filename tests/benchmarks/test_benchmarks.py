@@ -1,0 +1,41 @@
+"""The benchmarks run at toy size: so that a renamed method breaks here and not on the day of a measurement."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import offline, serving
+from benchmarks.shapes import SHAPES, write_model
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("models")
+    write_model(cache / "toy-float32", SHAPES["toy"], torch.float32)
+    return cache
+
+
+def test_both_systems_answer_the_same_workload(cache: Path) -> None:
+    for system in offline.SYSTEMS.values():
+        run = system(cache / "toy-float32", "float32")
+        assert offline.measure(run, "single", seed=0)["decode_tok_s"] > 0
+        assert offline.measure(run, "prefill", seed=0)["prefill_tok_s"] > 0
+
+
+def test_serving_streams_every_answer(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "serving.json"
+    arguments = ["serving", "--shape", "toy", "--mode", "closed", "--concurrency", "4", "--requests", "6"]
+    arguments += ["--rounds", "1", "--cache", str(cache), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", arguments)
+    serving.main()
+    written = json.loads(out.read_text())
+    (first,) = written["results"]["rounds"]
+    assert first["requests"] == 6
+    assert first["num_errors"] == 0
+    assert first["output_tok_s"] > 0
+    assert set(first["ttft_s"]) == {"p50", "p90", "p99"}
+    assert written["environment"]["versions"]["torch"] == torch.__version__

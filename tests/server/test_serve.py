@@ -1,0 +1,148 @@
+"""The server's life: port, start lines, signals, drain, exit status. Engines are fake, signals are real."""
+
+import asyncio
+import functools
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from inferflux.config import Config
+from inferflux.errors import ConfigError, InferFluxError, ModelLoadError
+from inferflux.server import serve
+from inferflux.server.backends import BackendManager
+from tests.support.fake_engine import REPLY, FakeEngine
+from tests.support.http_server import read_events, text_bundle
+
+
+class Life:
+    """One server's run, in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.engine = FakeEngine(text_bundle())
+        self._capsys = capsys
+        self._printed = ""
+        monkeypatch.setattr(serve, "EngineClient", lambda model, runtime: self.engine)
+        with_text = functools.partial(BackendManager, load_text=lambda path, template: text_bundle())
+        monkeypatch.setattr(serve, "BackendManager", with_text)
+
+    @asynccontextmanager
+    async def run(self, **server: Any) -> AsyncIterator["asyncio.Task[int]"]:
+        tree = {"server": {"http_port": 0, **server}, "auth": {"allow_anonymous": True}}
+        task = asyncio.create_task(serve._serve(msgspec.convert(tree, Config)))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def printed(self, pattern: str) -> str:
+        async with asyncio.timeout(5):
+            while not (found := re.search(pattern, self._printed)):
+                await asyncio.sleep(0.01)
+                self._printed += self._capsys.readouterr().out
+        return found[1]
+
+
+@pytest.fixture
+def life(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Life:
+    return Life(monkeypatch, capsys)
+
+
+async def ask(url: str, session: aiohttp.ClientSession, *, stream: bool = True) -> tuple[int, Any]:
+    body = {"prompt": "Hi", "max_tokens": 100, "stream": stream}
+    async with session.post(url + "/v1/completions", json=body) as response:
+        text = await response.text()
+        return response.status, list(read_events(text)) if response.status == 200 and stream else text
+
+
+async def readiness(url: str, session: aiohttp.ClientSession) -> str | None:
+    async with session.get(url + "/readyz") as response:
+        body = await response.json()
+        return body.get("reason")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_what_runs_finish_and_nothing_new_in(life: Life, number: signal.Signals):
+    async with life.run() as task, aiohttp.ClientSession() as session:
+        url = await life.printed(r"listens on (http://127\.0\.0\.1:\d+)")
+        assert "weights 0.10 s" in await life.printed(r"inferflux-demo \(the demo model\) (ready in .*)")
+        life.engine.gate.clear()
+        running = asyncio.create_task(ask(url, session))
+        while not life.engine.num_running:
+            await asyncio.sleep(0.01)
+        signal.raise_signal(number)
+        await asyncio.sleep(0.05)
+        assert await readiness(url, session) == "draining"
+        assert (await ask(url, session))[0] == 503
+        life.engine.gate.set()
+        status, events = await running
+        assert status == 200
+        assert "".join(event["choices"][0]["text"] for event in events[:-1]) == REPLY
+        assert events[-1] == "[DONE]"
+        async with asyncio.timeout(5):
+            assert await task == 0
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await readiness(url, session)
+
+
+@pytest.mark.parametrize("insist", [False, True])
+async def test_what_does_not_finish_in_time_ends_with_an_error_event(life: Life, insist: bool):
+    async with life.run(drain_timeout_s=60 if insist else 0.2) as task, aiohttp.ClientSession() as session:
+        url = await life.printed(r"listens on (http\S+);")
+        await life.printed("(ready)")
+        life.engine.pause_s = 0.02
+        life.engine.reply = "word " * 200
+        running = asyncio.create_task(ask(url, session))
+        while not life.engine.num_running:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        signal.raise_signal(signal.SIGTERM)
+        if insist:
+            await asyncio.sleep(0.05)
+            signal.raise_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            assert await task == (128 + signal.SIGTERM if insist else 0)
+        _, events = await running
+        assert events[0]["choices"]
+        assert events[-1]["error"]["code"] == "engine_lost"
+
+
+async def test_a_signal_while_loading_ends_the_load(life: Life):
+    life.engine.may_load.clear()
+    async with life.run() as task, aiohttp.ClientSession() as session:
+        url = await life.printed(r"listens on (http\S+);")
+        assert await readiness(url, session) == "starting"
+        signal.raise_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            assert await task == 0
+
+
+async def test_a_taken_port_is_one_line(life: Life):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        async with life.run(http_port=port) as task:
+            with pytest.raises(InferFluxError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*in use") as error:
+                await task
+            assert "\n" not in str(error.value)
+
+
+async def test_nothing_to_serve_is_a_failure(life: Life):
+    life.engine.load_error = ModelLoadError("config.json: broken")
+    async with life.run() as task:
+        with pytest.raises(ModelLoadError, match=r"no model could be loaded: inferflux-demo: config\.json: broken"):
+            await task
+
+
+def test_a_missing_model_without_a_stub_does_not_even_open_the_port():
+    tree = {"models": [{"id": "m", "path": "/no/such"}], "runtime": {"allow_stub": False}}
+    with pytest.raises(ConfigError, match="/no/such is not a folder"):
+        serve.run(msgspec.convert(tree, Config))

@@ -1,0 +1,247 @@
+"""inferctl against a live server: what it prints, how it fails, and the conversation at the terminal."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from inferflux.ctl import main
+from inferflux.errors import EngineDeadError
+from tests.support.fake_engine import REPLY, WINDOW
+from tests.support.http_server import KEY, KEYED, MODEL, Site, running_server
+
+
+class Live:
+    """A server on a loop in a thread of its own, since inferctl brings its own loop."""
+
+    def __init__(self) -> None:
+        self.site: Site
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+
+    async def _serve(self) -> None:
+        async with running_server(KEYED) as self.site:
+            self._up.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> "Live":
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    with Live() as server:
+        monkeypatch.setenv("INFERCTL_URL", server.site.url)
+        monkeypatch.setenv("INFERCTL_API_KEY", KEY)
+        yield server
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_command(*argv: str) -> tuple[int, str, str]:
+        code = main(argv)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run_command
+
+
+def test_status(live: Live, run: Run):
+    code, out, _ = run("status")
+    assert code == 0
+    for word in (live.site.url, "ready", MODEL):
+        assert word in out
+    code, out, _ = run("status", "--json")
+    answer = json.loads(out)
+    assert (answer["ready"], answer["health"]["models"][0]["id"]) == ({"status": "ok"}, MODEL)
+    live.site.admission.close()
+    code, out, _ = run("status")
+    assert (code, "not ready: draining" in out) == (0, True)
+
+
+def test_models(live: Live, run: Run):
+    code, out, _ = run("models")
+    assert code == 0
+    header, row = (line.split() for line in out.strip().splitlines())
+    assert header == ["model", "state", "backend", "window", "default", "stub"]
+    assert row == [MODEL, "ready", "cpu", str(WINDOW), "yes", "yes"]
+    assert json.loads(run("models", "--json")[1])["data"][0]["id"] == MODEL
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_completion_and_chat_print_the_text(live: Live, run: Run, stream: list[str]):
+    assert run("completion", "Hi", "--max-tokens", "100", *stream) == (0, REPLY + "\n", "")
+    assert run("chat", "Hi", "--model", MODEL, "--temperature", "0.5", *stream) == (0, REPLY + "\n", "")
+    assert live.site.engine.submitted[1].sampling.temperature == 0.5
+
+
+def test_json_of_answers_and_events(live: Live, run: Run):
+    _, out, _ = run("chat", "Hi", "--json")
+    assert json.loads(out)["choices"][0]["message"]["content"] == REPLY
+    _, out, _ = run("completion", "Hi", "--json", "--stream", "--max-tokens", "100")
+    assert "".join(json.loads(line)["choices"][0]["text"] for line in out.splitlines()) == REPLY
+
+
+def test_a_dash_reads_standard_input(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    (tmp_path / "prompt").write_text("from a pipe")
+    with (tmp_path / "prompt").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert run("completion", "-")[0] == 0
+    assert len(live.site.engine.submitted[0].prompt_token_ids) > 3
+
+
+def test_errors_go_to_stderr_with_the_request_id(live: Live, run: Run):
+    code, out, err = run("completion", "Hi", "--temperature", "3")
+    assert (code, out) == (1, "")
+    assert err.startswith("inferctl: 400 temperature: must be >= 0.0 and <= 2.0")
+    assert "(request req_" in err
+    code, _, err = run("models", "--api-key", "wrong")
+    assert (code, err[:14]) == (1, "inferctl: 401 ")
+    assert "wrong" not in err
+    live.site.engine.fail_at, live.site.engine.error = 3, EngineDeadError("died")
+    code, out, err = run("completion", "Hi", "--stream")
+    assert code == 1
+    assert REPLY.startswith(out)
+    assert "the engine was lost: died (request req_" in err
+
+
+def test_a_server_that_is_not_there(run: Run):
+    code, _, err = run("status", "--url", "http://127.0.0.1:9")
+    assert (code, "cannot reach http://127.0.0.1:9" in err, err.count("\n")) == (1, True, 1)
+
+
+def test_the_address_may_end_in_v1(live: Live, run: Run):
+    assert run("models", "--url", live.site.url + "/v1/")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["stats"],
+        ["chat"],
+        ["chat", "Hi", "--interactive"],
+        ["chat", "--interactive", "--json"],
+        ["completion"],
+        ["completion", "Hi", "--max-tokens", "many"],
+        ["models", "--url", "localhost:8080"],
+    ],
+)
+def test_usage_errors_exit_2_on_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    err = capsys.readouterr().err
+    assert (left.value.code, err.count("\n")) == (2, 1)
+
+
+def test_control_characters_do_not_reach_the_terminal(live: Live, run: Run):
+    live.site.engine.reply = "a\x1b[31mb\x07\tc\nd\x9b"
+    assert run("chat", "Hi")[1] == "a\ufffd[31mb\ufffd\tc\nd\ufffd\n"
+
+
+def talk(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> int:
+    """Runs a conversation in which the user types these lines, or presses the keys that raise these."""
+    typed = iter(lines)
+
+    def read(_prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+    return main(["chat", "--interactive", "--max-tokens", "50"])
+
+
+def test_a_conversation_remembers(live: Live, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    lines = ("one", "", KeyboardInterrupt, "two", "/help", "/reset", "three", EOFError)
+    assert talk(monkeypatch, *lines) == 0
+    assert capsys.readouterr().out.count(REPLY) == 3
+    texts = [
+        live.site.engine.text.tokenizer.decode(one.prompt_token_ids, skip_special_tokens=True)
+        for one in live.site.engine.submitted
+    ]
+    assert texts[0] == "user\none\nassistant\n"
+    assert texts[1] == f"user\none\nassistant\n{REPLY}\nuser\ntwo\nassistant\n"
+    assert texts[2] == "user\nthree\nassistant\n"
+
+
+def test_a_conversation_survives_an_error(
+    live: Live, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert talk(monkeypatch, "x" * 5000, "two", "/exit") == 0
+    printed = capsys.readouterr()
+    assert "inferctl: 400 messages: " in printed.err
+    assert printed.out.count(REPLY) == 1
+    assert len(live.site.engine.submitted) == 1
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(live: Live):
+    """On a real terminal, with real signals."""
+    live.site.engine.pause_s = 0.05
+    live.site.engine.reply = "word " * 100
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from inferflux.ctl import main; sys.exit(main(['chat', '--interactive']))"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = ""
+
+    def wait_for(text: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 20
+        while text not in seen:
+            assert time.monotonic() < deadline, seen
+            seen += os.read(ours, 65536).decode(errors="replace")
+        seen = seen.split(text, 1)[1]
+
+    wait_for("> ")
+    os.write(ours, b"count\n")
+    wait_for("word word")
+    process.send_signal(signal.SIGINT)
+    wait_for("(stopped)")
+    wait_for("> ")
+    deadline = time.monotonic() + 5
+    while not live.site.engine.num_aborted:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.write(ours, b"\x04")
+    assert process.wait(10) == 0
+    os.close(ours)
+
+
+def test_ctrl_c_exits_130(live: Live):
+    live.site.engine.gate.clear()
+    code = "import sys; from inferflux.ctl import main; sys.exit(main(['completion', 'Hi']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not live.site.engine.num_running:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, b"")
