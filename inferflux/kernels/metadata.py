@@ -7,7 +7,8 @@ Shapes, here and in every kernel:
   H query heads · K key/value heads (H % K == 0) · D head size · N page_tokens
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ class AttentionMetadata:
     positions: int64 [T], each token's position in its row; the last of row i is kv_lengths[i] - 1.
     query_lengths_host, kv_lengths_host: the same lengths as plain ints, so that CPU kernels and launch
         heuristics never wait for a device.
+    derived: what a kernel works out from this geometry in the step's first layer and wants again in the next ones,
+        under a key of its own. Nobody else reads it.
     """
 
     query_starts: torch.Tensor
@@ -33,6 +36,7 @@ class AttentionMetadata:
     positions: torch.Tensor
     query_lengths_host: tuple[int, ...]
     kv_lengths_host: tuple[int, ...]
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_rows(self) -> int:

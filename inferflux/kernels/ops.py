@@ -1,10 +1,13 @@
-"""The ops: one name, one signature, one meaning each. A backend is a module with functions that bear these names.
+"""The ops: one name, one signature, one meaning each.
 
+A backend is a module, or a package with a file per op, where each op it has stands under its name: a function, except
+for `linear`, which is anything with `pack` and `run` (a class with static methods, an object, a module).
 `reference/` is the truth; every other backend must agree with it (`inferflux kernels check`).
-Shape letters are those of `metadata`. Inputs may be strided unless said otherwise; outputs are new and contiguous.
+Shape letters are those of `metadata`. Inputs may be strided unless said otherwise; outputs are new and contiguous
+unless said otherwise.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 
@@ -12,6 +15,9 @@ from inferflux.kernels.metadata import AttentionMetadata
 
 Tensor = torch.Tensor
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
+
+# What rounding may take from a sum of probabilities: tokens whose mass is top_p to six digits reach it.
+TOP_P_TOLERANCE: Final = 1e-6
 
 
 class AttentionOp(Protocol):
@@ -39,10 +45,10 @@ class RopeOp(Protocol):
     """Rotates queries and keys by position, then writes keys and values into their slots.
 
     qkv [T, H + 2K, D] (queries, keys, values; contiguous in its last two axes; may be overwritten).
-    cos, sin [T, R], R <= D: the first R dims of a head rotate, in halves: (x1, x2) -> (x1*cos - x2*sin, x2*cos + x1*sin)
+    cos, sin [T, R], R <= D: the first R dims of a head rotate, in halves: (x1*cos - x2*sin, x2*cos + x1*sin)
     with x1, x2 the halves of the R dims and cos/sin holding each angle twice (both halves equal).
     None: no rotation (NoPE layers), only the write. kv_pages [P, 2, N, K, D] is written in place at slots [T].
-    Returns the queries [T, H, D].
+    Returns the queries [T, H, D], which may be a view of qkv.
     """
 
     def __call__(
@@ -82,13 +88,14 @@ class LinearOp(Protocol):
 
 
 class SamplingOp(Protocol):
-    """Draws one token per row by inverse CDF, so that one uniform number decides.
+    """Draws one token per row by inverse CDF, so that one uniform number decides. Rows are independent.
 
     logits [B, V] float32 (may be overwritten); temperature, top_p, min_p float32 [B]; top_k int64 [B];
     uniform float64 [B] in [0, 1). Rows with temperature 0 take the argmax (the lowest id among equals).
     Order, per row: logits / temperature; top_k (0: off; ties at the k-th value are kept); softmax; top_p (the
-    smallest set of likeliest tokens whose mass reaches top_p, at least one; 1: off); min_p (drop p < min_p * max p);
-    then, over the kept tokens in id order, the first whose cumulative mass exceeds uniform * total.
+    smallest set of likeliest tokens whose mass reaches top_p - TOP_P_TOLERANCE, at least one; ties at its least likely
+    are kept; 1: off); min_p (drop p < min_p * max p); then, over the kept tokens in id order, the first whose
+    cumulative mass (summed in float64) exceeds uniform * total.
     Returns token ids int64 [B].
     """
 

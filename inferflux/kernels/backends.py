@@ -1,0 +1,99 @@
+"""Where implementations come from: the built-in backends, entry points, and anybody's module or file.
+
+Knows how to find an op in a backend; which one to take is `kernel_set`'s to decide.
+"""
+
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from inferflux.errors import ConfigError, did_you_mean
+
+OPS: Final = ("attention", "linear", "norm", "add_norm", "rope", "activation", "sampling")
+
+# Best first; each is a package `inferflux.kernels.NAME`.
+BUILT_IN: Final = ("torch", "reference")
+ENTRY_POINT_GROUP: Final = "inferflux.kernels"
+
+# Ops that share a file with another.
+_FILES: Final = {"add_norm": "norm"}
+
+
+class Backend(NamedTuple):
+    """name: as it is asked for. module: holds the ops (see `ops`) and, if it is choosy,
+    `supports(op, device, dtype)`, which returns why it would not do, or None."""
+
+    name: str
+    module: ModuleType
+
+    def refusal(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Returns why this backend cannot serve `op` there, or None when it can."""
+        supports = getattr(self.module, "supports", None)
+        reason: str | None = None if supports is None else supports(op, device, dtype)
+        if reason is not None:
+            return reason
+        try:
+            return None if self.find(op) is not None else f"it has no {op}"
+        except ImportError as error:
+            return f"cannot be imported: {error}"
+
+    def find(self, op: str) -> Any:
+        """Returns the implementation of `op`, or None. Raises ImportError when its file cannot be imported."""
+        holder = self._file(op)
+        found = getattr(holder, op, None)
+        if op == "linear":
+            candidates = (found, holder)
+            return next((each for each in candidates if hasattr(each, "pack") and hasattr(each, "run")), None)
+        return found if callable(found) else None
+
+    def _file(self, op: str) -> ModuleType:
+        """A package has a file per op, or all of them in itself."""
+        if hasattr(self.module, "__path__"):
+            name = f"{self.module.__name__}.{_FILES.get(op, op)}"
+            if importlib.util.find_spec(name) is not None:
+                return importlib.import_module(name)
+        return self.module
+
+
+def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
+    """Returns the backend called `name`: built in, an entry point, a dotted module or a Python file.
+
+    Raises ConfigError when there is none or it cannot be imported; the message lists what is accepted, and `also`:
+    words that the caller understands besides.
+    """
+    installed = entry_points(group=ENTRY_POINT_GROUP)
+    names = (*also, *BUILT_IN, *sorted(installed.names))
+    is_path = name.endswith(".py")
+    if name not in names and not is_path and "." not in name:
+        raise ConfigError(
+            f"no kernels called {name!r}; accepted: {', '.join(names)}, a module (my_package.my_kernels) or a file "
+            f"(path/to/kernels.py){did_you_mean(name, names)}"
+        )
+    try:
+        if name in BUILT_IN:
+            module = importlib.import_module(f"inferflux.kernels.{name}")
+        elif name in installed.names:
+            module = installed[name].load()
+        else:
+            module = _load_file(Path(name)) if is_path else importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(f"kernels {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return Backend(name, module)
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"inferflux_kernels_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and decorators of the file look their module up.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,31 @@
+"""Cases: sample inputs of every op, shared by the tests, the benchmarks and `inferflux kernels check`.
+
+Odd sizes, strided views and poison: whatever an op must not read is NaN. Knows no backend. Inputs are drawn in float32
+from a generator seeded by the case's name, so that every dtype and device sees the same numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from inferflux.kernels.cases.case import Case, NamedCases
+from inferflux.kernels.cases.dense import activation_cases, add_norm_cases, linear_cases, norm_cases
+from inferflux.kernels.cases.paged import attention_cases, rope_cases
+from inferflux.kernels.cases.sampling import sampling_cases
+
+_CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
+    {
+        "attention": attention_cases,
+        "linear": linear_cases,
+        "norm": norm_cases,
+        "add_norm": add_norm_cases,
+        "rope": rope_cases,
+        "activation": activation_cases,
+        "sampling": sampling_cases,
+    }
+)
+
+
+def cases_of(op: str) -> tuple[Case, ...]:
+    """Returns the cases of `op`, one of `backends.OPS`."""
+    return tuple(Case(op, name, build) for name, build in _CASES[op]())

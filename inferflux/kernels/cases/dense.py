@@ -1,0 +1,63 @@
+"""Cases of the ops on plain matrices: norm, add_norm, activation and linear."""
+
+from collections.abc import Callable
+
+from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.ops import ActivationKind
+
+
+def norm_cases() -> NamedCases:
+    for shape in ((1, 576), (33, 64), (7, 5), (3, 1000), (5, 1)):
+        yield "x".join(map(str, shape)), _norm(shape, (shape[-1],))
+    yield "per head", _norm((9, 5, 64), (5, 64))
+    yield "per head, a view", _norm((4, 12, 80), (9, 80), keep=9)
+    yield "shared by heads, a view", _norm((4, 12, 80), (80,), keep=9)
+    yield "tiny values", _norm((4, 64), (64,), scale=1e-4)
+    yield "values whose squares overflow half precision", _norm((4, 64), (64,), scale=1e3)
+
+
+def _norm(
+    shape: tuple[int, ...], weight_shape: tuple[int, ...], *, scale: float = 1.0, keep: int | None = None
+) -> Callable[[Draw], Inputs]:
+    def build(draw: Draw) -> Inputs:
+        x = draw.normal(*shape, scale=scale)
+        return Inputs((x if keep is None else x[:, :keep], draw.normal(*weight_shape), 1e-5))
+
+    return build
+
+
+def add_norm_cases() -> NamedCases:
+    for shape in ((1, 576), (33, 64), (7, 5), (3, 1000)):
+        yield "x".join(map(str, shape)), _add_norm(shape)
+
+
+def _add_norm(shape: tuple[int, int]) -> Callable[[Draw], Inputs]:
+    return lambda draw: Inputs((draw.normal(*shape), draw.normal(*shape, scale=3.0), draw.normal(shape[1]), 1e-6))
+
+
+def activation_cases() -> NamedCases:
+    kinds: tuple[ActivationKind, ...] = ("silu", "gelu", "gelu_tanh")
+    for kind in kinds:
+        for num_tokens, size, scale in ((1, 1536, 1.0), (33, 7, 1.0), (2, 1, 1.0), (5, 130, 20.0)):
+            yield f"{kind} {num_tokens}x{size} of {scale:g}", _activation(kind, num_tokens, size, scale)
+
+
+def _activation(kind: ActivationKind, num_tokens: int, size: int, scale: float) -> Callable[[Draw], Inputs]:
+    return lambda draw: Inputs((draw.normal(num_tokens, 2 * size, scale=scale), kind))
+
+
+def linear_cases() -> NamedCases:
+    """The larger weights are repacked or computed in blocks by some backends."""
+    for shape in ((7, 5), (64, 48), (1000, 577), (2100, 577)):
+        for num_rows in (0, 1, 2, 3, 17):
+            yield f"{shape[0]}x{shape[1]}, {num_rows} rows", _linear(shape, num_rows, bias=num_rows % 2 == 1)
+    yield "1000x577, 200 rows", _linear((1000, 577), 200, bias=True)
+
+
+def _linear(shape: tuple[int, int], num_rows: int, *, bias: bool) -> Callable[[Draw], Inputs]:
+    def build(draw: Draw) -> Inputs:
+        weight = draw.normal(*shape, scale=shape[1] ** -0.5)
+        x = draw.normal(num_rows, shape[1] + 3)[:, :-3]
+        return Inputs((weight, draw.normal(shape[0]) if bias else None, x))
+
+    return build

@@ -1,0 +1,138 @@
+"""Cases of the ops that see the paged cache: attention and rope."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.metadata import AttentionMetadata
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """A paged context: `spans` are the positions [start, stop) that each row computes; it holds all before them."""
+
+    spans: tuple[tuple[int, int], ...]
+    page_tokens: int = 16
+    num_layers: int = 3
+
+    def metadata(self, draw: Draw) -> AttentionMetadata:
+        """Pages are dealt in random order; the table's spare entries name a page that is nobody's."""
+        page_counts = [-(-stop // self.page_tokens) for _, stop in self.spans]
+        order = draw.permutation(self.num_pages).to(torch.int32)
+        table = torch.full((len(self.spans), max(page_counts) + 1), int(order[-1]), dtype=torch.int32)
+        for row, pages in enumerate(order[:-1].split([*page_counts, self.num_pages - 1 - sum(page_counts)])[:-1]):
+            table[row, : len(pages)] = pages
+        lengths = [stop - start for start, stop in self.spans]
+        positions = torch.cat([torch.arange(start, stop) for start, stop in self.spans])
+        rows = torch.repeat_interleave(torch.arange(len(self.spans)), torch.tensor(lengths))
+        return AttentionMetadata(
+            query_starts=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(draw.device),
+            kv_lengths=torch.tensor([stop for _, stop in self.spans], dtype=torch.int32).to(draw.device),
+            page_table=table.to(draw.device),
+            slots=self._slots(table, rows, positions).to(draw.device),
+            positions=positions.to(draw.device),
+            query_lengths_host=tuple(lengths),
+            kv_lengths_host=tuple(stop for _, stop in self.spans),
+        )
+
+    @property
+    def num_pages(self) -> int:
+        return sum(-(-stop // self.page_tokens) for _, stop in self.spans) + 3
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    def pool(self, draw: Draw, num_kv_heads: int, head_dim: int) -> Tensor:
+        """One layer's strided view [P, 2, N, K, D] of a page-major pool that is NaN everywhere."""
+        shape = (self.num_pages, self.num_layers, 2, self.page_tokens, num_kv_heads, head_dim)
+        return torch.full(shape, math.nan, dtype=draw.dtype, device=draw.device)[:, self.num_layers // 2]
+
+    def fill(self, kv_pages: Tensor, metadata: AttentionMetadata, draw: Draw) -> None:
+        """Writes keys and values at every position that some row holds."""
+        for row, (_, stop) in enumerate(self.spans):
+            positions = torch.arange(stop)
+            slots = self._slots(metadata.page_table.cpu(), torch.full_like(positions, row), positions).to(draw.device)
+            pages, offsets = slots // self.page_tokens, slots % self.page_tokens
+            kv_pages[pages, :, offsets] = draw.normal(stop, 2, *kv_pages.shape[3:])
+
+    def _slots(self, table: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return table[rows, positions // self.page_tokens].long() * self.page_tokens + positions % self.page_tokens
+
+
+DECODE: Final = ((0, 1), (15, 16), (16, 17), (299, 300), (63, 64), (40, 41), (132, 133))
+MIXED: Final = ((0, 5), (30, 31), (0, 40), (17, 50), (200, 201), (90, 97), (3, 4), (120, 300))
+
+
+def attention_cases() -> NamedCases:
+    yield "one token", _attention(Paging(((0, 1),)), (9, 3, 64))
+    yield "decode one row", _attention(Paging(((249, 250),)), (14, 2, 64))
+    yield "decode, 3 queries a key", _attention(Paging(DECODE), (9, 3, 64))
+    yield "decode, 7 queries a key", _attention(Paging(DECODE), (14, 2, 64))
+    yield "decode, one key head", _attention(Paging(DECODE, page_tokens=7), (8, 1, 128))
+    yield "decode, equal lengths", _attention(Paging(((47, 48),) * 5), (4, 2, 96))
+    yield "decode, window", _attention(Paging(DECODE), (4, 2, 64), window=20)
+    yield "decode, long", _attention(Paging(((2999, 3000), (1499, 1500), (4099, 4100))), (4, 2, 64))
+    yield "prefill", _attention(Paging(((0, 37),)), (4, 4, 80))
+    yield "prefill, several", _attention(Paging(((0, 33), (0, 2), (0, 16))), (6, 2, 96))
+    yield "prefill after a cached prefix", _attention(Paging(((64, 333), (5, 7))), (9, 3, 64))
+    yield "prefill, window", _attention(Paging(((0, 90), (200, 290))), (4, 2, 64), window=33)
+    yield "prefill, window of one", _attention(Paging(((0, 9), (9, 20))), (2, 1, 16), window=1)
+    yield "mixed", _attention(Paging(MIXED), (9, 3, 64))
+    yield "mixed, pages of one token", _attention(Paging(MIXED, page_tokens=1), (4, 2, 32))
+    yield "mixed, head size 256, soft cap", _attention(Paging(MIXED), (8, 4, 256), soft_cap=5.0)
+    yield "mixed, window, soft cap", _attention(Paging(MIXED, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0)
+
+
+def _attention(
+    paging: Paging, heads: tuple[int, int, int], *, window: int | None = None, soft_cap: float | None = None
+) -> Callable[[Draw], Inputs]:
+    """heads: (H, K, D)."""
+    num_heads, num_kv_heads, head_dim = heads
+
+    def build(draw: Draw) -> Inputs:
+        metadata = paging.metadata(draw)
+        kv_pages = paging.pool(draw, num_kv_heads, head_dim)
+        paging.fill(kv_pages, metadata, draw)
+        # As the rope op leaves it: a view of the projected heads.
+        query = draw.normal(paging.num_tokens, num_heads + 2 * num_kv_heads, head_dim)[:, :num_heads]
+        settings = {"scale": head_dim**-0.5 * 1.5, "window": window, "soft_cap": soft_cap}
+        return Inputs((query, kv_pages, metadata), settings)
+
+    return build
+
+
+def rope_cases() -> NamedCases:
+    yield "one token", _rope(Paging(((41, 42),)), (9, 3, 64), 64)
+    yield "decode", _rope(Paging(DECODE), (14, 2, 64), 64)
+    yield "mixed", _rope(Paging(MIXED, page_tokens=7), (4, 4, 80), 80)
+    yield "part of the head", _rope(Paging(MIXED), (6, 2, 96), 24)
+    yield "part of the head, one token", _rope(Paging(((0, 1),)), (8, 1, 256), 64)
+    yield "no rotation", _rope(Paging(MIXED), (4, 2, 128), 0)
+
+
+def _rope(paging: Paging, heads: tuple[int, int, int], rotary_dim: int) -> Callable[[Draw], Inputs]:
+    num_heads, num_kv_heads, head_dim = heads
+
+    def build(draw: Draw) -> Inputs:
+        metadata = paging.metadata(draw)
+        # The view drops a column, so that tokens are further apart than their heads are long.
+        qkv = draw.normal(paging.num_tokens, (num_heads + 2 * num_kv_heads) * head_dim + 8)[:, :-8]
+        qkv = qkv.view(paging.num_tokens, -1, head_dim)
+        cos, sin = _angles(draw, metadata.positions, rotary_dim) if rotary_dim else (None, None)
+        kv_pages = paging.pool(draw, num_kv_heads, head_dim)
+        return Inputs((qkv, cos, sin, kv_pages, metadata.slots), {"num_heads": num_heads})
+
+    return build
+
+
+def _angles(draw: Draw, positions: Tensor, rotary_dim: int) -> tuple[Tensor, Tensor]:
+    frequencies = 10000.0 ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
+    angles = torch.outer(positions.cpu().float(), frequencies).repeat(1, 2)
+    return draw.float(angles.cos()), draw.float(angles.sin())

@@ -1,0 +1,145 @@
+"""Check: any implementation of an op against the reference in float64, over the op's cases.
+
+The reference sees the very numbers that the implementation sees, widened. Knows no command line and prints nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.cases import cases_of
+from inferflux.kernels.cases.case import Case, Inputs
+
+Tensor = torch.Tensor
+
+# Largest error allowed, as a share of the largest number in the same row of the true result. The units in the last
+# place of these types are 2.2e-16, 1.2e-7, 9.8e-4 and 7.8e-3; a result is rounded once, some inner steps as well.
+TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
+    {torch.float64: 1e-13, torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+)
+
+# How far a draw's uniform number may seem to be off: rounding of float32 probabilities summed over a vocabulary.
+UNIFORM_SLACK: Final = 1e-6
+
+# Positional arguments that an op may overwrite.
+_OVERWRITES: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
+    {"rope": (0, 3), "add_norm": (0, 1), "sampling": (0,)}
+)
+# Ops whose result may be a view of an input.
+_MAY_RETURN_VIEWS: Final = frozenset({"rope"})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """error: the largest, relative as in TOLERANCES (for sampling the share of rows with another token).
+    problem: what is wrong, in words; None: nothing."""
+
+    op: str
+    case: str
+    dtype: torch.dtype
+    error: float
+    problem: str | None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+
+def dtypes_of(op: str) -> tuple[torch.dtype, ...]:
+    """The dtypes in which `op` is checked: logits are always float32."""
+    return (torch.float32,) if op == "sampling" else (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_op(implementation: Any, op: str, dtype: torch.dtype, device: torch.device) -> Iterator[Result]:
+    """Yields one Result per case of `op`; an exception in the implementation is a problem like others."""
+    reference = find_backend("reference").find(op)
+    for case in cases_of(op):
+        yield _check_case(implementation, reference, case, dtype, device)
+
+
+def _check_case(implementation: Any, reference: Any, case: Case, dtype: torch.dtype, device: torch.device) -> Result:
+    inputs = case.inputs(dtype, device)
+    before = [value.clone() if isinstance(value, Tensor) else None for value in inputs.positional]
+    expected = _call(case.op, reference, _widened(case.inputs(dtype, device)))
+    try:
+        actual = _call(case.op, implementation, inputs)
+    except Exception as failure:
+        return Result(case.op, case.name, dtype, float("inf"), f"{type(failure).__name__}: {failure}")
+    problem = _form_problem(case.op, actual, expected, dtype) or _changed_input(case.op, inputs, before)
+    if problem is not None:
+        return Result(case.op, case.name, dtype, float("inf"), problem)
+    if case.op == "sampling":
+        error, tolerance = _draw_error(actual[0], reference, case.inputs(dtype, device)), 0.0
+    else:
+        error = max(_relative_error(got, true) for got, true in zip(actual, expected, strict=True))
+        tolerance = TOLERANCES[dtype]
+    problem = None if error <= tolerance else f"error {error:.2g} exceeds {tolerance:.2g}"
+    return Result(case.op, case.name, dtype, error, problem)
+
+
+def _call(op: str, implementation: Any, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Returns all that the op computes: its results, and the pages that rope writes."""
+    if op == "linear":
+        weight, bias, x = inputs.positional
+        return (implementation.run(implementation.pack(weight, bias), x),)
+    result = implementation(*inputs.positional, **inputs.keywords)
+    if op == "rope":
+        return result, inputs.positional[3]
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _widened(inputs: Inputs) -> Inputs:
+    values = (
+        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs[0]
+    )
+    return Inputs(tuple(values), inputs.keywords)
+
+
+def _form_problem(op: str, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> str | None:
+    if len(actual) != len(expected):
+        return f"returned {len(actual)} tensors, not {len(expected)}"
+    for got, true in zip(actual, expected, strict=True):
+        wanted = dtype if true.is_floating_point() else true.dtype
+        if not isinstance(got, Tensor):
+            return f"returned {type(got).__name__}, not a tensor"
+        if got.shape != true.shape or got.dtype != wanted:
+            return f"returned {tuple(got.shape)} {got.dtype}, not {tuple(true.shape)} {wanted}"
+        if op not in _MAY_RETURN_VIEWS and not got.is_contiguous():
+            return "the result is not contiguous"
+    return None
+
+
+def _changed_input(op: str, inputs: Inputs, before: list[Tensor | None]) -> str | None:
+    allowed = _OVERWRITES.get(op, ())
+    for index, (value, old) in enumerate(zip(inputs.positional, before, strict=True)):
+        if old is not None and index not in allowed and not torch.equal(_comparable(value), _comparable(old)):
+            return f"changed its argument {index + 1}"
+    return None
+
+
+def _comparable(values: Tensor) -> Tensor:
+    return values.nan_to_num(nan=1.25) if values.is_floating_point() else values
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Infinite where NaN stands in one and not in the other: poison read, or a number lost."""
+    if not expected.numel():
+        return 0.0
+    if not torch.equal(actual.isnan(), expected.isnan()):
+        return float("inf")
+    true = expected.nan_to_num()
+    difference = (actual.double().nan_to_num() - true).abs().amax(dim=-1)
+    size = true.abs().amax(dim=-1).clamp(min=torch.finfo(actual.dtype).tiny)
+    return float((difference / size).max())
+
+
+def _draw_error(tokens: Tensor, reference: Callable[..., Tensor], inputs: Inputs) -> float:
+    """The share of rows whose token no uniform number within the slack explains."""
+    *settings, uniform = _widened(inputs).positional
+    low = reference(*settings, (uniform - UNIFORM_SLACK).clamp(min=0))
+    high = reference(*settings, (uniform + UNIFORM_SLACK).clamp(max=1 - UNIFORM_SLACK))
+    return float(((tokens < low) | (tokens > high)).double().mean())

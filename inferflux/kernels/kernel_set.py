@@ -1,0 +1,83 @@
+"""KernelSet: one implementation per op, and why it was the one.
+
+Backends are laid over each other, op by op: the best one that has the op and accepts the device and dtype wins. Knows
+no model and no weights.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from inferflux.config import KernelsConfig
+from inferflux.errors import ConfigError
+from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
+from inferflux.kernels.ops import ActivationOp, AddNormOp, AttentionOp, LinearOp, NormOp, RopeOp, SamplingOp
+
+AUTO: Final = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """backend serves `op`. refused: better ones that do not, each with the reason."""
+
+    op: str
+    backend: str
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSet:
+    """The ops a model computes with. choices: one per op, in order of `backends.OPS`."""
+
+    attention: AttentionOp
+    linear: LinearOp
+    norm: NormOp
+    add_norm: AddNormOp
+    rope: RopeOp
+    activation: ActivationOp
+    sampling: SamplingOp
+    choices: tuple[Choice, ...] = ()
+
+
+def select(device: torch.device, dtype: torch.dtype, overrides: KernelsConfig | None = None) -> KernelSet:
+    """Returns the best implementation of each op for `device` and `dtype`, or the one `overrides` names.
+
+    Raises ConfigError when a named backend is unknown, cannot be imported, lacks the op or refuses it.
+    """
+    settings = overrides or KernelsConfig()
+    # A file is executed once, however many ops it serves.
+    find = functools.cache(functools.partial(find_backend, also=(AUTO,)))
+    ops: dict[str, Any] = {}
+    choices = []
+    for op in OPS:
+        wanted = getattr(settings, op)
+        choice = _best(op, device, dtype) if wanted == AUTO else _named(op, wanted, find, device, dtype)
+        ops[op] = find(choice.backend).find(op)
+        choices.append(choice)
+    return KernelSet(**ops, choices=tuple(choices))
+
+
+def _best(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    refused: list[tuple[str, str]] = []
+    for name in BUILT_IN:
+        reason = find_backend(name).refusal(op, device, dtype)
+        if reason is None:
+            return Choice(op, name, tuple(refused))
+        refused.append((name, reason))
+    raise AssertionError(f"no backend has {op}: {refused}")
+
+
+def _named(op: str, name: str, find: Callable[[str], Backend], device: torch.device, dtype: torch.dtype) -> Choice:
+    key = f"runtime.kernels.{op}"
+    try:
+        backend = find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    reason = backend.refusal(op, device, dtype)
+    if reason is not None:
+        wanted = f"{op} in {str(dtype).removeprefix('torch.')} on {device}"
+        raise ConfigError(f"{key}: {name} cannot serve {wanted}: {reason}")
+    return Choice(op, name)
