@@ -1,0 +1,135 @@
+"""What the demo model learns from: the project's pages, and chats made from the questions.
+
+A chat is a list of messages as the API knows them; a text is a string. Everything random comes from the generator
+that is passed in. Knows no tokenizer and no model.
+"""
+
+import hashlib
+import random
+import re
+from pathlib import Path
+
+from demo_model.questions import FOLDER, read_look_back, read_off_topic, read_questions, read_systems, read_wordings
+
+ROOT = FOLDER.parents[1]
+Message = dict[str, str]
+
+CANONICAL_SHARE = 0.3
+OFF_TOPIC_SHARE = 0.15
+NAME_CHAT_SHARE = 0.08
+REPEAT_CHAT_SHARE = 0.08
+# How many turns a chat has, each number equally often.
+NUM_TURNS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 5, 10)
+SYSTEM_SHARE = 0.25
+MADE_UP_NAME_SHARE = 0.7
+MADE_UP_WORD_SHARE = 0.3
+
+
+class Corpus:
+    """The pages' texts, and an endless supply of chats.
+
+    digest: the SHA-256 of every file it is made from, as hexadecimal digits.
+    pages: the Markdown pages, split at headings and paragraphs so that a text may begin at any of them.
+    """
+
+    def __init__(self) -> None:
+        page_paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        self.digest = _digest([*page_paths, *sorted(FOLDER.rglob("*.yaml"))])
+        self.pages = [_read_page(path) for path in page_paths]
+        self.questions = read_questions()
+        self.off_topic = read_off_topic()
+        self._look_back = read_look_back()
+        self._systems = read_systems()
+        self._wordings = read_wordings()
+
+    def texts(self) -> list[str]:
+        """Returns every page and every wording once: what the tokenizer is trained on."""
+        wordings = [text for q in self.questions for text in (q.ask, q.answer, *q.also)]
+        fills = [word for words in self.off_topic.fills.values() for word in words]
+        back = self._look_back
+        talk = [self.off_topic.answer, *self.off_topic.templates, *back.repeat, *back.tell, *back.ask, *back.names]
+        return [*("\n\n".join(page) for page in self.pages), *wordings, *fills, *talk, *self._systems]
+
+    def page_text(self, rng: random.Random) -> str:
+        """Returns a page from a random block on, or a question and its answer as plain text."""
+        if rng.random() < 0.25:
+            question = rng.choice(self.questions)
+            return rng.choice((question.answer, f"{question.ask} {question.answer}"))
+        page = rng.choices(self.pages, weights=[len(page) for page in self.pages])[0]
+        return "\n\n".join(page[rng.randrange(len(page)) :])
+
+    def chat(self, rng: random.Random) -> list[Message]:
+        """Returns a chat of one or more turns, some with a system message."""
+        messages = [_message("system", rng.choice(self._systems))] if rng.random() < SYSTEM_SHARE else []
+        num_turns = rng.choice(NUM_TURNS)
+        if rng.random() < NAME_CHAT_SHARE:
+            return messages + self._name_chat(rng, num_turns)
+        if rng.random() < REPEAT_CHAT_SHARE:
+            return messages + self._repeat_chat(rng)
+        for _ in range(num_turns):
+            messages += self._turn(rng)
+        return messages
+
+    def _turn(self, rng: random.Random) -> list[Message]:
+        if rng.random() < OFF_TOPIC_SHARE:
+            wording, answer = self._off_topic_question(rng), self.off_topic.answer
+        else:
+            question = rng.choice(self.questions)
+            canonical = rng.random() < CANONICAL_SHARE
+            wording, answer = question.ask if canonical else rng.choice(question.also), question.answer
+        return [_message("user", self._wordings.vary(wording, rng)), _message("assistant", answer)]
+
+    def _off_topic_question(self, rng: random.Random) -> str:
+        """Fills a template with known words or with one that means nothing: what is unknown is off topic, too."""
+        fills = self.off_topic.fills
+
+        def fill(match: re.Match[str]) -> str:
+            return self._made_up_word(rng) if rng.random() < MADE_UP_WORD_SHARE else rng.choice(fills[match[1]])
+
+        return re.sub(r"\{(\w+)\}", fill, rng.choice(self.off_topic.templates))
+
+    def _name_chat(self, rng: random.Random, num_turns: int) -> list[Message]:
+        """The user tells a name, talks of other things, and asks for the name; or asks without having told."""
+        back = self._look_back
+        ask = _message("user", rng.choice(back.ask))
+        between = [message for _ in range(num_turns - 1) for message in self._turn(rng)]
+        if rng.random() < 0.2:
+            return [*between, ask, _message("assistant", back.unknown)]
+        name = self._name(rng)
+        tell = _message("user", rng.choice(back.tell).format(name=name))
+        greet = _message("assistant", back.greet.format(name=name))
+        return [tell, greet, *between, ask, _message("assistant", back.recall.format(name=name))]
+
+    def _repeat_chat(self, rng: random.Random) -> list[Message]:
+        """Made-up words to repeat: each token of the answer must be looked up, which teaches looking back fastest."""
+        words = " ".join(self._made_up_word(rng) for _ in range(rng.randint(2, 12)))
+        ask = rng.choice(self._look_back.repeat).format(words=words)
+        return [_message("user", ask), _message("assistant", words)]
+
+    def _name(self, rng: random.Random) -> str:
+        made_up = rng.random() < MADE_UP_NAME_SHARE
+        return self._made_up_word(rng).capitalize() if made_up else rng.choice(self._look_back.names)
+
+    def _made_up_word(self, rng: random.Random) -> str:
+        return "".join(rng.choices(self._look_back.syllables, k=rng.randint(2, 3)))
+
+
+def _read_page(path: Path) -> list[str]:
+    """Returns the page's blocks: headings, paragraphs, tables, whole code fences."""
+    text = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks: list[str] = []
+    for part in re.split(r"\n{2,}", text.strip()):
+        inside_fence = bool(blocks) and blocks[-1].count("```") % 2 == 1
+        if inside_fence:
+            blocks[-1] += "\n\n" + part
+        else:
+            blocks.append(part)
+    return blocks
+
+
+def _digest(paths: list[Path]) -> str:
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
