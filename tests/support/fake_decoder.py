@@ -19,7 +19,6 @@ class FakeDecoder:
     def __init__(self, vocab_size: int = 50, broken_token: int | None = None) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size)
         self.broken_token = broken_token
-        self.num_calls = 0
 
     def make_pool(self, num_pages: int, page_tokens: int) -> torch.Tensor:
         return allocate_pool(num_pages, PageShape(1, page_tokens, 1, 1, torch.float32), torch.device("cpu"))
@@ -39,7 +38,6 @@ class FakeDecoder:
         kv_pool: torch.Tensor,
         logit_indices: torch.Tensor,
     ) -> torch.Tensor:
-        self.num_calls += 1
         page_tokens = kv_pool.shape[3]
         for token_id, position, slot in zip(
             token_ids.tolist(), metadata.positions.tolist(), metadata.slots.tolist(), strict=True

@@ -14,6 +14,7 @@ from inferflux.engine.models.decoder import Decoder, DecoderLayer, Layer
 from inferflux.engine.models.spec import LayerSpec, ModelSpec, read_spec, with_max_model_len
 from inferflux.engine.models.weight_table import LayerWeights, is_ignored, weight_table
 from inferflux.engine.weights.checkpoint import Checkpoint
+from inferflux.engine.weights.heap import release_free_memory
 from inferflux.engine.weights.loader import WeightLoader, check_tensors
 from inferflux.engine.weights.source import Weight
 from inferflux.errors import ConfigError
@@ -90,6 +91,7 @@ class _Builder:
         output_norms = None
         if weights.attention_output_norm is not None and weights.mlp_output_norm is not None:
             output_norms = self.norm(weights.attention_output_norm), self.norm(weights.mlp_output_norm)
+        release_free_memory()
         return DecoderLayer(
             self.kernels,
             self.spec.norm_eps,

@@ -19,7 +19,7 @@ from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
 
-# Bounds what scoring a long prompt holds at once: 64 rows of a vocabulary of 128k are 32 MiB.
+# Bounds what scoring a long prompt needs besides the logits: 64 rows of a vocabulary of 128k are 32 MiB.
 SCORED_AT_ONCE = 64
 
 

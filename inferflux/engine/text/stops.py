@@ -19,7 +19,7 @@ class StopMatcher:
     __slots__ = ("_automaton", "_held", "_state", "matched")
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._automaton = _Automaton(stops)
+        self._automaton = Automaton(stops)
         self._state = 0
         self._held = ""
         self.matched: str | None = None
@@ -51,8 +51,10 @@ class StopMatcher:
         return released
 
 
-class _Automaton:
-    """State 0 is the root; a state stands for the longest end of the text that begins a stop string.
+class Automaton:
+    """Finds many strings in one pass. Also what the server's output guardrail runs on.
+
+    State 0 is the root; a state stands for the longest end of the text that begins a stop string.
 
     depth: that end's length. found: the longest stop string that ends here, if one does.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from inferflux.config import Config
 from inferflux.server.access.chain import build_chain
@@ -11,7 +11,7 @@ from inferflux.server.backends import BackendManager
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors
-from inferflux.server.http.middleware import REQUEST_ID_HEADER, authenticate, observe, shape_errors
+from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, authenticate, observe, shape_errors
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
 from inferflux.server.text_work import TextWork
@@ -33,6 +33,7 @@ def build_app(config: Config, backends: BackendManager, metrics: Metrics, admiss
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[hdrs.SERVER] = SERVER_NAME
         if INFO in request:
             response.headers[REQUEST_ID_HEADER] = request[INFO].id
         add_cors_headers(request, response, origins)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 PUBLIC: Final = "public"
 CLIENT_GONE = 499
 REQUEST_ID_HEADER = "x-request-id"
+SERVER_NAME = "InferFlux"
 MAX_TOKEN_LENGTH = 4096
 
 # Scope by (method, path template): what is not in it is nobody's to call.

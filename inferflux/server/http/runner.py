@@ -6,10 +6,10 @@ What cannot be parsed as HTTP never reaches the middleware; it is answered here.
 import logging
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
-from inferflux.server.http.middleware import REQUEST_ID_HEADER, request_id
+from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
 from inferflux.server.http.problems import Problem
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class _Connection(RequestHandler):
             raise ConnectionError("an answer has begun; another cannot be sent")
         response = problem.response()
         response.headers[REQUEST_ID_HEADER] = offered
+        response.headers[hdrs.SERVER] = SERVER_NAME
         response.force_close()
         return response
 

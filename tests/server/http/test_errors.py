@@ -61,6 +61,7 @@ async def test_what_is_not_http_gets_the_same_shape(site: Site, data: bytes):
     writer.close()
     assert re.match(rb"HTTP/1\.. 400 ", head)
     assert b"x-request-id" in head.lower()
+    assert b"aiohttp" not in head, "what it runs on is nobody's business"
     assert re.match(rb'\{"error":\{"message":"[^"]*","type":"invalid_request_error"', body), body
 
 
@@ -71,6 +72,7 @@ async def test_request_ids(site: Site):
     seen = set()
     for odd in ("", "a b", "x" * 129, "a\tb", "ä", "<script>", "a;b"):
         async with site.session.get(site.url + "/nowhere", headers={"X-Request-Id": odd}) as response:
+            assert response.headers["Server"] == "InferFlux"
             given = response.headers["x-request-id"]
             assert given != odd
             assert re.fullmatch(r"req_[0-9a-f]{32}", given)

@@ -140,7 +140,7 @@ async def test_healthz(site: Site):
     assert body.pop("uptime_s") >= 0
     assert body.pop("version")
     models = [{"id": MODEL, "state": "ready", "default": True}]
-    assert body == {"status": "ok", "running": 0, "queue_depth": 0, "models": models}
+    assert body == {"status": "ok", "queue": {"running": 0, "waiting": 0}, "models": models}
 
 
 async def test_tokenize_and_back(site: Site):

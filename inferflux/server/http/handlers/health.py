@@ -7,7 +7,7 @@ from aiohttp import web
 from inferflux import __version__
 from inferflux.server.http.context import CONTEXT, ServerContext
 from inferflux.server.http.responses import json_response
-from inferflux.server.http.schemas.health import Health, ModelHealth, Probe
+from inferflux.server.http.schemas.health import Health, ModelHealth, Probe, QueueHealth
 
 
 async def livez(_request: web.Request) -> web.Response:
@@ -27,12 +27,12 @@ async def healthz(request: web.Request) -> web.Response:
     manager, admission = context.backends, context.admission
     models = [ModelHealth(one.id, one.state.value, one.id == manager.default_id) for one in manager.backends]
     healthy = _not_ready_reason(context) is None and all(model.state == "ready" for model in models)
+    waiting = sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.backends)
     health = Health(
         status="ok" if healthy else "degraded",
         version=__version__,
         uptime_s=round(time.monotonic() - context.started, 3),
-        running=admission.running,
-        queue_depth=sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.backends),
+        queue=QueueHealth(admission.running, waiting),
         models=models,
     )
     return json_response(health)

@@ -16,12 +16,16 @@ class ModelHealth(msgspec.Struct, frozen=True):
     default: bool
 
 
-class Health(msgspec.Struct, frozen=True):
-    """running: requests that generate. queue_depth: requests and sequences that wait, in server and engines."""
+class QueueHealth(msgspec.Struct, frozen=True):
+    """running: requests that generate. waiting: requests and sequences not yet started, in server and engines."""
 
+    running: int
+    waiting: int
+
+
+class Health(msgspec.Struct, frozen=True):
     status: Literal["ok", "degraded"]
     version: str
     uptime_s: float
-    running: int
-    queue_depth: int
+    queue: QueueHealth
     models: list[ModelHealth]

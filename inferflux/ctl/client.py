@@ -1,0 +1,91 @@
+"""The HTTP side of `inferctl`: requests out, JSON and events in, failures as one error with words to show."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from inferflux.errors import InferFluxError
+
+CONNECT_TIMEOUT_S = 10.0
+# The longest event line that is read: one chunk of text with its log-probabilities is far smaller.
+MAX_LINE_BYTES = 4 * 1024 * 1024
+_DATA = b"data: "
+
+
+class ServerError(InferFluxError):
+    """The server refused, failed, or could not be reached. The message has its words and the request's id."""
+
+
+class Client:
+    """One server. Use as an async context; not more than one event loop at a time."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout, read_bufsize=MAX_LINE_BYTES)
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._open_session().close()
+
+    async def get(self, path: str, *, accept: tuple[int, ...] = (200,)) -> Any:
+        """Returns the decoded body. Raises ServerError for a status that is not among `accept`."""
+        return await self._exchange("GET", path, None, accept)
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        return await self._exchange("POST", path, body, (200,))
+
+    async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
+        """Yields a streamed answer's events as they come. Raises ServerError, midway too."""
+        try:
+            async with self._open_session().post(self.url + path, json={**body, "stream": True}) as response:
+                await _check(response, (200,))
+                async for line in response.content:
+                    data = line.removeprefix(_DATA).rstrip()
+                    if not line.startswith(_DATA) or data == b"[DONE]":
+                        continue
+                    event = msgspec.json.decode(data)
+                    if "error" in event:
+                        raise ServerError(_words(event["error"]["message"], None, response))
+                    yield event
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._unreachable(error) from error
+
+    async def _exchange(self, method: str, path: str, body: Any, accept: tuple[int, ...]) -> Any:
+        try:
+            async with self._open_session().request(method, self.url + path, json=body) as response:
+                await _check(response, accept)
+                return msgspec.json.decode(await response.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._unreachable(error) from error
+        except msgspec.DecodeError:
+            raise ServerError(f"{self.url}{path} does not answer in JSON: is it an InferFlux server?") from None
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "use the client as a context"
+        return self._session
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        return ServerError(f"cannot reach {self.url}: {error or type(error).__name__}")
+
+
+async def _check(response: aiohttp.ClientResponse, accept: tuple[int, ...]) -> None:
+    if response.status in accept:
+        return
+    try:
+        message = msgspec.json.decode(await response.read())["error"]["message"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        message = response.reason or "no reason given"
+    raise ServerError(_words(message, response.status, response))
+
+
+def _words(message: str, status: int | None, response: aiohttp.ClientResponse) -> str:
+    request_id = response.headers.get("x-request-id")
+    place = f" (request {request_id})" if request_id else ""
+    return f"{status} {message}{place}" if status is not None else f"{message}{place}"

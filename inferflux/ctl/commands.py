@@ -1,0 +1,96 @@
+"""What each subcommand does: ask the server, print the answer."""
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+
+from inferflux.ctl.client import Client
+from inferflux.ctl.show import print_models, print_status, printable
+
+COMPLETIONS: Final = "/v1/completions"
+CHAT: Final = "/v1/chat/completions"
+_OPTIONS: Final = ("model", "max_tokens", "temperature")
+
+Command = Callable[[Client, argparse.Namespace], Awaitable[None]]
+
+
+async def status(client: Client, args: argparse.Namespace) -> None:
+    """A server that is not ready is an answer, not a failure."""
+    answer = {
+        "url": client.url,
+        "ready": await client.get("/readyz", accept=(200, 503)),
+        "health": await client.get("/healthz"),
+    }
+    _print_json(answer) if args.json else print_status(answer)
+
+
+async def models(client: Client, args: argparse.Namespace) -> None:
+    answer = await client.get("/v1/models")
+    _print_json(answer) if args.json else print_models(answer["data"])
+
+
+async def completion(client: Client, args: argparse.Namespace) -> None:
+    body = {"prompt": read_text(args.prompt), **options(args)}
+    await _generate(client, COMPLETIONS, body, args, lambda choice: choice["text"])
+
+
+async def chat(client: Client, args: argparse.Namespace) -> None:
+    body = {"messages": [{"role": "user", "content": read_text(args.message)}], **options(args)}
+    await _generate(client, CHAT, body, args, chat_text)
+
+
+COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
+    {"status": status, "models": models, "completion": completion, "chat": chat}
+)
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the request fields that were given on the command line; the server has defaults for the others."""
+    given = {name: getattr(args, name) for name in _OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def chat_text(choice: Mapping[str, Any]) -> str:
+    """Returns the text of a chat choice, whole or chunk."""
+    part = choice["message"] if "message" in choice else choice["delta"]
+    return part.get("content") or ""
+
+
+def read_text(argument: str) -> str:
+    """Returns the argument, or standard input when it is a dash."""
+    return sys.stdin.read() if argument == "-" else argument
+
+
+def say(text: str) -> None:
+    """Prints a piece of an answer at once."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
+async def _generate(
+    client: Client,
+    path: str,
+    body: dict[str, Any],
+    args: argparse.Namespace,
+    text_of: Callable[[Mapping[str, Any]], str],
+) -> None:
+    if not args.stream:
+        answer = await client.post(path, body)
+        _print_json(answer) if args.json else say(text_of(answer["choices"][0]) + "\n")
+        return
+    async for event in client.stream(path, body):
+        if args.json:
+            _print_json(event)
+        else:
+            say("".join(text_of(choice) for choice in event["choices"]))
+    if not args.json:
+        say("\n")
+
+
+def _print_json(value: Any) -> None:
+    """One line, for programs."""
+    print(msgspec.json.encode(value).decode(), flush=True)

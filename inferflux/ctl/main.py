@@ -1,0 +1,103 @@
+"""`inferctl`: the command line, and exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from inferflux import __version__
+from inferflux.config.client_env import API_KEY, URL, read_client_environment
+from inferflux.ctl.client import Client
+from inferflux.ctl.commands import COMMANDS, options
+from inferflux.ctl.interactive import converse
+from inferflux.errors import InferFluxError
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their full name only, and reports a usage error on one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _build_parser()
+    args = parser.parse_args(argv)
+    _check(parser, args)
+    environment = read_client_environment()
+    url = args.url or environment.url
+    if not url.startswith(("http://", "https://")):
+        parser.error(f"the server's address must begin with http:// or https:// (got {url!r})")
+    client = Client(url, args.api_key or environment.api_key)
+    try:
+        if getattr(args, "interactive", False):
+            return converse(client, options(args))
+        asyncio.run(_run(client, args))
+        sys.stdout.flush()
+    except InferFluxError as error:
+        print(f"inferctl: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) left. Python would complain when it flushes at exit; nobody is there to read that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return 0
+
+
+async def _run(client: Client, args: argparse.Namespace) -> None:
+    async with client:
+        await COMMANDS[args.command](client, args)
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.command != "chat":
+        return
+    if args.interactive == (args.message is not None):
+        parser.error("chat: give either a message or --interactive")
+    if args.interactive and (args.json or args.stream):
+        parser.error("chat: --interactive always streams, for people; leave out --json and --stream")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="inferctl", description="Talk to an InferFlux server.")
+    parser.add_argument("--version", action="version", version=f"inferctl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = _common_options()
+    generate = _generate_options()
+    commands.add_parser("status", parents=[common], help="is the server ready, and what does it do")
+    commands.add_parser("models", parents=[common], help="the models it serves")
+    completion = commands.add_parser("completion", parents=[common, generate], help="continue a text")
+    completion.add_argument("prompt", metavar="PROMPT", help="the text; - reads standard input")
+    chat = commands.add_parser("chat", parents=[common, generate], help="ask something")
+    chat.add_argument("message", metavar="MESSAGE", nargs="?", help="the question; - reads standard input")
+    chat.add_argument("--interactive", action="store_true", help="a conversation at the terminal")
+    return parser
+
+
+def _common_options() -> _Parser:
+    common = _Parser(add_help=False)
+    common.add_argument("--url", help=f"the server's address (default: {URL}, else http://127.0.0.1:8080)")
+    common.add_argument("--api-key", metavar="KEY", help=f"better given in {API_KEY}: others can see command lines")
+    common.add_argument("--json", action="store_true", help="the server's JSON, one line per answer or event")
+    return common
+
+
+def _generate_options() -> _Parser:
+    generate = _Parser(add_help=False)
+    generate.add_argument("--model", metavar="ID", help="default: the server's default model")
+    generate.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
+    generate.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    generate.add_argument("--stream", action="store_true", help="print tokens as they come")
+    return generate

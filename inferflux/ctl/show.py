@@ -1,0 +1,64 @@
+"""How answers look to people: tables, and text that cannot steer the terminal."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# All control characters but line feed and tab: a model's words must not move the cursor or retitle the window.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    return _CONTROLS.sub("\ufffd", text)
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """`status`: the address, the readiness probe's and the health check's answers."""
+    health, ready = status["health"], status["ready"]
+    state = "ready" if ready["status"] == "ok" else f"not ready: {ready.get('reason', 'unknown')}"
+    rows = [
+        ("server", status["url"]),
+        ("version", health["version"]),
+        ("state", state),
+        ("up for", f"{health['uptime_s']:.0f} s"),
+        ("running", health["queue"]["running"]),
+        ("waiting", health["queue"]["waiting"]),
+    ]
+    print_table((), rows)
+    print()
+    print_table(("model", "state", "default"), [_health_row(model) for model in health["models"]])
+
+
+def print_models(models: Iterable[dict[str, Any]]) -> None:
+    columns = ("model", "state", "backend", "window", "default", "stub")
+    rows = [
+        (
+            model["id"],
+            model["state"],
+            model["backend"],
+            "-" if model["max_model_len"] is None else model["max_model_len"],
+            _yes(model["default"]),
+            _yes(model["stub"]),
+        )
+        for model in models
+    ]
+    print_table(columns, rows)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = Table(*columns, box=None, show_header=bool(columns), pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(printable(str(value))) for value in row))
+    Console(soft_wrap=True).print(table)
+
+
+def _health_row(model: dict[str, Any]) -> tuple[str, str, str]:
+    return model["id"], model["state"], _yes(model["default"])
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""
