@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "serve": Command("start the HTTP server", "inferflux.server.commands"),
         "config": Command("check a configuration file, show the effective configuration", "inferflux.config.commands"),
         "policy": Command("restore the policy store, change its passphrase", "inferflux.server.policy.commands"),
+        "audit": Command("verify that an audit log is as it was written", "inferflux.server.audit.commands"),
         "kernels": Command("list and check the compute kernels", "inferflux.kernels.commands"),
         "bench": Command("measure the runtime", "inferflux.engine.bench"),
     }

@@ -154,10 +154,13 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self._text.tokenizer.encode(prompt, add_special_tokens=True)
-        if prompt and isinstance(prompt[0], dict):
-            text = self._text.chat_template.render(list(prompt))
-            return self._text.tokenizer.encode(text, add_special_tokens=False)
-        return [int(token_id) for token_id in prompt]  # type: ignore[call-overload]
+        messages = [item for item in prompt if isinstance(item, dict)]
+        token_ids = [item for item in prompt if isinstance(item, int)]
+        if len(messages) == len(prompt) > 0:
+            return self._text.encode_chat(messages)
+        if len(token_ids) == len(prompt):
+            return token_ids
+        raise RequestError("prompt: must be a string, a list of token ids or a list of messages", param="prompt")
 
     def _start(self, running: dict[int, _Running], prompt: list[int], params: SamplingParams) -> Generation:
         generation = Generation(prompt, [])

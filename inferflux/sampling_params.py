@@ -53,9 +53,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name, low, high in _INT_RANGES:
-            _check_number(name, getattr(self, name), low, high, (int,))
+            _check_number(name, getattr(self, name), low, high, integer=True)
         for name, low, high in _FLOAT_RANGES:
-            _check_number(name, getattr(self, name), low, high, (int, float))
+            _check_number(name, getattr(self, name), low, high, integer=False)
         if self.top_p <= 0:
             raise RequestError("top_p: must be > 0 and <= 1 (got 0)", param="top_p")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -78,7 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise RequestError(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids", param="stop_token_ids")
         for token_id in self.stop_token_ids:
-            _check_number("stop_token_ids", token_id, 0, MAX_TOKEN_ID, (int,))
+            _check_number("stop_token_ids", token_id, 0, MAX_TOKEN_ID, integer=True)
 
     def _check_logit_bias(self) -> None:
         if self.logit_bias is None:
@@ -86,8 +86,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(f"logit_bias: at most {MAX_LOGIT_BIAS} tokens", param="logit_bias")
         for token_id, bias in self.logit_bias.items():
-            _check_number("logit_bias", token_id, 0, MAX_TOKEN_ID, (int,))
-            _check_number("logit_bias", bias, -100, 100, (int, float))
+            _check_number("logit_bias", token_id, 0, MAX_TOKEN_ID, integer=True)
+            _check_number("logit_bias", bias, -100, 100, integer=False)
 
     def for_choice(self, index: int) -> "SamplingParams":
         """Returns the parameters of choice `index` of `n`: its own seed, so that the choices differ."""
@@ -100,7 +100,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature == 0.0
 
 
-_INT_RANGES = (
+_Range = tuple[str, float, float]
+_INT_RANGES: tuple[_Range, ...] = (
     ("max_tokens", 1, MAX_TOKEN_ID),
     ("top_k", 0, MAX_TOKEN_ID),
     ("seed", -(2**63), 2**63 - 1),
@@ -109,7 +110,7 @@ _INT_RANGES = (
     ("prompt_logprobs", 0, MAX_LOGPROBS),
     ("n", 1, MAX_N),
 )
-_FLOAT_RANGES = (
+_FLOAT_RANGES: tuple[_Range, ...] = (
     ("temperature", 0.0, 2.0),
     ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
@@ -120,11 +121,12 @@ _FLOAT_RANGES = (
 _NULLABLE = {"max_tokens", "seed", "logprobs", "prompt_logprobs"}
 
 
-def _check_number(name: str, value: Any, low: float, high: float, kinds: tuple[type, ...]) -> None:
+def _check_number(name: str, value: Any, low: float, high: float, *, integer: bool) -> None:
     if value is None and name in _NULLABLE:
         return
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-        kind = "an integer" if kinds == (int,) else "a finite number"
+    is_number = isinstance(value, int) or (isinstance(value, float) and not integer and math.isfinite(value))
+    if isinstance(value, bool) or not is_number:
+        kind = "an integer" if integer else "a finite number"
         raise RequestError(f"{name}: must be {kind} (got {value!r:.40})", param=name)
     if not low <= value <= high:
-        raise RequestError(f"{name}: must be >= {low} and <= {high} (got {value})", param=name)
+        raise RequestError(f"{name}: must be >= {low} and <= {high} (got {str(value)[:40]})", param=name)

@@ -55,13 +55,14 @@ def dtypes_of(op: str) -> tuple[torch.dtype, ...]:
 
 
 def check_op(implementation: Any, op: str, dtype: torch.dtype, device: torch.device) -> Iterator[Result]:
-    """Yields one Result per case of `op`; an exception in the implementation is a problem like others."""
-    reference = find_backend("reference").find(op)
+    """Yields one Result per case of `op`."""
     for case in cases_of(op):
-        yield _check_case(implementation, reference, case, dtype, device)
+        yield check_case(implementation, case, dtype, device)
 
 
-def _check_case(implementation: Any, reference: Any, case: Case, dtype: torch.dtype, device: torch.device) -> Result:
+def check_case(implementation: Any, case: Case, dtype: torch.dtype, device: torch.device) -> Result:
+    """Runs one case. An exception in the implementation is a problem like others."""
+    reference = find_backend("reference").find(case.op)
     inputs = case.inputs(dtype, device)
     before = [value.clone() if isinstance(value, Tensor) else None for value in inputs.positional]
     expected = _call(case.op, reference, _widened(case.inputs(dtype, device)))

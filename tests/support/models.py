@@ -24,6 +24,7 @@ SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 MAX_POSITIONS = 1024
 WEIGHT_STD = 0.2
 EMBEDDING_STD = 0.25
+CLEAR_GAP = 1e-3
 
 Builder = Callable[[Path], PreTrainedModel]
 
@@ -188,6 +189,20 @@ class TinyModel(NamedTuple):
             torch.tensor([token_ids]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
         )
         return output[0, len(token_ids) :].tolist()
+
+    def clear_case(self, num_prompt_tokens: int, num_tokens: int) -> tuple[list[int], list[int]]:
+        """Returns a prompt and its greedy continuation in which no choice is close.
+
+        Of some thousand greedy choices one is between two logits nearer than float32's own error (it happened), and
+        no implementation can be held to it. Prompts are drawn in a fixed order until every choice is clear.
+        """
+        generator = torch.Generator().manual_seed(num_prompt_tokens)
+        while True:
+            prompt = torch.randint(len(SPECIAL_TOKENS), VOCAB_SIZE, (num_prompt_tokens,), generator=generator).tolist()
+            expected = self.greedy(prompt, num_tokens)
+            best = self.logits(prompt + expected)[num_prompt_tokens - 1 : -1].topk(2).values
+            if (best[:, 0] - best[:, 1]).min() > CLEAR_GAP:
+                return prompt, expected
 
 
 def make_tiny_model(builder: Builder, folder: Path) -> TinyModel:

@@ -61,9 +61,10 @@ class FailedAttempts:
     def failed(self, address: str, token: str) -> None:
         """Counts a failure. A token that stopped working (revoked, expired) is no longer proof either."""
         self._proven.pop(self._tag(address, token), None)
-        bucket = self._failures.get(source_of(address), self._limit, self._clock())
+        now = self._clock()
+        bucket = self._failures.get(source_of(address), self._limit, now)
         if bucket.hold(1):
-            bucket.spend(1)
+            bucket.spend(1, now)
 
     def succeeded(self, address: str, token: str) -> None:
         tag = self._tag(address, token)

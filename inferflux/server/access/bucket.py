@@ -2,7 +2,7 @@
 
 The usual token bucket (a level that rises at `capacity` a minute up to `capacity`), with one addition: what a running
 request may still need is *held*, and only what it has used is *spent*. What is held and then released was never gone,
-so giving back cannot lift the level above what it would have been. Over any window, at most capacity + rate × time is
+so giving back cannot lift the level above what it would have been. Over any window, at most capacity + rate * time is
 spent. Time is an argument; knows nothing of principals or HTTP.
 """
 
@@ -54,8 +54,9 @@ class Bucket:
         self._held += amount
         return True
 
-    def spend(self, amount: int) -> None:
-        """Uses up what was held before."""
+    def spend(self, amount: int, now: float) -> None:
+        """Uses up what was held before. (Time passes first: a full bucket gains nothing from what is spent later.)"""
+        self.advance(self._capacity, now)
         self._held -= amount
         self._level -= amount
 

@@ -5,13 +5,15 @@ meant for our audience, and be in its time. It grants only what the configuratio
 signature and the names; the times are checked here, by a clock that is an argument. Knows no HTTP.
 """
 
+import base64
 import hashlib
-import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jwt
+import msgspec
 
 from inferflux.config.tree import AuthConfig
 from inferflux.errors import ConfigError
@@ -24,12 +26,16 @@ MAX_TOKEN_LENGTH: Final = 16_384
 _TYPES: Final = frozenset(("jwt", "at+jwt", "application/at+jwt"))
 _MAX_KEY_ID_LENGTH: Final = 256
 _MAX_SUBJECT_LENGTH: Final = 255
-_CHECKS: Final = {
-    "require": ["iss", "aud", "exp", "sub"],
-    "verify_exp": False,  # by our own clock, below
-    "verify_nbf": False,
-    "verify_iat": False,
-}
+_MAX_TIME: Final = 1e12
+_MAX_PROVEN: Final = 4096
+
+
+class _Proven(NamedTuple):
+    """What one token proves, by which key, and until when."""
+
+    key: jwt.PyJWK
+    expires: float
+    principal: Principal
 
 
 class OidcTokens:
@@ -50,6 +56,7 @@ class OidcTokens:
         self._keys = keys
         self._clock = clock
         self._shared_cache = shared_cache
+        self._proven: OrderedDict[bytes, _Proven] = OrderedDict()
 
     async def authenticate(self, token: str) -> Principal | None:
         """Returns whom the token names; None for what is no JSON Web Token. Raises AuthenticationError."""
@@ -69,12 +76,38 @@ class OidcTokens:
             raise _refusal(f"the token cannot be checked: {error}", "unavailable") from None
         if key is None:
             raise _refusal("the token is signed with a key that the identity provider does not have")
-        return self._principal(self._read_claims(token, key, algorithm))
+        proven = self._prove(token, key, algorithm)
+        if self._clock() >= proven.expires + MAX_SKEW_S:
+            raise _refusal("the token has expired", "expired")
+        return proven.principal
+
+    def _prove(self, token: str, key: jwt.PyJWK, algorithm: str) -> _Proven:
+        """Returns what the token proves, checked once for as long as its key is the provider's."""
+        digest = hashlib.sha256(token.encode("ascii")).digest()
+        proven = self._proven.get(digest)
+        if proven is None or proven.key is not key:
+            claims = self._read_claims(token, key, algorithm)
+            proven = self._proven[digest] = _Proven(key, self._check_times(claims), self._principal(claims))
+            if len(self._proven) > _MAX_PROVEN:
+                self._proven.popitem(last=False)
+        self._proven.move_to_end(digest)
+        return proven
 
     def _read_claims(self, token: str, key: jwt.PyJWK, algorithm: str) -> Mapping[str, Any]:
         try:
-            claims = jwt.decode(
-                token, key, algorithms=[algorithm], issuer=self._issuer, audience=self._audience, options=_CHECKS
+            # `_check_times` and `authenticate` check the times, by our own clock.
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                issuer=self._issuer,
+                audience=self._audience,
+                options={
+                    "require": ["iss", "aud", "exp", "sub"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                },
             )
         except jwt.InvalidIssuerError:
             raise _refusal("the token is of another issuer") from None
@@ -82,16 +115,14 @@ class OidcTokens:
             raise _refusal("the token is not meant for this server, or lacks one of iss, aud, exp, sub") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise _refusal("the token's signature is wrong, or the token is damaged") from None
-        self._check_times(claims)
         return claims
 
-    def _check_times(self, claims: Mapping[str, Any]) -> None:
-        now = self._clock()
-        if now >= _seconds(claims["exp"]) + MAX_SKEW_S:
-            raise _refusal("the token has expired", "expired")
+    def _check_times(self, claims: Mapping[str, Any]) -> float:
+        """Returns when the token expires. Raises AuthenticationError while it is not valid yet."""
         for name in ("nbf", "iat"):
-            if name in claims and now < _seconds(claims[name]) - MAX_SKEW_S:
+            if name in claims and self._clock() < _seconds(claims[name]) - MAX_SKEW_S:
                 raise _refusal("the token is not valid yet")
+        return _seconds(claims["exp"])
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         subject = claims["sub"]
@@ -99,7 +130,7 @@ class OidcTokens:
             raise _refusal(f"the token's subject must be 1 to {_MAX_SUBJECT_LENGTH} printable characters")
         tenant = f"{self._issuer}#{subject}"
         return Principal(
-            id=f"oidc_{hashlib.sha256(tenant.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}",
+            id=f"oidc_{hashlib.sha256(tenant.encode()).hexdigest()[:16]}",
             name=subject,
             tenant=tenant,
             scopes=self._scopes(claims),
@@ -141,18 +172,19 @@ def scope_words(claims: Mapping[str, Any], path: str) -> Iterator[str]:
 
 def _read_header(token: str) -> Mapping[str, Any] | None:
     """Returns the header, which proves nothing yet; None for what is not a signed JSON Web Token at all."""
-    if token.count(".") != 2 or len(token) > MAX_TOKEN_LENGTH:
+    if token.count(".") != 2 or len(token) > MAX_TOKEN_LENGTH or not token.isascii():
         return None
+    head = token.partition(".")[0]
     try:
-        header = jwt.get_unverified_header(token)
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        header = msgspec.json.decode(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    return header if "alg" in header else None
+    return header if isinstance(header, dict) and "alg" in header else None
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _refusal("the token's times must be numbers")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MAX_TIME:
+        raise _refusal("the token's times must be seconds since 1970")
     return value
 
 

@@ -44,13 +44,14 @@ class Reservation:
     A reservation without a bucket (no limit) takes everything and counts nothing.
     """
 
-    __slots__ = ("_bucket", "_held", "allowance")
+    __slots__ = ("_bucket", "_clock", "_held", "allowance")
 
-    def __init__(self, bucket: Bucket | None, num_tokens: int, allowance: Allowance | None) -> None:
-        """allowance: what was left after reserving; None without a limit."""
+    def __init__(self, bucket: Bucket | None, num_tokens: int, clock: Callable[[], float]) -> None:
+        """bucket: what holds the tokens already; None without a limit. allowance: what is left besides them."""
         self._bucket = bucket
         self._held = num_tokens
-        self.allowance = allowance
+        self._clock = clock
+        self.allowance = bucket.allowance() if bucket is not None else None
 
     def spend(self, num_tokens: int) -> None:
         """Counts tokens as used; never more than were reserved."""
@@ -58,7 +59,7 @@ class Reservation:
             return
         num_tokens = min(num_tokens, self._held)
         self._held -= num_tokens
-        self._bucket.spend(num_tokens)
+        self._bucket.spend(num_tokens, self._clock())
 
     def close(self) -> None:
         """Gives the rest back. May be called again."""
@@ -88,18 +89,19 @@ class RateLimiter:
         limit = limits.requests_per_minute
         if not limit:
             return None
-        bucket = self._requests.get(principal_id, limit, self._clock())
+        now = self._clock()
+        bucket = self._requests.get(principal_id, limit, now)
         if not bucket.hold(1):
             message = f"rate limit reached: {limit} requests a minute"
             raise RateLimitedError(message, "requests", bucket.allowance(), bucket.wait_s(1), possible=True)
-        bucket.spend(1)
+        bucket.spend(1, now)
         return bucket.allowance()
 
     def reserve_tokens(self, principal_id: str, limits: Limits, num_tokens: int) -> Reservation:
         """Sets aside the most tokens a request can use: its prompt's and its max_tokens. Raises RateLimitedError."""
         limit = limits.tokens_per_minute
         if not limit:
-            return Reservation(None, num_tokens, None)
+            return Reservation(None, num_tokens, self._clock)
         bucket = self._tokens.get(principal_id, limit, self._clock())
         if not bucket.hold(num_tokens):
             possible = num_tokens <= limit
@@ -107,7 +109,7 @@ class RateLimiter:
             if not possible:
                 message += "; it needs a shorter prompt or a smaller max_tokens"
             raise RateLimitedError(message, "tokens", bucket.allowance(), bucket.wait_s(num_tokens), possible)
-        return Reservation(bucket, num_tokens, bucket.allowance())
+        return Reservation(bucket, num_tokens, self._clock)
 
 
 def retry_after_s(wait_s: float) -> int:

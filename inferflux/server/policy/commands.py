@@ -10,6 +10,7 @@ from pathlib import Path
 from inferflux.config.commands import config_help, load_from_process
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE, passphrase_of_process
 from inferflux.errors import ConfigError
+from inferflux.log import escape
 from inferflux.server.policy.document import PolicyDocument
 from inferflux.server.policy.store_file import PolicyFile
 
@@ -88,7 +89,7 @@ def _warn_of_revived_keys(backup: PolicyDocument, current: PolicyDocument | None
     known = {record.id for record in current.api_keys} if current is not None else set()
     for record in backup.api_keys:
         if record.id not in known:
-            print(f"API key {record.id} ({record.name}) works again after this", file=sys.stderr)
+            print(f"API key {record.id} ({escape(record.name)}) works again after this", file=sys.stderr)
 
 
 def _confirmed(question: str, yes: bool) -> bool:

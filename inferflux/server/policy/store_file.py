@@ -40,10 +40,6 @@ class PolicyFile:
     def close(self) -> None:
         self._lock.close()
 
-    @property
-    def encrypted(self) -> bool:
-        return self._passphrase is not None
-
     def load(self) -> PolicyDocument | None:
         """Returns the stored document, None before the first save. Writes nothing.
 

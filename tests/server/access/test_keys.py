@@ -45,7 +45,9 @@ async def test_key_is_its_holder() -> None:
 
 
 @pytest.mark.parametrize(
-    "token", ["", NEW.key[:-1], NEW.key.swapcase(), NEW.key + " ", NEW.prefix, NEW.digest, "\udcff"]
+    "token",
+    ["", NEW.key[:-1], NEW.key.swapcase(), NEW.key + " ", NEW.prefix, NEW.digest, "\udcff"],
+    ids=["empty", "short", "other case", "padded", "prefix", "digest", "surrogate"],
 )
 async def test_anything_else_is_nobody(token: str) -> None:
     records = (record(),)

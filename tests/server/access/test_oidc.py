@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from inferflux.config.tree import AuthConfig
 from inferflux.errors import ConfigError
+from inferflux.server.access import oidc
 from inferflux.server.access.jwks import (
     COOLDOWN_S,
     MAX_AGE_S,
@@ -197,6 +198,29 @@ async def test_expiry_and_skew(tokens: OidcTokens, clock: Clock) -> None:
     assert await reason(tokens, token) == "expired"
     clock.now = NOW - MAX_SKEW_S
     assert await tokens.authenticate(token)
+
+
+async def test_a_known_token_is_not_believed_beyond_its_key_and_time(
+    tokens: OidcTokens, provider: Provider, clock: Clock
+) -> None:
+    """Checked tokens are remembered; a key that changes under the same name, and time, end that."""
+    long_lived, short_lived = sign(claims(exp=NOW + 9000)), sign(claims(exp=NOW + REFRESH_S))
+    assert await tokens.authenticate(long_lived) is await tokens.authenticate(long_lived)
+    assert await tokens.authenticate(short_lived)
+    clock.now += REFRESH_S + MAX_SKEW_S
+    assert await reason(tokens, short_lived) == "expired"
+    provider.keys = [jwk(OTHER_RSA_KEY, "k1")]
+    clock.now += REFRESH_S + 1
+    assert await tokens.authenticate(long_lived)
+    await asyncio.sleep(0.01)
+    assert await reason(tokens, long_lived) == "invalid"
+
+
+async def test_remembered_tokens_are_bounded(tokens: OidcTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oidc, "_MAX_PROVEN", 10)
+    for index in range(30):
+        assert await tokens.authenticate(sign(claims(sub=f"user {index}")))
+    assert len(tokens._proven) == 10
 
 
 async def test_alg_none(tokens: OidcTokens, provider: Provider) -> None:

@@ -256,7 +256,11 @@ async def test_body_over_the_limit_is_413_however_it_comes():
         assert (await site.post(COMPLETIONS, {"prompt": "Hi"}))[0] == 200
 
 
-@pytest.mark.parametrize("data", [gzip.compress(b'{"prompt": "Hi"}'), gzip.compress(b" " * 10**8), b"nonsense"])
+@pytest.mark.parametrize(
+    "data",
+    [gzip.compress(b'{"prompt": "Hi"}'), gzip.compress(b" " * 10**8), b"nonsense"],
+    ids=["small", "bomb", "nonsense"],
+)
 async def test_compressed_bodies_are_refused_unopened(data: bytes):
     async with running_server() as site:
         headers = {"Content-Encoding": "gzip"}

@@ -63,6 +63,17 @@ def test_restore_asks(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("answer", "code", "kept"), [("y\n", 0, WITH_KEY), ("\n", 1, PolicyDocument())])
+def test_restore_does_what_it_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, kept: PolicyDocument
+) -> None:
+    terminal = io.StringIO(answer)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert main(["policy", "restore", "--store", str(path)]) == code
+    assert stored(path)[0] == kept
+
+
 def test_restore_of_a_damaged_store_keeps_it_aside(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_bytes(b"noise")
     assert main(["policy", "restore", "--store", str(path), "--yes"]) == 0

@@ -1,0 +1,120 @@
+"""Output guards: no part of a blocked term leaves, wherever the text is cut, and everything else does."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferflux.engine.step import TokenLogprobs
+from inferflux.engine.text import TextDelta
+from inferflux.server.policy.delta_guard import DeltaGuard
+from inferflux.server.policy.guardrails import Blocklist
+from inferflux.server.policy.output_guard import OutputGuard, Passed
+
+BLOCKLIST = Blocklist(["bomb", "make a bomb", "bombay mix", "contains:zz", "c++", "爆弾", "straße"])
+SPELLINGS = [
+    "bomb", "BOMB", "ｂｏｍｂ", "b\u200bo\u0301mb", "make  a\nbomb", "Make a BOMB", "bombay mix", "zz", "fizzy", "c++",  # noqa: RUF001
+    "爆弾", "straße", "STRASSE", "ﬆrasse", "bombay", "bomber", "make a", "c+", "ﬁ", "\u0301", " ", ".", "\u200b", "z",
+]  # fmt: skip
+
+
+def pieces_of(text: str, cuts: list[int]) -> list[str]:
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    return [text[start:end] for start, end in itertools.pairwise(places)]
+
+
+def run(guard: OutputGuard, pieces: list[str]) -> Passed:
+    out = ""
+    for piece in pieces:
+        text, blocked = guard.feed(piece)
+        out += text
+        if blocked:
+            return Passed(out, True)
+    text, blocked = guard.finish()
+    return Passed(out + text, blocked)
+
+
+@given(st.lists(st.sampled_from(SPELLINGS), max_size=8), st.lists(st.integers(0, 1000), max_size=30))
+@settings(max_examples=500)
+def test_any_cutting_lets_out_the_same(parts: list[str], cuts: list[int]) -> None:
+    text = "".join(parts)
+    whole = run(BLOCKLIST.guard(), [text])
+    assert run(BLOCKLIST.guard(), pieces_of(text, cuts)) == whole
+    assert run(BLOCKLIST.guard(), list(text)) == whole
+    assert whole.blocked == BLOCKLIST.is_in(text)
+    assert text.startswith(whole.text)
+    assert whole.blocked or whole.text == text
+    # A term ends what is out only where, in the whole text, it is the beginning of a longer word.
+    assert not BLOCKLIST.is_in(whole.text + "x")
+
+
+@given(st.text("bomak e", max_size=12), st.sampled_from(["bomb", "ＭＡＫＥ a bomb", "b\u200bomb"]), st.data())  # noqa: RUF001
+def test_nothing_of_a_term_leaves(before: str, term: str, data: st.DataObject) -> None:
+    """Not even its first character, and not even when the text breaks off in the term."""
+    text = f"{before} {term}"
+    cuts = data.draw(st.lists(st.integers(0, 1000), max_size=10))
+    assert len(run(BLOCKLIST.guard(), pieces_of(text, cuts)).text) <= len(before) + 1
+    guard = BLOCKLIST.guard()
+    out = "".join(guard.feed(character).text for character in text[:-1])
+    assert len(out) <= len(before) + 1
+
+
+@pytest.mark.parametrize(
+    ("fed", "out"),
+    [("hello", "hello"), ("a bomb", "a "), ("a bo", "a "), ("turbo", "turbo"), ("a bombs", "a bombs"), ("x ma", "x ")],
+)
+def test_holds_back_only_what_may_begin_a_term(fed: str, out: str) -> None:
+    assert BLOCKLIST.guard().feed(fed) == (out, False)
+
+
+def test_a_term_at_the_very_end() -> None:
+    guard = BLOCKLIST.guard()
+    assert guard.feed("a bomb") == ("a ", False)
+    assert guard.finish() == ("", True)
+    assert guard.feed("more") == ("", True)
+    assert guard.finish() == ("", True)
+
+
+def test_what_is_held_comes_out_at_the_end() -> None:
+    guard = BLOCKLIST.guard()
+    assert guard.feed("make a bo") == ("", False)
+    assert guard.num_held == 9
+    assert guard.finish() == ("make a bo", False)
+    assert guard.num_held == 0
+
+
+def delta(text: str, *token_ids: int, finish_reason: str | None = None, logprobs: bool = False) -> TextDelta:
+    entries = [TokenLogprobs(token_id, -0.5, 1, []) for token_id in token_ids] if logprobs else None
+    return TextDelta(text, list(token_ids), entries, finish_reason)
+
+
+def test_tokens_wait_for_their_text() -> None:
+    guard = DeltaGuard(BLOCKLIST.guard())
+    assert guard.feed(delta("hi", 1, logprobs=True)) == delta("hi", 1, logprobs=True)
+    assert guard.feed(delta(" bo", 2, logprobs=True)) == delta(" ", logprobs=True)
+    assert guard.feed(delta("at", 3, logprobs=True)) == delta("boat", 2, 3, logprobs=True)
+
+
+def test_a_token_without_text_of_its_own_waits_for_the_next_text() -> None:
+    guard = DeltaGuard(BLOCKLIST.guard())
+    assert guard.feed(delta("", 1)) == delta("")
+    assert guard.feed(delta("b", 2)) == delta("")
+    assert guard.feed(delta("e", 3)) == delta("be", 1, 2, 3)
+    assert guard.feed(delta("", 4, finish_reason="stop")) == delta("", 4, finish_reason="stop")
+
+
+@pytest.mark.parametrize("ending", ["!", ""])
+def test_a_blocked_answer_ends_with_content_filter(ending: str) -> None:
+    guard = DeltaGuard(BLOCKLIST.guard())
+    assert guard.feed(delta("a bo", 1)) == delta("a ")
+    last = guard.feed(TextDelta("mb" + ending, [2], None, "stop", "x"))
+    assert last == delta("", finish_reason="content_filter")
+    assert guard.blocked
+
+
+def test_the_end_lets_everything_out() -> None:
+    guard = DeltaGuard(BLOCKLIST.guard())
+    guard.feed(delta("make a", 1))
+    assert guard.feed(delta(" b", 2, finish_reason="length")) == delta("make a b", 1, 2, finish_reason="length")
+    assert not guard.blocked
