@@ -69,12 +69,14 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What a plan depends on besides the metadata. mask_dtype: the type attention is computed in."""
+    """What a plan depends on besides the metadata. mask_dtype: the type attention is computed in. fused: the operator
+    knows causal attention, so that whole prompts need no mask and no blocks."""
 
     page_tokens: int
     window: int | None
     mask_dtype: torch.dtype
     limits: Limits
+    fused: bool
 
     def first_seen(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)
@@ -165,7 +167,8 @@ def _prefill_row(
 
 
 def _is_plain_causal(geometry: Geometry, num_queries: int, length: int) -> bool:
-    return num_queries == length and (geometry.window is None or length <= geometry.window)
+    in_window = geometry.window is None or length <= geometry.window
+    return geometry.fused and num_queries == length and in_window
 
 
 def _band(metadata: AttentionMetadata, geometry: Geometry, prefilling: list[tuple[int, int]]) -> Tensor | None:
