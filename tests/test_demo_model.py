@@ -85,10 +85,11 @@ def test_same_tokens_as_transformers(llm: LLM, questions: list[dict[str, Any]]) 
     conversations = [chat(question["ask"]) for question in questions[:4]]
     conversations.append(chat(questions[0]["ask"], questions[0]["answer"], questions[5]["ask"]))
     conversations.append(chat("Wie spät ist es? 🕰️ \u00a0 qqq"))
-    for conversation, out in zip(conversations, llm.generate(conversations, GREEDY), strict=True):
+    results = llm.generate(conversations, SamplingParams(temperature=0, max_tokens=48))
+    for conversation, out in zip(conversations, results, strict=True):
         inputs = tokenizer.apply_chat_template(
             conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         assert out.prompt_token_ids == inputs["input_ids"][0].tolist()
-        expected = model.generate(**inputs, max_new_tokens=128, do_sample=False)[0, len(out.prompt_token_ids) :]
+        expected = model.generate(**inputs, max_new_tokens=48, do_sample=False)[0, len(out.prompt_token_ids) :]
         assert out.token_ids == expected.tolist()

@@ -30,7 +30,7 @@ class Recipe:
     """steps: optimizer steps of `tokens_per_step` tokens. learning_rate: its peak, reached after `warmup` steps."""
 
     seed: int = 20
-    steps: int = 1200
+    steps: int = 1400
     tokens_per_step: int = 2048
     learning_rate: float = 3e-3
     warmup: int = 60
