@@ -30,9 +30,12 @@ def faults(config: Config) -> Iterator[Fault]:
 
 
 def serving_faults(config: Config) -> Iterator[Fault]:
-    """What forbids to serve with this configuration, which is otherwise sound."""
+    """What forbids to serve with this configuration, which is otherwise sound.
+
+    A policy store may hold keys; whether it does is looked at when it is opened.
+    """
     auth = config.auth
-    has_callers = bool(auth.api_keys or auth.oidc_issuer)
+    has_callers = bool(auth.api_keys or auth.oidc_issuer or config.policy.store)
     if not has_callers and not auth.allow_anonymous:
         accepted = "needs at least one key (or INFERFLUX_API_KEYS), or auth.allow_anonymous: true on a loopback host"
         yield Fault((("auth", "api_keys"),), accepted)

@@ -29,6 +29,12 @@ class Job:
     salt: bytes
     score_only: bool = False
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens the engine may generate for it."""
+        assert self.sampling.max_tokens is not None, "fit_max_tokens has seen to it"
+        return self.sampling.max_tokens
+
     def choices(self) -> list["Job"]:
         """Returns a job per choice of `sampling.n`, each with a noise of its own."""
         return [replace(self, sampling=self.sampling.for_choice(index)) for index in range(self.sampling.n)]

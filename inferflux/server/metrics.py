@@ -106,7 +106,8 @@ class Metrics:
         self.rate_limited = self._counter("rate_limited_total", "Requests answered with status 429.", "reason")
         self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests a guardrail refused.", "reason")
         self.audit_records = self._counter("audit_records_total", "Records written to the audit log.")
-        self.rate_limited.labels("queue_full")
+        for limit in ("requests", "tokens", "attempts", "queue_full"):
+            self.rate_limited.labels(limit)
         for reason in ("blocklist", "opa"):
             self.guardrail_blocks.labels(reason)
 

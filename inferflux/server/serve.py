@@ -12,6 +12,7 @@ from aiohttp import web
 
 from inferflux import __version__
 from inferflux.config import Config
+from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
 from inferflux.errors import InferFluxError, ModelLoadError
@@ -21,6 +22,7 @@ from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
 from inferflux.server.model_source import find_sources
+from inferflux.server.policy.opening import open_policy
 
 try:
     from uvloop import new_event_loop
@@ -55,8 +57,8 @@ class StopSignals:
 def run(config: Config) -> int:
     """Serves until a signal; returns the exit status.
 
-    Raises ConfigError for a configuration that cannot be served, InferFluxError when the port cannot be opened,
-    ModelLoadError when no model can be loaded.
+    Raises ConfigError for a configuration or a policy store that cannot be used, InferFluxError when the port cannot be
+    opened, ModelLoadError when no model can be loaded.
     """
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(config))
@@ -67,6 +69,7 @@ async def _serve(config: Config) -> int:
     signals.listen()
     sources = find_sources(config)
     metrics = Metrics(source.model.id for source in sources)
+    policy = open_policy(config, passphrase_of_process())
 
     def note(backend: Backend, event: str) -> None:
         metrics.model_event(backend.id, event, backend.load_s)
@@ -75,7 +78,7 @@ async def _serve(config: Config) -> int:
 
     backends = BackendManager(sources, lambda source: EngineClient(source.model, config.runtime), on_event=note)
     admission = Admission(config.server.max_concurrent, config.server.max_queue)
-    runner = Runner(build_app(config, backends, metrics, admission))
+    runner = Runner(build_app(config, backends, metrics, admission, policy))
     await runner.setup()
     try:
         url = await _open_port(runner, config.server)
@@ -87,6 +90,7 @@ async def _serve(config: Config) -> int:
     finally:
         await backends.close()
         await runner.cleanup()
+        await policy.close()
 
 
 async def _open_port(runner: web.AppRunner, server: ServerConfig) -> str:

@@ -1,14 +1,15 @@
 """The authentication chain: each way of proving who one is gets its turn.
 
 A way answers None for a credential that is not its own, and raises AuthenticationError for one that is its own and
-bad; so API keys and, later, tokens of an identity provider compose without knowing each other. Knows no HTTP.
+bad; so API keys and tokens of an identity provider compose without knowing each other. Knows no HTTP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from inferflux.config import Config
-from inferflux.server.access.api_keys import ApiKeys
+from inferflux.server.access.key_record import KeyRecord
+from inferflux.server.access.key_ring import KeyRing
 from inferflux.server.access.principal import AuthenticationError, Principal, tenant_salt
 
 ANONYMOUS_TENANT = "anonymous"
@@ -44,11 +45,17 @@ class AuthenticationChain:
         raise AuthenticationError("the API key is not known", "unknown")
 
 
-def build_chain(config: Config) -> AuthenticationChain:
-    """Returns the chain the configuration asks for."""
+def build_chain(config: Config, records: Callable[[], tuple[KeyRecord, ...]]) -> AuthenticationChain:
+    """Returns the chain the configuration asks for. records: returns the API keys in force (see KeyRing).
+
+    Only a server that is open to anybody and has no key at its start does without the keys' way: there any credential
+    is as good as none, and nobody could make a key.
+    """
     shared_cache = config.runtime.prefix_cache.isolation == "shared"
-    keys = ApiKeys(config.auth.api_keys, shared_cache=shared_cache)
-    return AuthenticationChain([keys] if keys else [], anonymous(shared_cache) if config.auth.allow_anonymous else None)
+    keys = KeyRing(records, shared_cache=shared_cache)
+    open_to_anybody = config.auth.allow_anonymous
+    ways: list[Authenticator] = [] if open_to_anybody and not keys else [keys]
+    return AuthenticationChain(ways, anonymous(shared_cache) if open_to_anybody else None)
 
 
 def anonymous(shared_cache: bool = False) -> Principal:

@@ -16,6 +16,7 @@ from inferflux.server.backends import Backend
 from inferflux.server.generation import Choice, Job, Watch
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.formats.envelope import Format
+from inferflux.server.http.limits import reserve_tokens
 from inferflux.server.http.middleware import CLIENT_GONE
 from inferflux.server.http.problems import problem_of
 from inferflux.server.http.requests import time_left
@@ -57,11 +58,26 @@ async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job
 
 @asynccontextmanager
 async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) -> AsyncIterator[list[Choice]]:
-    """Waits for a place in the server, and holds it and the clock while the body runs the choices."""
+    """Waits for a place in the server, and holds it and the clock while the body runs the choices.
+
+    The tokens they may use are set aside before, and what they did not use is given back after.
+    """
     context, info = request.app[CONTEXT], request[INFO]
-    async with time_left(request), context.admission.enter(backend.id) as waited_s:
-        watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
-        yield [Choice(index, job, backend, watch) for index, job in enumerate(jobs)]
+    num_prompt_tokens = _num_prompt_tokens(jobs)
+    with reserve_tokens(request, num_prompt_tokens + sum(job.max_tokens for job in jobs)) as reservation:
+        async with time_left(request), context.admission.enter(backend.id) as waited_s:
+            reservation.spend(num_prompt_tokens)
+            watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
+            choices = [Choice(index, job, backend, watch) for index, job in enumerate(jobs)]
+            try:
+                yield choices
+            finally:
+                reservation.spend(sum(len(choice.stream.token_ids) for choice in choices))
+
+
+def _num_prompt_tokens(jobs: Sequence[Job]) -> int:
+    """Each prompt once, however many choices are made from it, as in the usage figures."""
+    return sum(len(prompt) for prompt in {id(job.prompt_token_ids): job.prompt_token_ids for job in jobs}.values())
 
 
 async def _finish(choice: Choice) -> None:

@@ -11,16 +11,20 @@ from inferflux.server.backends import BackendManager
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors
+from inferflux.server.http.limits import add_limit_headers
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, authenticate, observe, shape_errors
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
+from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
 
 _MEBIBYTE = 1024 * 1024
 
 
-def build_app(config: Config, backends: BackendManager, metrics: Metrics, admission: Admission) -> web.Application:
-    """Returns the application. The engines are the caller's to load and to close."""
+def build_app(
+    config: Config, backends: BackendManager, metrics: Metrics, admission: Admission, policy: PolicyStore
+) -> web.Application:
+    """Returns the application. Engines and policy store are the caller's to open and to close."""
     metrics.registry.register(EngineCollector(backends, admission))
     origins = config.server.cors_origins
     app = web.Application(
@@ -28,7 +32,8 @@ def build_app(config: Config, backends: BackendManager, metrics: Metrics, admiss
         client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),
     )
     text_work = TextWork()
-    app[CONTEXT] = ServerContext(config, backends, build_chain(config), admission, metrics, text_work)
+    access = build_chain(config, lambda: policy.document.api_keys)
+    app[CONTEXT] = ServerContext(config, backends, access, admission, metrics, text_work, policy)
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 
@@ -36,6 +41,7 @@ def build_app(config: Config, backends: BackendManager, metrics: Metrics, admiss
         response.headers[hdrs.SERVER] = SERVER_NAME
         if INFO in request:
             response.headers[REQUEST_ID_HEADER] = request[INFO].id
+            add_limit_headers(request[INFO], response.headers)
         add_cors_headers(request, response, origins)
 
     async def text_threads(_app: web.Application) -> AsyncIterator[None]:

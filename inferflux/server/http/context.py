@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from inferflux.config import Config
+from inferflux.server.access.attempts import FailedAttempts
+from inferflux.server.access.bucket import Allowance
 from inferflux.server.access.chain import AuthenticationChain
 from inferflux.server.access.principal import Principal
+from inferflux.server.access.rate_limit import LimitKind, RateLimiter
 from inferflux.server.admission import Admission
 from inferflux.server.backends import BackendManager
 from inferflux.server.metrics import Metrics
+from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
 
 
@@ -27,6 +31,9 @@ class ServerContext:
     admission: Admission
     metrics: Metrics
     text_work: TextWork
+    policy: PolicyStore
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+    attempts: FailedAttempts = field(default_factory=FailedAttempts)
     started: float = field(default_factory=time.monotonic)
 
 
@@ -36,7 +43,8 @@ class RequestInfo:
 
     id: the `x-request-id` of its response. started, deadline: `time.monotonic()` times. endpoint: the route's
     template. principal: set by authentication. model: the label of the model it asks for. outcome: the status to
-    count and log when it is not the response's own (a stream that failed midway).
+    count and log when it is not the response's own (a stream that failed midway). allowances: what is left of the
+    limits that count for it.
     """
 
     id: str
@@ -46,6 +54,7 @@ class RequestInfo:
     principal: Principal | None = None
     model: str = ""
     outcome: int | None = None
+    allowances: dict[LimitKind, Allowance] = field(default_factory=dict)
 
 
 CONTEXT = web.AppKey("context", ServerContext)

@@ -14,7 +14,13 @@ from inferflux.server.http.problems import Problem
 ANY_ORIGIN = "*"
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
 _ALLOWED_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
-_EXPOSED_HEADERS = "X-Request-Id, Retry-After"
+_EXPOSED_HEADERS = ", ".join(
+    (
+        "X-Request-Id",
+        "Retry-After",
+        *(f"X-RateLimit-{word}-{kind}" for kind in ("Requests", "Tokens") for word in ("Limit", "Remaining", "Reset")),
+    )
+)
 _PREFLIGHT_MAX_AGE_S = "600"
 
 
