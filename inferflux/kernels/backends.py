@@ -70,7 +70,7 @@ def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
     installed = entry_points(group=ENTRY_POINT_GROUP)
     names = (*also, *BUILT_IN, *sorted(installed.names))
     is_path = name.endswith(".py")
-    is_module = "." in name or importlib.util.find_spec(name) is not None
+    is_module = "." in name or (name.isidentifier() and importlib.util.find_spec(name) is not None)
     if name not in names and not is_path and not is_module:
         raise ConfigError(
             f"no kernels called {name!r}; accepted: {', '.join(names)}, a module (my_package.my_kernels) or a file "

@@ -57,7 +57,7 @@ def test_layers_share_one_plan_per_window(draw: Draw) -> None:
 
 def test_groups_bound_the_padding(draw: Draw) -> None:
     metadata = Paging(((0, 1), (0, 1), (99, 100), (199, 200), (499, 500), (9, 10))).metadata(draw)
-    geometry = Geometry(16, None, torch.float32, Limits(decode_tokens=400, query_block=64))
+    geometry = Geometry(16, None, torch.float32, Limits(decode_tokens=400, query_block=64), fused=True)
     groups = plan_attention(metadata, geometry).groups
     assert [len(group.tokens) for group in groups] == [4, 1, 1]
     assert all(len(group.tokens) * group.stop <= 400 or len(group.tokens) == 1 for group in groups)
@@ -66,6 +66,21 @@ def test_groups_bound_the_padding(draw: Draw) -> None:
 
 def test_only_pages_within_the_window_are_gathered(draw: Draw) -> None:
     metadata = Paging(((999, 1000), (600, 700))).metadata(draw)
-    plan = plan_attention(metadata, Geometry(16, 32, torch.float32, Limits(4096, 128)))
+    plan = plan_attention(metadata, Geometry(16, 32, torch.float32, Limits(4096, 128), fused=True))
     assert len(plan.groups[0].pages) == 3
     assert len(plan.rows[0].pages) == (700 - 569) // 16 + 1
+
+
+def test_scores_formed_by_hand_come_in_blocks(draw: Draw) -> None:
+    """A whole prompt at once would take memory with the square of its length."""
+    metadata = Paging(((0, 300),)).metadata(draw)
+    fused, by_hand = (
+        plan_attention(metadata, Geometry(16, None, torch.float32, Limits(4096, 128), fused=fused)).rows[0].blocks
+        for fused in (True, False)
+    )
+    assert [(block.first, block.last, block.stop) for block in fused] == [(0, 300, 300)]
+    assert [(block.first, block.last, block.stop) for block in by_hand] == [
+        (0, 128, 128),
+        (128, 256, 256),
+        (256, 300, 300),
+    ]

@@ -141,6 +141,7 @@ def test_an_unknown_name_lists_what_is_accepted() -> None:
         ("no_such_package.kernels", "No module named 'no_such_package'"),
         ("no/such/file.py", "FileNotFoundError"),
         ("inferflux.errors", "it has no norm"),
+        ("", "no kernels called ''"),
     ],
 )
 def test_kernels_that_cannot_be_had_are_an_error(name: str, reason: str) -> None:

@@ -40,7 +40,7 @@ def attention(
     # 16-bit products are slow on CPUs (see `linear`), and attention's are small: widened context stays in the cache.
     dtype = torch.promote_types(query.dtype, torch.float32) if on_cpu else query.dtype
     limits = CPU_LIMITS if on_cpu else ACCELERATOR_LIMITS
-    plan = plan_attention(metadata, Geometry(kv_pages.shape[2], window, dtype, limits))
+    plan = plan_attention(metadata, Geometry(kv_pages.shape[2], window, dtype, limits, fused=soft_cap is None))
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     wide_query = query.to(dtype)
     for group in plan.groups:
@@ -79,15 +79,16 @@ def _prefill(
     for block in row.blocks:
         shape = (block.last - block.first, num_kv_heads, -1, head_dim)
         heads = query[block.first : block.last].view(shape).permute(1, 2, 0, 3)
-        key, value = (part[:, block.start : block.stop].unsqueeze(1) for part in context)
+        key, value = (part[:, block.start : block.stop] for part in context)
         if soft_cap is None:
-            key, value = (part.expand(-1, heads.shape[1], -1, -1) for part in (key, value))
+            key, value = (part.unsqueeze(1).expand(-1, heads.shape[1], -1, -1) for part in (key, value))
             mixed = functional.scaled_dot_product_attention(
                 heads, key, value, block.mask, is_causal=block.mask is None, scale=scale
             )
         else:
-            mask = _causal(heads) if block.mask is None else block.mask
-            mixed = _capped_attention(heads * scale, key, value, mask, soft_cap)
+            assert block.mask is not None
+            mask = block.mask.repeat(heads.shape[1], 1)
+            mixed = _capped_attention(heads.flatten(1, 2) * scale, key, value, mask, soft_cap).view(heads.shape)
         output[block.first : block.last].view(shape).copy_(mixed.permute(2, 0, 1, 3))
 
 
@@ -105,8 +106,3 @@ def _capped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     if mask is not None:
         scores.add_(mask)
     return torch.matmul(torch.softmax(scores, dim=-1), value)
-
-
-def _causal(query: Tensor) -> Tensor:
-    size = query.shape[-2]
-    return torch.full((size, size), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)

@@ -28,7 +28,8 @@ class DecodeGroup:
 
     tokens: int64 [n], their queries among the step's T tokens. pages: int64 [n * pages each], to be gathered.
     start, stop: the slots to look at among those of the gathered pages. mask: [n, 1, 1, stop - start], 0 or -inf, or
-    None: all are seen. hidden: int64, the unseen slots among all n * (gathered slots of a row); they may hold anything.
+    None: all are seen. hidden: int64, those of the n * (gathered slots of a row) that may hold anything, NaN included,
+    because the row never wrote them; other unseen slots hold what the row itself wrote.
     """
 
     tokens: Tensor
@@ -69,12 +70,14 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What a plan depends on besides the metadata. mask_dtype: the type attention is computed in."""
+    """What a plan depends on besides the metadata. mask_dtype: the type attention is computed in. fused: the operator
+    knows causal attention, so that whole prompts need no mask and no blocks."""
 
     page_tokens: int
     window: int | None
     mask_dtype: torch.dtype
     limits: Limits
+    fused: bool
 
     def first_seen(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)
@@ -131,8 +134,10 @@ def _decode_group(metadata: AttentionMetadata, geometry: Geometry, group: list[t
     first_columns = torch.tensor([[span.start] for span in columns], device=device)
     wanted = first_columns + torch.arange(num_columns, device=device)
     rows = torch.tensor([[row] for row, _ in group], device=device)
-    # Shorter rows repeat whatever the table's last column names: always a valid page, never seen.
-    pages = metadata.page_table[rows, wanted.clamp_(max=metadata.page_table.shape[1] - 1)].flatten().long()
+    num_own = torch.tensor([[len(span)] for span in columns], device=device)
+    # Shorter rows repeat their own first page: what it holds they wrote themselves, if they filled it.
+    wanted = torch.where(wanted < first_columns + num_own, wanted, first_columns)
+    pages = metadata.page_table[rows, wanted].flatten().long()
     tokens = torch.tensor([token for _, token in group], device=device)
     start, stop = min(starts), max(stops)
     if min(stops) == stop and max(starts) == start:
@@ -141,7 +146,10 @@ def _decode_group(metadata: AttentionMetadata, geometry: Geometry, group: list[t
     spans = torch.tensor(list(zip(starts, stops, strict=True)), device=device)
     unseen = (slots < spans[:, :1]) | (slots >= spans[:, 1:])
     mask = torch.zeros(unseen.shape, dtype=geometry.mask_dtype, device=device).masked_fill_(unseen, float("-inf"))
-    return DecodeGroup(tokens, pages, start, stop, mask[:, None, None, start:stop], unseen.flatten().nonzero()[:, 0])
+    # Never written: the end of a row's last page, and with it every repeat of a row's only page.
+    ends = torch.where(num_own > 1, num_own, num_columns) * geometry.page_tokens
+    hidden = ((slots >= spans[:, 1:]) & (slots < ends)).flatten().nonzero()[:, 0]
+    return DecodeGroup(tokens, pages, start, stop, mask[:, None, None, start:stop], hidden)
 
 
 def _prefill_row(
@@ -165,7 +173,8 @@ def _prefill_row(
 
 
 def _is_plain_causal(geometry: Geometry, num_queries: int, length: int) -> bool:
-    return num_queries == length and (geometry.window is None or length <= geometry.window)
+    in_window = geometry.window is None or length <= geometry.window
+    return geometry.fused and num_queries == length and in_window
 
 
 def _band(metadata: AttentionMetadata, geometry: Geometry, prefilling: list[tuple[int, int]]) -> Tensor | None:
