@@ -4,13 +4,13 @@ Each rule takes the whole tree and yields faults; it knows no file and no origin
 """
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from inferflux.config.schema import Key
 from inferflux.config.tree import ApiKeyConfig, Config
+from inferflux.config.urls import is_loopback, is_safe_url
 
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/]+")
 _SHORT_KEY: Final = 16
@@ -49,15 +49,8 @@ def warnings(config: Config) -> Iterator[str]:
     for index, entry in enumerate(config.auth.api_keys):
         if entry.key is not None and len(entry.key) < _SHORT_KEY:
             yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
-
-
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    if config.auth.oidc_issuer is not None and not config.auth.oidc_scope_map:
+        yield "auth.oidc_scope_map: empty, so tokens of auth.oidc_issuer may do nothing"
 
 
 def _check_server(config: Config) -> Iterator[Fault]:
@@ -109,6 +102,18 @@ def _digest(entry: ApiKeyConfig) -> str:
     return entry.key_sha256 or hashlib.sha256((entry.key or "").encode()).hexdigest()
 
 
+def _check_oidc(config: Config) -> Iterator[Fault]:
+    auth = config.auth
+    if auth.oidc_issuer is None:
+        return
+    if not is_safe_url(auth.oidc_issuer) or "?" in auth.oidc_issuer:
+        message = "must be an https URL without query (http only on a loopback address)"
+        yield Fault((("auth", "oidc_issuer"),), message)
+    if auth.oidc_audience is None:
+        message = "must be set with auth.oidc_issuer: else tokens for others would do"
+        yield Fault((("auth", "oidc_audience"),), message)
+
+
 def _check_distributed(config: Config) -> Iterator[Fault]:
     distributed = config.distributed
     if distributed.rank >= distributed.world_size:
@@ -122,5 +127,6 @@ _RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (
     _check_models,
     _check_scheduler,
     _check_api_keys,
+    _check_oidc,
     _check_distributed,
 )

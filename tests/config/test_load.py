@@ -109,6 +109,18 @@ def test_precedence_and_origin(text: str, environ: dict[str, str], flags: dict, 
             "auth: {api_keys: [{key: a, scopes: []}]}",
             "auth.api_keys[0].scopes: must name at least one of admin, generate, read",
         ),
+        (
+            "auth: {oidc_issuer: 'http://id.example.org', oidc_audience: a}",
+            "auth.oidc_issuer: must be an https URL without query (http only on a loopback address)",
+        ),
+        (
+            "auth: {oidc_issuer: 'https://id.example.org/?x=1', oidc_audience: a}",
+            "auth.oidc_issuer: must be an https URL without query (http only on a loopback address)",
+        ),
+        (
+            "auth: {oidc_issuer: 'https://id.example.org'}",
+            "auth.oidc_audience: must be set with auth.oidc_issuer: else tokens for others would do",
+        ),
         ("auth: {api_keys: [{key: a}, {key: a}]}", "auth.api_keys[1]: is the same key as auth.api_keys[0]"),
     ],
 )

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from inferflux.config import Config
+from inferflux.server.access.jwks import Fetch, ProviderKeys
 from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.access.key_ring import KeyRing
+from inferflux.server.access.oidc import OidcTokens
 from inferflux.server.access.principal import AuthenticationError, Principal, tenant_salt
 
 ANONYMOUS_TENANT = "anonymous"
@@ -45,17 +47,21 @@ class AuthenticationChain:
         raise AuthenticationError("the API key is not known", "unknown")
 
 
-def build_chain(config: Config, records: Callable[[], tuple[KeyRecord, ...]]) -> AuthenticationChain:
-    """Returns the chain the configuration asks for. records: returns the API keys in force (see KeyRing).
+def build_chain(config: Config, records: Callable[[], tuple[KeyRecord, ...]], fetch: Fetch) -> AuthenticationChain:
+    """Returns the chain the configuration asks for: API keys, then tokens of the identity provider.
 
-    Only a server that is open to anybody and has no key at its start does without the keys' way: there any credential
-    is as good as none, and nobody could make a key.
+    records: returns the API keys in force (see KeyRing). Only a server that is open to anybody and has neither a key
+    nor a provider at its start does without ways: there any credential is as good as none, and nobody could make a key.
     """
+    auth = config.auth
     shared_cache = config.runtime.prefix_cache.isolation == "shared"
     keys = KeyRing(records, shared_cache=shared_cache)
-    open_to_anybody = config.auth.allow_anonymous
-    ways: list[Authenticator] = [] if open_to_anybody and not keys else [keys]
-    return AuthenticationChain(ways, anonymous(shared_cache) if open_to_anybody else None)
+    ways: list[Authenticator] = []
+    if keys or auth.oidc_issuer is not None or not auth.allow_anonymous:
+        ways.append(keys)
+    if auth.oidc_issuer is not None:
+        ways.append(OidcTokens(auth, ProviderKeys(auth.oidc_issuer, fetch), shared_cache=shared_cache))
+    return AuthenticationChain(ways, anonymous(shared_cache) if auth.allow_anonymous else None)
 
 
 def anonymous(shared_cache: bool = False) -> Principal:

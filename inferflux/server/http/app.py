@@ -13,6 +13,7 @@ from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors
 from inferflux.server.http.limits import add_limit_headers
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, authenticate, observe, shape_errors
+from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
 from inferflux.server.policy.store import PolicyStore
@@ -32,7 +33,8 @@ def build_app(
         client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),
     )
     text_work = TextWork()
-    access = build_chain(config, lambda: policy.document.api_keys)
+    outgoing = Outgoing()
+    access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
     app[CONTEXT] = ServerContext(config, backends, access, admission, metrics, text_work, policy)
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
@@ -48,6 +50,10 @@ def build_app(
         yield
         text_work.close()
 
+    async def connections(_app: web.Application) -> AsyncIterator[None]:
+        async with outgoing:
+            yield
+
     app.on_response_prepare.append(add_headers)
-    app.cleanup_ctx.append(text_threads)
+    app.cleanup_ctx.extend((text_threads, connections))
     return app
