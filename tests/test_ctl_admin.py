@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,21 @@ def test_rate_limit(live: Live, run: Run):
     assert json.loads(run("rate-limit", "show", "--json")[1]) == {"requests_per_minute": 90}
     code, _, err = run("rate-limit", "set", "-1")
     assert (code, "requests_per_minute: expected int >= 0" in err) == (1, True)
+
+
+def test_guardrails(live: Live, run: Run, tmp_path: Path):
+    (tmp_path / "terms").write_text("first term\n\nsecond\n")
+    argv = ("guardrails", "set", "--blocklist", str(tmp_path / "terms"), "--check-output", "yes")
+    code, _, err = run(*argv)
+    assert (code, "say --yes" in err) == (1, True)
+    code, out, _ = run(*argv, "--yes")
+    assert code == 0
+    for word in ("first term", "second", "deny"):
+        assert word in out
+    answer = json.loads(run("guardrails", "--json")[1])
+    assert (answer["blocklist"], answer["check_output"]) == (["first term", "second"], True)
+    code, _, err = run("guardrails", "set", "--yes")
+    assert (code, err) == (1, "inferctl: nothing to change: give at least one option\n")
 
 
 def test_options_may_stand_before_and_after_the_action(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch):

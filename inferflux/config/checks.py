@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from inferflux.config.schema import Key
 from inferflux.config.tree import ApiKeyConfig, Config
-from inferflux.config.urls import is_loopback, is_safe_url
+from inferflux.config.urls import is_http_url, is_loopback, is_safe_url
 
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/]+")
 _SHORT_KEY: Final = 16
@@ -114,6 +114,12 @@ def _check_oidc(config: Config) -> Iterator[Fault]:
         yield Fault((("auth", "oidc_audience"),), message)
 
 
+def _check_guardrails(config: Config) -> Iterator[Fault]:
+    endpoint = config.guardrails.opa_endpoint
+    if endpoint is not None and not is_http_url(endpoint):
+        yield Fault((("guardrails", "opa_endpoint"),), "must be an http or https URL")
+
+
 def _check_distributed(config: Config) -> Iterator[Fault]:
     distributed = config.distributed
     if distributed.rank >= distributed.world_size:
@@ -128,5 +134,6 @@ _RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (
     _check_scheduler,
     _check_api_keys,
     _check_oidc,
+    _check_guardrails,
     _check_distributed,
 )

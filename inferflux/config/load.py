@@ -76,7 +76,8 @@ def check_servable(loaded: LoadedConfig) -> None:
 
 
 def _passphrase_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
-    if policy_passphrase(environ) is not None and config.policy.store is None:
+    has_secrets = config.policy.store is not None or config.logging.audit_log is not None
+    if policy_passphrase(environ) is not None and not has_secrets:
         yield f"{PASSPHRASE_VARIABLE}: is set, but policy.store is not: there is nothing to encrypt"
 
 

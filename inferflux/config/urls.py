@@ -16,6 +16,17 @@ def is_safe_url(url: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 
 
+def is_http_url(url: str) -> bool:
+    """True for http and https URLs with a host, without user and fragment."""
+    try:
+        parts = urlsplit(url)
+        port_is_sound = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    clean = url.isascii() and url.isprintable() and " " not in url and parts.username is None and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and clean and port_is_sound
+
+
 def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True

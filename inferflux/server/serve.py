@@ -12,11 +12,13 @@ from aiohttp import web
 
 from inferflux import __version__
 from inferflux.config import Config
+from inferflux.config.audit_debug import audit_debug_of_process
 from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
 from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.admission import Admission
+from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
@@ -69,7 +71,9 @@ async def _serve(config: Config) -> int:
     signals.listen()
     sources = find_sources(config)
     metrics = Metrics(source.model.id for source in sources)
-    policy = open_policy(config, passphrase_of_process())
+    passphrase = passphrase_of_process()
+    policy = open_policy(config, passphrase)
+    audit = open_audit(config, passphrase, with_text=audit_debug_of_process(), on_result=metrics.count_audit)
 
     def note(backend: Backend, event: str) -> None:
         metrics.model_event(backend.id, event, backend.load_s)
@@ -78,7 +82,7 @@ async def _serve(config: Config) -> int:
 
     backends = BackendManager(sources, lambda source: EngineClient(source.model, config.runtime), on_event=note)
     admission = Admission(config.server.max_concurrent, config.server.max_queue)
-    runner = Runner(build_app(config, backends, metrics, admission, policy))
+    runner = Runner(build_app(config, backends, metrics, admission, policy, audit))
     await runner.setup()
     try:
         url = await _open_port(runner, config.server)
@@ -91,6 +95,8 @@ async def _serve(config: Config) -> int:
         await backends.close()
         await runner.cleanup()
         await policy.close()
+        if audit is not None:
+            await asyncio.to_thread(audit.close)
 
 
 async def _open_port(runner: web.AppRunner, server: ServerConfig) -> str:

@@ -15,6 +15,8 @@ from aiohttp import web
 from inferflux.config import Config
 from inferflux.engine.text import TextBundle, load_text
 from inferflux.server.admission import Admission
+from inferflux.server.audit import AuditLog
+from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import BackendManager
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
@@ -47,6 +49,7 @@ class Site:
     admission: Admission
     metrics: Metrics
     policy: PolicyStore
+    audit: AuditLog | None
 
     @property
     def engine(self) -> FakeEngine:
@@ -104,7 +107,8 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
     )
     admission = Admission(tree.server.max_concurrent, tree.server.max_queue)
     policy = open_policy(tree, passphrase=None)
-    app = build_app(tree, backends, metrics, admission, policy)
+    audit = open_audit(tree, None, with_text=False, on_result=metrics.count_audit)
+    app = build_app(tree, backends, metrics, admission, policy, audit)
     runner = Runner(app)
     await runner.setup()
     try:
@@ -113,8 +117,10 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
             await backends.load_all()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
-            yield Site(url, app, session, engines, backends, admission, metrics, policy)
+            yield Site(url, app, session, engines, backends, admission, metrics, policy, audit)
     finally:
         await backends.close()
         await runner.cleanup()
         await policy.close()
+        if audit is not None:
+            audit.close()

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin import api_keys, rate_limit
+from inferflux.ctl.admin import api_keys, guardrails, rate_limit
 from inferflux.ctl.admin.area import Area
 from inferflux.ctl.client import Client
 
-AREAS: Final[Mapping[str, Area]] = MappingProxyType({"api-keys": api_keys.AREA, "rate-limit": rate_limit.AREA})
+AREAS: Final[Mapping[str, Area]] = MappingProxyType(
+    {"api-keys": api_keys.AREA, "guardrails": guardrails.AREA, "rate-limit": rate_limit.AREA}
+)
 
 
 def add_areas(

@@ -29,6 +29,8 @@ async def send_whole(request: web.Request, backend: Backend, jobs: Sequence[Job]
     """Runs the jobs to their end and returns the answer. Raises what went wrong."""
     async with _running(request, backend, jobs) as choices:
         await _all([_finish(choice) for choice in choices])
+        if any(choice.blocked for choice in choices):
+            raise request.app[CONTEXT].gate.refuse_output()
         return web.Response(body=form.answer(choices), content_type="application/json")
 
 
@@ -40,7 +42,7 @@ async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job
     events, info = EventStream(request), request[INFO]
     try:
         async with _running(request, backend, jobs) as choices:
-            await _all([_follow(choice, form, events) for choice in choices])
+            await _all([_follow(request, choice, form, events) for choice in choices])
             await events.send(form.ending(choices))
     except ConnectionError:
         info.outcome = CLIENT_GONE
@@ -63,16 +65,19 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
     The tokens they may use are set aside before, and what they did not use is given back after.
     """
     context, info = request.app[CONTEXT], request[INFO]
-    num_prompt_tokens = _num_prompt_tokens(jobs)
+    num_prompt_tokens = info.num_prompt_tokens = _num_prompt_tokens(jobs)
     with reserve_tokens(request, num_prompt_tokens + sum(job.max_tokens for job in jobs)) as reservation:
         async with time_left(request), context.admission.enter(backend.id) as waited_s:
             reservation.spend(num_prompt_tokens)
             watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
-            choices = [Choice(index, job, backend, watch) for index, job in enumerate(jobs)]
+            guard = context.gate.output_guard
+            choices = [Choice(index, job, backend, watch, guard()) for index, job in enumerate(jobs)]
             try:
                 yield choices
             finally:
-                reservation.spend(sum(len(choice.stream.token_ids) for choice in choices))
+                info.num_completion_tokens = sum(len(choice.stream.token_ids) for choice in choices)
+                info.response = tuple(choice.shown_text for choice in choices)
+                reservation.spend(info.num_completion_tokens)
 
 
 def _num_prompt_tokens(jobs: Sequence[Job]) -> int:
@@ -86,9 +91,15 @@ async def _finish(choice: Choice) -> None:
             pass  # the choice keeps what it needs
 
 
-async def _follow(choice: Choice, form: Format, events: EventStream) -> None:
+async def _follow(request: web.Request, choice: Choice, form: Format, events: EventStream) -> None:
+    """Raises GuardrailBlockedError when the guard ends the choice before anything was sent."""
     async with aclosing(choice.deltas()) as deltas:
         async for delta in deltas:
+            if choice.blocked:
+                refusal = request.app[CONTEXT].gate.refuse_output()
+                if not events.started:
+                    raise refusal
+                request[INFO].decision = f"denied:{refusal.reason}"
             news = form.events(choice, delta)
             if news:
                 await events.send(news)

@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from inferflux.config import Config
 from inferflux.server.access.chain import build_chain
 from inferflux.server.admission import Admission
+from inferflux.server.audit import AuditLog
 from inferflux.server.backends import BackendManager
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
@@ -16,6 +17,8 @@ from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, aut
 from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
+from inferflux.server.policy.gate import Gate
+from inferflux.server.policy.opening import gate_settings
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
 
@@ -23,9 +26,17 @@ _MEBIBYTE = 1024 * 1024
 
 
 def build_app(
-    config: Config, backends: BackendManager, metrics: Metrics, admission: Admission, policy: PolicyStore
+    config: Config,
+    backends: BackendManager,
+    metrics: Metrics,
+    admission: Admission,
+    policy: PolicyStore,
+    audit: AuditLog | None = None,
 ) -> web.Application:
-    """Returns the application. Engines and policy store are the caller's to open and to close."""
+    """Returns the application. Engines, policy store and audit log are the caller's to open and to close.
+
+    Raises ConfigError for guardrails that cannot be used.
+    """
     metrics.registry.register(EngineCollector(backends, admission))
     origins = config.server.cors_origins
     app = web.Application(
@@ -35,7 +46,8 @@ def build_app(
     text_work = TextWork()
     outgoing = Outgoing()
     access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
-    app[CONTEXT] = ServerContext(config, backends, access, admission, metrics, text_work, policy)
+    gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
+    app[CONTEXT] = ServerContext(config, backends, access, admission, metrics, text_work, policy, gate, audit)
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from inferflux.server.http.context import INFO
 from inferflux.server.http.problems import Problem
 
 ANY_ORIGIN = "*"
@@ -38,6 +39,7 @@ def cors(allowed: Sequence[str]) -> Middleware:
         if origin is None:
             return await handler(request)
         if not is_allowed(origin, request.headers.get(hdrs.HOST), allowed):
+            request[INFO].decision = "denied:origin"
             return Problem(403, "pages of this origin are not in server.cors_origins", "permission_error").response()
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from inferflux.server.access.principal import Scope, ScopeError
+from inferflux.server.http.auditing import request_event
 from inferflux.server.http.context import CONTEXT, INFO, RequestInfo
 from inferflux.server.http.credentials import identify
 from inferflux.server.http.limits import count_request
@@ -61,6 +62,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.monotonic() - started
         context.metrics.requests.labels(info.endpoint, info.model, str(status)).inc()
         context.metrics.request_duration.labels(info.endpoint).observe(seconds)
+        if context.audit is not None and request.path not in _QUIET_PATHS:
+            context.audit.record(request_event(info, status))
         _log(request, info, status, seconds)
 
 
@@ -76,6 +79,9 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
             logger.exception("%s failed", info.endpoint, extra={"request_id": info.id})
         elif problem.status == web.HTTPInternalServerError.status_code:
             logger.error("%s failed: %s", info.endpoint, error, extra={"request_id": info.id})
+        if problem.denial is not None:
+            info.decision = f"denied:{problem.denial}"
+        info.response = ()
         if problem.limit is not None:
             request.app[CONTEXT].metrics.rate_limited.labels(problem.limit).inc()
         return problem.response()

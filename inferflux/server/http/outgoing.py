@@ -10,13 +10,14 @@ import aiohttp
 from aiohttp import hdrs
 
 from inferflux.server.access.jwks import FetchError
+from inferflux.server.policy.opa import PolicyServiceError
 
 FETCH_TIMEOUT_S: Final = 5.0
 _OK: Final = 200
 
 
 class Outgoing:
-    """Use as an async context; `fetch` is what `jwks.Fetch` asks for."""
+    """Use as an async context; `fetch` is what `jwks.Fetch` asks for, `post` what `opa.Post` does."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
@@ -43,6 +44,18 @@ class Outgoing:
         if len(body) > max_bytes:
             raise FetchError(f"{url} answered with more than {max_bytes} bytes")
         return body
+
+    async def post(self, url: str, body: bytes, timeout_s: float, max_bytes: int) -> tuple[int, bytes]:
+        """POSTs JSON; returns status and body, `opa.Post`. Raises PolicyServiceError, TimeoutError."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        headers = {hdrs.CONTENT_TYPE: "application/json"}
+        try:
+            async with self._open_session().post(
+                url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                return response.status, await _read(response, max_bytes)
+        except aiohttp.ClientError as error:
+            raise PolicyServiceError(str(error) or type(error).__name__) from error
 
     def _open_session(self) -> aiohttp.ClientSession:
         assert self._session is not None, "the application opens it at its start"

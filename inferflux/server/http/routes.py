@@ -12,6 +12,7 @@ from aiohttp.typedefs import Handler
 from inferflux.server.access.principal import Scope
 from inferflux.server.http.handlers import (
     admin_api_keys,
+    admin_guardrails,
     admin_rate_limit,
     chat,
     completions,
@@ -43,6 +44,8 @@ ROUTES = (
     Route("GET", "/v1/admin/api_keys", "admin", admin_api_keys.list_keys),
     Route("POST", "/v1/admin/api_keys", "admin", admin_api_keys.make_key),
     Route("DELETE", "/v1/admin/api_keys", "admin", admin_api_keys.delete_key),
+    Route("GET", "/v1/admin/guardrails", "admin", admin_guardrails.get_guardrails),
+    Route("PUT", "/v1/admin/guardrails", "admin", admin_guardrails.put_guardrails),
     Route("GET", "/v1/admin/rate_limit", "admin", admin_rate_limit.get_rate_limit),
     Route("PUT", "/v1/admin/rate_limit", "admin", admin_rate_limit.put_rate_limit),
     Route("GET", "/livez", PUBLIC, health.livez),

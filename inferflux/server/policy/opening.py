@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 from inferflux.config import Config
-from inferflux.errors import ConfigError
+from inferflux.errors import ConfigError, RequestError
 from inferflux.server.policy.document import PolicyDocument
+from inferflux.server.policy.gate import GateSettings, settings_of
 from inferflux.server.policy.seed import overruled, seed_document
 from inferflux.server.policy.store import PolicyStore, open_store
 
@@ -35,6 +36,14 @@ def open_policy(config: Config, passphrase: str | None) -> PolicyStore:
     for line in overruled(store.document, config):
         logger.warning(line)
     return store
+
+
+def gate_settings(config: Config, document: PolicyDocument) -> GateSettings:
+    """Returns what the store says is checked. Raises ConfigError for a blocklist that cannot be used."""
+    try:
+        return settings_of(document.guardrails, config.guardrails.opa_timeout_ms)
+    except RequestError as error:
+        raise ConfigError(f"guardrails.blocklist: {error}") from None
 
 
 def _has_callers(document: PolicyDocument, config: Config) -> bool:

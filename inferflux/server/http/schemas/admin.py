@@ -1,15 +1,17 @@
-"""The admin routes for keys and limits: requests and answers."""
+"""The admin routes for keys, limits and guardrails: requests and answers."""
 
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
-from inferflux.config.tree import Count, Positive, Scope
+from inferflux.config.tree import Count, Positive, Scope, Text
+from inferflux.config.urls import is_http_url
+from inferflux.errors import RequestError
 from inferflux.server.access.key_generation import NewKey
 from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.policy.document import RateLimit
+from inferflux.server.policy.document import MAX_TERMS, Guardrails, RateLimit
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -52,7 +54,7 @@ class KeyCard(msgspec.Struct, frozen=True, kw_only=True):
     """What is shown of a key: never its digest, and `key`, the secret, only in the answer that makes it."""
 
     id: str
-    key: str | msgspec.UnsetType = msgspec.UNSET
+    key: str | UnsetType = UNSET
     prefix: str
     name: str
     tenant: str
@@ -63,7 +65,7 @@ class KeyCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
 
 
-def card_of(record: KeyRecord, key: str | msgspec.UnsetType = msgspec.UNSET) -> KeyCard:
+def card_of(record: KeyRecord, key: str | UnsetType = UNSET) -> KeyCard:
     return KeyCard(
         id=record.id,
         key=key,
@@ -97,6 +99,25 @@ class RateLimitRequest(msgspec.Struct, frozen=True):
         return RateLimit(requests_per_minute=self.requests_per_minute)
 
 
+class GuardrailsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """PUT /v1/admin/guardrails. What is left out stays: a blocklist alone leaves the policy service."""
+
+    blocklist: Annotated[list[Text], Meta(max_length=MAX_TERMS)] | UnsetType = UNSET
+    opa_endpoint: Text | UnsetType | None = UNSET
+    on_error: Literal["deny", "allow"] | UnsetType = UNSET
+    check_output: bool | UnsetType = UNSET
+
+    def applied_to(self, part: Guardrails) -> Guardrails:
+        """Raises RequestError."""
+        if isinstance(self.opa_endpoint, str) and not is_http_url(self.opa_endpoint):
+            raise RequestError("opa_endpoint: must be an http or https URL", param="opa_endpoint")
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
+        if "blocklist" in given:
+            given["blocklist"] = tuple(given["blocklist"])
+        return msgspec.structs.replace(part, **given)
+
+
+GUARDRAILS = BodyReader(GuardrailsRequest)
 NEW_KEY = BodyReader(NewKeyRequest)
 KEY_ID = BodyReader(KeyId)
 RATE_LIMIT = BodyReader(RateLimitRequest)
