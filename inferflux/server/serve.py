@@ -37,7 +37,10 @@ BACKLOG = 1024
 
 
 class StopSignals:
-    """SIGINT and SIGTERM: the first asks for a drained end, the second for an end at once."""
+    """SIGINT and SIGTERM: the first asks for a drained end, the second for an end at once.
+
+    exit_code: 0 after a drained end by SIGTERM; 128 and the signal's number after Ctrl-C or an end at once.
+    """
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -51,8 +54,9 @@ class StopSignals:
 
     def _note(self, number: signal.Signals) -> None:
         if self.asked.is_set():
-            self.exit_code = 128 + number
             self.insisted.set()
+        if self.asked.is_set() or number == signal.SIGINT:
+            self.exit_code = 128 + number
         self.asked.set()
 
 

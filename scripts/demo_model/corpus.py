@@ -9,19 +9,16 @@ import random
 import re
 from pathlib import Path
 
-from demo_model.questions import FOLDER, read_look_back, read_off_topic, read_questions, read_systems, read_wordings
+from demo_model.questions import FOLDER, read_off_topic, read_questions, read_systems, read_wordings
 
 ROOT = FOLDER.parents[1]
 Message = dict[str, str]
 
 CANONICAL_SHARE = 0.3
 OFF_TOPIC_SHARE = 0.15
-NAME_CHAT_SHARE = 0.08
-REPEAT_CHAT_SHARE = 0.08
 # How many turns a chat has, each number equally often.
 NUM_TURNS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 5, 10)
 SYSTEM_SHARE = 0.25
-MADE_UP_NAME_SHARE = 0.7
 MADE_UP_WORD_SHARE = 0.3
 
 
@@ -38,7 +35,6 @@ class Corpus:
         self.pages = [_read_page(path) for path in page_paths]
         self.questions = read_questions()
         self.off_topic = read_off_topic()
-        self._look_back = read_look_back()
         self._systems = read_systems()
         self._wordings = read_wordings()
 
@@ -46,9 +42,8 @@ class Corpus:
         """Returns every page and every wording once: what the tokenizer is trained on."""
         wordings = [text for q in self.questions for text in (q.ask, q.answer, *q.also)]
         fills = [word for words in self.off_topic.fills.values() for word in words]
-        back = self._look_back
-        talk = [self.off_topic.answer, *self.off_topic.templates, *back.repeat, *back.tell, *back.ask, *back.names]
-        return [*("\n\n".join(page) for page in self.pages), *wordings, *fills, *talk, *self._systems]
+        off_topic = [self.off_topic.answer, *self.off_topic.templates, *fills]
+        return [*("\n\n".join(page) for page in self.pages), *wordings, *off_topic, *self._systems]
 
     def page_text(self, rng: random.Random) -> str:
         """Returns a page from a random block on, or a question and its answer as plain text."""
@@ -61,12 +56,7 @@ class Corpus:
     def chat(self, rng: random.Random) -> list[Message]:
         """Returns a chat of one or more turns, some with a system message."""
         messages = [_message("system", rng.choice(self._systems))] if rng.random() < SYSTEM_SHARE else []
-        num_turns = rng.choice(NUM_TURNS)
-        if rng.random() < NAME_CHAT_SHARE:
-            return messages + self._name_chat(rng, num_turns)
-        if rng.random() < REPEAT_CHAT_SHARE:
-            return messages + self._repeat_chat(rng)
-        for _ in range(num_turns):
+        for _ in range(rng.choice(NUM_TURNS)):
             messages += self._turn(rng)
         return messages
 
@@ -88,30 +78,8 @@ class Corpus:
 
         return re.sub(r"\{(\w+)\}", fill, rng.choice(self.off_topic.templates))
 
-    def _name_chat(self, rng: random.Random, num_turns: int) -> list[Message]:
-        """The user tells a name, talks of other things, and asks for the name; or asks without having told."""
-        back = self._look_back
-        ask = _message("user", rng.choice(back.ask))
-        between = [message for _ in range(num_turns - 1) for message in self._turn(rng)]
-        if rng.random() < 0.2:
-            return [*between, ask, _message("assistant", back.unknown)]
-        name = self._name(rng)
-        tell = _message("user", rng.choice(back.tell).format(name=name))
-        greet = _message("assistant", back.greet.format(name=name))
-        return [tell, greet, *between, ask, _message("assistant", back.recall.format(name=name))]
-
-    def _repeat_chat(self, rng: random.Random) -> list[Message]:
-        """Made-up words to repeat: each token of the answer must be looked up, which teaches looking back fastest."""
-        words = " ".join(self._made_up_word(rng) for _ in range(rng.randint(2, 12)))
-        ask = rng.choice(self._look_back.repeat).format(words=words)
-        return [_message("user", ask), _message("assistant", words)]
-
-    def _name(self, rng: random.Random) -> str:
-        made_up = rng.random() < MADE_UP_NAME_SHARE
-        return self._made_up_word(rng).capitalize() if made_up else rng.choice(self._look_back.names)
-
     def _made_up_word(self, rng: random.Random) -> str:
-        return "".join(rng.choices(self._look_back.syllables, k=rng.randint(2, 3)))
+        return "".join(rng.choices(self.off_topic.syllables, k=rng.randint(2, 3)))
 
 
 def _read_page(path: Path) -> list[str]:

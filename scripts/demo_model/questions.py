@@ -32,29 +32,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class OffTopic:
-    """Questions about anything else, all with one answer. Templates have {fields} filled from `fills`."""
+    """Questions about anything else, all with one answer.
+
+    templates: with {fields}, filled from `fills`, or with a word made up from `syllables`.
+    """
 
     answer: str
     templates: tuple[str, ...]
     fills: dict[str, tuple[str, ...]]
-    held_out: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LookBack:
-    """Chats in which the user asks for words to be repeated, or tells a name and asks for it later.
-
-    syllables: what made-up words are made of.
-    """
-
-    repeat: tuple[str, ...]
-    tell: tuple[str, ...]
-    greet: str
-    ask: tuple[str, ...]
-    recall: str
-    unknown: str
-    names: tuple[str, ...]
     syllables: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
 def read_questions() -> list[Question]:
@@ -76,20 +63,12 @@ def read_questions() -> list[Question]:
 def read_off_topic() -> OffTopic:
     data = _read(FOLDER / "off_topic.yaml")
     fills = {name: _words(words) for name, words in data["fills"].items()}
-    return OffTopic(data["answer"], _lines(data["templates"]), fills, _lines(data["held_out"]))
-
-
-def read_look_back() -> LookBack:
-    data = _read(FOLDER / "look_back.yaml")
-    return LookBack(
-        repeat=_lines(data["repeat"]),
-        tell=_lines(data["tell"]),
-        greet=data["greet"],
-        ask=_lines(data["ask"]),
-        recall=data["recall"],
-        unknown=data["unknown"],
-        names=_words(data["names"]),
+    return OffTopic(
+        answer=data["answer"],
+        templates=_lines(data["templates"]),
+        fills=fills,
         syllables=_words(data["syllables"]),
+        held_out=_lines(data["held_out"]),
     )
 
 

@@ -68,8 +68,8 @@ async def readiness(url: str, session: aiohttp.ClientSession) -> str | None:
         return body.get("reason")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_lets_what_runs_finish_and_nothing_new_in(life: Life, number: signal.Signals):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_a_signal_lets_what_runs_finish_and_nothing_new_in(life: Life, number: signal.Signals, exit_code: int):
     async with life.run() as task, aiohttp.ClientSession() as session:
         url = await life.printed(r"listens on (http://127\.0\.0\.1:\d+)")
         assert "weights 0.10 s" in await life.printed(r"inferflux-demo \(the demo model\) (ready in .*)")
@@ -87,7 +87,7 @@ async def test_a_signal_lets_what_runs_finish_and_nothing_new_in(life: Life, num
         assert "".join(event["choices"][0]["text"] for event in events[:-1]) == REPLY
         assert events[-1] == "[DONE]"
         async with asyncio.timeout(5):
-            assert await task == 0
+            assert await task == exit_code
         with pytest.raises(aiohttp.ClientConnectorError):
             await readiness(url, session)
 

@@ -12,7 +12,9 @@ import signal
 import socket
 import sys
 import threading
+from typing import NoReturn
 
+from inferflux.config.openmp import share_cores_politely
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import (
     Abort,
@@ -133,14 +135,17 @@ def _send(sock: socket.socket, frame: FromEngine) -> None:
     sock.sendall(encode(frame))
 
 
-def main() -> int:
+def main() -> NoReturn:
     # Signals meant for the server reach its whole process group; the server decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    share_cores_politely()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     serve(socket.socket(fileno=int(sys.argv[1])), exit_when_orphaned=True)
-    return 0
+    logging.shutdown()
+    # Taking torch and the weights down piece by piece would keep the server waiting for a second or two.
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
