@@ -32,7 +32,11 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     [
         ((), "inferflux: the following arguments are required: COMMAND (see inferflux --help)"),
         (("serv",), 'inferflux: no command "serv"; did you mean "serve"? (see inferflux --help)'),
-        (("xyz",), 'inferflux: no command "xyz"; commands: serve, config, policy, audit, kernels, bench (see inferflux --help)'),
+        (
+            ("xyz",),
+            'inferflux: no command "xyz"; commands: serve, config, policy, audit, kernels, bench '
+            "(see inferflux --help)",
+        ),
         (("config", "show", "--jso"), "inferflux config: unrecognized arguments: --jso (see inferflux config --help)"),
         (("config", "check", "none.yaml"), "none.yaml: cannot be read: No such file or directory"),
     ],

@@ -1,13 +1,11 @@
 """inferctl against a live server: what it prints, how it fails, and the conversation at the terminal."""
 
-import asyncio
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,38 +14,13 @@ import pytest
 from inferflux.ctl import main
 from inferflux.errors import EngineDeadError
 from tests.support.fake_engine import REPLY, WINDOW
-from tests.support.http_server import KEY, KEYED, MODEL, Site, running_server
-
-
-class Live:
-    """A server on a loop in a thread of its own, since inferctl brings its own loop."""
-
-    def __init__(self) -> None:
-        self.site: Site
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._up = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
-
-    async def _serve(self) -> None:
-        async with running_server(KEYED) as self.site:
-            self._up.set()
-            await self._stop.wait()
-
-    def __enter__(self) -> "Live":
-        self._thread.start()
-        assert self._up.wait(10)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-        self._loop.close()
+from tests.support.http_server import KEY, KEYED, MODEL
+from tests.support.live_server import Live
 
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
-    with Live() as server:
+    with Live(KEYED) as server:
         monkeypatch.setenv("INFERCTL_URL", server.site.url)
         monkeypatch.setenv("INFERCTL_API_KEY", KEY)
         yield server

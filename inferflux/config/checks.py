@@ -4,13 +4,13 @@ Each rule takes the whole tree and yields faults; it knows no file and no origin
 """
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from inferflux.config.schema import Key
 from inferflux.config.tree import ApiKeyConfig, Config
+from inferflux.config.urls import is_http_url, is_loopback, is_safe_url
 
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/]+")
 _SHORT_KEY: Final = 16
@@ -30,9 +30,12 @@ def faults(config: Config) -> Iterator[Fault]:
 
 
 def serving_faults(config: Config) -> Iterator[Fault]:
-    """What forbids to serve with this configuration, which is otherwise sound."""
+    """What forbids to serve with this configuration, which is otherwise sound.
+
+    A policy store may hold keys; whether it does is looked at when it is opened.
+    """
     auth = config.auth
-    has_callers = bool(auth.api_keys or auth.oidc_issuer)
+    has_callers = bool(auth.api_keys or auth.oidc_issuer or config.policy.store)
     if not has_callers and not auth.allow_anonymous:
         accepted = "needs at least one key (or INFERFLUX_API_KEYS), or auth.allow_anonymous: true on a loopback host"
         yield Fault((("auth", "api_keys"),), accepted)
@@ -46,15 +49,8 @@ def warnings(config: Config) -> Iterator[str]:
     for index, entry in enumerate(config.auth.api_keys):
         if entry.key is not None and len(entry.key) < _SHORT_KEY:
             yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
-
-
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    if config.auth.oidc_issuer is not None and not config.auth.oidc_scope_map:
+        yield "auth.oidc_scope_map: empty, so tokens of auth.oidc_issuer may do nothing"
 
 
 def _check_server(config: Config) -> Iterator[Fault]:
@@ -106,6 +102,24 @@ def _digest(entry: ApiKeyConfig) -> str:
     return entry.key_sha256 or hashlib.sha256((entry.key or "").encode()).hexdigest()
 
 
+def _check_oidc(config: Config) -> Iterator[Fault]:
+    auth = config.auth
+    if auth.oidc_issuer is None:
+        return
+    if not is_safe_url(auth.oidc_issuer) or "?" in auth.oidc_issuer:
+        message = "must be an https URL without query (http only on a loopback address)"
+        yield Fault((("auth", "oidc_issuer"),), message)
+    if auth.oidc_audience is None:
+        message = "must be set with auth.oidc_issuer: else tokens for others would do"
+        yield Fault((("auth", "oidc_audience"),), message)
+
+
+def _check_guardrails(config: Config) -> Iterator[Fault]:
+    endpoint = config.guardrails.opa_endpoint
+    if endpoint is not None and not is_http_url(endpoint):
+        yield Fault((("guardrails", "opa_endpoint"),), "must be an http or https URL")
+
+
 def _check_distributed(config: Config) -> Iterator[Fault]:
     distributed = config.distributed
     if distributed.rank >= distributed.world_size:
@@ -119,5 +133,7 @@ _RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (
     _check_models,
     _check_scheduler,
     _check_api_keys,
+    _check_oidc,
+    _check_guardrails,
     _check_distributed,
 )

@@ -4,7 +4,7 @@
 is a ConfigError of one line: `origin: key.path: what is accepted (got ...)`. Rules between keys are `checks`' work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +14,10 @@ import msgspec
 from inferflux.config import checks
 from inferflux.config.env import FLAGS, MODEL_PATH, read_setting, settings_from_env, warnings_of
 from inferflux.config.layers import DEFAULT_ORIGIN, Layers, find_origin
+from inferflux.config.passphrase import PASSPHRASE_VARIABLE, policy_passphrase
 from inferflux.config.schema import Key, format_key, root, value_leaves
 from inferflux.config.tree import Config
-from inferflux.config.unsupported import UNSUPPORTED_VARIABLES, refused
+from inferflux.config.unsupported import refused
 from inferflux.errors import ConfigError
 from inferflux.log import escape
 
@@ -56,15 +57,12 @@ def _load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str
     if environ.get(MODEL_PATH):
         layers.set_model_path(environ[MODEL_PATH])
     layers.check_required()
-    for name in UNSUPPORTED_VARIABLES:
-        if environ.get(name):
-            raise ConfigError(f"{name}: not supported yet")
     for key in refused(dict(value_leaves(root(), layers.values))):
         raise ConfigError(f"{find_origin(layers.origins, key)}: {format_key(key)}: not supported yet")
     config = msgspec.convert(layers.values, Config)
     for fault in checks.faults(config):
         raise ConfigError(_render(fault, path, layers.origins))
-    warnings = (*warnings_of(environ), *checks.warnings(config))
+    warnings = (*warnings_of(environ), *_passphrase_warnings(config, environ), *checks.warnings(config))
     return LoadedConfig(config, path, MappingProxyType(layers.origins), warnings)
 
 
@@ -75,6 +73,12 @@ def check_servable(loaded: LoadedConfig) -> None:
     """
     for fault in checks.serving_faults(loaded.config):
         raise ConfigError(escape(_render(fault, loaded.path, loaded.origins)))
+
+
+def _passphrase_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    has_secrets = config.policy.store is not None or config.logging.audit_log is not None
+    if policy_passphrase(environ) is not None and not has_secrets:
+        yield f"{PASSPHRASE_VARIABLE}: is set, but policy.store is not: there is nothing to encrypt"
 
 
 def _render(fault: checks.Fault, path: Path | None, origins: Mapping[Key, str]) -> str:

@@ -10,8 +10,9 @@ from msgspec import NODEFAULT, inspect
 
 from inferflux.config.descriptions import DESCRIPTIONS
 from inferflux.config.env import MODEL_PATH, SHORT_NAMES, TORCHRUN_NAMES
+from inferflux.config.passphrase import PASSPHRASE_VARIABLE
 from inferflux.config.schema import ANY_INDEX, Key, core, default_of, format_key, schema_leaves
-from inferflux.config.unsupported import UNSUPPORTED, UNSUPPORTED_VARIABLES
+from inferflux.config.unsupported import UNSUPPORTED
 
 _INTRODUCTION: Final = """# Configuration reference
 
@@ -68,8 +69,7 @@ def _short_names() -> Iterator[str]:
     yield f"| `{MODEL_PATH}` | `models[].path` of the default model |"
     for name, key in {**SHORT_NAMES, **TORCHRUN_NAMES}.items():
         yield f"| `{name}` | `{format_key(key)}` |"
-    for name in UNSUPPORTED_VARIABLES:
-        yield f"| `{name}` | no key (*not yet*) |"
+    yield f"| `{PASSPHRASE_VARIABLE}` | no key: the passphrase of the policy store is never in a file |"
     yield "\n`INFERFLUX_API_KEYS` is written `key:scope+scope,key2:scope`; a key without scopes gets the default ones."
     yield "A short name yields to the full one. torchrun's names yield to ours."
 

@@ -25,29 +25,12 @@ UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "runtime.nvme_offload.path": None,
         "runtime.speculative_decoding.enabled": None,
         "adapters": None,
-        "auth.api_keys[].rate_limit_per_minute": None,
-        "auth.api_keys[].tokens_per_minute": None,
-        "auth.rate_limit_per_minute": None,
-        "auth.tokens_per_minute": None,
-        "auth.oidc_issuer": None,
-        "auth.oidc_audience": None,
-        "auth.oidc_scope_claim": None,
-        "auth.oidc_scope_map": None,
-        "guardrails.blocklist": None,
-        "guardrails.opa_endpoint": None,
-        "guardrails.opa_timeout_ms": None,
-        "guardrails.on_error": None,
-        "guardrails.check_output": None,
-        "policy.store": None,
-        "logging.audit_log": None,
         "registry.path": None,
         "distributed.world_size": None,
         "distributed.backend": ("gloo", "nccl"),
     }
 )
 """Key to the values refused; None: every value but the default."""
-
-UNSUPPORTED_VARIABLES: Final = ("INFERFLUX_POLICY_PASSPHRASE",)
 
 
 def refused(leaves: Mapping[Key, Any]) -> Iterator[Key]:

@@ -41,6 +41,12 @@ class Client:
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         return await self._exchange("POST", path, body, (200,))
 
+    async def put(self, path: str, body: dict[str, Any]) -> Any:
+        return await self._exchange("PUT", path, body, (200,))
+
+    async def delete(self, path: str, body: dict[str, Any]) -> Any:
+        return await self._exchange("DELETE", path, body, (200,))
+
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
         """Yields a streamed answer's events as they come. Raises ServerError, midway too."""
         try:

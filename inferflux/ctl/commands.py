@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-import msgspec
-
+from inferflux.ctl.admin import areas
 from inferflux.ctl.client import Client
-from inferflux.ctl.show import print_models, print_status, printable
+from inferflux.ctl.show import print_json, print_models, print_status, printable
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
@@ -25,12 +24,12 @@ async def status(client: Client, args: argparse.Namespace) -> None:
         "ready": await client.get("/readyz", accept=(200, 503)),
         "health": await client.get("/healthz"),
     }
-    _print_json(answer) if args.json else print_status(answer)
+    print_json(answer) if args.json else print_status(answer)
 
 
 async def models(client: Client, args: argparse.Namespace) -> None:
     answer = await client.get("/v1/models")
-    _print_json(answer) if args.json else print_models(answer["data"])
+    print_json(answer) if args.json else print_models(answer["data"])
 
 
 async def completion(client: Client, args: argparse.Namespace) -> None:
@@ -44,7 +43,7 @@ async def chat(client: Client, args: argparse.Namespace) -> None:
 
 
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
-    {"status": status, "models": models, "completion": completion, "chat": chat}
+    {"status": status, "models": models, "completion": completion, "chat": chat, "admin": areas.run}
 )
 
 
@@ -80,17 +79,12 @@ async def _generate(
 ) -> None:
     if not args.stream:
         answer = await client.post(path, body)
-        _print_json(answer) if args.json else say(text_of(answer["choices"][0]) + "\n")
+        print_json(answer) if args.json else say(text_of(answer["choices"][0]) + "\n")
         return
     async for event in client.stream(path, body):
         if args.json:
-            _print_json(event)
+            print_json(event)
         else:
             say("".join(text_of(choice) for choice in event["choices"]))
     if not args.json:
         say("\n")
-
-
-def _print_json(value: Any) -> None:
-    """One line, for programs."""
-    print(msgspec.json.encode(value).decode(), flush=True)

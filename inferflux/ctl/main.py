@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 from inferflux import __version__
 from inferflux.config.client_env import API_KEY, URL, read_client_environment
+from inferflux.ctl.admin.areas import add_areas
 from inferflux.ctl.client import Client
 from inferflux.ctl.commands import COMMANDS, options
 from inferflux.ctl.interactive import converse
@@ -83,11 +84,13 @@ def _build_parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", parents=[common, generate], help="ask something")
     chat.add_argument("message", metavar="MESSAGE", nargs="?", help="the question; - reads standard input")
     chat.add_argument("--interactive", action="store_true", help="a conversation at the terminal")
+    admin = commands.add_parser("admin", help="keys and limits; needs a key with the scope admin")
+    add_areas(admin, common, _common_options(argument_default=argparse.SUPPRESS))
     return parser
 
 
-def _common_options() -> _Parser:
-    common = _Parser(add_help=False)
+def _common_options(**settings: Any) -> _Parser:
+    common = _Parser(add_help=False, **settings)
     common.add_argument("--url", help=f"the server's address (default: {URL}, else http://127.0.0.1:8080)")
     common.add_argument("--api-key", metavar="KEY", help=f"better given in {API_KEY}: others can see command lines")
     common.add_argument("--json", action="store_true", help="the server's JSON, one line per answer or event")

@@ -1,12 +1,16 @@
 """How answers look to people: tables, and text that cannot steer the terminal."""
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+UNBOUNDED_WIDTH = 100_000
 
 # All control characters but line feed and tab: a model's words must not move the cursor or retitle the window.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -14,6 +18,11 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def printable(text: str) -> str:
     return _CONTROLS.sub("\ufffd", text)
+
+
+def print_json(value: Any) -> None:
+    """One line, for programs."""
+    print(msgspec.json.encode(value).decode(), flush=True)
 
 
 def print_status(status: dict[str, Any]) -> None:
@@ -50,10 +59,14 @@ def print_models(models: Iterable[dict[str, Any]]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(*columns, box=None, show_header=bool(columns), pad_edge=False)
+    """On a terminal long cells fold; elsewhere each row is one line, whole."""
+    table = Table(box=None, show_header=bool(columns), pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(str(value))) for value in row))
-    Console(soft_wrap=True).print(table)
+    width = None if sys.stdout.isatty() else UNBOUNDED_WIDTH
+    Console(soft_wrap=True, width=width).print(table)
 
 
 def _health_row(model: dict[str, Any]) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ from inferflux.sampling_params import SamplingParams
 from inferflux.server.access.principal import Principal
 from inferflux.server.backends import Backend
 from inferflux.server.metrics import ModelMetrics
+from inferflux.server.policy.delta_guard import DeltaGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,12 @@ class Job:
     tenant: str
     salt: bytes
     score_only: bool = False
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens the engine may generate for it."""
+        assert self.sampling.max_tokens is not None, "fit_max_tokens has seen to it"
+        return self.sampling.max_tokens
 
     def choices(self) -> list["Job"]:
         """Returns a job per choice of `sampling.n`, each with a noise of its own."""
@@ -68,19 +75,31 @@ class Choice:
     """One sequence: its deltas as they come, and afterwards all it led to.
 
     index: its place in the answer. stream: text, token ids and log-probabilities so far. prompt_logprobs: one entry
-    per prompt token after the first, when asked for.
+    per prompt token after the first, when asked for. guard: what holds text back and may end it.
     """
 
-    def __init__(self, index: int, job: Job, backend: Backend, watch: Watch) -> None:
+    def __init__(self, index: int, job: Job, backend: Backend, watch: Watch, guard: DeltaGuard | None = None) -> None:
         self.index = index
         self.job = job
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
         self.stream = TextStream(backend.text.tokenizer, job.sampling, job.prompt_token_ids)
+        self._guard = guard
+        self._shown: list[str] = []
         self._client = backend.client
         self._last = watch.started
         self._watch = watch
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the guard ended it."""
+        return self._guard is not None and self._guard.blocked
+
+    @property
+    def shown_text(self) -> str:
+        """The text of all deltas so far; `stream.text` may be ahead of it while the guard holds some back."""
+        return self.stream.text if self._guard is None else "".join(self._shown)
 
     async def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """Yields what is new until the sequence ends. Leaving early stops it.
@@ -95,6 +114,9 @@ class Choice:
             async for output in outputs:
                 self._note(output)
                 delta = self._feed(output)
+                if self._guard is not None:
+                    delta = self._guard.feed(delta)
+                    self._shown.append(delta.text)
                 self.finish_reason = delta.finish_reason
                 yield delta
                 if delta.finish_reason is not None:

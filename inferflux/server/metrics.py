@@ -63,6 +63,14 @@ class Metrics:
         if load_s is not None:
             self.model_load.labels(model_id).set(load_s)
 
+    def guardrail_blocked(self, reason: str) -> None:
+        self.guardrail_blocks.labels(reason).inc()
+
+    def count_audit(self, num_written: int, num_dropped: int) -> None:
+        """May be called by any thread."""
+        self.audit_records.inc(num_written)
+        self.audit_dropped.inc(num_dropped)
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """Returns the page and its content type: OpenMetrics where the Accept header asks for it, else text."""
         encode, content_type = choose_encoder(accept)
@@ -106,8 +114,10 @@ class Metrics:
         self.rate_limited = self._counter("rate_limited_total", "Requests answered with status 429.", "reason")
         self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests a guardrail refused.", "reason")
         self.audit_records = self._counter("audit_records_total", "Records written to the audit log.")
-        self.rate_limited.labels("queue_full")
-        for reason in ("blocklist", "opa"):
+        for limit in ("requests", "tokens", "attempts", "queue_full"):
+            self.rate_limited.labels(limit)
+        self.audit_dropped = self._counter("audit_records_dropped_total", "Records that are missing in the audit log.")
+        for reason in ("blocklist", "opa", "opa_error", "output_blocklist"):
             self.guardrail_blocks.labels(reason)
 
     def _add_model_series(self) -> None:

@@ -12,15 +12,19 @@ from aiohttp import web
 
 from inferflux import __version__
 from inferflux.config import Config
+from inferflux.config.audit_debug import audit_debug_of_process
+from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
 from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.admission import Admission
+from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
 from inferflux.server.model_source import find_sources
+from inferflux.server.policy.opening import open_policy
 
 try:
     from uvloop import new_event_loop
@@ -59,8 +63,8 @@ class StopSignals:
 def run(config: Config) -> int:
     """Serves until a signal; returns the exit status.
 
-    Raises ConfigError for a configuration that cannot be served, InferFluxError when the port cannot be opened,
-    ModelLoadError when no model can be loaded.
+    Raises ConfigError for a configuration or a policy store that cannot be used, InferFluxError when the port cannot be
+    opened, ModelLoadError when no model can be loaded.
     """
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(config))
@@ -71,6 +75,9 @@ async def _serve(config: Config) -> int:
     signals.listen()
     sources = find_sources(config)
     metrics = Metrics(source.model.id for source in sources)
+    passphrase = passphrase_of_process()
+    policy = open_policy(config, passphrase)
+    audit = open_audit(config, passphrase, with_text=audit_debug_of_process(), on_result=metrics.count_audit)
 
     def note(backend: Backend, event: str) -> None:
         metrics.model_event(backend.id, event, backend.load_s)
@@ -79,7 +86,7 @@ async def _serve(config: Config) -> int:
 
     backends = BackendManager(sources, lambda source: EngineClient(source.model, config.runtime), on_event=note)
     admission = Admission(config.server.max_concurrent, config.server.max_queue)
-    runner = Runner(build_app(config, backends, metrics, admission))
+    runner = Runner(build_app(config, backends, metrics, admission, policy, audit))
     await runner.setup()
     try:
         url = await _open_port(runner, config.server)
@@ -91,6 +98,9 @@ async def _serve(config: Config) -> int:
     finally:
         await backends.close()
         await runner.cleanup()
+        await policy.close()
+        if audit is not None:
+            await asyncio.to_thread(audit.close)
 
 
 async def _open_port(runner: web.AppRunner, server: ServerConfig) -> str:

@@ -15,11 +15,15 @@ from aiohttp import web
 from inferflux.config import Config
 from inferflux.engine.text import TextBundle, load_text
 from inferflux.server.admission import Admission
+from inferflux.server.audit import AuditLog
+from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import BackendManager
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
 from inferflux.server.model_source import ModelSource, find_sources
+from inferflux.server.policy.opening import open_policy
+from inferflux.server.policy.store import PolicyStore
 from tests.support.fake_engine import FakeEngine
 from tests.support.tokenizers import write_byte_level
 
@@ -44,6 +48,8 @@ class Site:
     backends: BackendManager
     admission: Admission
     metrics: Metrics
+    policy: PolicyStore
+    audit: AuditLog | None
 
     @property
     def engine(self) -> FakeEngine:
@@ -81,7 +87,9 @@ def text_bundle() -> TextBundle:
 
 @asynccontextmanager
 async def running_server(config: dict[str, Any] | None = None, *, load: bool = True) -> AsyncIterator[Site]:
-    """load: models are loaded before the body runs; else the body does it with `site.backends.load_all()`."""
+    """load: models are loaded before the body runs; else the body does it with `site.backends.load_all()`.
+
+    A `policy.store` in the configuration is opened without a passphrase."""
     tree = msgspec.convert(OPEN if config is None else config, Config)
     engines: dict[str, FakeEngine] = {}
 
@@ -98,7 +106,9 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
         on_event=lambda backend, event: metrics.model_event(backend.id, event, backend.load_s),
     )
     admission = Admission(tree.server.max_concurrent, tree.server.max_queue)
-    app = build_app(tree, backends, metrics, admission)
+    policy = open_policy(tree, passphrase=None)
+    audit = open_audit(tree, None, with_text=False, on_result=metrics.count_audit)
+    app = build_app(tree, backends, metrics, admission, policy, audit)
     runner = Runner(app)
     await runner.setup()
     try:
@@ -107,7 +117,10 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
             await backends.load_all()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
-            yield Site(url, app, session, engines, backends, admission, metrics)
+            yield Site(url, app, session, engines, backends, admission, metrics, policy, audit)
     finally:
         await backends.close()
         await runner.cleanup()
+        await policy.close()
+        if audit is not None:
+            audit.close()

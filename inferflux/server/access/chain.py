@@ -1,14 +1,17 @@
 """The authentication chain: each way of proving who one is gets its turn.
 
 A way answers None for a credential that is not its own, and raises AuthenticationError for one that is its own and
-bad; so API keys and, later, tokens of an identity provider compose without knowing each other. Knows no HTTP.
+bad; so API keys and tokens of an identity provider compose without knowing each other. Knows no HTTP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from inferflux.config import Config
-from inferflux.server.access.api_keys import ApiKeys
+from inferflux.server.access.jwks import Fetch, ProviderKeys
+from inferflux.server.access.key_record import KeyRecord
+from inferflux.server.access.key_ring import KeyRing
+from inferflux.server.access.oidc import OidcTokens
 from inferflux.server.access.principal import AuthenticationError, Principal, tenant_salt
 
 ANONYMOUS_TENANT = "anonymous"
@@ -44,11 +47,21 @@ class AuthenticationChain:
         raise AuthenticationError("the API key is not known", "unknown")
 
 
-def build_chain(config: Config) -> AuthenticationChain:
-    """Returns the chain the configuration asks for."""
+def build_chain(config: Config, records: Callable[[], tuple[KeyRecord, ...]], fetch: Fetch) -> AuthenticationChain:
+    """Returns the chain the configuration asks for: API keys, then tokens of the identity provider.
+
+    records: returns the API keys in force (see KeyRing). Only a server that is open to anybody and has neither a key
+    nor a provider at its start does without ways: there any credential is as good as none, and nobody could make a key.
+    """
+    auth = config.auth
     shared_cache = config.runtime.prefix_cache.isolation == "shared"
-    keys = ApiKeys(config.auth.api_keys, shared_cache=shared_cache)
-    return AuthenticationChain([keys] if keys else [], anonymous(shared_cache) if config.auth.allow_anonymous else None)
+    keys = KeyRing(records, shared_cache=shared_cache)
+    ways: list[Authenticator] = []
+    if keys or auth.oidc_issuer is not None or not auth.allow_anonymous:
+        ways.append(keys)
+    if auth.oidc_issuer is not None:
+        ways.append(OidcTokens(auth, ProviderKeys(auth.oidc_issuer, fetch), shared_cache=shared_cache))
+    return AuthenticationChain(ways, anonymous(shared_cache) if auth.allow_anonymous else None)
 
 
 def anonymous(shared_cache: bool = False) -> Principal:

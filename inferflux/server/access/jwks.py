@@ -7,7 +7,6 @@ costly. Takes a fetcher and a clock; knows no HTTP. Lives on one event loop.
 """
 
 import asyncio
-import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from msgspec import Meta
 
+from inferflux.config.urls import is_safe_url
 from inferflux.errors import InferFluxError
 
 logger = logging.getLogger(__name__)
@@ -130,18 +130,6 @@ class ProviderKeys:
         return await self._fetch(discovery.jwks_uri, MAX_JWKS_BYTES)
 
 
-def is_safe_url(url: str) -> bool:
-    """True for https URLs, and for http ones that stay on this machine; without user and fragment."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        return False
-    if not host or parts.username is not None or parts.fragment or not url.isascii() or not url.isprintable():
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
-
-
 def read_keys(content: bytes) -> Mapping[tuple[str, str], jwt.PyJWK]:
     """Returns the usable keys of a JSON Web Key Set (RFC 7517); others are passed over.
 
@@ -184,12 +172,3 @@ def _is_sound(key: object) -> bool:
         exponent = key.public_numbers().e
         return _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS and exponent < _MAX_RSA_EXPONENT
     return isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -16,6 +16,7 @@ from inferflux.server.backends import Backend
 from inferflux.server.generation import Choice, Job, Watch
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.formats.envelope import Format
+from inferflux.server.http.limits import reserve_tokens
 from inferflux.server.http.middleware import CLIENT_GONE
 from inferflux.server.http.problems import problem_of
 from inferflux.server.http.requests import time_left
@@ -28,6 +29,8 @@ async def send_whole(request: web.Request, backend: Backend, jobs: Sequence[Job]
     """Runs the jobs to their end and returns the answer. Raises what went wrong."""
     async with _running(request, backend, jobs) as choices:
         await _all([_finish(choice) for choice in choices])
+        if any(choice.blocked for choice in choices):
+            raise request.app[CONTEXT].gate.refuse_output()
         return web.Response(body=form.answer(choices), content_type="application/json")
 
 
@@ -39,7 +42,7 @@ async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job
     events, info = EventStream(request), request[INFO]
     try:
         async with _running(request, backend, jobs) as choices:
-            await _all([_follow(choice, form, events) for choice in choices])
+            await _all([_follow(request, choice, form, events) for choice in choices])
             await events.send(form.ending(choices))
     except ConnectionError:
         info.outcome = CLIENT_GONE
@@ -57,11 +60,29 @@ async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job
 
 @asynccontextmanager
 async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) -> AsyncIterator[list[Choice]]:
-    """Waits for a place in the server, and holds it and the clock while the body runs the choices."""
+    """Waits for a place in the server, and holds it and the clock while the body runs the choices.
+
+    The tokens they may use are set aside before, and what they did not use is given back after.
+    """
     context, info = request.app[CONTEXT], request[INFO]
-    async with time_left(request), context.admission.enter(backend.id) as waited_s:
-        watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
-        yield [Choice(index, job, backend, watch) for index, job in enumerate(jobs)]
+    num_prompt_tokens = info.num_prompt_tokens = _num_prompt_tokens(jobs)
+    with reserve_tokens(request, num_prompt_tokens + sum(job.max_tokens for job in jobs)) as reservation:
+        async with time_left(request), context.admission.enter(backend.id) as waited_s:
+            reservation.spend(num_prompt_tokens)
+            watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
+            guard = context.gate.output_guard
+            choices = [Choice(index, job, backend, watch, guard()) for index, job in enumerate(jobs)]
+            try:
+                yield choices
+            finally:
+                info.num_completion_tokens = sum(len(choice.stream.token_ids) for choice in choices)
+                info.response = tuple(choice.shown_text for choice in choices)
+                reservation.spend(info.num_completion_tokens)
+
+
+def _num_prompt_tokens(jobs: Sequence[Job]) -> int:
+    """Each prompt once, however many choices are made from it, as in the usage figures."""
+    return sum(len(prompt) for prompt in {id(job.prompt_token_ids): job.prompt_token_ids for job in jobs}.values())
 
 
 async def _finish(choice: Choice) -> None:
@@ -70,9 +91,15 @@ async def _finish(choice: Choice) -> None:
             pass  # the choice keeps what it needs
 
 
-async def _follow(choice: Choice, form: Format, events: EventStream) -> None:
+async def _follow(request: web.Request, choice: Choice, form: Format, events: EventStream) -> None:
+    """Raises GuardrailBlockedError when the guard ends the choice before anything was sent."""
     async with aclosing(choice.deltas()) as deltas:
         async for delta in deltas:
+            if choice.blocked:
+                refusal = request.app[CONTEXT].gate.refuse_output()
+                if not events.started:
+                    raise refusal
+                request[INFO].decision = f"denied:{refusal.reason}"
             news = form.events(choice, delta)
             if news:
                 await events.send(news)

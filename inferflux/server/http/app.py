@@ -7,20 +7,36 @@ from aiohttp import hdrs, web
 from inferflux.config import Config
 from inferflux.server.access.chain import build_chain
 from inferflux.server.admission import Admission
+from inferflux.server.audit import AuditLog
 from inferflux.server.backends import BackendManager
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors
+from inferflux.server.http.limits import add_limit_headers
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, authenticate, observe, shape_errors
+from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
+from inferflux.server.policy.gate import Gate
+from inferflux.server.policy.opening import gate_settings
+from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
 
 _MEBIBYTE = 1024 * 1024
 
 
-def build_app(config: Config, backends: BackendManager, metrics: Metrics, admission: Admission) -> web.Application:
-    """Returns the application. The engines are the caller's to load and to close."""
+def build_app(
+    config: Config,
+    backends: BackendManager,
+    metrics: Metrics,
+    admission: Admission,
+    policy: PolicyStore,
+    audit: AuditLog | None = None,
+) -> web.Application:
+    """Returns the application. Engines, policy store and audit log are the caller's to open and to close.
+
+    Raises ConfigError for guardrails that cannot be used.
+    """
     metrics.registry.register(EngineCollector(backends, admission))
     origins = config.server.cors_origins
     app = web.Application(
@@ -28,7 +44,10 @@ def build_app(config: Config, backends: BackendManager, metrics: Metrics, admiss
         client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),
     )
     text_work = TextWork()
-    app[CONTEXT] = ServerContext(config, backends, build_chain(config), admission, metrics, text_work)
+    outgoing = Outgoing()
+    access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
+    gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
+    app[CONTEXT] = ServerContext(config, backends, access, admission, metrics, text_work, policy, gate, audit)
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 
@@ -36,12 +55,17 @@ def build_app(config: Config, backends: BackendManager, metrics: Metrics, admiss
         response.headers[hdrs.SERVER] = SERVER_NAME
         if INFO in request:
             response.headers[REQUEST_ID_HEADER] = request[INFO].id
+            add_limit_headers(request[INFO], response.headers)
         add_cors_headers(request, response, origins)
 
     async def text_threads(_app: web.Application) -> AsyncIterator[None]:
         yield
         text_work.close()
 
+    async def connections(_app: web.Application) -> AsyncIterator[None]:
+        async with outgoing:
+            yield
+
     app.on_response_prepare.append(add_headers)
-    app.cleanup_ctx.append(text_threads)
+    app.cleanup_ctx.extend((text_threads, connections))
     return app

@@ -3,23 +3,31 @@
 Filled by `app` and `middleware`; holds references, does nothing.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from inferflux.config import Config
+from inferflux.server.access.attempts import FailedAttempts
+from inferflux.server.access.bucket import Allowance
 from inferflux.server.access.chain import AuthenticationChain
 from inferflux.server.access.principal import Principal
+from inferflux.server.access.rate_limit import LimitKind, RateLimiter
 from inferflux.server.admission import Admission
+from inferflux.server.audit import AuditLog
 from inferflux.server.backends import BackendManager
 from inferflux.server.metrics import Metrics
+from inferflux.server.policy.gate import Gate
+from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
 
 
 @dataclass(frozen=True)
 class ServerContext:
-    """All the server's rooms. started: `time.monotonic()` of the server's start."""
+    """All the server's rooms. started: `time.monotonic()` of the server's start. guardrails_turn: held while the
+    guardrails are changed."""
 
     config: Config
     backends: BackendManager
@@ -27,6 +35,12 @@ class ServerContext:
     admission: Admission
     metrics: Metrics
     text_work: TextWork
+    policy: PolicyStore
+    gate: Gate
+    audit: AuditLog | None = None
+    guardrails_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+    attempts: FailedAttempts = field(default_factory=FailedAttempts)
     started: float = field(default_factory=time.monotonic)
 
 
@@ -36,7 +50,9 @@ class RequestInfo:
 
     id: the `x-request-id` of its response. started, deadline: `time.monotonic()` times. endpoint: the route's
     template. principal: set by authentication. model: the label of the model it asks for. outcome: the status to
-    count and log when it is not the response's own (a stream that failed midway).
+    count and log when it is not the response's own (a stream that failed midway). allowances: what is left of the
+    limits that count for it. decision: whether it was let pass, for the audit log, as are the texts and their tokens:
+    prompt, those the caller sent; response, those that were sent back.
     """
 
     id: str
@@ -46,6 +62,12 @@ class RequestInfo:
     principal: Principal | None = None
     model: str = ""
     outcome: int | None = None
+    decision: str = "allowed"
+    prompt: tuple[str, ...] = ()
+    response: tuple[str, ...] = ()
+    num_prompt_tokens: int | None = None
+    num_completion_tokens: int | None = None
+    allowances: dict[LimitKind, Allowance] = field(default_factory=dict)
 
 
 CONTEXT = web.AppKey("context", ServerContext)

@@ -9,12 +9,19 @@ from collections.abc import Sequence
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from inferflux.server.http.context import INFO
 from inferflux.server.http.problems import Problem
 
 ANY_ORIGIN = "*"
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
 _ALLOWED_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
-_EXPOSED_HEADERS = "X-Request-Id, Retry-After"
+_EXPOSED_HEADERS = ", ".join(
+    (
+        "X-Request-Id",
+        "Retry-After",
+        *(f"X-RateLimit-{word}-{kind}" for kind in ("Requests", "Tokens") for word in ("Limit", "Remaining", "Reset")),
+    )
+)
 _PREFLIGHT_MAX_AGE_S = "600"
 
 
@@ -32,6 +39,7 @@ def cors(allowed: Sequence[str]) -> Middleware:
         if origin is None:
             return await handler(request)
         if not is_allowed(origin, request.headers.get(hdrs.HOST), allowed):
+            request[INFO].decision = "denied:origin"
             return Problem(403, "pages of this origin are not in server.cors_origins", "permission_error").response()
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(

@@ -1,4 +1,5 @@
-"""What happens to every request, in order: observe (id, log, metrics) → shape errors → authenticate → handler.
+"""What happens to every request, in order: observe (id, log, metrics) → shape errors → authenticate and count →
+handler.
 
 Nothing here knows a single route; scopes are declared in `routes` and looked up here.
 """
@@ -10,11 +11,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from inferflux.server.access.principal import AuthenticationError, Scope, ScopeError
+from inferflux.server.access.principal import Scope, ScopeError
+from inferflux.server.http.auditing import request_event
 from inferflux.server.http.context import CONTEXT, INFO, RequestInfo
+from inferflux.server.http.credentials import identify
+from inferflux.server.http.limits import count_request
 from inferflux.server.http.problems import problem_of
 
 logger = logging.getLogger(__name__)
@@ -23,7 +27,6 @@ PUBLIC: Final = "public"
 CLIENT_GONE = 499
 REQUEST_ID_HEADER = "x-request-id"
 SERVER_NAME = "InferFlux"
-MAX_TOKEN_LENGTH = 4096
 
 # Scope by (method, path template): what is not in it is nobody's to call.
 SCOPES: web.AppKey[Mapping[tuple[str, str], Scope | str]] = web.AppKey("scopes", Mapping)
@@ -59,6 +62,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.monotonic() - started
         context.metrics.requests.labels(info.endpoint, info.model, str(status)).inc()
         context.metrics.request_duration.labels(info.endpoint).observe(seconds)
+        if context.audit is not None and request.path not in _QUIET_PATHS:
+            context.audit.record(request_event(info, status))
         _log(request, info, status, seconds)
 
 
@@ -72,8 +77,13 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         problem = problem_of(error, info.id)
         if problem.unexpected:
             logger.exception("%s failed", info.endpoint, extra={"request_id": info.id})
-        if problem.status == web.HTTPTooManyRequests.status_code:
-            request.app[CONTEXT].metrics.rate_limited.labels(problem.code or "").inc()
+        elif problem.status == web.HTTPInternalServerError.status_code:
+            logger.error("%s failed: %s", info.endpoint, error, extra={"request_id": info.id})
+        if problem.denial is not None:
+            info.decision = f"denied:{problem.denial}"
+        info.response = ()
+        if problem.limit is not None:
+            request.app[CONTEXT].metrics.rate_limited.labels(problem.limit).inc()
         return problem.response()
 
 
@@ -85,18 +95,14 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     scope = request.app[SCOPES].get((request.method, route_template(request) or ""))
     if scope == PUBLIC:
         return await handler(request)
-    context = request.app[CONTEXT]
-    try:
-        principal = await context.access.authenticate(_credential(request))
-    except AuthenticationError as error:
-        context.metrics.auth_failures.labels(error.reason).inc()
-        raise
+    principal = await identify(request)
+    request[INFO].principal = principal
+    count_request(request, principal)
     match scope:
         case "generate" | "read" | "admin":
             principal.require(scope)
         case _:
             raise ScopeError("this URL is open to nobody")
-    request[INFO].principal = principal
     return await handler(request)
 
 
@@ -104,30 +110,6 @@ def route_template(request: web.Request) -> str | None:
     """Returns the matched route's path with its placeholders; None when no route matched."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else None
-
-
-def _credential(request: web.Request) -> str | None:
-    """Returns the key the caller sent, in either of the two headers; None when there is none.
-
-    Raises AuthenticationError when there is more than one, or when it cannot be read: guessing which of two keys is
-    meant would let a proxy and this server disagree on who is asking.
-    """
-    authorizations = request.headers.getall(hdrs.AUTHORIZATION, [])
-    keys = request.headers.getall("x-api-key", [])
-    if not authorizations and not keys:
-        return None
-    if len(authorizations) + len(keys) > 1:
-        raise AuthenticationError("more than one API key was sent", "malformed")
-    if authorizations:
-        scheme, _, token = authorizations[0].strip().partition(" ")
-        if scheme.lower() != "bearer":
-            raise AuthenticationError("the Authorization header must read: Bearer KEY", "malformed")
-    else:
-        token = keys[0]
-    token = token.strip()
-    if not token or " " in token or len(token) > MAX_TOKEN_LENGTH:
-        raise AuthenticationError("the API key is empty or not a single word", "malformed")
-    return token
 
 
 def _log(request: web.Request, info: RequestInfo, status: int, seconds: float) -> None:

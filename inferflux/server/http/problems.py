@@ -8,9 +8,15 @@ import msgspec
 from aiohttp import web
 
 from inferflux.errors import EngineDeadError, EngineError, QueueFullError, RequestError
+from inferflux.server.access.attempts import TooManyAttemptsError
 from inferflux.server.access.principal import AuthenticationError, ScopeError
+from inferflux.server.access.rate_limit import RateLimitedError
+from inferflux.server.audit import AuditError
 from inferflux.server.errors import BusyError, NotReadyError, UnknownModelError
 from inferflux.server.http.schemas.errors import ErrorBody, ErrorDetail
+from inferflux.server.policy.document import LastAdminKeyError, UnknownKeyError
+from inferflux.server.policy.gate import GuardrailBlockedError
+from inferflux.server.policy.store_file import PolicyPersistError
 
 RETRY_ENGINE_S = 2
 _INVALID = "invalid_request_error"
@@ -18,7 +24,8 @@ _INVALID = "invalid_request_error"
 
 @dataclass(frozen=True)
 class Problem:
-    """An error answer. unexpected: our own mistake, to be logged with its traceback."""
+    """An error answer. unexpected: our own mistake, to be logged with its traceback. limit: which limit was reached, in
+    one of a few words for metrics. denial: why the caller may not, in such a word for the audit log."""
 
     status: int
     message: str
@@ -27,6 +34,8 @@ class Problem:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     unexpected: bool = False
+    limit: str | None = None
+    denial: str | None = None
 
     def body(self) -> bytes:
         return msgspec.json.encode(ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code)))
@@ -41,16 +50,28 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
         case RequestError():
             return Problem(400, str(error), param=error.param, code=error.code)
         case AuthenticationError():
-            challenge = {"WWW-Authenticate": 'Bearer realm="inferflux"'}
-            return Problem(401, str(error), "authentication_error", code="invalid_api_key", headers=challenge)
+            return _unauthenticated(str(error))
         case ScopeError():
-            return Problem(403, str(error), "permission_error", code="insufficient_scope")
+            return Problem(403, str(error), "permission_error", code="insufficient_scope", denial="scope")
+        case GuardrailBlockedError():
+            return Problem(403, str(error), "permission_error", code=error.code, denial=error.reason)
         case UnknownModelError():
             return Problem(404, str(error), param="model", code="model_not_found")
         case QueueFullError():
             seconds = error.retry_after_s if isinstance(error, BusyError) else RETRY_ENGINE_S
-            headers = {"Retry-After": str(seconds)}
-            return Problem(429, str(error), "rate_limit_error", code="queue_full", headers=headers)
+            return _too_many(str(error), "queue_full", seconds, "queue_full")
+        case RateLimitedError():
+            return _too_many(str(error), "rate_limit_exceeded", error.retry_after_s, error.kind)
+        case TooManyAttemptsError():
+            return _too_many(str(error), "too_many_attempts", error.retry_after_s, "attempts")
+        case UnknownKeyError():
+            return Problem(404, str(error), param="id", code="key_not_found")
+        case LastAdminKeyError():
+            return Problem(409, str(error), param="id", code="last_admin_key")
+        case PolicyPersistError():
+            return Problem(500, str(error), "server_error", code="policy_persist_failed")
+        case AuditError():
+            return Problem(500, str(error), "server_error", code="audit_failed")
         case NotReadyError():
             return _unavailable(str(error), error.reason)
         case EngineDeadError():
@@ -71,6 +92,17 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
 def internal_problem(request_id: str) -> Problem:
     message = f"internal error; the server's log has it under request id {request_id}"
     return Problem(500, message, "server_error", code="internal_error", unexpected=True)
+
+
+def _unauthenticated(message: str) -> Problem:
+    headers = {"WWW-Authenticate": 'Bearer realm="inferflux"'}
+    kind, code = "authentication_error", "invalid_api_key"
+    return Problem(401, message, kind, code=code, headers=headers, denial="unauthenticated")
+
+
+def _too_many(message: str, code: str, retry_after_s: int, limit: str) -> Problem:
+    headers = {"Retry-After": str(retry_after_s)}
+    return Problem(429, message, "rate_limit_error", code=code, headers=headers, limit=limit, denial=limit)
 
 
 def _unavailable(message: str, code: str) -> Problem:

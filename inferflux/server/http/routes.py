@@ -10,7 +10,16 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from inferflux.server.access.principal import Scope
-from inferflux.server.http.handlers import chat, completions, health, models, tokens
+from inferflux.server.http.handlers import (
+    admin_api_keys,
+    admin_guardrails,
+    admin_rate_limit,
+    chat,
+    completions,
+    health,
+    models,
+    tokens,
+)
 from inferflux.server.http.middleware import PUBLIC, SCOPES
 from inferflux.server.http.problems import Problem
 
@@ -32,6 +41,13 @@ ROUTES = (
     Route("GET", "/v1/models/{id:.+}", "read", models.get_model),
     Route("POST", "/tokenize", "read", tokens.tokenize),
     Route("POST", "/detokenize", "read", tokens.detokenize),
+    Route("GET", "/v1/admin/api_keys", "admin", admin_api_keys.list_keys),
+    Route("POST", "/v1/admin/api_keys", "admin", admin_api_keys.make_key),
+    Route("DELETE", "/v1/admin/api_keys", "admin", admin_api_keys.delete_key),
+    Route("GET", "/v1/admin/guardrails", "admin", admin_guardrails.get_guardrails),
+    Route("PUT", "/v1/admin/guardrails", "admin", admin_guardrails.put_guardrails),
+    Route("GET", "/v1/admin/rate_limit", "admin", admin_rate_limit.get_rate_limit),
+    Route("PUT", "/v1/admin/rate_limit", "admin", admin_rate_limit.put_rate_limit),
     Route("GET", "/livez", PUBLIC, health.livez),
     Route("GET", "/health", PUBLIC, health.livez),
     Route("GET", "/readyz", PUBLIC, health.readyz),

@@ -30,6 +30,10 @@ class UnknownKeyError(InferFluxError):
     """No API key has this id."""
 
 
+class LastAdminKeyError(InferFluxError):
+    """Without this key nobody could administer the server."""
+
+
 class Stored(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every part: immutable, no unknown fields."""
 
@@ -125,8 +129,15 @@ def add_key(document: PolicyDocument, record: KeyRecord) -> PolicyDocument:
 
 
 def revoke_key(document: PolicyDocument, key_id: str) -> PolicyDocument:
-    """Returns the document without that key. Raises UnknownKeyError."""
+    """Returns the document without that key. Raises UnknownKeyError, and LastAdminKeyError for the last one with the
+    scope admin: who revoked it could make no other."""
     kept = tuple(record for record in document.api_keys if record.id != key_id)
     if len(kept) == len(document.api_keys):
         raise UnknownKeyError(f'no API key has the id "{key_id}"')
+    if _has_admin(document.api_keys) and not _has_admin(kept):
+        raise LastAdminKeyError(f"{key_id} is the last key with the scope admin; make another one first")
     return msgspec.structs.replace(document, api_keys=kept)
+
+
+def _has_admin(records: Iterable[KeyRecord]) -> bool:
+    return any("admin" in record.scopes for record in records)

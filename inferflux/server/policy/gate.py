@@ -77,6 +77,11 @@ class Gate:
         self._post = post
         self._on_block = on_block
 
+    @property
+    def checks_input(self) -> bool:
+        """Whether there is anything to check requests against."""
+        return bool(self.settings.blocklist) or self.settings.opa_endpoint is not None
+
     async def check_input(self, question: Question) -> Passage:
         """Returns how the request passed. Raises GuardrailBlockedError.
 

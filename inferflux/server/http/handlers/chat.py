@@ -6,6 +6,7 @@ from inferflux.server.generation import check_prompt, fit_max_tokens
 from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.chat import ChatFormat
+from inferflux.server.http.guarding import check_input, texts_of_messages
 from inferflux.server.http.requests import caller_of, find_backend, read_body
 from inferflux.server.http.schemas.chat import CHAT, template_messages
 
@@ -18,6 +19,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     backend.require_ready()
     info = backend.info
     assert info is not None, "a ready backend has been described"
+    await check_input(request, backend, body, texts_of_messages(body.messages))
     token_ids = await request.app[CONTEXT].text_work.encode_chat(backend.text, messages)
     check_prompt(token_ids, info, "messages")
     max_tokens = fit_max_tokens(len(token_ids), body.token_limit, None, info)

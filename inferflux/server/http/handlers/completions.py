@@ -10,6 +10,7 @@ from inferflux.server.generation import Caller, Job, check_prompt, fit_max_token
 from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.completion import CompletionFormat
+from inferflux.server.http.guarding import check_input, texts_of_prompts
 from inferflux.server.http.requests import caller_of, find_backend, read_body
 from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 
@@ -25,6 +26,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     jobs = [job for ids in token_ids for job in _jobs(body, caller, ids, backend)]
     if len(jobs) > MAX_PROMPTS:
         raise RequestError(f"n: at most {MAX_PROMPTS} choices in one request, over all prompts", param="n")
+    await check_input(request, backend, body, await texts_of_prompts(request, backend, prompts))
     send = send_stream if body.stream else send_whole
     return await send(request, backend, jobs, CompletionFormat(body, prompts, backend))
 

@@ -10,7 +10,7 @@ import msgspec
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 
 MAX_PRIORITY = 2**31 - 1
 MAX_CACHE_SALT_LENGTH = 256

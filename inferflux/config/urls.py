@@ -1,0 +1,36 @@
+"""Which URLs the server itself may call: those nobody on the way can read or answer in another's place."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+
+def is_safe_url(url: str) -> bool:
+    """True for https URLs, and for http ones that stay on this machine; without user and fragment."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if not host or parts.username is not None or parts.fragment or not url.isascii() or not url.isprintable():
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+
+
+def is_http_url(url: str) -> bool:
+    """True for http and https URLs with a host, without user and fragment."""
+    try:
+        parts = urlsplit(url)
+        port_is_sound = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    clean = url.isascii() and url.isprintable() and " " not in url and parts.username is None and not parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and clean and port_is_sound
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

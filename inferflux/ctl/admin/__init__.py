@@ -1,0 +1,1 @@
+"""`inferctl admin`: one module per area, each a table of actions; `areas` puts them together."""

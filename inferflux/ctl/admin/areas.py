@@ -1,0 +1,32 @@
+"""All areas of `inferctl admin`: their parsers, and the way from parsed arguments to the action."""
+
+import argparse
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from inferflux.ctl.admin import api_keys, guardrails, rate_limit
+from inferflux.ctl.admin.area import Area
+from inferflux.ctl.client import Client
+
+AREAS: Final[Mapping[str, Area]] = MappingProxyType(
+    {"api-keys": api_keys.AREA, "guardrails": guardrails.AREA, "rate-limit": rate_limit.AREA}
+)
+
+
+def add_areas(
+    parser: argparse.ArgumentParser, common: argparse.ArgumentParser, common_again: argparse.ArgumentParser
+) -> None:
+    """common: options of every command. common_again: the same without defaults, for after an action's name, so that
+    what was said before it holds."""
+    areas = parser.add_subparsers(dest="area", required=True, metavar="AREA")
+    for name, area in AREAS.items():
+        area_parser = areas.add_parser(name, parents=[common], help=area.help)
+        actions: Any = area_parser.add_subparsers(dest="action", metavar="|".join(area.actions))
+        for word, action in area.actions.items():
+            action.add_arguments(actions.add_parser(word, parents=[common_again], help=action.help))
+
+
+async def run(client: Client, args: argparse.Namespace) -> None:
+    area = AREAS[args.area]
+    await area.actions[args.action or area.default].run(client, args)

@@ -1,0 +1,74 @@
+"""`inferctl admin guardrails`: the blocklist, the policy service, and whether answers are checked."""
+
+import argparse
+import sys
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
+from inferflux.ctl.client import Client
+from inferflux.ctl.show import print_json, print_table
+from inferflux.errors import InferFluxError
+
+PATH: Final = "/v1/admin/guardrails"
+NONE: Final = "none"
+
+
+async def _show(client: Client, args: argparse.Namespace) -> None:
+    _print(await client.get(PATH), args)
+
+
+async def _set(client: Client, args: argparse.Namespace) -> None:
+    body: dict[str, Any] = {}
+    if args.blocklist is not None:
+        body["blocklist"] = _read_terms(args.blocklist)
+    if args.opa_endpoint is not None:
+        body["opa_endpoint"] = None if args.opa_endpoint == NONE else args.opa_endpoint
+    if args.on_error is not None:
+        body["on_error"] = args.on_error
+    if args.check_output is not None:
+        body["check_output"] = args.check_output == "yes"
+    if not body:
+        raise InferFluxError("nothing to change: give at least one option")
+    confirm(f"Change {', '.join(body)} for all callers?", args.yes)
+    _print(await client.put(PATH, body), args)
+
+
+def _print(answer: dict[str, Any], args: argparse.Namespace) -> None:
+    if args.json:
+        print_json(answer)
+        return
+    rows = [
+        ("policy service", answer["opa_endpoint"] or "none"),
+        ("if it fails", answer["on_error"]),
+        ("answers are checked", "yes" if answer["check_output"] else "no"),
+        ("blocked terms", len(answer["blocklist"])),
+    ]
+    print_table((), rows)
+    if answer["blocklist"]:
+        print()
+        print_table(("blocked",), [(term,) for term in answer["blocklist"]])
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--blocklist", metavar="FILE", help="the whole blocklist, one term a line; - reads stdin")
+    parser.add_argument("--opa-endpoint", metavar="URL", help=f"the policy service's decision; {NONE} for no service")
+    parser.add_argument("--on-error", choices=("deny", "allow"), help="what happens when the service fails")
+    parser.add_argument("--check-output", choices=("yes", "no"), help="check answers against the blocklist, too")
+    add_yes(parser)
+
+
+def _read_terms(source: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InferFluxError(f"{source}: cannot be read ({error})") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+AREA: Final = Area(
+    "what may be said",
+    "show",
+    MappingProxyType({"show": Action("what is checked", _show), "set": Action("change it", _set, _add_set)}),
+)

@@ -1,0 +1,29 @@
+"""What every administrator's change goes through: it is recorded, kept and in force before it is answered."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from inferflux.server.http.auditing import change_event
+from inferflux.server.http.context import CONTEXT, INFO
+from inferflux.server.policy.document import PolicyDocument
+from inferflux.server.policy.store import Change
+
+logger = logging.getLogger(__name__)
+
+
+async def change_policy(request: web.Request, what: Mapping[str, Any], change: Change) -> PolicyDocument:
+    """Puts `change(document)` in force and returns it. what: the change in a few words, without secrets, for the log.
+
+    The audit log has it first: a change that cannot be recorded is not made. Raises AuditError for that,
+    PolicyPersistError when it cannot be kept, and whatever `change` raises; then nothing has changed.
+    """
+    context, info = request.app[CONTEXT], request[INFO]
+    assert info.principal is not None, "admin routes declare a scope"
+    if context.audit is not None:
+        await context.audit.record_admin(change_event(info, what))
+    document = await context.policy.update(change)
+    logger.info("%s changed the policy: %s", info.principal.id, dict(what), extra={"request_id": info.id})
+    return document

@@ -1,0 +1,41 @@
+"""What the audit log is told: a line for each request when it has ended, and one before each administrator's change."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from inferflux.server.audit import AuditEvent
+from inferflux.server.http.context import RequestInfo
+
+NO_STATUS_YET: Final = 0
+
+
+def request_event(info: RequestInfo, status: int) -> AuditEvent:
+    principal = info.principal
+    return AuditEvent(
+        request_id=info.id,
+        route=info.endpoint,
+        decision=info.decision,
+        status=status,
+        caller=principal.id if principal is not None else None,
+        tenant=principal.tenant if principal is not None else None,
+        model=info.model or None,
+        prompt_tokens=info.num_prompt_tokens,
+        completion_tokens=info.num_completion_tokens,
+        prompt=info.prompt,
+        response=info.response,
+    )
+
+
+def change_event(info: RequestInfo, what: Mapping[str, Any]) -> AuditEvent:
+    """A change that is about to be made. How it went says the line of its request, which has the same request id."""
+    assert info.principal is not None, "admin routes declare a scope"
+    return AuditEvent(
+        kind="admin",
+        request_id=info.id,
+        route=info.endpoint,
+        decision="allowed",
+        status=NO_STATUS_YET,
+        caller=info.principal.id,
+        tenant=info.principal.tenant,
+        change=what,
+    )

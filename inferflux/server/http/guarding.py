@@ -1,0 +1,68 @@
+"""Guardrails at the HTTP edge: what texts a request holds, and the check they pass before a model reads them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from inferflux.server.backends import Backend
+from inferflux.server.http.context import CONTEXT, INFO
+from inferflux.server.http.schemas.chat import Message
+from inferflux.server.http.schemas.generate import GenerateRequest
+from inferflux.server.policy.guardrails import texts_of_parts
+from inferflux.server.policy.opa import Question
+
+# What carries text; the other fields are what a policy may decide on besides.
+_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "model"))
+
+
+async def check_input(request: web.Request, backend: Backend, body: GenerateRequest, texts: Sequence[str]) -> None:
+    """Lets a request's texts pass, and notes them for the audit log. Raises GuardrailBlockedError."""
+    context, info = request.app[CONTEXT], request[INFO]
+    principal = info.principal
+    assert principal is not None, "routes that generate declare a scope"
+    info.prompt = tuple(texts)
+    if not context.gate.checks_input:
+        return
+    question = Question(
+        principal=principal,
+        request_id=info.id,
+        route=info.endpoint,
+        model=backend.id,
+        texts=texts,
+        parameters=_parameters(body),
+    )
+    info.decision = await context.gate.check_input(question)
+
+
+def texts_of_messages(messages: Sequence[Message]) -> list[str]:
+    """Returns every text in the messages: contents, parts alone and joined, names and ids of tool calls."""
+    texts: list[str] = []
+    for message in messages:
+        if isinstance(message.content, str):
+            texts.append(message.content)
+        elif message.content is not None:
+            texts += texts_of_parts([part.text for part in message.content if part.text is not None])
+        texts += [text for text in (message.name, message.tool_call_id) if text is not None]
+    return texts
+
+
+async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequence[str | list[int]]) -> Sequence[str]:
+    """Returns the prompts as texts, token ids decoded (they must be of the model's vocabulary). Empty when nobody asks
+    for them."""
+    context = request.app[CONTEXT]
+    if not context.gate.checks_input and context.audit is None:
+        return ()
+    token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    if not token_ids:
+        return [prompt for prompt in prompts if isinstance(prompt, str)]
+    decode = backend.text.tokenizer.decode
+    return await context.text_work.run(lambda: [decode(ids, skip_special_tokens=False) for ids in token_ids])
+
+
+def _parameters(body: GenerateRequest) -> Mapping[str, Any]:
+    fields = {name: getattr(body, name) for name in body.__struct_fields__ if name not in _TEXT_FIELDS}
+    given = {name: value for name, value in fields.items() if value is not None}
+    parameters: dict[str, Any] = msgspec.to_builtins(given, str_keys=True)
+    return parameters

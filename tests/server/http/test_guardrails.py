@@ -1,0 +1,148 @@
+"""Guardrails over HTTP: every text a caller sends, answers whole and streamed, and changes at run time."""
+
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tests.support.fake_engine import REPLY
+from tests.support.http_server import KEY, MODEL, Site, running_server
+
+TERM = "forbidden fruit"
+ADMIN = {"x-api-key": KEY}
+PATH = "/v1/admin/guardrails"
+
+
+def config(**guardrails: Any) -> dict[str, Any]:
+    auth = {"api_keys": [{"key": KEY, "scopes": ["admin", "generate", "read"]}]}
+    return {"models": [{"id": MODEL, "path": "stub"}], "auth": auth, "guardrails": guardrails}
+
+
+async def complete(site: Site, prompt: Any = "Hi", **fields: Any) -> tuple[int, Any]:
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 100, **fields}
+    return await site.post("/v1/completions", body, headers=ADMIN)
+
+
+async def chat(site: Site, *messages: dict[str, Any]) -> tuple[int, Any]:
+    return await site.post("/v1/chat/completions", {"model": MODEL, "messages": messages}, headers=ADMIN)
+
+
+def blocked(site: Site, reason: str) -> float | None:
+    return site.metrics.registry.get_sample_value("inferflux_guardrail_blocks_total", {"reason": reason})
+
+
+def assert_refused(answer: tuple[int, Any]) -> None:
+    status, body = answer
+    assert (status, body["error"]["code"]) == (403, "guardrail_blocked")
+    assert "fruit" not in str(body)
+
+
+USER = {"role": "user", "content": "Hi"}
+PARTS = [{"type": "text", "text": "for"}, {"type": "text", "text": "bidden fruit"}]
+
+
+async def test_every_text_of_a_request_is_checked() -> None:
+    async with running_server(config(blocklist=[TERM])) as site:
+        prompts: list[Any] = [f"a {TERM.upper()}", ["Hi", f"x {TERM} y"]]
+        prompts.append(site.engine.text.tokenizer.encode(f"x {TERM}", add_special_tokens=False))
+        for prompt in prompts:
+            assert_refused(await complete(site, prompt))
+        messages = [
+            {"role": "system", "content": TERM},
+            {"role": "user", "content": PARTS},
+            {"role": "assistant", "content": TERM},
+            {"role": "tool", "content": TERM, "tool_call_id": "x"},
+            {"role": "user", "content": "Hi", "name": TERM},
+        ]
+        for message in messages:
+            assert_refused(await chat(site, message, USER))
+        assert blocked(site, "blocklist") == len(prompts) + len(messages)
+        assert site.engine.submitted == []
+        assert (await complete(site))[0] == 200
+        assert (await chat(site, USER))[0] == 200
+
+
+async def test_answers_are_checked_whole() -> None:
+    async with running_server(config(blocklist=["count: 1"], check_output=True)) as site:
+        assert_refused(await complete(site))
+        assert_refused(await complete(site, n=2))
+        assert blocked(site, "output_blocklist") == 2
+        assert site.engine.num_running == 0
+
+
+async def test_streamed_answers_end_before_the_term() -> None:
+    async with running_server(config(blocklist=["count: 1"], check_output=True)) as site:
+        body = {"model": MODEL, "prompt": "Hi", "max_tokens": 100}
+        events = await site.events("/v1/completions", body, headers=ADMIN)
+        text = "".join(event["choices"][0]["text"] for event in events[:-1])
+        assert REPLY.startswith(text)
+        assert "count" not in text
+        assert events[-2]["choices"][0]["finish_reason"] == "content_filter"
+        assert events[-1] == "[DONE]"
+        assert blocked(site, "output_blocklist") == 1
+        site.engine.reply = "count: 1"
+        assert_refused(await complete(site, stream=True))
+
+
+async def test_a_stream_that_passes_is_whole() -> None:
+    async with running_server(config(blocklist=["absent"], check_output=True)) as site:
+        _, answer = await complete(site, logprobs=1)
+        body = {"model": MODEL, "prompt": "Hi", "max_tokens": 100}
+        events = await site.events("/v1/completions", body, headers=ADMIN)
+        assert "".join(event["choices"][0]["text"] for event in events[:-1]) == answer["choices"][0]["text"] == REPLY
+
+
+async def put(site: Site, body: Any) -> tuple[int, Any]:
+    async with site.session.put(site.url + PATH, json=body, headers=ADMIN) as response:
+        return response.status, await response.json()
+
+
+async def test_changes_hold_from_the_next_request_and_keep_what_they_do_not_name() -> None:
+    async with running_server(config(on_error="allow")) as site:
+        assert (await complete(site, TERM))[0] == 200
+        status, changed = await put(site, {"blocklist": [TERM]})
+        expected = {"blocklist": [TERM], "opa_endpoint": None, "on_error": "allow", "check_output": False}
+        assert (status, changed) == (200, expected)
+        assert_refused(await complete(site, TERM))
+        assert await put(site, {"check_output": True}) == (200, expected | {"check_output": True})
+        assert await site.get(PATH, headers=ADMIN) == (200, expected | {"check_output": True})
+        assert (await put(site, {"blocklist": []}))[0] == 200
+        assert (await complete(site, TERM))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"blocklist": ["\u200b"]}, {"blocklist": "x"}, {"opa_endpoint": "opa"}, {"on_error": "maybe"}, {"terms": []}],
+)
+async def test_bad_changes_change_nothing(body: Any) -> None:
+    async with running_server(config(blocklist=[TERM])) as site:
+        assert (await put(site, body))[0] == 400
+        assert_refused(await complete(site, TERM))
+
+
+async def test_the_policy_service_is_asked_over_http() -> None:
+    asked: list[Any] = []
+    results: list[Any] = [True, False, "true", True]
+
+    async def decide(request: web.Request) -> web.Response:
+        asked.append((await request.json())["input"])
+        return web.json_response({"result": results[len(asked) - 1]})
+
+    app = web.Application()
+    app.router.add_post("/v1/data/inferflux/allow", decide)
+    async with TestServer(app) as service:
+        endpoint = str(service.make_url("/v1/data/inferflux/allow"))
+        async with running_server(config(opa_endpoint=endpoint)) as site:
+            assert (await complete(site, temperature=0.5, logit_bias={"5": 1.0}))[0] == 200
+            assert_refused(await complete(site))
+            assert_refused(await complete(site))
+            assert (blocked(site, "opa"), blocked(site, "opa_error")) == (1, 1)
+            assert asked[0]["texts"] == ["Hi"]
+            assert asked[0]["model"] == MODEL
+            parameters = {"max_tokens": 100, "temperature": 0.5, "logit_bias": {"5": 1.0}}
+            assert asked[0]["parameters"] == parameters
+            await service.close()
+            assert_refused(await complete(site))
+            assert (await put(site, {"on_error": "allow"}))[0] == 200
+            assert (await complete(site))[0] == 200

@@ -1,0 +1,98 @@
+"""inferctl admin against a live server: tables, JSON, confirmation, and refusals in the server's words."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferflux.ctl import main
+from tests.support.http_server import KEY, MODEL
+from tests.support.live_server import Live
+
+CONFIG: dict[str, Any] = {
+    "models": [{"id": MODEL, "path": "stub"}],
+    "auth": {"api_keys": [{"key": KEY, "name": "root", "scopes": ["admin", "read"]}]},
+}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    with Live(CONFIG) as server:
+        monkeypatch.setenv("INFERCTL_URL", server.site.url)
+        monkeypatch.setenv("INFERCTL_API_KEY", KEY)
+        yield server
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_command(*argv: str) -> tuple[int, str, str]:
+        code = main(["admin", *argv])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run_command
+
+
+def test_a_key_from_making_to_revoking(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch):
+    code, key, err = run("api-keys", "create", "chat-app", "--scopes", "generate,read", "--rate-limit", "60")
+    assert code == 0
+    key_id = err.partition(";")[0]
+    assert key.strip().startswith("iflx_"), "standard output is the key alone, fit for a pipe"
+    _, table, _ = run("api-keys")
+    assert "chat-app" in table
+    assert "generate,read" in table
+    assert key.strip() not in table
+    monkeypatch.setenv("INFERCTL_API_KEY", key.strip())
+    assert main(["models"]) == 0
+    code, _, err = run("api-keys", "list")
+    assert (code, err[:14]) == (1, "inferctl: 403 ")
+    monkeypatch.setenv("INFERCTL_API_KEY", KEY)
+    assert run("api-keys", "revoke", key_id, "--yes")[:2] == (0, f"revoked {key_id}\n")
+    assert key_id not in run("api-keys", "--json")[1]
+
+
+def test_revoking_asks(live: Live, run: Run):
+    """Standard input is no terminal here, so there is nobody to ask."""
+    key_id = live.site.policy.document.api_keys[0].id
+    code, _, err = run("api-keys", "revoke", key_id)
+    assert (code, err) == (1, "inferctl: this cannot be asked without a terminal; say --yes\n")
+    code, _, err = run("api-keys", "revoke", key_id, "--yes")
+    assert code == 1
+    assert "409" in err
+    assert "last key with the scope admin" in err
+    assert len(live.site.policy.document.api_keys) == 1
+
+
+def test_rate_limit(live: Live, run: Run):
+    assert run("rate-limit")[1].split() == ["requests", "a", "minute", "no", "limit"]
+    assert run("rate-limit", "set", "90")[1].split()[-1] == "90"
+    assert json.loads(run("rate-limit", "--json")[1]) == {"requests_per_minute": 90}
+    assert json.loads(run("rate-limit", "show", "--json")[1]) == {"requests_per_minute": 90}
+    code, _, err = run("rate-limit", "set", "-1")
+    assert (code, "requests_per_minute: expected int >= 0" in err) == (1, True)
+
+
+def test_guardrails(live: Live, run: Run, tmp_path: Path):
+    (tmp_path / "terms").write_text("first term\n\nsecond\n")
+    argv = ("guardrails", "set", "--blocklist", str(tmp_path / "terms"), "--check-output", "yes")
+    code, _, err = run(*argv)
+    assert (code, "say --yes" in err) == (1, True)
+    code, out, _ = run(*argv, "--yes")
+    assert code == 0
+    for word in ("first term", "second", "deny"):
+        assert word in out
+    answer = json.loads(run("guardrails", "--json")[1])
+    assert (answer["blocklist"], answer["check_output"]) == (["first term", "second"], True)
+    code, _, err = run("guardrails", "set", "--yes")
+    assert (code, err) == (1, "inferctl: nothing to change: give at least one option\n")
+
+
+def test_options_may_stand_before_and_after_the_action(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("INFERCTL_URL")
+    monkeypatch.delenv("INFERCTL_API_KEY")
+    options = ["--url", live.site.url, "--api-key", KEY, "--json"]
+    for argv in (["rate-limit", *options, "show"], ["rate-limit", "show", *options], ["rate-limit", *options]):
+        assert json.loads(run(*argv)[1]) == {"requests_per_minute": 0}
