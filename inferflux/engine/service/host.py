@@ -14,7 +14,6 @@ import sys
 import threading
 from typing import NoReturn
 
-from inferflux.config.openmp import share_cores_politely
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import (
     Abort,
@@ -139,7 +138,6 @@ def main() -> NoReturn:
     # Signals meant for the server reach its whole process group; the server decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    share_cores_politely()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     serve(socket.socket(fileno=int(sys.argv[1])), exit_when_orphaned=True)
     logging.shutdown()
