@@ -14,7 +14,6 @@ from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, sche
 UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
     {
         "server.enable_tracing": None,
-        "server.tls.enabled": None,
         "models[].quantization": None,
         "runtime.scheduler.policy": ("fair", "longest_prefix"),
         "runtime.fairness.enable_preemption": None,

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import ssl
 
 from aiohttp import web
 
@@ -25,6 +26,7 @@ from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
 from inferflux.server.model_source import find_sources
 from inferflux.server.policy.opening import open_policy
+from inferflux.server.tls import server_context
 
 try:
     from uvloop import new_event_loop
@@ -63,8 +65,8 @@ class StopSignals:
 def run(config: Config) -> int:
     """Serves until a signal; returns the exit status.
 
-    Raises ConfigError for a configuration or a policy store that cannot be used, InferFluxError when the port cannot be
-    opened, ModelLoadError when no model can be loaded.
+    Raises ConfigError for a configuration, a certificate or a policy store that cannot be used, InferFluxError when the
+    port cannot be opened, ModelLoadError when no model can be loaded.
     """
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(config))
@@ -73,6 +75,7 @@ def run(config: Config) -> int:
 async def _serve(config: Config) -> int:
     signals = StopSignals()
     signals.listen()
+    tls = server_context(config.server.tls)
     sources = find_sources(config)
     metrics = Metrics(source.model.id for source in sources)
     passphrase = passphrase_of_process()
@@ -89,7 +92,7 @@ async def _serve(config: Config) -> int:
     runner = Runner(build_app(config, backends, metrics, admission, policy, audit))
     await runner.setup()
     try:
-        url = await _open_port(runner, config.server)
+        url = await _open_port(runner, config.server, tls)
         names = ", ".join(source.model.id for source in sources)
         _announce(f"InferFlux {__version__} listens on {url}; loading {names}")
         await _serve_until_asked(backends, signals)
@@ -103,16 +106,17 @@ async def _serve(config: Config) -> int:
             await asyncio.to_thread(audit.close)
 
 
-async def _open_port(runner: web.AppRunner, server: ServerConfig) -> str:
+async def _open_port(runner: web.AppRunner, server: ServerConfig, tls: ssl.SSLContext | None) -> str:
     """Returns the URL to reach the server at. Raises InferFluxError."""
-    site = web.TCPSite(runner, server.host, server.http_port, backlog=BACKLOG)
+    site = web.TCPSite(runner, server.host, server.http_port, ssl_context=tls, backlog=BACKLOG)
     try:
         await site.start()
     except OSError as error:
         reason = error.strerror or str(error)
         raise InferFluxError(f"cannot listen on {server.host}:{server.http_port}: {reason}") from error
     host, port = runner.addresses[0][:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def _serve_until_asked(backends: BackendManager, signals: StopSignals) -> None:

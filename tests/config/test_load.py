@@ -290,7 +290,6 @@ def test_errors_cannot_forge_lines() -> None:
         ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
         ("runtime: {scheduler: {policy: fair}}", {}, "runtime.scheduler.policy"),
         ("models: [{id: a, quantization: int8}]", {}, "models[0].quantization"),
-        ("server: {tls: {enabled: true, cert_path: a, key_path: b}}", {}, "server.tls.enabled"),
         ("", {"INFERFLUX_KV_CPU_PAGES": "4"}, "runtime.paged_kv.cpu_pages"),
         ("", {"WORLD_SIZE": "2"}, "distributed.world_size"),
     ],

@@ -5,8 +5,10 @@ import functools
 import re
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,7 @@ from inferflux.config import Config
 from inferflux.errors import ConfigError, InferFluxError, ModelLoadError
 from inferflux.server import serve
 from inferflux.server.backends import BackendManager
+from tests.support.certificates import certificate_of, new_key, write_certificate, write_key
 from tests.support.fake_engine import REPLY, FakeEngine
 from tests.support.http_server import read_events, text_bundle
 
@@ -122,6 +125,17 @@ async def test_a_signal_while_loading_ends_the_load(life: Life):
         signal.raise_signal(signal.SIGTERM)
         async with asyncio.timeout(5):
             assert await task == 0
+
+
+async def test_with_a_certificate_it_speaks_https(life: Life, tmp_path: Path):
+    key = new_key()
+    cert_path = write_certificate(tmp_path / "cert.pem", certificate_of(key))
+    files = {"cert_path": str(cert_path), "key_path": str(write_key(tmp_path / "key.pem", key))}
+    async with life.run(tls={"enabled": True, **files}), aiohttp.ClientSession() as session:
+        url = await life.printed(r"listens on (https://127\.0\.0\.1:\d+)")
+        trust = ssl.create_default_context(cafile=cert_path)
+        async with session.get(url + "/livez", ssl=trust) as response:
+            assert response.status == 200
 
 
 async def test_a_taken_port_is_one_line(life: Life):

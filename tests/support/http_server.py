@@ -24,6 +24,7 @@ from inferflux.server.metrics import Metrics
 from inferflux.server.model_source import ModelSource, find_sources
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.store import PolicyStore
+from inferflux.server.tls import server_context
 from tests.support.fake_engine import FakeEngine
 from tests.support.tokenizers import write_byte_level
 
@@ -112,10 +113,11 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
     runner = Runner(app)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        tls = server_context(tree.server.tls)
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         if load:
             await backends.load_all()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
             yield Site(url, app, session, engines, backends, admission, metrics, policy, audit)
     finally:
