@@ -13,7 +13,10 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class RequestState(enum.Enum):
+    """LOADING: the request waits while its prefix comes up from a lower tier."""
+
     WAITING = "waiting"
+    LOADING = "loading"
     RUNNING = "running"
     FINISHED = "finished"
 

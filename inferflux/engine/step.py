@@ -4,6 +4,8 @@ Plain data that can be printed, recorded, replayed and broadcast. The scheduler 
 nothing else.
 """
 
+from typing import Literal
+
 import msgspec
 
 from inferflux.sampling_params import SamplingParams
@@ -44,12 +46,64 @@ class Row(msgspec.Struct, frozen=True):
     next_token_id: int | None = None
 
 
+MoveKind = Literal["demote", "promote", "store", "load"]
+FileState = Literal["on", "full", "off"]
+
+
+class PageMove(msgspec.Struct, frozen=True):
+    """One page's way between tiers; every rank moves its own shard of it. Each move has one MoveResult, in any order.
+
+    demote: device to host, before this step's rows write anything (the page is theirs from then on).
+    promote: host to device. store: host to the file's slot. load: the file's slot to host and on to device.
+    These three run beside the steps; until their result, what they read and write is touched by nobody else.
+    Moves start in the order they are given: a later one may write where an earlier demote reads.
+    name: the page's (see `kv.hashing`), written to and checked against the file.
+    """
+
+    id: int
+    kind: MoveKind
+    name: bytes
+    host: int
+    device: int | None = None
+    file: int | None = None
+
+
+class MoveResult(msgspec.Struct, frozen=True):
+    """seconds: how long the move itself took. error: why its destination holds nothing of use; `damaged`: the file had
+    no such page, whole and of that name; `io`: the file failed, and FileNews follows."""
+
+    id: int
+    seconds: float
+    error: Literal["damaged", "io"] | None = None
+
+
+class FileNews(msgspec.Struct, frozen=True):
+    """The file tier's state changed. num_slots: how many slots can be used from now on.
+
+    pages: on turning `on`, the slots that hold pages with their names, least recently stored first; the books forget
+    what they knew. None: what they know still holds. num_foreign: pages found there that are another model's.
+    """
+
+    state: FileState
+    num_slots: int
+    pages: list[tuple[int, bytes]] | None = None
+    num_foreign: int = 0
+
+
 class StepPlan(msgspec.Struct, frozen=True):
-    """What to compute in one step. Rows stand in the order of their results."""
+    """What to compute in one step. Rows stand in the order of their results; there may be none.
+
+    moves: pages that change tiers, started before the rows are computed. wait: nothing else is to be done until one
+    of the moves under way has its result, so wait for it, if only for some milliseconds. wipe: forget all pages in the
+    file first.
+    """
 
     step_id: int
     starts: list[RowStart]
     rows: list[Row]
+    moves: list[PageMove] = []
+    wait: bool = False
+    wipe: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -82,7 +136,9 @@ class RowOutput(msgspec.Struct, frozen=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True):
-    """Results in the order of StepPlan.rows."""
+    """Results in the order of StepPlan.rows. moves: of moves that have ended, this step's or earlier ones'."""
 
     step_id: int
     rows: list[RowOutput]
+    moves: list[MoveResult] = []
+    file_news: list[FileNews] = []
