@@ -61,6 +61,11 @@ class Backend(NamedTuple):
         return self.module
 
 
+def installed_names() -> list[str]:
+    """Names that installed packages give their kernels, in order."""
+    return sorted(entry_points(group=ENTRY_POINT_GROUP).names)
+
+
 def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
     """Returns the backend called `name`: built in, an entry point, a dotted module or a Python file.
 
@@ -68,7 +73,7 @@ def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
     words that the caller understands besides.
     """
     installed = entry_points(group=ENTRY_POINT_GROUP)
-    names = (*also, *BUILT_IN, *sorted(installed.names))
+    names = (*also, *BUILT_IN, *installed_names())
     is_path = name.endswith(".py")
     is_module = "." in name or (name.isidentifier() and importlib.util.find_spec(name) is not None)
     if name not in names and not is_path and not is_module:

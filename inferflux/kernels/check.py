@@ -1,8 +1,11 @@
 """Check: any implementation of an op against the reference in float64, over the op's cases.
 
-The reference sees the very numbers that the implementation sees, widened. Knows no command line and prints nothing.
+The reference sees the very numbers that the implementation sees, widened. Memory that an implementation allocates is
+poisoned, so that a place it forgets to write shows. Knows no command line and prints nothing.
 """
 
+import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -67,7 +70,8 @@ def check_case(implementation: Any, case: Case, dtype: torch.dtype, device: torc
     before = [value.clone() if isinstance(value, Tensor) else None for value in inputs.positional]
     expected = _call(case.op, reference, _widened(case.inputs(dtype, device)))
     try:
-        actual = _call(case.op, implementation, inputs)
+        with _poisoned_memory():
+            actual = _call(case.op, implementation, inputs)
     except Exception as failure:
         return Result(case.op, case.name, dtype, float("inf"), f"{type(failure).__name__}: {failure}")
     problem = _form_problem(case.op, actual, expected, dtype) or _changed_input(case.op, inputs, before)
@@ -80,6 +84,20 @@ def check_case(implementation: Any, case: Case, dtype: torch.dtype, device: torc
         tolerance = TOLERANCES[dtype]
     problem = None if error <= tolerance else f"error {error:.2g} exceeds {tolerance:.2g}"
     return Result(case.op, case.name, dtype, error, problem)
+
+
+@contextlib.contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """Makes torch fill with NaN (integers: the largest) whatever it allocates without a value."""
+    mode = torch.get_deterministic_debug_mode()
+    # The filling comes with torch's deterministic mode, whose warnings about other things are not the question here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.set_deterministic_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
 
 
 def _call(op: str, implementation: Any, inputs: Inputs) -> tuple[Tensor, ...]:

@@ -1,11 +1,14 @@
-"""`inferflux kernels list` and `inferflux kernels check`: what computes here, and whether it computes rightly."""
+"""`inferflux kernels list` and `inferflux kernels check`: what computes here, and whether it computes rightly.
+
+`inferflux kernels bench`, how fast, is in `bench`.
+"""
 
 import argparse
 import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -13,26 +16,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from inferflux.errors import ConfigError
-from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
+from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend, installed_names
+from inferflux.kernels.bench import command as bench
 from inferflux.kernels.check import TOLERANCES, Result, check_op, dtypes_of
 from inferflux.kernels.kernel_set import KernelSet, select
-
-DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
+from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|bench")
     listing = actions.add_parser("list", help="show each op's backends and which one is taken here")
     listing.add_argument("--dtype", choices=DTYPES, default="float32", help="type to compute in (default: float32)")
-    _add_common(listing)
+    add_common(listing)
     listing.set_defaults(run=_list)
     check = actions.add_parser("check", help="compare kernels with the reference; exit 1 when one differs")
     check.add_argument("--op", action="append", choices=OPS, help="only this op; may be repeated")
     check.add_argument("--backend", action="append", metavar="NAME", help="only this backend; may be repeated")
     check.add_argument("--module", metavar="FILE", help="kernels of your own: a Python file or a module's name")
     check.add_argument("--dtype", action="append", choices=DTYPES, help="only this type; may be repeated")
-    _add_common(check)
+    add_common(check)
     check.set_defaults(run=_check)
+    bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,36 +45,30 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device: there is no CUDA device here; accepted: cpu")
-    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _list(args: argparse.Namespace) -> int:
-    device, dtype = _device(args), getattr(torch, args.dtype)
+    device, dtype = device_of(args), getattr(torch, args.dtype)
     kernels = select(device, dtype)
     states = {choice.op: _states(choice.op, choice.backend, device, dtype) for choice in kernels.choices}
     if args.json:
         print(json.dumps({"device": str(device), "dtype": args.dtype, "ops": _as_json(kernels, states)}, indent=2))
         return 0
     table = Table(title=f"kernels on {device} in {args.dtype}, best first")
-    for column in ("op", *BUILT_IN):
+    for column in ("op", *_listed()):
         table.add_column(column)
     for op, row in states.items():
-        table.add_row(op, *(escape(row[name]) for name in BUILT_IN))
+        table.add_row(op, *map(escape, row.values()))
     Console().print(table)
     return 0
 
 
+def _listed() -> tuple[str, ...]:
+    """Backends by name: the built-in ones, then those that other packages brought, which must be asked for."""
+    return (*BUILT_IN, *installed_names())
+
+
 def _states(op: str, selected: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     states = {}
-    for name in BUILT_IN:
+    for name in _listed():
         reason = find_backend(name).refusal(op, device, dtype)
         states[name] = f"refused: {reason}" if reason else "selected" if name == selected else "available"
     return states
@@ -103,7 +101,7 @@ class Line(NamedTuple):
 
 
 def _check(args: argparse.Namespace) -> int:
-    lines = list(_run_checks(args, _device(args)))
+    lines = list(_run_checks(args, device_of(args)))
     if not any(line.results for line in lines):
         reasons = "; ".join(sorted({f"{line.backend}: {line.op}: {line.skipped}" for line in lines}))
         raise ConfigError(f"nothing to check: {reasons}")
@@ -134,7 +132,7 @@ def _run_line(backend: Backend, op: str, dtype: torch.dtype, device: torch.devic
 
 def _result_json(line: Line, result: Result) -> dict[str, Any]:
     error = result.error if math.isfinite(result.error) else None
-    fields = dataclasses.asdict(result) | {"dtype": _name(result.dtype), "error": error}
+    fields = dataclasses.asdict(result) | {"dtype": dtype_name(result.dtype), "error": error}
     return {"backend": line.backend, **fields, "ok": result.ok}
 
 
@@ -147,14 +145,10 @@ def _print_lines(lines: list[Line]) -> None:
         allowed = 0.0 if line.op == "sampling" else TOLERANCES[line.dtype]
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
         numbers = (str(len(line.results)), f"{error:.1e}", f"{allowed:.1e}")
-        table.add_row(escape(line.backend), line.op, _name(line.dtype), *numbers, verdict)
+        table.add_row(escape(line.backend), line.op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()
     console.print(table)
     for line in lines:
         for result in line.failures:
-            where = f"{line.backend} {line.op} {_name(line.dtype)}, {result.case}"
+            where = f"{line.backend} {line.op} {dtype_name(line.dtype)}, {result.case}"
             console.print(escape(f"{where}: {result.problem}"), soft_wrap=True)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,159 @@
+"""`inferflux kernels bench`: times every op of every backend asked for, and writes table, CSV, JSON and plot."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from inferflux.errors import ConfigError
+from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
+from inferflux.kernels.bench.measure import Contender, make_contender, make_sampler, take_turns
+from inferflux.kernels.bench.plot import draw_plot
+from inferflux.kernels.bench.report import (
+    Entry,
+    Pair,
+    as_json,
+    entry_table,
+    make_entry,
+    make_pairs,
+    pair_table,
+    write_csv,
+)
+from inferflux.kernels.bench.roofline import TOY_PROBE, Roofline, measure_roofline, probe_for
+from inferflux.kernels.bench.shapes import SHAPES
+from inferflux.kernels.bench.workload import Workload
+from inferflux.kernels.bench.workloads import workloads_of
+from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
+
+
+class Task(NamedTuple):
+    """One workload in one dtype, and the backends that take part."""
+
+    workload: Workload
+    dtype: torch.dtype
+    backends: list[Backend]
+
+
+class Conditions(NamedTuple):
+    """toy: sizes that only show that everything runs, so that nothing is done to make the figures true."""
+
+    device: torch.device
+    rounds: int
+    toy: bool
+
+
+class Measured(NamedTuple):
+    """failures: backends that raised, in words."""
+
+    entries: list[Entry]
+    pairs: list[Pair]
+    failures: list[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", action="append", choices=OPS, help="only this op; may be repeated")
+    parser.add_argument("--backend", action="append", metavar="NAME", help="only this backend; may be repeated")
+    parser.add_argument("--module", action="append", metavar="FILE", default=[],
+                        help="kernels of your own, a Python file or a module's name, beside the others")  # fmt: skip
+    parser.add_argument("--size", choices=tuple(SHAPES), help="default: small on a CPU, large on a GPU")
+    parser.add_argument("--dtype", action="append", choices=DTYPES,
+                        help="default: float32 on a CPU, bfloat16 on a GPU; may be repeated")  # fmt: skip
+    parser.add_argument("--rounds", type=_positive, default=15, help="samples of each (default 15)")
+    parser.add_argument("--out", type=Path, default=Path("kernels-bench"), metavar="FOLDER",
+                        help="where bench.csv, bench.json and roofline.png go (default: kernels-bench)")  # fmt: skip
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 1 when a backend failed on a workload. Raises ConfigError when there is nothing to measure."""
+    device = device_of(args)
+    size = args.size or ("small" if device.type == "cpu" else "large")
+    conditions = Conditions(device, args.rounds, toy=size == "toy")
+    names = args.dtype or ["float32" if device.type == "cpu" else "bfloat16"]
+    dtypes = tuple(getattr(torch, name) for name in dict.fromkeys(names))
+    tasks = list(_tasks(args, size, dtypes, device))
+    if not tasks:
+        raise ConfigError("nothing to measure: no backend asked for serves any op asked for here")
+    console = Console(stderr=True)
+    with console.status("measuring this machine's roofline"):
+        # Sampling has float32 logits whatever the dtype.
+        needed = tuple(dict.fromkeys(task.dtype for task in tasks))
+        roof = measure_roofline(device, needed, TOY_PROBE if conditions.toy else probe_for(device))
+    measured = _measure(tasks, conditions, roof, console)
+    settings = {"device": str(device), "size": size, "dtypes": names, "rounds": args.rounds}
+    _write(args, measured, roof, settings)
+    for failure in measured.failures:
+        print(failure, file=sys.stderr)
+    return 1 if measured.failures else 0
+
+
+def _tasks(
+    args: argparse.Namespace, size: str, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> Iterator[Task]:
+    asked = args.backend or [name for name in BUILT_IN if name != "reference"]
+    backends = [find_backend(name) for name in dict.fromkeys([*asked, *args.module])]
+    for op in args.op or OPS:
+        for dtype in (torch.float32,) if op == "sampling" else dtypes:
+            serving = [backend for backend in backends if backend.refusal(op, device, dtype) is None]
+            if serving:
+                yield from (Task(workload, dtype, serving) for workload in workloads_of(op, SHAPES[size]))
+
+
+def _measure(tasks: list[Task], conditions: Conditions, roof: Roofline, console: Console) -> Measured:
+    measured = Measured([], [], [])
+    with Progress(console=console, transient=True) as progress, torch.inference_mode():
+        bar = progress.add_task("", total=len(tasks))
+        for task in tasks:
+            progress.update(bar, description=f"{task.workload.op} {task.workload.name} {dtype_name(task.dtype)}")
+            _measure_task(task, conditions, roof, measured)
+            progress.advance(bar)
+    return measured
+
+
+def _measure_task(task: Task, conditions: Conditions, roof: Roofline, measured: Measured) -> None:
+    workload, dtype, device = task.workload, task.dtype, conditions.device
+    contenders: list[Contender] = []
+    for backend in task.backends:
+        try:
+            contenders.append(make_contender(backend.name, backend.find(workload.op), workload, dtype, device))
+        except Exception as error:
+            where = f"{backend.name} {workload.op} {workload.name} {dtype_name(dtype)}"
+            measured.failures.append(f"{where}: {type(error).__name__}: {error}")
+    times = take_turns(contenders, make_sampler(workload, device, toy=conditions.toy), conditions.rounds)
+    by_name = {contender.name: own for contender, own in zip(contenders, times, strict=True)}
+    measured.entries.extend(make_entry(workload, dtype, name, own, roof) for name, own in by_name.items())
+    measured.pairs.extend(make_pairs(workload, dtype, by_name))
+
+
+def _write(args: argparse.Namespace, measured: Measured, roof: Roofline, settings: dict[str, Any]) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = as_json(measured.entries, measured.pairs, roof, settings)
+    (args.out / "bench.json").write_text(text + "\n")
+    write_csv(args.out / "bench.csv", measured.entries)
+    console, written = Console(), ["bench.csv", "bench.json"]
+    try:
+        draw_plot(args.out / "roofline.png", measured.entries, roof)
+        written.append("roofline.png")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+    if args.json:
+        print(text)
+        return
+    console.print(entry_table(measured.entries, roof))
+    if measured.pairs:
+        console.print(pair_table(measured.pairs))
+    console.print(escape(f"written: {', '.join(str(args.out / name) for name in written)}"), soft_wrap=True)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1 (got {value})")
+    return value
