@@ -10,6 +10,8 @@ import sys
 import threading
 from typing import Protocol
 
+from inferflux.config.child_env import child_environment
+
 TERMINATE_GRACE_S = 5.0
 
 
@@ -80,6 +82,7 @@ async def launch_process() -> tuple[RunningHost, socket.socket]:
             str(theirs.fileno()),
             pass_fds=(theirs.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
+            env=child_environment(),
         )
     except BaseException:
         ours.close()
