@@ -86,12 +86,32 @@ def read_keys(path: Path, passphrase: str | None) -> AuditKeys | None:
     return None if content is None else _derive(_decode(content, path, passphrase))
 
 
-def reseal_key(path: Path, passphrase: str, new_passphrase: str) -> None:
-    """Encrypts the key under another passphrase. Raises ConfigError for a wrong one, OSError when it cannot be
-    written."""
-    content = read_file(path)
-    if content is not None:
-        write_file(path, _encode(_decode(content, path, passphrase), new_passphrase))
+def reseal_key(path: Path, passphrase: str | None, new_passphrase: str) -> bool:
+    """Encrypts the key under another passphrase; False when there is no key. One that is under it already stays as it
+    is, so that whoever was interrupted may begin again. Raises ConfigError for a wrong passphrase and for a disk that
+    does not take it."""
+    try:
+        content = read_file(path)
+        if content is None:
+            return False
+        try:
+            master = _decode(content, path, passphrase)
+        except ConfigError:
+            if isinstance(_parse(content, path), _Plain) or not _opens(content, path, new_passphrase):
+                raise
+        else:
+            write_file(path, _encode(master, new_passphrase))
+    except OSError as error:
+        raise ConfigError(f"the audit log's key {path}: {error.strerror or error}") from error
+    return True
+
+
+def _opens(content: bytes, path: Path, passphrase: str) -> bool:
+    try:
+        _decode(content, path, passphrase)
+    except ConfigError:
+        return False
+    return True
 
 
 def _derive(master: bytes) -> AuditKeys:

@@ -1,4 +1,5 @@
-"""`inferflux policy restore` and `inferflux policy rekey`: on the store's file, while no server uses it."""
+"""`inferflux policy restore` and `inferflux policy rekey`: on the store's file, while no server uses it. What else the
+passphrase encrypts, the key of the audit log, is rekeyed with the store."""
 
 import argparse
 import getpass
@@ -7,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from inferflux.config import Config
 from inferflux.config.commands import config_help, load_from_process
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE, passphrase_of_process
 from inferflux.errors import ConfigError
 from inferflux.log import escape
+from inferflux.server.audit.keys import key_path, reseal_key
 from inferflux.server.policy.document import PolicyDocument
 from inferflux.server.policy.store_file import PolicyFile
 
@@ -21,10 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("--yes", action="store_true", help="do not ask")
     restore.set_defaults(run=_restore)
     rekey = actions.add_parser(
-        "rekey", help=f"encrypt the store under a new passphrase; {PASSPHRASE_VARIABLE} holds the present one, if any"
+        "rekey", help=f"encrypt all under a new passphrase; {PASSPHRASE_VARIABLE} holds the present one, if any"
     )
     rekey.add_argument(
         "--new-passphrase-file", metavar="FILE", help="read the new passphrase from here, - for stdin (default: ask)"
+    )
+    rekey.add_argument(
+        "--audit-log", type=Path, metavar="FILE", help="the log whose key goes with it (default: logging.audit_log)"
     )
     rekey.set_defaults(run=_rekey)
     for action in (restore, rekey):
@@ -61,28 +67,39 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _rekey(args: argparse.Namespace) -> int:
+    """The audit log's key first: interrupted after that, the command may be repeated; the key is then left alone."""
+    audit_log = args.audit_log or _configured(args).logging.audit_log
     with _open_file(args) as file:
         document = file.load()
         if document is None:
             raise ConfigError(f"policy.store: {file.path}: there is no such file")
-        file.change_passphrase(document, _new_passphrase(args.new_passphrase_file))
+        passphrase = _new_passphrase(args.new_passphrase_file)
+        if audit_log is not None:
+            _reseal(key_path(Path(audit_log)), passphrase)
+        file.change_passphrase(document, passphrase)
         print(f"{file.path}: generation {file.generation}, under the new passphrase; put it in {PASSPHRASE_VARIABLE}")
     return 0
 
 
+def _reseal(path: Path, passphrase: str) -> None:
+    if reseal_key(path, passphrase_of_process(), passphrase):
+        print(f"{path}: under the new passphrase")
+
+
 @contextmanager
 def _open_file(args: argparse.Namespace) -> Iterator[PolicyFile]:
-    path = args.store
-    if path is None:
-        store = load_from_process(args.config, {}).config.policy.store
-        if store is None:
-            raise ConfigError("policy.store: must be set, or the file named with --store")
-        path = Path(store)
-    file = PolicyFile(path, passphrase_of_process())
+    store = args.store or _configured(args).policy.store
+    if store is None:
+        raise ConfigError("policy.store: must be set, or the file named with --store")
+    file = PolicyFile(Path(store), passphrase_of_process())
     try:
         yield file
     finally:
         file.close()
+
+
+def _configured(args: argparse.Namespace) -> Config:
+    return load_from_process(args.config, {}).config
 
 
 def _warn_of_revived_keys(backup: PolicyDocument, current: PolicyDocument | None) -> None:

@@ -1,6 +1,8 @@
 """`inferflux policy restore` and `rekey` as a shell sees them."""
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from inferflux.config.passphrase import PASSPHRASE_VARIABLE
 from inferflux.errors import ConfigError
 from inferflux.server.access.key_generation import generate_key
 from inferflux.server.access.key_record import KeyRecord
+from inferflux.server.audit.keys import key_path, open_keys
+from inferflux.server.policy import store_file
 from inferflux.server.policy.document import PolicyDocument, add_key, revoke_key
 from inferflux.server.policy.store_file import PolicyFile
 from tests.server.policy.conftest import PASSPHRASE
@@ -148,3 +152,53 @@ def test_rekey_with_the_wrong_present_passphrase(
     assert main(["policy", "rekey", "--store", str(path), "--new-passphrase-file", str(tmp_path / "new")]) == 2
     assert path.read_bytes() == before
     assert "wrong passphrase" not in capsys.readouterr().err
+
+
+def rekey(path: Path, tmp_path: Path, *options: str) -> int:
+    (tmp_path / "new").write_text("new")
+    return main(["policy", "rekey", "--store", str(path), "--new-passphrase-file", str(tmp_path / "new"), *options])
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "configured"])
+def test_rekey_takes_the_audit_logs_key_along(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    log = tmp_path / "audit.log"
+    keys = open_keys(key_path(log), PASSPHRASE)
+    if named:
+        assert rekey(path, tmp_path, "--audit-log", str(log)) == 0
+    else:
+        monkeypatch.setenv("INFERFLUX_AUDIT_LOG", str(log))
+        assert rekey(path, tmp_path) == 0
+    assert open_keys(key_path(log), "new") == keys
+    with pytest.raises(ConfigError, match="wrong passphrase"):
+        open_keys(key_path(log), PASSPHRASE)
+
+
+def test_rekey_without_an_audit_log_makes_none(path: Path, tmp_path: Path) -> None:
+    assert rekey(path, tmp_path, "--audit-log", str(tmp_path / "audit.log")) == 0
+    assert not key_path(tmp_path / "audit.log").exists()
+
+
+def test_an_interrupted_rekey_may_be_repeated(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "audit.log"
+    keys = open_keys(key_path(log), PASSPHRASE)
+
+    def fail(_path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(store_file, "write_file", fail)
+        assert rekey(path, tmp_path, "--audit-log", str(log)) == 1
+    assert stored(path)[0] == PolicyDocument()
+    assert rekey(path, tmp_path, "--audit-log", str(log)) == 0
+    assert stored(path, "new")[0] == PolicyDocument()
+    assert open_keys(key_path(log), "new") == keys
+
+
+def test_rekey_with_a_key_under_another_passphrase_changes_nothing(path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "audit.log"
+    open_keys(key_path(log), "a third passphrase")
+    before = path.read_bytes(), key_path(log).read_bytes()
+    assert rekey(path, tmp_path, "--audit-log", str(log)) == 2
+    assert (path.read_bytes(), key_path(log).read_bytes()) == before
