@@ -90,6 +90,17 @@ def test_guardrails(live: Live, run: Run, tmp_path: Path):
     assert (code, err) == (1, "inferctl: nothing to change: give at least one option\n")
 
 
+def test_policy(live: Live, run: Run):
+    answer = json.loads(run("policy", "--json")[1])
+    assert (answer["persistent"], answer["encrypted"], answer["api_keys"], answer["admin_keys"]) == (False, False, 1, 1)
+    assert run("api-keys", "create", "reader", "--scopes", "read")[0] == 0
+    after = json.loads(run("policy", "show", "--json")[1])
+    assert (after["generation"], after["api_keys"]) == (answer["generation"] + 1, 2)
+    _, table, _ = run("policy")
+    assert "until the server stops" in table
+    assert "2, 1 of them with the scope admin" in table
+
+
 def test_options_may_stand_before_and_after_the_action(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("INFERCTL_URL")
     monkeypatch.delenv("INFERCTL_API_KEY")

@@ -13,6 +13,7 @@ from inferflux.server.access.principal import Scope
 from inferflux.server.http.handlers import (
     admin_api_keys,
     admin_guardrails,
+    admin_policy,
     admin_rate_limit,
     chat,
     completions,
@@ -46,6 +47,7 @@ ROUTES = (
     Route("DELETE", "/v1/admin/api_keys", "admin", admin_api_keys.delete_key),
     Route("GET", "/v1/admin/guardrails", "admin", admin_guardrails.get_guardrails),
     Route("PUT", "/v1/admin/guardrails", "admin", admin_guardrails.put_guardrails),
+    Route("GET", "/v1/admin/policy", "admin", admin_policy.get_policy),
     Route("GET", "/v1/admin/rate_limit", "admin", admin_rate_limit.get_rate_limit),
     Route("PUT", "/v1/admin/rate_limit", "admin", admin_rate_limit.put_rate_limit),
     Route("GET", "/livez", PUBLIC, health.livez),

@@ -24,6 +24,9 @@ class Keeper(Protocol):
 
     generation: int
 
+    @property
+    def encrypted(self) -> bool: ...
+
     def save(self, document: PolicyDocument) -> None: ...
 
     def close(self) -> None: ...
@@ -34,6 +37,7 @@ class MemoryKeeper:
 
     def __init__(self) -> None:
         self.generation = 0
+        self.encrypted = False
 
     def save(self, document: PolicyDocument) -> None:
         encode(document)
@@ -64,6 +68,10 @@ class PolicyStore:
     @property
     def persistent(self) -> bool:
         return not isinstance(self._keeper, MemoryKeeper)
+
+    @property
+    def encrypted(self) -> bool:
+        return self._keeper.encrypted
 
     async def update(self, change: Change) -> PolicyDocument:
         """Puts `change(document)` in force and returns it; it is on the disk by then.

@@ -37,6 +37,11 @@ class PolicyFile:
         self._last_tried = 0
         self._lock = _lock(path)
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether what it loads and saves is under a passphrase."""
+        return self._passphrase is not None
+
     def close(self) -> None:
         self._lock.close()
 

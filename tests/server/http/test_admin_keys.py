@@ -112,6 +112,8 @@ async def test_changes_survive_a_restart_and_stand_above_the_configuration(tmp_p
         assert (await delete(site, root, {"x-api-key": made["key"]}))[0] == 200
     async with running_server(tree) as site:
         assert await models_status(site, made["key"]) == 200
+        _, kept = await site.get("/v1/admin/policy", headers={"x-api-key": made["key"]})
+        assert (kept["generation"], kept["persistent"], kept["encrypted"], kept["api_keys"]) == (4, True, False, 1)
         assert (await site.get(KEYS, headers=ADMIN))[0] == 401, "the file names it, the store revoked it"
         assert site.policy.document.rate_limit.requests_per_minute == 50
 

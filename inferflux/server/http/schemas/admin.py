@@ -117,6 +117,20 @@ class GuardrailsRequest(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(part, **given)
 
 
+class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/admin/policy. generation: counts the changes. persistent: they outlive the server. loaded_models,
+    unloaded_models: how the served models differ from the configured ones."""
+
+    generation: int
+    persistent: bool
+    encrypted: bool
+    api_keys: int
+    admin_keys: int
+    blocked_terms: int
+    loaded_models: int
+    unloaded_models: int
+
+
 GUARDRAILS = BodyReader(GuardrailsRequest)
 NEW_KEY = BodyReader(NewKeyRequest)
 KEY_ID = BodyReader(KeyId)
