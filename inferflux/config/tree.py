@@ -68,7 +68,8 @@ class ServerConfig(Section, frozen=True):
 
 
 class ModelConfig(Section, frozen=True):
-    """One served model. `path`: a Hugging Face folder, or `stub` for the demo model that ships with the package."""
+    """One served model. `path`: a Hugging Face folder, or `stub` for the demo model that ships with the package.
+    `idle_unload_s`: without a request for so long it is unloaded, and the next request loads it."""
 
     id: ModelId
     path: Text | None = None
@@ -78,6 +79,7 @@ class ModelConfig(Section, frozen=True):
     quantization: Literal["int8", "int4", "fp8"] | None = None
     max_model_len: Positive | None = None
     chat_template: Annotated[str, Meta(min_length=1, max_length=262144)] | None = None
+    idle_unload_s: Seconds | None = None
 
 
 class SchedulerConfig(Section, frozen=True):

@@ -1,18 +1,18 @@
 """The engines' numbers as Prometheus series, gathered when somebody looks.
 
-An engine's counters start at zero again when its process is restarted; the series go on from where they were.
-Knows no HTTP.
+A model's series add up its engines: while it is being replaced there are two, and what those of before have counted
+stays in its counters. Knows no HTTP.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, UnknownMetricFamily
 
-from inferflux.engine.stats import EngineStats
 from inferflux.server.admission import Admission
 from inferflux.server.backends import Backend, BackendManager, BackendState
+
+Engines = Mapping[str, Sequence[Backend]]
 
 # Series name (without prefix), the field of EngineStats, help.
 _COUNTERS = (
@@ -29,82 +29,64 @@ _GAUGES: tuple[tuple[str, str, Callable[[Backend], float]], ...] = (
 )
 
 
-@dataclass(slots=True)
-class _Totals:
-    """What one model's engines counted: those that are gone, and the one that runs, as of its last word."""
-
-    num_restarts: int = 0
-    gone: dict[str, int] = field(default_factory=dict)
-    last: dict[str, int] = field(default_factory=dict)
-
-    def update(self, stats: EngineStats, num_restarts: int) -> None:
-        now = {name: getattr(stats, name) for _, name, _ in _COUNTERS}
-        if num_restarts != self.num_restarts or any(now[name] < value for name, value in self.last.items()):
-            self.gone = {name: self.gone.get(name, 0) + value for name, value in self.last.items()}
-            self.num_restarts = num_restarts
-        self.last = now
-
-    def of(self, name: str) -> int:
-        return self.gone.get(name, 0) + self.last[name]
-
-
 class EngineCollector:
     """A collector for a prometheus_client registry. `collect` runs on the event loop, which owns what it reads."""
 
     def __init__(self, manager: BackendManager, admission: Admission) -> None:
         self._manager = manager
         self._admission = admission
-        self._totals = {backend.id: _Totals() for backend in manager.backends}
 
     def describe(self) -> Iterable[Metric]:
         return list(self.collect())
 
     def collect(self) -> Iterator[Metric]:
-        backends = self._manager.backends
-        for backend in backends:
-            self._totals[backend.id].update(backend.client.stats, backend.client.num_restarts)
-        yield from self._counters(backends)
-        yield from _gauges(backends)
-        yield from _page_gauges(backends)
-        yield self._queue_depth(backends)
+        engines: dict[str, list[Backend]] = {}
+        for backend in self._manager.engines:
+            engines.setdefault(backend.id, []).append(backend)
+        yield from self._counters(engines)
+        yield from _gauges(engines)
+        yield from _page_gauges(engines)
+        yield self._queue_depth(engines)
 
-    def _counters(self, backends: Iterable[Backend]) -> Iterator[Metric]:
+    def _counters(self, engines: Engines) -> Iterator[Metric]:
+        counts = {model_id: self._manager.counts(model_id).counts() for model_id in engines}
         for series, name, text in _COUNTERS:
             family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
-            for backend in backends:
-                family.add_metric((backend.id,), self._totals[backend.id].of(name))
+            for model_id in engines:
+                family.add_metric((model_id,), counts[model_id][name])
             yield family
         restarts = CounterMetricFamily(
             "inferflux_engine_restarts", "Times a dead engine was replaced.", labels=("model",)
         )
-        for backend in backends:
-            restarts.add_metric((backend.id,), backend.client.num_restarts)
+        for model_id, backends in engines.items():
+            restarts.add_metric((model_id,), sum(backend.num_restarts for backend in backends))
         yield restarts
 
-    def _queue_depth(self, backends: Iterable[Backend]) -> Metric:
+    def _queue_depth(self, engines: Engines) -> Metric:
         family = GaugeMetricFamily(
             "inferflux_queue_depth", "Requests and sequences waiting to start, in server and engine.", labels=("model",)
         )
-        for backend in backends:
-            family.add_metric((backend.id,), self._admission.waiting[backend.id] + backend.client.stats.waiting)
+        for model_id, backends in engines.items():
+            waiting = sum(backend.client.stats.waiting for backend in backends)
+            family.add_metric((model_id,), self._admission.waiting[model_id] + waiting)
         return family
 
 
-def _gauges(backends: Iterable[Backend]) -> Iterator[Metric]:
+def _gauges(engines: Engines) -> Iterator[Metric]:
     for series, text, value in _GAUGES:
         family = GaugeMetricFamily(f"inferflux_{series}", text, labels=("model",))
-        for backend in backends:
-            family.add_metric((backend.id,), value(backend))
+        for model_id, backends in engines.items():
+            family.add_metric((model_id,), sum(map(value, backends)))
         yield family
 
 
-def _page_gauges(backends: Iterable[Backend]) -> Iterator[Metric]:
+def _page_gauges(engines: Engines) -> Iterator[Metric]:
     """The total is a gauge whose name ends like a counter's: left untyped, which is what linters accept."""
     in_use = GaugeMetricFamily("inferflux_kv_pages_in_use", "KV pages held by sequences.", labels=("model", "tier"))
     total = UnknownMetricFamily("inferflux_kv_pages_total", "KV pages the tier has room for.", labels=("model", "tier"))
-    for backend in backends:
-        stats = backend.client.stats
-        in_use.add_metric((backend.id, "device"), stats.device_pages_in_use)
-        total.add_metric((backend.id, "device"), stats.device_pages_total)
+    for model_id, backends in engines.items():
+        stats = [backend.client.stats for backend in backends]
+        in_use.add_metric((model_id, "device"), sum(one.device_pages_in_use for one in stats))
+        total.add_metric((model_id, "device"), sum(one.device_pages_total for one in stats))
     yield in_use
     yield total

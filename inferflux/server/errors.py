@@ -19,6 +19,10 @@ class NotReadyError(InferFluxError):
         self.reason = reason
 
 
+class SupersededError(InferFluxError):
+    """A change to a model was given up, since a later one took its place."""
+
+
 class BusyError(QueueFullError):
     """The server has its hands full; a place may be free in `retry_after_s` whole seconds."""
 

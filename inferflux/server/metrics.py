@@ -1,6 +1,6 @@
 """Metrics: every series the server itself counts, in a registry of its own.
 
-The engines' series are `engine_metrics`' work; both end up on one page. Labels are bounded: configured model ids,
+The engines' series are `engine_metrics`' work; both end up on one page. Labels are bounded: ids of served models,
 route templates, statuses, a few words; never a user's text or key. Knows no HTTP beyond an Accept header.
 """
 
@@ -16,6 +16,10 @@ from inferflux import __version__
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 TRANSFER_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+
+# Models come and go at run time; the series of so many are kept apart, the others share one label.
+MAX_MODEL_LABELS = 1000
+OTHER = "other"
 
 
 class ModelMetrics:
@@ -41,27 +45,38 @@ class Metrics:
         self._add_access_series()
         self._add_model_series()
         self._add_transfer_series()
-        self._by_model = {model_id: ModelMetrics(self, model_id) for model_id in model_ids}
-        for model_id in self._by_model:
-            for event in ("loaded", "failed"):
-                self.model_events.labels(model_id, event)
+        self._by_model: dict[str, ModelMetrics] = {}
+        for model_id in model_ids:
+            self.add_model(model_id)
         self._build_info()
 
+    def add_model(self, model_id: str) -> str:
+        """Gives a model its series, at zero, and returns its label: its id, unless there have been too many."""
+        if model_id in self._by_model:
+            return model_id
+        if len(self._by_model) >= MAX_MODEL_LABELS:
+            return OTHER
+        self._by_model[model_id] = ModelMetrics(self, model_id)
+        for event in ("loaded", "failed"):
+            self.model_events.labels(model_id, event)
+        return model_id
+
     def for_model(self, model_id: str) -> ModelMetrics:
-        """Returns the series of a configured model."""
-        return self._by_model[model_id]
+        """Returns the series of a model that is or was served."""
+        return self._by_model.get(model_id) or ModelMetrics(self, OTHER)
 
     def model_label(self, model_id: str | None) -> str:
-        """Returns the label for a model a caller named: its id if it is configured, else "other"; "" for none."""
+        """Returns the label for a model a caller named: its id if it is or was served, else "other"; "" for none."""
         if model_id is None:
             return ""
-        return model_id if model_id in self._by_model else "other"
+        return model_id if model_id in self._by_model else OTHER
 
-    def model_event(self, model_id: str, event: str, load_s: float | None) -> None:
-        """Counts a model that was loaded or failed, and notes how long its load took."""
-        self.model_events.labels(model_id, event).inc()
+    def model_event(self, model_id: str, event: str, load_s: float | None = None) -> None:
+        """Counts what happened to a model. load_s: how long its load took, when it has been loaded."""
+        label = self.add_model(model_id)
+        self.model_events.labels(label, event).inc()
         if load_s is not None:
-            self.model_load.labels(model_id).set(load_s)
+            self.model_load.labels(label).set(load_s)
 
     def guardrail_blocked(self, reason: str) -> None:
         self.guardrail_blocks.labels(reason).inc()
@@ -121,7 +136,7 @@ class Metrics:
             self.guardrail_blocks.labels(reason)
 
     def _add_model_series(self) -> None:
-        self.model_events = self._counter("model_events_total", "Models loaded and failed.", "model", "event")
+        self.model_events = self._counter("model_events_total", "What happened to models.", "model", "event")
         self.model_load = self._gauge("model_load_seconds", "Time the model's last load took.", "model")
 
     def _add_transfer_series(self) -> None:

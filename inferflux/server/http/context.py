@@ -4,6 +4,7 @@ Filled by `app` and `middleware`; holds references, does nothing.
 """
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -52,7 +53,8 @@ class RequestInfo:
     template. principal: set by authentication. model: the label of the model it asks for. outcome: the status to
     count and log when it is not the response's own (a stream that failed midway). allowances: what is left of the
     limits that count for it. decision: whether it was let pass, for the audit log, as are the texts and their tokens:
-    prompt, those the caller sent; response, those that were sent back.
+    prompt, those the caller sent; response, those that were sent back. held: what it keeps in use until it has been
+    answered.
     """
 
     id: str
@@ -68,6 +70,7 @@ class RequestInfo:
     num_prompt_tokens: int | None = None
     num_completion_tokens: int | None = None
     allowances: dict[LimitKind, Allowance] = field(default_factory=dict)
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 CONTEXT = web.AppKey("context", ServerContext)

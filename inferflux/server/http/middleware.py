@@ -59,6 +59,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = info.outcome or response.status
         return response
     finally:
+        info.held.close()
         seconds = time.monotonic() - started
         context.metrics.requests.labels(info.endpoint, info.model, str(status)).inc()
         context.metrics.request_duration.labels(info.endpoint).observe(seconds)

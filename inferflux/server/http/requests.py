@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from inferflux.errors import RequestError
-from inferflux.server.backends import Backend
+from inferflux.server.backends import Backend, BackendState
 from inferflux.server.generation import Caller
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
@@ -52,6 +52,23 @@ def find_backend(request: web.Request, model_id: str | None) -> Backend:
     info.model = context.metrics.model_label(model_id)
     backend = context.backends.find(model_id)
     info.model = backend.id
+    return backend
+
+
+async def use_backend(request: web.Request, model_id: str | None) -> Backend:
+    """Returns the model a request asks for, ready, and keeps it there until the request has been answered; one that
+    was unloaded when idle is loaded first.
+
+    Raises UnknownModelError, NotReadyError when it takes no requests, TimeoutError when the load takes too long.
+    """
+    backend = find_backend(request, model_id)
+    request[INFO].held.enter_context(backend.hold())
+    if backend.serves and backend.state is not BackendState.READY:
+        async with time_left(request):
+            await backend.wake()
+        if backend.state is BackendState.DRAINING:
+            return await use_backend(request, model_id)
+    backend.require_ready()
     return backend
 
 

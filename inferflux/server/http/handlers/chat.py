@@ -7,7 +7,7 @@ from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.chat import ChatFormat
 from inferflux.server.http.guarding import check_input, texts_of_messages
-from inferflux.server.http.requests import caller_of, find_backend, read_body
+from inferflux.server.http.requests import caller_of, read_body, use_backend
 from inferflux.server.http.schemas.chat import CHAT, template_messages
 
 
@@ -15,8 +15,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await read_body(request, CHAT)
     body.check()
     messages = template_messages(body.messages)
-    backend = find_backend(request, body.model)
-    backend.require_ready()
+    backend = await use_backend(request, body.model)
     info = backend.info
     assert info is not None, "a ready backend has been described"
     await check_input(request, backend, body, texts_of_messages(body.messages))

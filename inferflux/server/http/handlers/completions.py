@@ -11,15 +11,14 @@ from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
-from inferflux.server.http.requests import caller_of, find_backend, read_body
+from inferflux.server.http.requests import caller_of, read_body, use_backend
 from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     body = await read_body(request, COMPLETION)
     body.check()
-    backend = find_backend(request, body.model)
-    backend.require_ready()
+    backend = await use_backend(request, body.model)
     prompts = body.prompts()
     token_ids = await _token_ids(request, backend, prompts)
     caller = caller_of(request, body)

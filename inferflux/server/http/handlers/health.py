@@ -1,6 +1,7 @@
 """GET /livez, /health, /readyz, /healthz, /metrics: what probes and dashboards ask."""
 
 import time
+from typing import Final
 
 from aiohttp import web
 
@@ -8,6 +9,9 @@ from inferflux import __version__
 from inferflux.server.http.context import CONTEXT, ServerContext
 from inferflux.server.http.responses import json_response
 from inferflux.server.http.schemas.health import Health, ModelHealth, Probe, QueueHealth
+
+# A model that is unloaded when idle, or leaves, is as it should be.
+_DEGRADED: Final = ("loading", "restarting", "failed")
 
 
 async def livez(_request: web.Request) -> web.Response:
@@ -26,8 +30,8 @@ async def healthz(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     manager, admission = context.backends, context.admission
     models = [ModelHealth(one.id, one.state.value, one.id == manager.default_id) for one in manager.backends]
-    healthy = _not_ready_reason(context) is None and all(model.state == "ready" for model in models)
-    waiting = sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.backends)
+    healthy = _not_ready_reason(context) is None and not any(model.state in _DEGRADED for model in models)
+    waiting = sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.engines)
     health = Health(
         status="ok" if healthy else "degraded",
         version=__version__,

@@ -1,0 +1,263 @@
+"""BackendManager: model id to Backend. Finds them for requests, loads, replaces, unloads and closes them.
+
+A change has two halves: `stage` loads what is new beside what serves, `settle` switches to it at once and lets what is
+no longer wanted drain. Which models are wanted is the caller's to know. Knows no HTTP and no tokens. Lives on one
+event loop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from inferflux.engine.text import load_text
+from inferflux.errors import did_you_mean
+from inferflux.server.backends.backend import Backend, BackendState, LoadText, MakeClient
+from inferflux.server.backends.totals import EngineTotals
+from inferflux.server.errors import NotReadyError, NotReadyReason, SupersededError, UnknownModelError
+from inferflux.server.model_source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+MAX_ID_SHOWN = 200
+IDLE_LOOK_S = 1.0
+
+_SUPERSEDED: Final = "another change to the same model took the place of this one"
+
+OnEvent = Callable[[Backend, str], None]
+
+
+class BackendManager:
+    """All served models, in the configuration's order. default_id: the model of requests that name none.
+
+    `on_event(backend, event)` hears of `loaded`, `failed`, `switched`, `draining`, `unloaded` and `idle_unloaded`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        make_client: MakeClient,
+        *,
+        load_text: LoadText = load_text,
+        on_event: OnEvent,
+    ) -> None:
+        self._make_client = make_client
+        self._load_text = load_text
+        self._on_event = on_event
+        self._backends = {source.model.id: self._make(source) for source in sources}
+        self._incoming: dict[str, _Load] = {}
+        self._leaving: dict[Backend, asyncio.Task[None]] = {}
+        self._past: dict[str, EngineTotals] = {}
+        named = next((source.model.id for source in sources if source.model.default), None)
+        self.default_id = named or next(iter(self._backends), None)
+
+    @property
+    def backends(self) -> Sequence[Backend]:
+        """One per id: those that serve, then those that are loaded for the first time, then those that leave."""
+        shown: dict[str, Backend] = {}
+        for backend in self.engines:
+            shown.setdefault(backend.id, backend)
+        return tuple(shown.values())
+
+    @property
+    def engines(self) -> Sequence[Backend]:
+        """Every one there is: of a model that is being replaced there are two."""
+        return (*self._backends.values(), *(load.backend for load in self._incoming.values()), *self._leaving)
+
+    @property
+    def default(self) -> Backend | None:
+        return self._backends.get(self.default_id) if self.default_id is not None else None
+
+    def find(self, model_id: str | None) -> Backend:
+        """Returns the model of this id, ready or not; None asks for the default.
+
+        Raises UnknownModelError, and NotReadyError for the default when there is none.
+        """
+        if model_id is None:
+            if self.default is None:
+                raise NotReadyError("no model is served", "no_model")
+            return self.default
+        found = self._backends.get(model_id) or next((one for one in self.backends if one.id == model_id), None)
+        if found is None:
+            shown = model_id[:MAX_ID_SHOWN]
+            raise UnknownModelError(f'the model "{shown}" does not exist{did_you_mean(shown, self._backends)}')
+        return found
+
+    def not_ready_reason(self) -> NotReadyReason | None:
+        """Returns why the default model does not serve; None when it does."""
+        if self.default is None:
+            return "no_model"
+        if self.default.serves:
+            return None
+        refusal = self.default.refusal()
+        return refusal.reason if isinstance(refusal, NotReadyError) else "no_model"
+
+    def counts(self, model_id: str) -> EngineTotals:
+        """Returns what all engines of this model have counted, those that are gone included."""
+        totals = EngineTotals()
+        if model_id in self._past:
+            totals.add(self._past[model_id].counts())
+        for backend in self.engines:
+            if backend.id == model_id:
+                totals.add(backend.count().counts())
+        return totals
+
+    async def load_all(self) -> None:
+        """Loads every model; returns when each is ready or has failed."""
+        async with asyncio.TaskGroup() as group:
+            for backend in self._backends.values():
+                group.create_task(self._load(backend))
+
+    async def stage(self, sources: Sequence[ModelSource]) -> Sequence[Backend]:
+        """Loads the sources beside what serves, each in an engine of its own, and returns them; nothing is switched.
+
+        A model whose last change still drains is loaded when that is over, so that no more than two of it are held.
+        Raises what the first that failed failed with, SupersededError when another change took the place of this one;
+        then all of them are gone again.
+        """
+        loads = []
+        for source in sources:
+            self.withdraw(source.model.id)
+            backend = self._make(source)
+            loads.append(_Load(backend, asyncio.create_task(self._load_incoming(backend))))
+            self._incoming[backend.id] = loads[-1]
+        staged = [load.backend for load in loads]
+        try:
+            await _all([load.task for load in loads])
+        except BaseException:
+            await asyncio.shield(self.discard(staged))
+            raise
+        return staged
+
+    async def discard(self, staged: Sequence[Backend]) -> None:
+        """Ends what was staged and is not to serve after all; what has been withdrawn is on its way already."""
+        for backend in staged:
+            if self._is_incoming(backend):
+                self.withdraw(backend.id)
+        await _ended(task for backend, task in self._leaving.items() if backend in staged)
+
+    def withdraw(self, model_id: str) -> None:
+        """Ends what a change under way loads for this id, if one does; that change fails with SupersededError."""
+        load = self._incoming.pop(model_id, None)
+        if load is not None:
+            load.task.cancel()
+            load.backend.leave()
+            self._leaving[load.backend] = asyncio.create_task(self._drain(load.backend, load.task))
+
+    def settle(self, staged: Sequence[Backend], wanted: Sequence[str], default: str | None) -> None:
+        """Switches to what was staged, lets what is not `wanted` drain, and sets the default, all at once.
+
+        wanted: every id that is to serve, in order. Raises SupersededError, and nothing has changed, when another
+        change has withdrawn one of the staged.
+        """
+        if not all(map(self._is_incoming, staged)):
+            raise SupersededError(_SUPERSEDED)
+        for backend in staged:
+            del self._incoming[backend.id]
+            self._replace(backend)
+        for model_id in [one for one in self._backends if one not in wanted]:
+            self._let_go(self._backends.pop(model_id))
+        self._backends = {one: self._backends[one] for one in wanted if one in self._backends}
+        self._set_default(default)
+
+    async def run_idle(self) -> None:
+        """Unloads models that nobody has asked for in their `idle_unload_s`, for as long as it runs."""
+        while True:
+            await asyncio.sleep(IDLE_LOOK_S)
+            for backend in tuple(self._backends.values()):
+                if _is_idle(backend, time.monotonic()) and await backend.sleep():
+                    self._on_event(backend, "idle_unloaded")
+                elif backend.state is BackendState.FAILED:
+                    backend.wake_soon()
+
+    async def close(self) -> None:
+        """Ends every engine; what still runs there fails with EngineDeadError."""
+        for model_id in tuple(self._incoming):
+            self.withdraw(model_id)
+        for task in self._leaving.values():
+            task.cancel()
+        engines = self.engines
+        await _ended(self._leaving.values())
+        await asyncio.gather(*(backend.close() for backend in engines))
+
+    def _make(self, source: ModelSource) -> Backend:
+        return Backend(source, self._make_client, self._note_load)
+
+    async def _load(self, backend: Backend) -> None:
+        if backend.source.fallback is not None:
+            logger.warning("model %s: %s; serving the demo model instead", backend.id, backend.source.fallback)
+        await backend.load(self._load_text)
+
+    async def _load_incoming(self, backend: Backend) -> None:
+        """Raises what it failed with."""
+        await _ended(task for one, task in self._leaving.items() if one.id == backend.id)
+        await self._load(backend)
+        if backend.failure is not None:
+            raise backend.failure
+
+    def _is_incoming(self, backend: Backend) -> bool:
+        load = self._incoming.get(backend.id)
+        return load is not None and load.backend is backend
+
+    def _replace(self, backend: Backend) -> None:
+        before = self._backends.get(backend.id)
+        self._backends[backend.id] = backend
+        if before is not None:
+            self._on_event(backend, "switched")
+            self._let_go(before)
+
+    def _set_default(self, wanted: str | None) -> None:
+        """A default that does not serve (yet) takes the place only of one that does not either."""
+        chosen = self._backends.get(wanted or "")
+        if self.default is None or (chosen is not None and (chosen.serves or not self.default.serves)):
+            self.default_id = chosen.id if chosen is not None else next(iter(self._backends), None)
+
+    def _let_go(self, backend: Backend) -> None:
+        backend.leave()
+        self._on_event(backend, "draining")
+        self._leaving[backend] = asyncio.create_task(self._drain(backend))
+
+    async def _drain(self, backend: Backend, load: asyncio.Task[None] | None = None) -> None:
+        """load: what still loads it, and has been told to stop."""
+        if load is not None:
+            await _ended([load])
+        await backend.drain()
+        del self._leaving[backend]
+        self._past.setdefault(backend.id, EngineTotals()).add(backend.count().counts())
+        self._on_event(backend, "unloaded")
+
+    def _note_load(self, backend: Backend) -> None:
+        if backend.error is not None:
+            logger.error("model %s: %s", backend.id, backend.error)
+        self._on_event(backend, "loaded" if backend.error is None else "failed")
+
+
+class _Load(NamedTuple):
+    """What a change under way loads, and the task that does."""
+
+    backend: Backend
+    task: asyncio.Task[None]
+
+
+async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Waits for all, or for the first that fails, and raises what it failed with: SupersededError if cancelled."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.cancelled():
+                raise SupersededError(_SUPERSEDED)
+            task.result()
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Waits for the end of tasks without a share in how they end: a waiter that is cancelled leaves them alone."""
+    waited = tuple(tasks)
+    if waited:
+        await asyncio.wait(waited)
+
+
+def _is_idle(backend: Backend, now: float) -> bool:
+    limit = backend.source.model.idle_unload_s
+    return limit is not None and not backend.num_holders and now - backend.last_used >= limit
