@@ -1,0 +1,67 @@
+{{- define "inferflux.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "inferflux.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "inferflux.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "inferflux.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "inferflux.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "inferflux.labels" -}}
+{{ include "inferflux.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "inferflux.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- define "inferflux.secretName" -}}
+{{- .Values.secrets.existingSecret | default (include "inferflux.fullname" .) -}}
+{{- end -}}
+
+{{- define "inferflux.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "inferflux.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "inferflux.kind" -}}
+{{- ternary "StatefulSet" "Deployment" .Values.persistence.enabled -}}
+{{- end -}}
+
+{{/* One process, or one rank per GPU. */}}
+{{- define "inferflux.command" -}}
+{{- $serve := list "serve" "--config" "/etc/inferflux/server.yaml" -}}
+{{- if gt (int .Values.gpu.count) 1 -}}
+{{- concat (list "torchrun" "--standalone" "--nproc-per-node" (toString (int .Values.gpu.count)) "-m" "inferflux") $serve | toJson -}}
+{{- else -}}
+{{- concat (list "inferflux") $serve | toJson -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds from SIGTERM's announcement to SIGKILL. */}}
+{{- define "inferflux.gracePeriod" -}}
+{{- add (int .Values.preStopSeconds) (ceil .Values.config.server.drain_timeout_s | int) 10 -}}
+{{- end -}}
