@@ -28,6 +28,7 @@ stage() {
 }
 
 ensure_environment dev
+"$root/scripts/test-tools.sh"
 export PATH="$venv/bin:$PATH"
 # One thread per worker: the models under test are tiny, and threads of two workers only get in each other's way.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -70,7 +70,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, target = work / "src", work / "opt"
     source.mkdir()
     path = f"{target}/bin:{os.environ['PATH']}"
-    environ = {**os.environ, "PATH": path, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "TORCH_INDEX_URL": ""}
+    environ = {**os.environ, "PATH": path, "PIP_NO_DEPS": "1", "TORCH_INDEX_URL": ""}
     environ.pop("PYTHONPATH", None)
     for word, rest in instructions("build"):
         if word == "COPY":

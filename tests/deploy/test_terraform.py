@@ -1,5 +1,5 @@
-"""The Terraform module, as far as it can be known without Terraform: its language parses, its names agree, and the files
-that it makes for the machine are what cloud-init, systemd, the shell and the server accept."""
+"""The Terraform module, as far as it can be known without Terraform: its language parses, its names agree, and the
+files that it makes for the machine are what cloud-init, systemd, the shell and the server accept."""
 
 import re
 import shutil
@@ -175,7 +175,7 @@ def test_fetching_secrets_is_sound_shell_and_quotes_what_it_gets(tmp_path: Path)
     script.write_text(text)
     called("sh", "-n", script)
     aws = tmp_path / "aws"
-    aws.write_text("#!/bin/sh\nprintf %s \"it's \\$HOME; \\`date\\` $8\"\n")
+    aws.write_text('#!/bin/sh\nprintf %s "it\'s \\$HOME; \\`date\\` $7"\n')
     aws.chmod(0o755)
     called("env", f"PATH={tmp_path}:/usr/bin:/bin", "sh", script)
     environment = tmp_path / "environment"
