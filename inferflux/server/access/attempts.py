@@ -1,8 +1,9 @@
 """Failed attempts: slows down whoever keeps trying keys, by the address they come from.
 
-An address that used up its failures is refused before its credential is looked at; otherwise a lucky guess would
-still be one. Callers who proved themselves from that address before are let through: many may share one address (a
-proxy, an office), and one of them must not be able to lock the others out. Addresses are those of connections;
+An address that used up its failures is refused even with the right credential; otherwise a lucky guess would still be
+one. Many may share one address (a proxy, an office), and one of them must not be able to lock the others out: so those
+who proved themselves from that address before are let through, and those whose credential cannot be found by trying
+(the caller of this room knows which). Addresses are those of connections;
 headers that name others are not believed. Lives on one event loop; knows no HTTP.
 """
 

@@ -5,12 +5,14 @@ knowing the rest. Knows neither who asks for a key nor where records are kept.
 """
 
 import hashlib
+import re
 import secrets
 from typing import NamedTuple
 
 _MARK = "iflx"
 _NAME_BYTES = 6
 _SECRET_BYTES = 32
+_PREFIX = re.compile(rf"{_MARK}_[0-9a-f]{{{2 * _NAME_BYTES}}}")
 
 
 class NewKey(NamedTuple):
@@ -27,6 +29,11 @@ def generate_key() -> NewKey:
     prefix = f"{_MARK}_{name}"
     key = f"{prefix}_{secrets.token_urlsafe(_SECRET_BYTES)}"
     return NewKey(key=key, id=f"key_{name}", prefix=prefix, digest=digest_of(key))
+
+
+def is_generated(prefix: str) -> bool:
+    """Whether a key that begins so was made here; for keys that others made the prefix is shorter, or empty."""
+    return _PREFIX.fullmatch(prefix) is not None
 
 
 def digest_of(key: str) -> str:

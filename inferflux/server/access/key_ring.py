@@ -7,7 +7,7 @@ to the next request. Knows no HTTP and no file.
 import hmac
 from collections.abc import Callable
 
-from inferflux.server.access.key_generation import digest_of
+from inferflux.server.access.key_generation import digest_of, is_generated
 from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.access.principal import Principal, tenant_salt
 
@@ -62,4 +62,5 @@ def _principal(record: KeyRecord, shared_cache: bool) -> Principal:
         salt=b"" if shared_cache else tenant_salt(record.tenant),
         requests_per_minute=record.rate_limit_per_minute,
         tokens_per_minute=record.tokens_per_minute,
+        unguessable=is_generated(record.prefix),
     )

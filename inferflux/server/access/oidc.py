@@ -135,6 +135,7 @@ class OidcTokens:
             tenant=tenant,
             scopes=self._scopes(claims),
             salt=b"" if self._shared_cache else tenant_salt(tenant),
+            unguessable=True,
         )
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[Scope]:

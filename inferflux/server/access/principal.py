@@ -29,7 +29,8 @@ class ScopeError(InferFluxError):
 class Principal:
     """id: stable and safe to log. tenant: whose caches, budgets and queues count. max_priority: the highest
     `priority` a request of theirs gets. salt: separates their cached prefixes from other tenants'.
-    requests_per_minute, tokens_per_minute: limits of their own; None for the server's."""
+    requests_per_minute, tokens_per_minute: limits of their own; None for the server's. unguessable: they proved
+    themselves with a secret of ours or a signature, which nobody finds by trying."""
 
     id: str
     name: str
@@ -39,6 +40,7 @@ class Principal:
     salt: bytes = b""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    unguessable: bool = False
 
     def require(self, scope: Scope) -> None:
         """Raises ScopeError when `scope` is not among the caller's."""

@@ -5,6 +5,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from multidict import CIMultiDictProxy
 
+from inferflux.server.access.attempts import FailedAttempts, TooManyAttemptsError
 from inferflux.server.access.principal import AuthenticationError, Principal
 from inferflux.server.http.context import CONTEXT
 
@@ -19,20 +20,32 @@ _NO_GUESS: Final = frozenset(("missing", "unavailable"))
 async def identify(request: web.Request) -> Principal:
     """Returns who is asking. Raises AuthenticationError, TooManyAttemptsError."""
     context, address = request.app[CONTEXT], request.remote or ""
-    token = None
+    token = refusal = None
     try:
         token = read_credential(request.headers)
         if token is not None:
-            context.attempts.check(address, token)
+            refusal = _refusal(context.attempts, address, token)
         principal = await context.access.authenticate(token)
     except AuthenticationError as error:
         context.metrics.auth_failures.labels(error.reason).inc()
         if token is not None and error.reason not in _NO_GUESS:
             context.attempts.failed(address, token)
-        raise
+        raise refusal or error from None
+    if refusal is not None and not principal.unguessable:
+        raise refusal
     if token is not None:
         context.attempts.succeeded(address, token)
     return principal
+
+
+def _refusal(attempts: FailedAttempts, address: str, token: str) -> TooManyAttemptsError | None:
+    """Returns what a credential is refused with unless it is one that nobody finds by trying; None: nothing is held
+    against it."""
+    try:
+        attempts.check(address, token)
+    except TooManyAttemptsError as error:
+        return error
+    return None
 
 
 def read_credential(headers: CIMultiDictProxy[str]) -> str | None:
