@@ -53,6 +53,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "runtime.prefix_cache.isolation": "Who shares cached prefixes: the requests of one tenant, or all.",
         "runtime.kernels.attention": "Backend of the attention op.",
         "runtime.kernels.linear": "Backend of the linear op.",
+        "runtime.kernels.quantized_linear": "Backend of the linear op on quantised weights.",
         "runtime.kernels.norm": "Backend of RMSNorm.",
         "runtime.kernels.add_norm": "Backend of residual addition with RMSNorm.",
         "runtime.kernels.rope": "Backend of rotary embedding and the KV write.",

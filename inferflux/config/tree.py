@@ -127,6 +127,7 @@ class KernelsConfig(Section, frozen=True):
 
     attention: Text = "auto"
     linear: Text = "auto"
+    quantized_linear: Text = "auto"
     norm: Text = "auto"
     add_norm: Text = "auto"
     rope: Text = "auto"

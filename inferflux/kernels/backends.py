@@ -15,7 +15,7 @@ import torch
 
 from inferflux.errors import ConfigError, did_you_mean
 
-OPS: Final = ("attention", "linear", "norm", "add_norm", "rope", "activation", "sampling")
+OPS: Final = ("attention", "linear", "quantized_linear", "norm", "add_norm", "rope", "activation", "sampling")
 
 # Best first; each is a package `inferflux.kernels.NAME`.
 BUILT_IN: Final = ("torch", "reference")
@@ -23,6 +23,8 @@ ENTRY_POINT_GROUP: Final = "inferflux.kernels"
 
 # Ops that share a file with another.
 _FILES: Final = {"add_norm": "norm"}
+# Ops that own a layout: `pack` and `run`.
+PACKED_OPS: Final = frozenset({"linear", "quantized_linear"})
 
 
 class Backend(NamedTuple):
@@ -47,8 +49,9 @@ class Backend(NamedTuple):
         """Returns the implementation of `op`, or None. Raises ImportError when its file cannot be imported."""
         holder = self._file(op)
         found = getattr(holder, op, None)
-        if op == "linear":
-            candidates = (found, holder)
+        if op in PACKED_OPS:
+            # A whole module with `pack` and `run` is a linear; one of the op's own file is what the file is called.
+            candidates = (found, holder if op == "linear" or holder is not self.module else None)
             return next((each for each in candidates if hasattr(each, "pack") and hasattr(each, "run")), None)
         return found if callable(found) else None
 

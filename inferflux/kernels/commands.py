@@ -18,7 +18,7 @@ from rich.table import Table
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend, installed_names
 from inferflux.kernels.bench import command as bench
-from inferflux.kernels.check import TOLERANCES, Result, check_op, dtypes_of
+from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
 from inferflux.kernels.kernel_set import KernelSet, select
 from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
 
@@ -87,13 +87,15 @@ def _as_json(kernels: KernelSet, states: dict[str, dict[str, str]]) -> list[dict
 
 
 class Line(NamedTuple):
-    """One op of one backend in one dtype. skipped: why it was not checked."""
+    """One op of one backend in one dtype. skipped: why it was not checked. tolerance: the largest
+    error allowed."""
 
     backend: str
     op: str
     dtype: torch.dtype
     results: tuple[Result, ...]
     skipped: str | None = None
+    tolerance: float = 0.0
 
     @property
     def failures(self) -> list[Result]:
@@ -127,7 +129,9 @@ def _run_line(backend: Backend, op: str, dtype: torch.dtype, device: torch.devic
     reason = backend.refusal(op, device, dtype)
     if reason is not None:
         return Line(backend.name, op, dtype, (), reason)
-    return Line(backend.name, op, dtype, tuple(check_op(backend.find(op), op, dtype, device)))
+    implementation = backend.find(op)
+    results = tuple(check_op(implementation, op, dtype, device))
+    return Line(backend.name, op, dtype, results, tolerance=tolerance_of(implementation, op, dtype))
 
 
 def _result_json(line: Line, result: Result) -> dict[str, Any]:
@@ -142,9 +146,8 @@ def _print_lines(lines: list[Line]) -> None:
         table.add_column(column)
     for line in (line for line in lines if line.results):
         error = max(result.error for result in line.results)
-        allowed = 0.0 if line.op == "sampling" else TOLERANCES[line.dtype]
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
-        numbers = (str(len(line.results)), f"{error:.1e}", f"{allowed:.1e}")
+        numbers = (str(len(line.results)), f"{error:.1e}", f"{line.tolerance:.1e}")
         table.add_row(escape(line.backend), line.op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()
     console.print(table)

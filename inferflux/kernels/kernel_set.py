@@ -14,7 +14,16 @@ import torch
 from inferflux.config import KernelsConfig
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
-from inferflux.kernels.ops import ActivationOp, AddNormOp, AttentionOp, LinearOp, NormOp, RopeOp, SamplingOp
+from inferflux.kernels.ops import (
+    ActivationOp,
+    AddNormOp,
+    AttentionOp,
+    LinearOp,
+    NormOp,
+    QuantizedLinearOp,
+    RopeOp,
+    SamplingOp,
+)
 
 AUTO: Final = "auto"
 
@@ -34,6 +43,7 @@ class KernelSet:
 
     attention: AttentionOp
     linear: LinearOp
+    quantized_linear: QuantizedLinearOp
     norm: NormOp
     add_norm: AddNormOp
     rope: RopeOp

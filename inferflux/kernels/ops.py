@@ -1,7 +1,8 @@
 """The ops: one name, one signature, one meaning each.
 
 A backend is a module, or a package with a file per op, where each op it has stands under its name: a function, except
-for `linear`, which is anything with `pack` and `run` (a class with static methods, an object, a module).
+for `linear` and `quantized_linear`, which are anything with `pack` and `run` (a class with static methods, an object, a
+module).
 `reference/` is the truth; every other backend must agree with it (`inferflux kernels check`).
 Shape letters are those of `metadata`. Inputs may be strided unless said otherwise; outputs are new and contiguous
 unless said otherwise.
@@ -12,6 +13,7 @@ from typing import Any, Final, Literal, Protocol
 import torch
 
 from inferflux.kernels.metadata import AttentionMetadata
+from inferflux.kernels.quantized_weight import QuantizedWeight
 
 Tensor = torch.Tensor
 ActivationKind = Literal["silu", "gelu", "gelu_tanh"]
@@ -84,6 +86,22 @@ class LinearOp(Protocol):
 
     def run(self, packed: Any, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out], in x's dtype."""
+        ...
+
+
+class QuantizedLinearOp(Protocol):
+    """y = x @ dequantize(weight).T + bias, for a weight that was rounded to few bits when it was loaded.
+
+    An implementation whose arithmetic rounds x too says so by an attribute `rounds_inputs` that is true, and is checked
+    with a wider tolerance.
+    """
+
+    def pack(self, weight: QuantizedWeight, bias: Tensor | None) -> Any:
+        """weight: see `QuantizedWeight`; bias [out] or None. As `LinearOp.pack`."""
+        ...
+
+    def run(self, packed: Any, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out], in x's dtype; accumulated in float32 at least."""
         ...
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 
+from inferflux.kernels.backends import PACKED_OPS
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.cases.case import Inputs
 
@@ -108,7 +109,7 @@ def _num_calls(contender: Contender, sampler: Sampler) -> int:
 
 
 def _call(op: str, implementation: Any, inputs: Inputs) -> Callable[[], object]:
-    if op == "linear":
+    if op in PACKED_OPS:
         weight, bias, x = inputs.positional
         packed = implementation.pack(weight, bias)
         return lambda: implementation.run(packed, x)

@@ -13,6 +13,7 @@ from inferflux.kernels.bench.shapes import LayerShape
 from inferflux.kernels.bench.workload import Build, Cost, Workload
 from inferflux.kernels.cases.case import Draw, Inputs
 from inferflux.kernels.cases.paged import Paging
+from inferflux.kernels.quantized_weight import INT4_GROUP, Scheme, quantize
 
 # Page-major pools of two layers: one layer's view is strided, as in a model.
 NUM_LAYERS = 2
@@ -80,6 +81,24 @@ def _linear(shape: LayerShape) -> Iterator[Workload]:
 def _linear_inputs(rows: int, columns: int, count: int) -> Build:
     def build(dtype: torch.dtype, device: torch.device) -> Inputs:
         weight = _normal(dtype, device, rows, columns, scale=columns**-0.5)
+        return Inputs((weight, None, _normal(dtype, device, count, columns)))
+
+    return build
+
+
+def _quantized_linear(shape: LayerShape) -> Iterator[Workload]:
+    rows, columns = 2 * shape.intermediate, shape.hidden
+    schemes: tuple[tuple[Scheme, float], ...] = (("int8", 1.0), ("int4", 0.5 + 4 / INT4_GROUP), ("fp8", 1.0))
+    for scheme, weight_bytes in schemes:
+        for count in shape.batches:
+            cost = Cost(count * (rows + columns), 2 * count * rows * columns, int(rows * columns * weight_bytes))
+            build = _quantized_inputs(scheme, rows, columns, count)
+            yield Workload("quantized_linear", f"{scheme} gate_up {count}", cost, True, build)
+
+
+def _quantized_inputs(scheme: Scheme, rows: int, columns: int, count: int) -> Build:
+    def build(dtype: torch.dtype, device: torch.device) -> Inputs:
+        weight = quantize(_normal(dtype, device, rows, columns, scale=columns**-0.5), scheme)
         return Inputs((weight, None, _normal(dtype, device, count, columns)))
 
     return build
@@ -166,6 +185,7 @@ _WORKLOADS: Final[Mapping[str, Callable[[LayerShape], Iterator[Workload]]]] = Ma
     {
         "attention": _attention,
         "linear": _linear,
+        "quantized_linear": _quantized_linear,
         "norm": _norm,
         "add_norm": _add_norm,
         "rope": _rope,

@@ -11,12 +11,14 @@ from typing import Final
 from inferflux.kernels.cases.case import Case, NamedCases
 from inferflux.kernels.cases.dense import activation_cases, add_norm_cases, linear_cases, norm_cases
 from inferflux.kernels.cases.paged import attention_cases, rope_cases
+from inferflux.kernels.cases.quantized import quantized_linear_cases
 from inferflux.kernels.cases.sampling import sampling_cases
 
 _CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
     {
         "attention": attention_cases,
         "linear": linear_cases,
+        "quantized_linear": quantized_linear_cases,
         "norm": norm_cases,
         "add_norm": add_norm_cases,
         "rope": rope_cases,

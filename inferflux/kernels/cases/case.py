@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 
 class Inputs(NamedTuple):
-    """One call's arguments, made for it alone. For `linear` the positional ones are weight, bias and x."""
+    """One call's arguments, made for it alone. For ops that `pack` the positional ones are weight, bias and x."""
 
     positional: tuple[Any, ...]
     keywords: Mapping[str, Any] = MappingProxyType({})
