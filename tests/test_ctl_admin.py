@@ -75,6 +75,22 @@ def test_rate_limit(live: Live, run: Run):
     assert (code, "requests_per_minute: expected int >= 0" in err) == (1, True)
 
 
+def test_fairness(live: Live, run: Run):
+    assert run("fairness")[1].split()[:2] == ["policy", "priority_age"]
+    code, out, _ = run("fairness", "set", "--policy", "fair", "--timeslice", "64", "--preemption", "off")
+    assert code == 0
+    assert {"fair", "off", "64"} <= set(out.split())
+    assert json.loads(run("fairness", "set", "--high-priority", "3", "--json")[1]) == {
+        "policy": "fair",
+        "enable_preemption": False,
+        "high_priority_threshold": 3,
+        "max_timeslice_tokens": 64,
+    }
+    code, _, err = run("fairness", "set", "--timeslice", "-1")
+    assert (code, "max_timeslice_tokens: expected int >= 0" in err) == (1, True)
+    assert run("fairness", "set")[:2] == (1, "")
+
+
 def test_guardrails(live: Live, run: Run, tmp_path: Path):
     (tmp_path / "terms").write_text("first term\n\nsecond\n")
     argv = ("guardrails", "set", "--blocklist", str(tmp_path / "terms"), "--check-output", "yes")

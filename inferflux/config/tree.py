@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=0)]
+Priority = Annotated[int, Meta(ge=-(2**31 - 1), le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=604800)]
@@ -85,16 +86,16 @@ class ModelConfig(Section, frozen=True):
 class SchedulerConfig(Section, frozen=True):
     """max_batch_tokens: tokens computed in one step. chunked_prefill_tokens: at most this many of one prompt in it."""
 
-    policy: SchedulerPolicy = "fcfs"
+    policy: SchedulerPolicy = "priority_age"
     max_batch_size: Annotated[int, Meta(ge=1, le=4096)] = 128
     max_batch_tokens: Positive = 2048
     chunked_prefill_tokens: Positive = 512
 
 
 class FairnessConfig(Section, frozen=True):
-    enable_preemption: bool = False
-    high_priority_threshold: int = 10
-    max_timeslice_tokens: Count = 0
+    enable_preemption: bool = True
+    high_priority_threshold: Priority = 10
+    max_timeslice_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
 class PagedKvConfig(Section, frozen=True):

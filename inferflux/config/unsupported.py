@@ -15,9 +15,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
     {
         "server.enable_tracing": None,
         "models[].quantization": None,
-        "runtime.scheduler.policy": ("fair", "longest_prefix"),
-        "runtime.fairness.enable_preemption": None,
-        "runtime.fairness.max_timeslice_tokens": None,
         "runtime.paged_kv.cpu_pages": None,
         "runtime.paged_kv.eviction": ("clock",),
         "runtime.paged_kv.dtype": ("fp8", "int8"),

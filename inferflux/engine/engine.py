@@ -6,7 +6,7 @@ Single-threaded: whoever owns an Engine calls it from one thread. Knows no text,
 import random
 import time
 
-from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.engine.executor import Executor
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request
@@ -65,6 +65,10 @@ class Engine:
     def abort(self, request_ids: list[int]) -> None:
         """Stops these requests and frees their pages; unknown ids are ignored. No output follows."""
         self.scheduler.abort(request_ids)
+
+    def set_fairness(self, policy: str, fairness: FairnessConfig) -> None:
+        """Schedules by another policy from now on. Raises ConfigError when there is none of that name."""
+        self.scheduler.configure(policy, fairness)
 
     def step(self) -> list[Output]:
         """Advances every scheduled request by one step and returns their news (empty when there is nothing to do)."""

@@ -1,35 +1,82 @@
-"""Scheduling policies: which waiting request goes first, and who yields pages last.
+"""Scheduling policies: which waiting request goes first, and who yields its place last.
 
-A policy gives each request a number once, when it is added; the smallest goes first. So the queue stays sorted and is
-never sorted anew. Knows no queue and no pages.
+A policy is a pure function that gives a request a number; the smallest goes first. `order` puts policies to use.
+Knows no queue and no pages.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from inferflux.engine.request import Request
 from inferflux.errors import ConfigError, did_you_mean
 
-AGE_STEP_S = 10.0
+AGE_STEP_S: Final = 10.0
+PATIENCE_S: Final = 10.0
 
-Policy = Callable[[Request], float]
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What a policy may know besides the request. served: what a tenant has had so far. num_cached: tokens of a
+    waiting request that need not be computed."""
+
+    now: float
+    served: Callable[[str], float]
+    num_cached: Callable[[Request], int]
 
 
-def fcfs(request: Request) -> float:
+def fcfs(request: Request, _books: Books) -> float:
     """First come, first served."""
-    return request.arrival_time
+    return request.queued_time
 
 
-def priority_age(request: Request) -> float:
+def priority_age(request: Request, _books: Books) -> float:
     """Higher priority first, with aging: each AGE_STEP_S seconds of waiting count as one level, so nobody starves.
 
-    Effective priority is priority + (now - arrival_time) / AGE_STEP_S. All requests age alike, so `now` drops out of
-    every comparison, and what is left can be computed once.
+    Effective priority is priority + (now - queued_time) / AGE_STEP_S. All requests age alike, so `now` drops out of
+    every comparison, and what is left never changes.
     """
-    return request.arrival_time - AGE_STEP_S * request.priority
+    return request.queued_time - AGE_STEP_S * request.priority
 
 
-POLICIES: Mapping[str, Policy] = MappingProxyType({"fcfs": fcfs, "priority_age": priority_age})
+def fair(request: Request, books: Books) -> float:
+    """The tenant that has been served least goes first (the virtual token counter of Sheng et al., OSDI 2024)."""
+    return books.served(request.tenant)
+
+
+def longest_prefix(request: Request, books: Books) -> float:
+    """The request that saves most by what is cached goes first; nobody is passed over for more than PATIENCE_S seconds.
+
+    Of the running ones, who has computed most yields last. Who has had a timeslice finds its own pages cached, which
+    must not make its next turn come before the others'.
+    """
+    if books.now - request.queued_time >= PATIENCE_S:
+        return float("-inf")
+    if request.num_computed:
+        return -float(request.num_computed)
+    return 0.0 if request.num_turns else -float(books.num_cached(request))
+
+
+class Policy(NamedTuple):
+    """moves: its numbers change while requests wait, so they are looked at anew before each step. ages: it weighs
+    priority against waiting; under the others a request of high priority goes before all the rest. shares: it is about
+    tenants, so places are shared among them."""
+
+    value: Callable[[Request, Books], float]
+    moves: bool = False
+    ages: bool = False
+    shares: bool = False
+
+
+POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
+    {
+        "priority_age": Policy(priority_age, ages=True),
+        "fcfs": Policy(fcfs),
+        "fair": Policy(fair, moves=True, shares=True),
+        "longest_prefix": Policy(longest_prefix, moves=True),
+    }
+)
 
 
 def policy_named(name: str) -> Policy:

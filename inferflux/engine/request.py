@@ -30,7 +30,9 @@ class Request:
     page_names: content names of the leading full pages known so far (see `kv.hashing`); never longer than
         len(tokens) // page_tokens.
     slot: the row's number in the runner's tables while RUNNING, else None.
-    rank: place in the scheduling policy's order, smaller first; given by the scheduler when the request is added.
+    rank: place in the scheduling policy's order, smaller first; given by `order`. queued_time: since when it waits for
+        its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
+    num_turns: timeslices it has used up.
     """
 
     id: int
@@ -50,7 +52,10 @@ class Request:
     pages: list[int] = field(default_factory=list)
     page_names: list[bytes] = field(default_factory=list)
     slot: int | None = None
-    rank: tuple[float, int] = (0.0, 0)
+    rank: tuple[int, float, int] = (0, 0.0, 0)
+    queued_time: float = 0.0
+    turn_start: int = 0
+    num_turns: int = 0
     state: RequestState = RequestState.WAITING
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
@@ -59,6 +64,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.tokens:
             self.tokens = list(self.prompt_token_ids)
+        self.queued_time, self.turn_start = self.arrival_time, len(self.tokens)
 
     @property
     def num_prompt_tokens(self) -> int:

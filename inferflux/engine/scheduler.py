@@ -4,32 +4,30 @@ Continuous batching: one step mixes decodes and prefill chunks under one token b
 numbers; knows no tensor, no model and no runner. One thread calls everything here; `schedule` and `update` alternate,
 `add` and `abort` may come between any two calls.
 
-Order is by rank (`policies`): running requests are served smallest rank first, and pages are taken from the largest.
+Order is by rank (`order`): running requests are served smallest rank first, and pages are taken from the largest.
 So the smallest always advances, which rules out livelock. A request that yields its pages waits again under its old
-rank, ahead of whatever came after it; its full pages stay cached, so resuming is a prefix hit.
+rank, ahead of whatever came after it; its full pages stay cached, so resuming is a prefix hit. One whose timeslice is
+over queues again behind the others.
 """
 
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from copy import copy
-from operator import attrgetter
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.draft import StepDraft
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import error_news, finish_reason, token_news
-from inferflux.engine.policies import policy_named
+from inferflux.engine.order import Order, by_rank
 from inferflux.engine.request import FinishReason, Request, RequestState
 from inferflux.engine.service.protocol import Output
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan, TokenLogprobs
-from inferflux.errors import ConfigError, RequestError
+from inferflux.errors import RequestError
 
 # How many requests that wait for pages being computed right now may be passed over in one step.
 MAX_PASSED_OVER = 16
-
-_by_rank = attrgetter("rank")
 
 
 class Scheduler:
@@ -43,11 +41,9 @@ class Scheduler:
     def __init__(
         self, config: SchedulerConfig, fairness: FairnessConfig, kv: KVManager, clock: Callable[[], float]
     ) -> None:
-        if fairness.enable_preemption or fairness.max_timeslice_tokens:
-            raise ConfigError("runtime.fairness: enable_preemption and max_timeslice_tokens are not supported yet")
         self._kv = kv
         self._clock = clock
-        self._policy = policy_named(config.policy)
+        self._order = Order(config.policy, fairness, kv.num_cached_tokens, clock)
         self._max_batch_tokens = config.max_batch_tokens
         self._max_chunk_tokens = config.chunked_prefill_tokens
         # A row needs at least one token of the budget, so more rows than tokens could not all advance.
@@ -59,7 +55,6 @@ class Scheduler:
         self._planned: list[Request] = []
         self._scores: dict[int, list[TokenLogprobs]] = {}
         self._admission_blocked = False
-        self._num_added = 0
         self._stats = EngineStats()
 
     @property
@@ -84,10 +79,15 @@ class Scheduler:
             raise RequestError(f"request_id: {request.id} is running already", param="request_id")
         # The last token is never computed, so it needs no place.
         request.max_total_tokens = min(request.max_total_tokens, self._kv.capacity_tokens + 1)
-        self._num_added += 1
-        request.rank = (self._policy(request), self._num_added)
+        self._order.enter(request)
         self._requests[request.id] = request
-        insort(self._waiting, request, key=_by_rank)
+        insort(self._waiting, request, key=by_rank)
+        self._admission_blocked = False
+
+    def configure(self, policy: str, fairness: FairnessConfig) -> None:
+        """Puts another policy in force, for those that wait and run already too. Raises ConfigError."""
+        self._order.configure(policy, fairness)
+        self._order.sort(self._waiting, self._running)
         self._admission_blocked = False
 
     def abort(self, request_ids: list[int]) -> None:
@@ -105,6 +105,8 @@ class Scheduler:
         """
         due = (request for request in self._planned if request.state is RequestState.RUNNING)
         assert not any(due), "the last plan's update is still due"
+        if self._waiting:
+            self._give_way()
         stats = self._stats
         num_preemptions = stats.preemptions
         draft = StepDraft(self._max_batch_tokens - self._num_decoding())
@@ -156,7 +158,7 @@ class Scheduler:
         assert all(not request.pages and request.slot is None for request in self._waiting)
         for queue, state in ((self._running, RequestState.RUNNING), (self._waiting, RequestState.WAITING)):
             assert all(request.state is state for request in queue)
-            assert queue == sorted(queue, key=_by_rank), "a queue is out of order"
+            assert queue == sorted(queue, key=by_rank), "a queue is out of order"
         assert len(self._requests) == len(self._running) + len(self._waiting)
         assert self._scores.keys() <= {request.id for request in self._running}
 
@@ -166,6 +168,22 @@ class Scheduler:
             if len(request.tokens) - request.num_computed == 1:
                 count += 1
         return count
+
+    def _give_way(self) -> None:
+        """Brings the queues up to date. Where nobody can be admitted, running requests yield their places as the policy
+        wants it: all whose turn is over, or one to a request that may take it."""
+        if self._order.moves:
+            first = self._waiting[0]
+            self._order.sort(self._waiting, self._running)
+            self._admission_blocked &= self._waiting[0] is first
+        if self._free_slots and not self._admission_blocked:
+            return
+        spent = self._order.spent(self._waiting, self._running)
+        for request in spent:
+            self._preempt(request, turn_over=True)
+        victim = None if spent else self._order.victim(self._waiting[0], self._running)
+        if victim is not None:
+            self._preempt(victim)
 
     def _plan_running(self, draft: StepDraft) -> None:
         """Gives every running request its share of the step, as far as budget and pages go."""
@@ -229,6 +247,8 @@ class Scheduler:
             draft.add_prefill(request, count, request.pages.copy(), request.id in self._scores)
             computing |= {kv.computing_name(request)} - {None}
             num_reserved += self._num_pages_to_come(request)
+            if self._order.shares:
+                self._order.sort(self._waiting)
 
     def _num_pages_to_come(self, request: Request) -> int:
         """Pages a running request still needs for its known tokens and the next page_tokens it may generate."""
@@ -239,10 +259,11 @@ class Scheduler:
         """Makes a request that has just been given pages a running one."""
         request.slot = heapq.heappop(self._free_slots)
         request.state = RequestState.RUNNING
-        insort(self._running, request, key=_by_rank)
+        insort(self._running, request, key=by_rank)
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self._clock()
             request.num_cached = request.num_computed
+            self._order.charge_prompt(request)
             self._stats.prompt_tokens += request.num_prompt_tokens
         if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
             self._scores[request.id] = []
@@ -252,6 +273,7 @@ class Scheduler:
         token_id = result.token_id
         assert token_id is not None, "the row was to sample"
         request.tokens.append(token_id)
+        self._order.charge_output(request)
         self._stats.generation_tokens += 1
         reason = finish_reason(request, token_id)
         news = token_news(request, result, reason, self._scores.pop(request.id, None))
@@ -259,11 +281,13 @@ class Scheduler:
             self._end(request, reason)
         return news
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, *, turn_over: bool = False) -> None:
         self._leave(request)
+        if turn_over:
+            self._order.queue_again(request)
         request.state = RequestState.WAITING
         request.num_preemptions += 1
-        insort(self._waiting, request, key=_by_rank)
+        insort(self._waiting, request, key=by_rank)
         self._stats.preemptions += 1
 
     def _end(self, request: Request, reason: FinishReason) -> None:
@@ -273,6 +297,7 @@ class Scheduler:
             _remove(self._waiting, request)
             self._admission_blocked = False
         del self._requests[request.id]
+        self._order.leave(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
 
@@ -288,4 +313,4 @@ class Scheduler:
 
 
 def _remove(queue: list[Request], request: Request) -> None:
-    del queue[bisect_left(queue, request.rank, key=_by_rank)]
+    del queue[bisect_left(queue, request.rank, key=by_rank)]

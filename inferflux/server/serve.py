@@ -24,8 +24,9 @@ from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
-from inferflux.server.model_source import find_sources
+from inferflux.server.model_source import ModelSource, find_sources
 from inferflux.server.policy.opening import open_policy
+from inferflux.server.policy.seed import runtime_in_force
 from inferflux.server.tls import server_context
 
 try:
@@ -87,7 +88,10 @@ async def _serve(config: Config) -> int:
         if event == "loaded":
             _announce(_ready_line(backend))
 
-    backends = BackendManager(sources, lambda source: EngineClient(source.model, config.runtime), on_event=note)
+    def make(source: ModelSource) -> EngineClient:
+        return EngineClient(source.model, runtime_in_force(config, policy.document))
+
+    backends = BackendManager(sources, make, on_event=note)
     admission = Admission(config.server.max_concurrent, config.server.max_queue)
     runner = Runner(build_app(config, backends, metrics, admission, policy, audit))
     await runner.setup()

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 
-from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.kv.manager import KVManager
+from inferflux.config import FairnessConfig
 from inferflux.engine.policies import AGE_STEP_S
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.scheduler import MAX_PASSED_OVER, Scheduler
+from inferflux.engine.scheduler import MAX_PASSED_OVER
 from inferflux.engine.step import StepOutput
-from inferflux.errors import ConfigError, RequestError
+from inferflux.errors import RequestError
 from tests.support.fake_runner import next_token, score_of
 from tests.support.workbench import EOS, Workbench
 
@@ -27,6 +26,9 @@ SETTINGS = {
     "just fits, no prefix cache": {"num_pages": 24, "prefix_cache": False},
     "pages of one token": {"num_pages": 400, "page_tokens": 1},
     "priorities": {"num_pages": 24, "policy": "priority_age"},
+    "fair": {"num_pages": 24, "policy": "fair"},
+    "longest prefix": {"num_pages": 24, "policy": "longest_prefix"},
+    "timeslices": {"num_pages": 24, "max_batch_size": 2, "fairness": FairnessConfig(max_timeslice_tokens=3)},
 }
 
 
@@ -425,11 +427,3 @@ def test_results_of_another_step_are_our_mistake() -> None:
     assert plan is not None
     with pytest.raises(AssertionError, match="another step"):
         bench.scheduler.update(plan, StepOutput(plan.step_id + 1, []))
-
-
-def test_what_cannot_be_honoured_is_refused() -> None:
-    kv = KVManager(4, 4, b"", True)
-    with pytest.raises(ConfigError, match="must be one of fcfs, priority_age"):
-        Scheduler(SchedulerConfig(policy="fair"), FairnessConfig(), kv, float)
-    with pytest.raises(ConfigError, match="not supported"):
-        Scheduler(SchedulerConfig(), FairnessConfig(enable_preemption=True), kv, float)

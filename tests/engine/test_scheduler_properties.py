@@ -8,11 +8,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from inferflux.config import FairnessConfig
+from inferflux.engine.policies import PATIENCE_S, POLICIES
 from inferflux.engine.request import RequestState
 from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError
 from tests.support.workbench import Workbench
 
+FAIRNESS = st.builds(
+    FairnessConfig,
+    enable_preemption=st.booleans(),
+    high_priority_threshold=st.integers(1, 3),
+    max_timeslice_tokens=st.sampled_from([0, 0, 1, 3]),
+)
 SALTS = (b"", b"tenant a", b"tenant b")
 # Prompts are cut from few streams, so that prefixes are shared often and at every length.
 STREAMS = tuple([(stream * 5 + i * i) % 11 for i in range(40)] for stream in range(2))
@@ -26,7 +34,8 @@ class SchedulerLife(RuleBasedStateMachine):
         budget=st.integers(1, 20),
         batch_size=st.integers(1, 5),
         prefix_cache=st.sampled_from([True, True, True, False]),
-        policy=st.sampled_from(["fcfs", "priority_age"]),
+        policy=st.sampled_from(list(POLICIES)),
+        fairness=FAIRNESS,
     )
     def start(
         self,
@@ -37,6 +46,7 @@ class SchedulerLife(RuleBasedStateMachine):
         batch_size: int,
         prefix_cache: bool,
         policy: str,
+        fairness: FairnessConfig,
     ) -> None:
         self.plan: StepPlan | None = None
         self.bench = Workbench(
@@ -47,6 +57,7 @@ class SchedulerLife(RuleBasedStateMachine):
             max_batch_tokens=budget,
             max_batch_size=batch_size,
             policy=policy,
+            fairness=fairness,
         )
 
     @rule(
@@ -56,10 +67,19 @@ class SchedulerLife(RuleBasedStateMachine):
         max_tokens=st.integers(1, 20),
         salt=st.sampled_from(SALTS),
         priority=st.integers(0, 2),
+        tenant=st.sampled_from(["a", "b", "c"]),
         scored=st.sampled_from([False, False, False, True]),
     )
     def submit(
-        self, stream: list[int], length: int, tail: list[int], max_tokens: int, salt: bytes, priority: int, scored: bool
+        self,
+        stream: list[int],
+        length: int,
+        tail: list[int],
+        max_tokens: int,
+        salt: bytes,
+        priority: int,
+        tenant: str,
+        scored: bool,
     ) -> None:
         prompt = stream[:length] + tail
         submit = self.bench.submit
@@ -67,7 +87,8 @@ class SchedulerLife(RuleBasedStateMachine):
             with pytest.raises(RequestError):
                 submit(prompt, max_tokens, salt=salt)
         else:
-            submit(prompt, max_tokens, salt=salt, priority=priority, prompt_logprobs=0 if scored else None)
+            scores = 0 if scored else None
+            submit(prompt, max_tokens, salt=salt, priority=priority, tenant=tenant, prompt_logprobs=scores)
 
     @precondition(lambda self: self.plan is None)
     @rule(count=st.integers(1, 12))
@@ -101,6 +122,14 @@ class SchedulerLife(RuleBasedStateMachine):
         running = [r.id for r in self.bench.requests.values() if r.state is RequestState.RUNNING]
         if running:
             self.bench.runner.failing.add(data.draw(st.sampled_from(running)))
+
+    @rule(policy=st.sampled_from(list(POLICIES)), fairness=FAIRNESS)
+    def change_policy(self, policy: str, fairness: FairnessConfig) -> None:
+        self.bench.scheduler.configure(policy, fairness)
+
+    @rule(seconds=st.sampled_from([0.5, PATIENCE_S]))
+    def wait(self, seconds: float) -> None:
+        self.bench.clock += seconds
 
     @rule()
     def reset_prefix_cache(self) -> None:

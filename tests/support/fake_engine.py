@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from inferflux.config import FairnessConfig
 from inferflux.engine.service.client import ClientState
 from inferflux.engine.service.protocol import ModelInfo, Output
 from inferflux.engine.stats import EngineStats
@@ -48,6 +49,7 @@ class FakeEngine:
     stats: EngineStats = field(default_factory=lambda: EngineStats(device_pages_total=64))
     phases: list[tuple[str, float]] = field(default_factory=lambda: [("weights", 0.1)])
     num_restarts: int = 0
+    fairness: list[tuple[str, FairnessConfig]] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
     num_running: int = 0
     num_aborted: int = 0
@@ -69,6 +71,9 @@ class FakeEngine:
     async def close(self) -> None:
         self.state = ClientState.CLOSED
         self.gate.set()
+
+    def set_fairness(self, policy: str, fairness: FairnessConfig) -> None:
+        self.fairness.append((policy, fairness))
 
     async def generate(
         self,

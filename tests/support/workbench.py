@@ -20,10 +20,17 @@ class Workbench:
     `clock` counts steps. `plans` and `news` keep all that was planned and said.
     """
 
-    def __init__(self, num_pages: int = 64, page_tokens: int = 4, prefix_cache: bool = True, **config: Any) -> None:
+    def __init__(
+        self,
+        num_pages: int = 64,
+        page_tokens: int = 4,
+        prefix_cache: bool = True,
+        fairness: FairnessConfig | None = None,
+        **config: Any,
+    ) -> None:
         self.config = SchedulerConfig(**{"max_batch_size": 8, "max_batch_tokens": 64, **config})
         self.kv = KVManager(num_pages, page_tokens, b"model", prefix_cache)
-        self.scheduler = Scheduler(self.config, FairnessConfig(), self.kv, lambda: self.clock)
+        self.scheduler = Scheduler(self.config, fairness or FairnessConfig(), self.kv, lambda: self.clock)
         self.runner = FakeRunner(num_pages, page_tokens)
         self.clock = 0.0
         self.requests: dict[int, Request] = {}
@@ -31,7 +38,14 @@ class Workbench:
         self.news: dict[int, list[Output]] = {}
 
     def submit(
-        self, prompt: list[int], max_tokens: int = 8, *, salt: bytes = b"", priority: int = 0, **sampling: Any
+        self,
+        prompt: list[int],
+        max_tokens: int = 8,
+        *,
+        salt: bytes = b"",
+        priority: int = 0,
+        tenant: str = "",
+        **sampling: Any,
     ) -> Request:
         request_id = len(self.requests) + 1
         request = Request(
@@ -43,6 +57,7 @@ class Workbench:
             eos_token_ids=frozenset([EOS]),
             arrival_time=self.clock,
             priority=priority,
+            tenant=tenant,
             salt=salt,
         )
         self.scheduler.add(request)

@@ -55,6 +55,10 @@ class KVManager:
         limit = (len(request.tokens) - 1) // self.page_tokens
         return self.index.longest_chain(self._name(request, position) for position in range(limit))
 
+    def num_cached_tokens(self, request: Request) -> int:
+        """Returns how many tokens of a waiting request's longest cached prefix need not be computed."""
+        return len(self.match_prefix(request)) * self.page_tokens
+
     def admit(self, request: Request, matched: list[int], max_new_tokens: int, num_reserved: int) -> bool:
         """Gives a request without pages its `matched` prefix and fresh pages for at most max_new_tokens more tokens.
 

@@ -14,7 +14,10 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from inferflux.config import ModelConfig, RuntimeConfig
+import msgspec
+
+from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
+from inferflux.config.tree import SchedulerPolicy
 from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
@@ -28,6 +31,7 @@ from inferflux.engine.service.protocol import (
     Ping,
     Pong,
     Ready,
+    SetFairness,
     Shutdown,
     Start,
     Submit,
@@ -136,6 +140,12 @@ class EngineClient:
         finally:
             if self._mailboxes.pop(request_id, None) is not None:
                 self._send(Abort([request_id]))
+
+    def set_fairness(self, policy: SchedulerPolicy, fairness: FairnessConfig) -> None:
+        """Schedules by another policy from now on, over restarts too."""
+        scheduler = msgspec.structs.replace(self.runtime.scheduler, policy=policy)
+        self.runtime = msgspec.structs.replace(self.runtime, scheduler=scheduler, fairness=fairness)
+        self._send(SetFairness(policy, fairness))
 
     async def close(self) -> None:
         """Ends the engine; what still runs on it fails with EngineDeadError."""

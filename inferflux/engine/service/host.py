@@ -25,6 +25,7 @@ from inferflux.engine.service.protocol import (
     Ping,
     Pong,
     Ready,
+    SetFairness,
     Shutdown,
     Start,
     Submit,
@@ -86,6 +87,8 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine) -> None:
                     news.append(refused)
             elif isinstance(frame, Abort):
                 engine.abort(frame.request_ids)
+            elif isinstance(frame, SetFairness):
+                engine.set_fairness(frame.policy, frame.fairness)
             elif isinstance(frame, Ping):
                 _send(sock, Pong(frame.nonce, engine.stats()))
             elif isinstance(frame, Shutdown):

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, cast
 
 import msgspec
 
-from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.sampling_params import SamplingParams
@@ -41,6 +41,13 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
     """Stop these requests and give their pages back; ids that are not running are ignored. No output follows."""
 
     request_ids: list[int]
+
+
+class SetFairness(msgspec.Struct, tag="set_fairness", frozen=True):
+    """Schedule by this policy from now on: `runtime.scheduler.policy` and `runtime.fairness`."""
+
+    policy: str
+    fairness: FairnessConfig
 
 
 class Ping(msgspec.Struct, tag="ping", frozen=True):
@@ -114,7 +121,7 @@ class Pong(msgspec.Struct, tag="pong", frozen=True):
     stats: EngineStats
 
 
-ToEngine = Start | Submit | Abort | Ping | Shutdown
+ToEngine = Start | Submit | Abort | SetFairness | Ping | Shutdown
 FromEngine = Ready | Failed | Outputs | Pong
 
 _encoder = msgspec.msgpack.Encoder()

@@ -12,6 +12,7 @@ from aiohttp.typedefs import Handler
 from inferflux.server.access.principal import Scope
 from inferflux.server.http.handlers import (
     admin_api_keys,
+    admin_fairness,
     admin_guardrails,
     admin_policy,
     admin_rate_limit,
@@ -45,6 +46,8 @@ ROUTES = (
     Route("GET", "/v1/admin/api_keys", "admin", admin_api_keys.list_keys),
     Route("POST", "/v1/admin/api_keys", "admin", admin_api_keys.make_key),
     Route("DELETE", "/v1/admin/api_keys", "admin", admin_api_keys.delete_key),
+    Route("GET", "/v1/admin/fairness", "admin", admin_fairness.get_fairness),
+    Route("PUT", "/v1/admin/fairness", "admin", admin_fairness.put_fairness),
     Route("GET", "/v1/admin/guardrails", "admin", admin_guardrails.get_guardrails),
     Route("PUT", "/v1/admin/guardrails", "admin", admin_guardrails.put_guardrails),
     Route("GET", "/v1/admin/policy", "admin", admin_policy.get_policy),

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inferflux.config.tree import Count, ModelId, SchedulerPolicy, Text
+from inferflux.config.tree import Count, ModelId, Priority, SchedulerPolicy, Text
 from inferflux.errors import InferFluxError, RequestError
 from inferflux.server.access.key_record import KeyRecord
 
@@ -56,10 +56,10 @@ class RateLimit(Stored, frozen=True):
 class Fairness(Stored, frozen=True):
     """What `PUT /v1/admin/fairness` sets: `runtime.scheduler.policy` and `runtime.fairness`."""
 
-    policy: SchedulerPolicy = "fcfs"
-    enable_preemption: bool = False
-    high_priority_threshold: int = 10
-    max_timeslice_tokens: Count = 0
+    policy: SchedulerPolicy = "priority_age"
+    enable_preemption: bool = True
+    high_priority_threshold: Priority = 10
+    max_timeslice_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
 class LoadedModel(Stored, frozen=True):

@@ -1,4 +1,4 @@
-"""From the configuration to the first policy document, and where the two differ later.
+"""From the configuration to the first policy document, back again, and where the two differ later.
 
 The configuration seeds the store at the first start; from then on the store decides, so that a key revoked through the
 admin API does not come back with a restart. Pure functions.
@@ -6,7 +6,9 @@ admin API does not come back with a restart. Pure functions.
 
 from collections.abc import Iterator
 
-from inferflux.config import Config
+import msgspec
+
+from inferflux.config import Config, FairnessConfig, RuntimeConfig
 from inferflux.server.access.key_record import record_of
 from inferflux.server.policy.document import Fairness, Guardrails, PolicyDocument, RateLimit
 
@@ -30,6 +32,21 @@ def seed_document(config: Config, now: float) -> PolicyDocument:
             max_timeslice_tokens=fairness.max_timeslice_tokens,
         ),
     )
+
+
+def fairness_config(fairness: Fairness) -> FairnessConfig:
+    """Returns `runtime.fairness` as the document has it."""
+    return FairnessConfig(
+        enable_preemption=fairness.enable_preemption,
+        high_priority_threshold=fairness.high_priority_threshold,
+        max_timeslice_tokens=fairness.max_timeslice_tokens,
+    )
+
+
+def runtime_in_force(config: Config, document: PolicyDocument) -> RuntimeConfig:
+    """Returns the configuration's `runtime` with the document's policy and fairness in it."""
+    scheduler = msgspec.structs.replace(config.runtime.scheduler, policy=document.fairness.policy)
+    return msgspec.structs.replace(config.runtime, scheduler=scheduler, fairness=fairness_config(document.fairness))
 
 
 def overruled(document: PolicyDocument, config: Config) -> Iterator[str]:

@@ -1,17 +1,17 @@
-"""The admin routes for keys, limits and guardrails: requests and answers."""
+"""The admin routes for keys, limits, guardrails and fairness: requests and answers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from inferflux.config.tree import Count, Positive, Scope, Text
+from inferflux.config.tree import Count, Positive, Priority, SchedulerPolicy, Scope, Text
 from inferflux.config.urls import is_http_url
 from inferflux.errors import RequestError
 from inferflux.server.access.key_generation import NewKey
 from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.policy.document import MAX_TERMS, Guardrails, RateLimit
+from inferflux.server.policy.document import MAX_TERMS, Fairness, Guardrails, RateLimit
 
 MAX_PRIORITY = 2**31 - 1
 
@@ -131,6 +131,22 @@ class PolicyCard(msgspec.Struct, frozen=True, kw_only=True):
     unloaded_models: int
 
 
+class FairnessRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """PUT /v1/admin/fairness. What is left out stays."""
+
+    policy: SchedulerPolicy | UnsetType = UNSET
+    enable_preemption: bool | UnsetType = UNSET
+    high_priority_threshold: Priority | UnsetType = UNSET
+    max_timeslice_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | UnsetType = UNSET
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
+
+    def applied_to(self, part: Fairness) -> Fairness:
+        return msgspec.structs.replace(part, **self.given())
+
+
+FAIRNESS = BodyReader(FairnessRequest)
 GUARDRAILS = BodyReader(GuardrailsRequest)
 NEW_KEY = BodyReader(NewKeyRequest)
 KEY_ID = BodyReader(KeyId)
