@@ -200,7 +200,8 @@ class LLM:
 
 def _apply(run: _Running, output: Output) -> TextDelta:
     if output.finish_reason == "error":
-        raise EngineError(output.error or "the request failed")
+        message = output.error or "the request failed"
+        raise EngineError(message) if output.error_param is None else RequestError(message, param=output.error_param)
     delta = run.stream.feed(output)
     completion = run.completion
     completion.text += delta.text

@@ -4,7 +4,7 @@ Plain data shared by the HTTP server, the offline `LLM` and the engine. Range ch
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,15 @@ MAX_STOP_STRING_LENGTH = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 1024
 MAX_TOKEN_ID = 2**31 - 1
+MAX_GRAMMAR_CHARS = 256 * 1024
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What a whole answer must look like. json: `text` is a JSON schema; regex: a regular expression that matches all
+    of it; lark: a Lark grammar in llguidance's dialect."""
+
+    kind: Literal["json", "regex", "lark"]
+    text: str
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +37,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop: strings that end the output and are not part of it. min_tokens: neither EOS nor a stop ends it before.
     logprobs: None: none; k: the chosen token's log-probability and the k likeliest tokens' besides.
     prompt_logprobs: the same for the prompt's own tokens (turns prefix-cache reads off for the request).
+    grammar: what the answer must look like. Tokens it does not allow are never drawn, and end-of-text is one of them
+        until it may end; where it must end, that comes whatever min_tokens says. A stop string or max_tokens may cut
+        the answer short.
 
     Raises RequestError, naming the field, when a value is out of range.
     """
@@ -50,6 +62,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
     n: int = 1
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _INT_RANGES:
@@ -62,8 +75,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise RequestError(
                 f"min_tokens: must be <= max_tokens ({self.max_tokens}, got {self.min_tokens})", param="min_tokens"
             )
+        self._check_grammar()
         self._check_stops()
         self._check_logit_bias()
+
+    def _check_grammar(self) -> None:
+        if self.grammar is None:
+            return
+        if self.ignore_eos:
+            raise RequestError("ignore_eos: cannot be used with a grammar, which ends with EOS", param="ignore_eos")
+        if len(self.grammar.text) > MAX_GRAMMAR_CHARS:
+            raise RequestError(f"grammar: must have at most {MAX_GRAMMAR_CHARS} characters", param="grammar")
 
     def _check_stops(self) -> None:
         if isinstance(self.stop, str):

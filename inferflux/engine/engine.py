@@ -7,8 +7,10 @@ import random
 import time
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
+from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor
 from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.news import refusal_news
 from inferflux.engine.request import Request
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.service.protocol import ModelInfo, Output, Submit
@@ -34,11 +36,12 @@ class Engine:
         )
         self.scheduler = Scheduler(runtime.scheduler, runtime.fairness, self.kv, clock=time.monotonic)
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
+        self._anteroom = Anteroom()
         self._random = random.Random()
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or len(self._anteroom) > 0
 
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
@@ -47,23 +50,26 @@ class Engine:
         self._check_token_ids(sampling)
         window = self.info.max_model_len
         total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
-        self.scheduler.add(
-            Request(
-                id=submit.request_id,
-                prompt_token_ids=prompt,
-                sampling=sampling,
-                seed=self._random.getrandbits(63) if sampling.seed is None else sampling.seed,
-                max_total_tokens=total,
-                eos_token_ids=self._eos_token_ids,
-                arrival_time=time.monotonic(),
-                priority=submit.priority,
-                tenant=submit.tenant,
-                salt=submit.salt,
-            )
+        request = Request(
+            id=submit.request_id,
+            prompt_token_ids=prompt,
+            sampling=sampling,
+            seed=self._random.getrandbits(63) if sampling.seed is None else sampling.seed,
+            max_total_tokens=total,
+            eos_token_ids=self._eos_token_ids,
+            arrival_time=time.monotonic(),
+            priority=submit.priority,
+            tenant=submit.tenant,
+            salt=submit.salt,
         )
+        if sampling.grammar is None:
+            self.scheduler.add(request)
+        else:
+            self._anteroom.add(request, self.executor.prepare(sampling.grammar))
 
     def abort(self, request_ids: list[int]) -> None:
         """Stops these requests and frees their pages; unknown ids are ignored. No output follows."""
+        self._anteroom.remove(request_ids)
         self.scheduler.abort(request_ids)
 
     def set_fairness(self, policy: str, fairness: FairnessConfig) -> None:
@@ -72,10 +78,11 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Advances every scheduled request by one step and returns their news (empty when there is nothing to do)."""
+        news = self._admit_prepared() if self._anteroom else []
         plan = self.scheduler.schedule()
         if plan is None:
-            return []
-        return self.scheduler.update(plan, self.executor.execute(plan))
+            return news
+        return news + self.scheduler.update(plan, self.executor.execute(plan))
 
     def stats(self) -> EngineStats:
         return self.scheduler.stats()
@@ -83,6 +90,20 @@ class Engine:
     def check_integrity(self) -> None:
         """Asserts that every page is accounted for; for tests and idle moments."""
         self.scheduler.check_integrity()
+
+    def _admit_prepared(self) -> list[Output]:
+        """Queues the requests whose grammar is ready; returns the refusals of the others."""
+        refused = []
+        for request, error in self._anteroom.take_ready(idle=not self.scheduler.has_work):
+            try:
+                if error is not None:
+                    raise error
+                self.scheduler.add(request)
+            except RequestError as refusal:
+                param = refusal.param or "grammar"
+                message = str(refusal) if refusal.param else f"grammar: {refusal}"
+                refused.append(refusal_news(request.id, RequestError(message, param=param, code=refusal.code)))
+        return refused
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:

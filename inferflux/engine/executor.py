@@ -7,10 +7,13 @@ says how long it took.
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import StepOutput, StepPlan
+from inferflux.sampling_params import Grammar
 
 
 class Executor:
@@ -27,11 +30,16 @@ class Executor:
         with self._phase("import"):
             # Here, so that its seconds show up among the phases, and processes without an engine stay free of torch.
             from inferflux.engine.runner.build import build_runner
-        self._runner, self.info, self.fingerprint = build_runner(model, runtime, self._phase)
+        self._runner, self.info, self.fingerprint, self._grammars = build_runner(model, runtime, self._phase)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Computes one step. An exception means that the engine has failed and must not be used again."""
         return self._runner.execute(plan)
+
+    def prepare(self, grammar: Grammar) -> Future[Any]:
+        """Compiles a grammar in a thread. A request that has it may join a plan when the future is done; the future
+        raises RequestError when it never may."""
+        return self._grammars.prepare(grammar)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:

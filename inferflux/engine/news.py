@@ -6,13 +6,16 @@ Pure functions of a request after its newest token was appended. Knows no queue 
 from inferflux.engine.request import FinishReason, Request
 from inferflux.engine.service.protocol import Output
 from inferflux.engine.step import RowOutput, TokenLogprobs
+from inferflux.errors import RequestError
 
 
 def finish_reason(request: Request, token_id: int) -> FinishReason | None:
     """Returns why `token_id`, just appended, is the request's last token; None when it is not."""
     sampling = request.sampling
-    is_stop = (token_id in request.eos_token_ids and not sampling.ignore_eos) or token_id in sampling.stop_token_ids
-    if is_stop and request.num_output_tokens > sampling.min_tokens:
+    is_end = token_id in request.eos_token_ids and not sampling.ignore_eos
+    is_stop = is_end or token_id in sampling.stop_token_ids
+    # A grammar that has come to its end allows nothing but EOS, so that is not put off.
+    if is_stop and (request.num_output_tokens > sampling.min_tokens or (is_end and sampling.grammar is not None)):
         return "stop"
     return "length" if len(request.tokens) >= request.max_total_tokens else None
 
@@ -37,6 +40,11 @@ def token_news(
         num_cached_tokens=request.num_cached,
         queue_s=_queue_s(request) if is_first else None,
     )
+
+
+def refusal_news(request_id: int, error: RequestError) -> Output:
+    """Returns the news of a request that this model cannot run."""
+    return Output(request_id, finish_reason="error", error=str(error), error_param=error.param, error_code=error.code)
 
 
 def error_news(request: Request, message: str) -> Output:

@@ -27,6 +27,14 @@ class RowStart(msgspec.Struct, frozen=True):
     num_prompt_tokens: int
     eos_token_ids: list[int]
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether choosing a token needs the values of those before it (else their positions are enough): a step
+        that is computed before the last one's tokens are known cannot choose for such a row."""
+        params = self.sampling
+        penalised = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+        return params.grammar is not None or bool(penalised)
+
 
 class Row(msgspec.Struct, frozen=True):
     """One request's share of a step: compute `token_ids` at positions start, start+1, ...

@@ -7,15 +7,22 @@ Short texts are tokenised at once, since handing them to a thread costs more; lo
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
-from inferflux.engine.text import TextBundle
+from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.text import TextBundle, Tokenizer
+from inferflux.errors import RequestError
+from inferflux.sampling_params import Grammar
+from inferflux.server.grammar_check import GrammarCheck
 
 T = TypeVar("T")
 
 NUM_THREADS = 2
 # About half a millisecond of tokenising.
 INLINE_CHARS = 512
+# The library bounds its own work; this is for a machine that has no time for it.
+GRAMMAR_TIMEOUT_S: Final = 10.0
 
 
 class TextWork:
@@ -23,6 +30,7 @@ class TextWork:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="text")
+        self._checks: WeakKeyDictionary[Tokenizer, GrammarCheck] = WeakKeyDictionary()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -40,6 +48,17 @@ class TextWork:
     async def encode_chat(self, text: TextBundle, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Returns the token ids of the rendered conversation, ready for the answer. Raises RequestError."""
         return await self.run(text.encode_chat, messages)
+
+    async def check_grammar(self, text: TextBundle, info: ModelInfo, grammar: Grammar, param: str) -> None:
+        """Raises RequestError naming `param` when the model's engine could not use the grammar."""
+        check = self._checks.setdefault(text.tokenizer, GrammarCheck(text.tokenizer, info))
+        try:
+            async with asyncio.timeout(GRAMMAR_TIMEOUT_S):
+                await self.run(check.check, grammar)
+        except TimeoutError:
+            raise RequestError(f"{param}: takes too long to compile", param=param) from None
+        except RequestError as error:
+            raise RequestError(f"{param}: {error}", param=param) from None
 
 
 def _encode(text: TextBundle, prompts: Sequence[str]) -> list[list[int]]:

@@ -19,6 +19,9 @@ from inferflux.engine.runner.memory import free_memory, plan_pool
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
+from inferflux.engine.structured.grammars import Grammars
+from inferflux.engine.structured.vocabulary import Vocabulary
+from inferflux.engine.text.tokenizer import load_tokenizer
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.kernels.kernel_set import select
 from inferflux.sampling_params import SamplingParams
@@ -27,11 +30,13 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 
 class Built(NamedTuple):
-    """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on."""
+    """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on. grammars: where
+    the runner will look for a request's grammar."""
 
     runner: Runner
     info: ModelInfo
     fingerprint: bytes
+    grammars: Grammars
 
 
 def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Built:
@@ -51,6 +56,7 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
             path, kernels=kernels, device=device, dtype=dtype, context=context, max_model_len=model.max_model_len
         )
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
+    grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, spec.eos_token_ids))
     with phase("pool"):
         page = PageShape(spec.num_layers, page_tokens, spec.num_kv_heads // context.size, spec.head_dim, dtype)
         plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free_memory(device))
@@ -60,11 +66,12 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
             allocate_pool(plan.num_pages, page, device),
             max_batch_size=runtime.scheduler.max_batch_size,
             max_pages_per_row=math.ceil(plan.max_model_len / page_tokens),
+            grammars=grammars,
         )
     with phase("warmup"):
         warm_up(runner, min(page_tokens, plan.max_model_len))
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
-    return Built(runner, info, fingerprint(path, page, spec.max_model_len))
+    return Built(runner, info, fingerprint(path, page, spec.max_model_len), grammars)
 
 
 def choose_device(model: ModelConfig) -> torch.device:

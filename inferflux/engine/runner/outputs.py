@@ -12,7 +12,7 @@ import torch
 from inferflux.engine.runner.inputs import Batch
 from inferflux.engine.sampling.logprobs import Scores, describe
 from inferflux.engine.sampling.sampler import Draw
-from inferflux.engine.sampling.state import SamplerTable
+from inferflux.engine.sampling.state import CONSTRAINED, SamplerTable
 from inferflux.engine.step import Row, RowOutput, TokenLogprobs
 from inferflux.engine.transfer import to_host
 
@@ -46,6 +46,11 @@ def _fill_drawn(outputs: list[RowOutput], batch: Batch, draw: Draw, arrays: list
         logprobs = dict(zip(draw.scored, describe(scores, num_top), strict=True))
     for index, (row, token_id) in enumerate(zip(batch.sampled, token_ids.tolist(), strict=True)):
         outputs[row] = RowOutput(token_id, logprobs.get(index))
+    if (table.flags[batch.slots] & CONSTRAINED).any():
+        for row, slot in zip(batch.sampled, batch.slots.tolist(), strict=True):
+            grammar = table.grammars[slot]
+            if grammar is not None and grammar.error is not None:
+                outputs[row] = RowOutput(error=grammar.error)
     finite = np.isfinite(peaks)
     if not finite.all():
         for index in np.flatnonzero(~finite).tolist():

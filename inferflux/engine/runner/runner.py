@@ -15,6 +15,7 @@ from inferflux.engine.sampling.logprobs import Scores, score
 from inferflux.engine.sampling.sampler import Sampler
 from inferflux.engine.sampling.state import SamplerTable
 from inferflux.engine.step import Row, RowStart, StepOutput, StepPlan
+from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
@@ -57,11 +58,12 @@ class Runner:
         *,
         max_batch_size: int,
         max_pages_per_row: int,
+        grammars: Grammars | None = None,
     ) -> None:
         self._decoder = decoder
         self._kv_pool = kv_pool
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
-        self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size)
+        self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -84,12 +86,15 @@ class Runner:
         self._table.set(start)
 
     def _observe(self, rows: list[Row], batch: Batch) -> None:
-        """Lets penalties see the tokens that came after a row's history."""
+        """Lets penalties and grammars see the tokens that came after a row's history."""
         for index in batch.sampled:
             row = rows[index]
             penalties = self._table.penalties[row.slot]
             if penalties is not None:
                 penalties.observe(row.start, row.token_ids)
+            grammar = self._table.grammars[row.slot]
+            if grammar is not None:
+                grammar.observe(row.start, row.token_ids)
 
     def _score_prompts(self, logits: torch.Tensor, rows: list[Row], batch: Batch) -> Scores:
         """logits [Q, V] of all scored tokens -> the scores of the tokens that follow them."""

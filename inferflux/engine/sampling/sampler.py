@@ -1,8 +1,8 @@
 """Sampler: one step's logits to one token per row, all rows at once.
 
 Order: log-probabilities of the raw logits where asked -> logit_bias -> penalties -> ends held back (min_tokens) ->
-the sampling kernel (temperature, top_k, top_p, min_p, draw). The noise of a draw is a function of the request's seed
-and the position of the token alone, so neither the batch, nor chunking, nor a preemption changes it.
+grammars -> the sampling kernel (temperature, top_k, top_p, min_p, draw). The noise of a draw is a function of the
+request's seed and the position of the token alone, so neither the batch, nor chunking, nor a preemption changes it.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,17 @@ import torch
 
 from inferflux.engine.sampling.bias import add_bias, hold_back
 from inferflux.engine.sampling.logprobs import Scores, score
+from inferflux.engine.sampling.mask import apply_grammars
 from inferflux.engine.sampling.penalties import apply_penalties
-from inferflux.engine.sampling.state import BIASED, DRAWS, HOLDS_BACK, LOGPROBS, PENALISED, SamplerTable
+from inferflux.engine.sampling.state import (
+    BIASED,
+    CONSTRAINED,
+    DRAWS,
+    HOLDS_BACK,
+    LOGPROBS,
+    PENALISED,
+    SamplerTable,
+)
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.noise import uniform
 from inferflux.kernels.ops import SamplingOp
@@ -78,6 +87,9 @@ class Sampler:
         held = np.flatnonzero((flags & HOLDS_BACK).astype(bool) & (positions < table.min_length[slots]))
         if len(held):
             hold_back(logits, held, _pick(table.held_back, slots[held]))
+        constrained = np.flatnonzero(flags & CONSTRAINED)
+        if len(constrained):
+            apply_grammars(logits, constrained, _pick(table.grammars, slots[constrained]))
 
     def _choose(self, logits: torch.Tensor, slots: Ints, positions: Ints) -> torch.Tensor:
         floats, integers, places = to_device(

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from inferflux.engine.sampling.penalties import PenaltyState
 from inferflux.engine.step import RowStart
+from inferflux.engine.structured.grammars import Grammars
+from inferflux.engine.structured.row import RowGrammar
 from inferflux.sampling_params import SamplingParams
 
 Ints = npt.NDArray[np.int64]
@@ -20,6 +22,7 @@ BIASED = 2
 PENALISED = 4
 HOLDS_BACK = 8
 LOGPROBS = 16
+CONSTRAINED = 32
 
 # Below this the division overflows before the noise matters.
 MIN_TEMPERATURE = 1e-5
@@ -32,12 +35,13 @@ class SamplerTable:
     flags: uint8 [slots], the bits above. floats: float32 [3, slots]: temperature, top_p, min_p.
     integers: int64 [2, slots]: top_k (0: off), seed (>= 0). min_length: int64 [slots], tokens a row must hold before
     an end is allowed. num_logprobs, num_prompt_logprobs: int64 [slots]. By slot, or None: biased_ids and bias,
-    held_back (ids that end the output), penalties.
+    held_back (ids that end the output), penalties, grammars.
     Token ids outside the vocabulary are left out.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int) -> None:
+    def __init__(self, num_slots: int, vocab_size: int, compiled: Grammars | None = None) -> None:
         self.vocab_size = vocab_size
+        self._compiled = compiled
         self.flags = np.zeros(num_slots, np.uint8)
         self.floats = np.zeros((3, num_slots), np.float32)
         self.integers = np.zeros((2, num_slots), np.int64)
@@ -48,6 +52,7 @@ class SamplerTable:
         self.bias: list[Floats | None] = [None] * num_slots
         self.held_back: list[Ints | None] = [None] * num_slots
         self.penalties: list[PenaltyState | None] = [None] * num_slots
+        self.grammars: list[RowGrammar | None] = [None] * num_slots
 
     def set(self, start: RowStart) -> None:
         """Forgets what held the slot before and takes over the request's settings."""
@@ -60,6 +65,7 @@ class SamplerTable:
         self.num_logprobs[slot] = params.logprobs or 0
         self.num_prompt_logprobs[slot] = params.prompt_logprobs or 0
         self.penalties[slot] = PenaltyState.of(start)
+        self.grammars[slot] = RowGrammar.of(start, self._compiled)
         self._set_bias(slot, params)
         self._set_held_back(start)
         self.flags[slot] = (
@@ -68,6 +74,7 @@ class SamplerTable:
             | PENALISED * (self.penalties[slot] is not None)
             | HOLDS_BACK * (self.held_back[slot] is not None)
             | LOGPROBS * (params.logprobs is not None)
+            | CONSTRAINED * (self.grammars[slot] is not None)
         )
 
     def _set_bias(self, slot: int, params: SamplingParams) -> None:

@@ -15,6 +15,7 @@ import threading
 from typing import NoReturn
 
 from inferflux.engine.engine import Engine
+from inferflux.engine.news import refusal_news
 from inferflux.engine.service.protocol import (
     Abort,
     Failed,
@@ -103,9 +104,7 @@ def _submit(engine: Engine, frame: Submit) -> Output | None:
     try:
         engine.submit(frame)
     except RequestError as error:
-        return Output(
-            frame.request_id, finish_reason="error", error=str(error), error_param=error.param, error_code=error.code
-        )
+        return refusal_news(frame.request_id, error)
     return None
 
 

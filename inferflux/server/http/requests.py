@@ -8,11 +8,13 @@ import msgspec
 from aiohttp import hdrs, web
 
 from inferflux.errors import RequestError
+from inferflux.sampling_params import Grammar
 from inferflux.server.backends import Backend, BackendState
 from inferflux.server.generation import Caller
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import GenerateRequest
+from inferflux.server.http.schemas.structured import Asked
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -70,6 +72,15 @@ async def use_backend(request: web.Request, model_id: str | None) -> Backend:
             return await use_backend(request, model_id)
     backend.require_ready()
     return backend
+
+
+async def find_grammar(request: web.Request, backend: Backend, asked: Asked | None) -> Grammar | None:
+    """Returns the grammar that a request asks for, compiled once to see that it can be. Raises RequestError."""
+    if asked is None:
+        return None
+    assert backend.info is not None, "a ready backend has been described"
+    await request.app[CONTEXT].text_work.check_grammar(backend.text, backend.info, asked.grammar, asked.param)
+    return asked.grammar
 
 
 def caller_of(request: web.Request, body: GenerateRequest) -> Caller:

@@ -44,7 +44,8 @@ BOTH: dict[str, list[Any]] = {
     "cache_salt": ["", "x" * 257, 5, []],
     "return_token_ids": ["yes", 1],
     "store": [True],
-    "response_format": [{"type": "json_object"}, "json"],
+    "response_format": ["json", {}, {"type": "xml"}, {"type": "json_schema"}, {"type": "text", "schema": {}}],
+    "structured_outputs": ["x", {}, {"regex": "a", "choice": ["b"]}, {"rgx": "a"}, {"json_object": False}],
     "temprature": [1],
     "'; DROP TABLE": [None],
 }
@@ -81,6 +82,31 @@ COMBINATIONS = [
     (CHAT, {"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     (CHAT, {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
     (CHAT, {"max_tokens": WINDOW}, "max_tokens"),
+    *(
+        (path, {field: value}, f"{field}.{rest}")
+        for path in BASE
+        for field, value, rest in [
+            ("structured_outputs", {"regex": "("}, "regex"),
+            ("structured_outputs", {"grammar": "start: nope"}, "grammar"),
+            ("structured_outputs", {"json": {"type": "wrong"}}, "json"),
+            ("structured_outputs", {"json": "{"}, "json"),
+            ("structured_outputs", {"choice": []}, "choice"),
+            ("structured_outputs", {"choice": ["a", ""]}, "choice"),
+            (
+                "response_format",
+                {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}},
+                "json_schema.name",
+            ),
+            ("response_format", {"type": "json_object", "json_schema": {"name": "a"}}, "json_schema"),
+            (
+                "response_format",
+                {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#/nowhere"}}},
+                "json_schema.schema",
+            ),
+        ]
+    ),
+    (CHAT, {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    (CHAT, {"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos"),
     (CHAT, {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages[0].content"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from inferflux.sampling_params import Grammar
 from tests.support.fake_engine import LOGPROB, REPLY, WINDOW
 from tests.support.http_server import MODEL, Site, running_server, text_bundle
 
@@ -230,3 +231,25 @@ async def test_default_tokens_shrink_to_what_the_window_holds(site: Site):
     status, _ = await site.post(COMPLETIONS, {"prompt": [5] * (WINDOW - 3)})
     assert status == 200
     assert site.engine.submitted[0].sampling.max_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar("json", '{"type": "object"}')),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}},
+            Grammar("json", '{"type": "null"}'),
+        ),
+        ({"structured_outputs": {"json": {"type": "null"}}}, Grammar("json", '{"type": "null"}')),
+        ({"structured_outputs": {"regex": "[ab]+"}}, Grammar("regex", "[ab]+")),
+        ({"structured_outputs": {"choice": ["yes", 'a "b"']}}, Grammar("lark", 'start: "yes" | "a \\"b\\""')),
+        ({"structured_outputs": {"grammar": 'start: "x"'}}, Grammar("lark", 'start: "x"')),
+    ],
+)
+@pytest.mark.parametrize("path", ROUTES)
+async def test_grammars_reach_the_engine(site: Site, path: str, fields: dict[str, Any], grammar: Grammar | None):
+    status, answer = await site.post(path, {**ROUTES[path], **fields})
+    assert status == 200, answer
+    assert site.engine.submitted[0].sampling.grammar == grammar

@@ -7,7 +7,7 @@ from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.chat import ChatFormat
 from inferflux.server.http.guarding import check_input, texts_of_messages
-from inferflux.server.http.requests import caller_of, read_body, use_backend
+from inferflux.server.http.requests import caller_of, find_grammar, read_body, use_backend
 from inferflux.server.http.schemas.chat import CHAT, template_messages
 
 
@@ -22,7 +22,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     token_ids = await request.app[CONTEXT].text_work.encode_chat(backend.text, messages)
     check_prompt(token_ids, info, "messages")
     max_tokens = fit_max_tokens(len(token_ids), body.token_limit, None, info)
-    sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, prompt_logprobs=None)
+    grammar = await find_grammar(request, backend, body.asked_grammar())
+    sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, grammar=grammar)
     jobs = caller_of(request, body).job(token_ids, sampling).choices()
     send = send_stream if body.stream else send_whole
     return await send(request, backend, jobs, ChatFormat(body, backend))

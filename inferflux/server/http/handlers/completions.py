@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from inferflux.errors import RequestError
+from inferflux.sampling_params import Grammar
 from inferflux.server.backends import Backend
 from inferflux.server.generation import Caller, Job, check_prompt, fit_max_tokens
 from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
-from inferflux.server.http.requests import caller_of, read_body, use_backend
+from inferflux.server.http.requests import caller_of, find_grammar, read_body, use_backend
 from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 
 
@@ -22,7 +23,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     prompts = body.prompts()
     token_ids = await _token_ids(request, backend, prompts)
     caller = caller_of(request, body)
-    jobs = [job for ids in token_ids for job in _jobs(body, caller, ids, backend)]
+    grammar = await find_grammar(request, backend, body.asked_grammar())
+    jobs = [job for ids in token_ids for job in _jobs(body, caller, ids, backend, grammar)]
     if len(jobs) > MAX_PROMPTS:
         raise RequestError(f"n: at most {MAX_PROMPTS} choices in one request, over all prompts", param="n")
     await check_input(request, backend, body, await texts_of_prompts(request, backend, prompts))
@@ -37,12 +39,15 @@ async def _token_ids(request: web.Request, backend: Backend, prompts: Sequence[s
     return [prompt for prompt in prompts if not isinstance(prompt, str)]
 
 
-def _jobs(body: CompletionRequest, caller: Caller, token_ids: list[int], backend: Backend) -> list[Job]:
+def _jobs(
+    body: CompletionRequest, caller: Caller, token_ids: list[int], backend: Backend, grammar: Grammar | None
+) -> list[Job]:
     """Returns one prompt's jobs, one per choice. Raises RequestError."""
     info = backend.info
     assert info is not None, "a ready backend has been described"
     check_prompt(token_ids, info, "prompt")
     score_only = body.max_tokens == 0
     max_tokens = 1 if score_only else fit_max_tokens(len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, info)
-    sampling = body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None)
+    scores = body.logprobs if body.echo else None
+    sampling = body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=scores, grammar=grammar)
     return caller.job(token_ids, sampling, score_only=score_only).choices()

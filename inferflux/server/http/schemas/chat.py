@@ -173,7 +173,6 @@ CHAT = BodyReader(
         "functions": ([],),
         "modalities": (["text"],),
         "prediction": (),
-        "response_format": ({"type": "text"},),
         "store": (False,),
         "tool_choice": ("none", "auto"),
         "tools": ([],),

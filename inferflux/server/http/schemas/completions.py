@@ -77,6 +77,6 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 COMPLETION = BodyReader(
     CompletionRequest,
-    unsupported={"suffix": ("",), "best_of": (1,), "store": (False,), "response_format": ({"type": "text"},)},
+    unsupported={"suffix": ("",), "best_of": (1,), "store": (False,)},
     ignored=IGNORED_FIELDS,
 )

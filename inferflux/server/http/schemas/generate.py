@@ -8,7 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from inferflux.errors import RequestError
-from inferflux.sampling_params import SamplingParams
+from inferflux.sampling_params import Grammar, SamplingParams
+from inferflux.server.http.schemas.structured import Asked, ResponseFormat, StructuredOutputs, asked_grammar
 
 FinishReason = Literal["stop", "length", "content_filter"]
 
@@ -70,11 +71,17 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage figures."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def asked_grammar(self) -> Asked | None:
+        """Returns what the answer must look like, as far as the request says. Raises RequestError."""
+        return asked_grammar(self.response_format, self.structured_outputs)
 
     def check(self) -> None:
         """Raises RequestError for what neither the types nor SamplingParams refuse."""
@@ -87,7 +94,14 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
         if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_LENGTH:
             raise RequestError(f"cache_salt: must have 1 to {MAX_CACHE_SALT_LENGTH} characters", param="cache_salt")
 
-    def sampling(self, max_tokens: int | None, *, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
+    def sampling(
+        self,
+        max_tokens: int | None,
+        *,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+        grammar: Grammar | None = None,
+    ) -> SamplingParams:
         """Returns the request's sampling parameters. Raises RequestError naming a field that is out of range."""
         given: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         return SamplingParams(
@@ -96,6 +110,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
             **{name: value for name, value in given.items() if value is not None},
         )
 

@@ -1,0 +1,55 @@
+"""What a caller's grammar is in llguidance's language. Pure functions of texts; compiling is `compiling`'s work."""
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from llguidance import LLMatcher
+
+from inferflux.errors import RequestError
+from inferflux.sampling_params import Grammar
+
+# Between JSON's tokens a model may lay out its answer, but not for ever: whitespace without end never finishes.
+_JSON_OPTIONS: Final = MappingProxyType({"whitespace_pattern": r"\n? {0,16}"})
+
+
+def library_text(grammar: Grammar) -> str:
+    """Returns the grammar as llguidance takes it. Raises RequestError for a JSON schema that is not JSON."""
+    return _WRITERS[grammar.kind](grammar.text)
+
+
+def json_rule(schema: Any) -> str:
+    """Returns a JSON schema as a term of a Lark grammar: `%json {...}`. Raises RequestError when it is none."""
+    return "%json " + json.dumps(_with_options(schema), ensure_ascii=False)
+
+
+def quoted(text: str) -> str:
+    """Returns a text as a terminal of a Lark grammar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def choice_rule(choices: tuple[str, ...]) -> str:
+    """Returns a rule that is one of the texts."""
+    return " | ".join(map(quoted, choices))
+
+
+def _json(text: str) -> str:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError):
+        raise RequestError("is not a JSON schema: not valid JSON") from None
+    return json.dumps({"grammars": [{"json_schema": _with_options(schema)}]})
+
+
+def _with_options(schema: Any) -> dict[str, Any]:
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, Mapping):
+        raise RequestError("must be a JSON schema: an object")
+    return {**schema, "x-guidance": dict(_JSON_OPTIONS)}
+
+
+_WRITERS: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
+    {"json": _json, "regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}
+)

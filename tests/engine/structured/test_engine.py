@@ -1,0 +1,124 @@
+"""Grammars in a running engine: on random weights at temperature 1 nothing else keeps an answer in shape."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from benchmarks.schemas import random_schema
+from inferflux.engine.engine import Engine
+from inferflux.engine.service.protocol import Submit
+from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
+from inferflux.sampling_params import Grammar, SamplingParams
+from tests.support.engines import run_requests, start_engine
+from tests.support.models import EOS_ID, TinyModel
+
+REGEX = r"[ab]{3,12}-\d{2}"
+GRAMMAR = Grammar("regex", REGEX)
+PROMPTS = [[5, 6, 7, 8] * 5, [9, 10, 11, 12] * 5, [5, 6, 7, 8] * 5]
+PARAMS = SamplingParams(max_tokens=60, temperature=1.0, seed=4, grammar=GRAMMAR)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Callable[[str], TinyModel]) -> Path:
+    return tiny_model("llama").folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return start_engine(folder)
+
+
+def test_random_schemas_validate(engine: Engine, tokenizer: Tokenizer) -> None:
+    schemas = [random_schema(seed) for seed in range(24)]
+    answers: list[list[int]] = [[] for _ in schemas]
+    for index, schema in enumerate(schemas):
+        params = SamplingParams(max_tokens=400, seed=index, grammar=Grammar("json", json.dumps(schema)))
+        engine.submit(Submit(index, [5 + index, 6], params))
+    num_valid = 0
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            answers[output.request_id] += output.token_ids
+            if output.finish_reason == "stop":
+                assert output.stop_token_id == EOS_ID
+                answer = tokenizer.decode(answers[output.request_id], skip_special_tokens=True)
+                jsonschema.validate(json.loads(answer), schemas[output.request_id])
+                num_valid += 1
+    engine.check_integrity()
+    assert num_valid > 20, "most must come to an end"
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"min_tokens": 59}, {"top_k": 3, "logprobs": 2}])
+def test_the_whole_answer_matches(engine: Engine, tokenizer: Tokenizer, changes: dict[str, object]) -> None:
+    params = SamplingParams(**{**{"max_tokens": 60, "seed": 4, "grammar": GRAMMAR}, **changes})
+    for result in run_requests(engine, PROMPTS, params):
+        assert result.finish_reason == "stop", "even when min_tokens is more than the grammar holds"
+        assert re.fullmatch(REGEX, tokenizer.decode(result.token_ids, skip_special_tokens=True))
+
+
+def test_preemption_and_prefix_hits_keep_the_place(folder: Path, engine: Engine) -> None:
+    params = SamplingParams(max_tokens=60, seed=4, grammar=Grammar("regex", "[a-f]{25,30}"))
+    alone = [run_requests(engine, [prompt], params)[0].token_ids for prompt in PROMPTS]
+    small = start_engine(
+        folder,
+        paged_kv={"page_tokens": 4, "device_pages": 14},
+        scheduler={"max_batch_size": 4, "chunked_prefill_tokens": 7},
+    )
+    squeezed = [result.token_ids for result in run_requests(small, PROMPTS, params)]
+    assert small.stats().preemptions > 0, "the pool was meant to be too small for all"
+    assert squeezed == alone
+    again = run_requests(small, PROMPTS[:1], params)
+    assert again[0].num_cached_tokens > 0
+    assert again[0].token_ids == alone[0]
+
+
+def test_a_bad_grammar_fails_its_own_request_only(engine: Engine) -> None:
+    engine.submit(Submit(1, PROMPTS[0], SamplingParams(max_tokens=8, ignore_eos=True)))
+    engine.submit(Submit(2, PROMPTS[1], SamplingParams(max_tokens=8, grammar=Grammar("regex", "("))))
+    engine.submit(Submit(3, PROMPTS[2], PARAMS))
+    ends = {}
+    while engine.has_work:
+        for output in engine.step():
+            if output.finish_reason is not None:
+                ends[output.request_id] = output
+        engine.check_integrity()
+    assert ends[1].finish_reason == "length"
+    assert (ends[2].finish_reason, ends[2].error_param) == ("error", "grammar")
+    assert "unclosed group" in (ends[2].error or "")
+    assert ends[3].finish_reason == "stop"
+
+
+def test_a_grammar_that_fails_midway_ends_its_row_only(folder: Path) -> None:
+    """A matcher that is at odds with the tokens (here: made so) says so, and the rows beside it go on."""
+    engine = start_engine(folder)
+    engine.submit(Submit(1, PROMPTS[0], PARAMS))
+    engine.submit(Submit(2, PROMPTS[1], SamplingParams(max_tokens=20, ignore_eos=True)))
+    outputs = []
+    while not any(engine.executor._runner._table.grammars):
+        outputs += engine.step()
+    for grammar in filter(None, engine.executor._runner._table.grammars):
+        grammar._matcher.consume_token(200)  # no such token in the grammar
+    while engine.has_work:
+        outputs += engine.step()
+    ends = {output.request_id: output for output in outputs if output.finish_reason is not None}
+    assert ends[1].finish_reason == "error"
+    assert "the grammar failed" in (ends[1].error or "")
+    assert ends[2].finish_reason == "length"
+    engine.check_integrity()
+
+
+def test_an_abort_while_compiling_leaves_nothing_behind(engine: Engine) -> None:
+    engine.submit(Submit(7, PROMPTS[0], SamplingParams(grammar=Grammar("regex", "abort[a-z]{50}"))))
+    assert engine.has_work
+    engine.abort([7])
+    assert not engine.has_work
+    assert engine.step() == []
