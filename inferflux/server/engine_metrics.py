@@ -22,6 +22,14 @@ _COUNTERS = (
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
     ("preemptions", "preemptions", "Times a running sequence gave its pages back."),
 )
+_LOSSES: tuple[tuple[str, str, Callable[[Backend], int]], ...] = (
+    ("engine_restarts", "Times a dead engine was replaced.", lambda backend: backend.num_restarts),
+    (
+        "engine_retries",
+        "Requests a dead engine left unanswered, given to a new one.",
+        lambda backend: backend.num_retries,
+    ),
+)
 _GAUGES: tuple[tuple[str, str, Callable[[Backend], float]], ...] = (
     ("running_requests", "Sequences the engine computes now.", lambda backend: backend.client.stats.running),
     ("batch_tokens", "Tokens in the engine's last step.", lambda backend: backend.client.stats.batch_tokens),
@@ -55,12 +63,11 @@ class EngineCollector:
             for model_id in engines:
                 family.add_metric((model_id,), counts[model_id][name])
             yield family
-        restarts = CounterMetricFamily(
-            "inferflux_engine_restarts", "Times a dead engine was replaced.", labels=("model",)
-        )
-        for model_id, backends in engines.items():
-            restarts.add_metric((model_id,), sum(backend.num_restarts for backend in backends))
-        yield restarts
+        for series, text, value in _LOSSES:
+            family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
+            for model_id, backends in engines.items():
+                family.add_metric((model_id,), sum(map(value, backends)))
+            yield family
 
     def _queue_depth(self, engines: Engines) -> Metric:
         family = GaugeMetricFamily(

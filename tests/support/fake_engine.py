@@ -49,6 +49,7 @@ class FakeEngine:
     stats: EngineStats = field(default_factory=lambda: EngineStats(device_pages_total=64))
     phases: list[tuple[str, float]] = field(default_factory=lambda: [("weights", 0.1)])
     num_restarts: int = 0
+    num_retries: int = 0
     fairness: list[tuple[str, FairnessConfig]] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
     num_running: int = 0

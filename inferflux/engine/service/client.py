@@ -48,6 +48,8 @@ RECV_BYTES = 1 << 18
 PING_INTERVAL_S = 1.0
 # Longest silence of a busy engine: one step of max_batch_tokens on a slow machine takes seconds, not a minute.
 WATCHDOG_S = 60.0
+# How long a request that lost its engine before it got anything waits for the next one.
+RETRY_WAIT_S = 60.0
 FIRST_RESTART_PAUSE_S = 0.5
 LONGEST_RESTART_PAUSE_S = 30.0
 # An engine that served this long is healthy again: the next pause starts small.
@@ -66,7 +68,7 @@ class EngineClient:
     """One engine, its requests and its health.
 
     state: only READY accepts requests. info: set once READY. stats: as of the engine's last word.
-    num_restarts: times the engine was started anew after a death.
+    num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
     """
 
     def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
@@ -77,6 +79,8 @@ class EngineClient:
         self.phases: list[tuple[str, float]] = []
         self.stats = EngineStats()
         self.num_restarts = 0
+        self.num_retries = 0
+        self._settled = asyncio.Event()
         self._mailboxes: dict[int, Mailbox] = {}
         self._ids = itertools.count()
         self._host: RunningHost | None = None
@@ -104,7 +108,7 @@ class EngineClient:
         try:
             return await self._launch()
         except BaseException:
-            self.state = ClientState.FAILED
+            self._become(ClientState.FAILED)
             await self._stop_host()
             raise
 
@@ -119,17 +123,28 @@ class EngineClient:
     ) -> AsyncIterator[Output]:
         """Runs one sequence and yields its news; the last has a finish_reason. Leaving early aborts it.
 
-        Raises RequestError when the engine refuses it, EngineDeadError when the engine is not there or dies,
-        EngineError when this sequence alone failed.
+        When the engine dies before there was any news, the next one is asked, once. Raises RequestError when the engine
+        refuses the sequence, EngineDeadError when the engine is not there or dies, EngineError when this sequence alone
+        failed.
         """
         if self.state is not ClientState.READY:
             raise EngineDeadError(f"the engine of model {self.model.id} is {self.state.value}")
         request_id = next(self._ids)
-        mailbox = self._mailboxes[request_id] = Mailbox()
+        submit = Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt)
+        mailbox = self._submit(submit)
+        may_retry = True
         try:
-            self._send(Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt))
             while True:
-                output = await mailbox.get()
+                try:
+                    output = await mailbox.get()
+                except EngineDeadError:
+                    if not may_retry or not await self._comes_back():
+                        raise
+                    may_retry = False
+                    self.num_retries += 1
+                    mailbox = self._submit(submit)
+                    continue
+                may_retry = False
                 if output.finish_reason is not None:
                     self._mailboxes.pop(request_id, None)
                 if output.finish_reason == "error":
@@ -149,7 +164,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """Ends the engine; what still runs on it fails with EngineDeadError."""
-        self.state = ClientState.CLOSED
+        self._become(ClientState.CLOSED)
         self._send(Shutdown())
         for task in self._tasks:
             task.cancel()
@@ -171,7 +186,7 @@ class EngineClient:
         self.info, self.phases = first.info, first.phases
         self.stats = EngineStats(device_pages_total=first.info.device_pages)
         self._last_word = self._ready_time = time.monotonic()
-        self.state = ClientState.READY
+        self._become(ClientState.READY)
         self._spawn(self._read(reader, frames))
         return first.info
 
@@ -194,8 +209,8 @@ class EngineClient:
         finally:
             watchdog.cancel()
         if self.state is ClientState.READY:
-            self.state = ClientState.RESTARTING
-            logger.error("model %s: %s; %d requests lost", self.model.id, reason, len(self._mailboxes))
+            self._become(ClientState.RESTARTING)
+            logger.error("model %s: %s; it had %d requests", self.model.id, reason, len(self._mailboxes))
             self._fail_all(reason)
             self._spawn(self._restart())
 
@@ -208,11 +223,18 @@ class EngineClient:
                 mailbox.put(output)
 
     async def _watch(self) -> None:
-        """Asks for a sign of life every second; an engine silent for too long is killed, which `_read` notices."""
+        """Asks for a sign of life every second; an engine silent for too long is killed, which `_read` notices.
+
+        Silence is counted in questions without an answer, not by the clock: had this process itself been asleep, the
+        answers would be waiting to be read.
+        """
+        num_unanswered = 0
         for nonce in itertools.count():
+            asked = time.monotonic()
             self._send(Ping(nonce))
             await asyncio.sleep(PING_INTERVAL_S)
-            if time.monotonic() - self._last_word > WATCHDOG_S and self._host is not None:
+            num_unanswered = 0 if self._last_word >= asked else num_unanswered + 1
+            if num_unanswered * PING_INTERVAL_S >= WATCHDOG_S and self._host is not None:
                 logger.error("model %s: engine silent for %.0f s; killing it", self.model.id, WATCHDOG_S)
                 self._host.kill()
                 return
@@ -241,6 +263,25 @@ class EngineClient:
         if self._host is not None:
             await self._host.wait()
             self._host = None
+
+    def _submit(self, submit: Submit) -> Mailbox:
+        mailbox = self._mailboxes[submit.request_id] = Mailbox()
+        self._send(submit)
+        return mailbox
+
+    def _become(self, state: ClientState) -> None:
+        self.state = state
+        if state is ClientState.RESTARTING:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    async def _comes_back(self) -> bool:
+        """Waits while the engine is being restarted; returns whether there is one then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_WAIT_S):
+                await self._settled.wait()
+        return self.state is ClientState.READY
 
     def _send(self, frame: ToEngine) -> None:
         """Queues the frame on the socket; a dead engine's frames go nowhere, and `_read` deals with its death."""

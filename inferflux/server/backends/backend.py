@@ -65,6 +65,7 @@ class Backend:
         self._on_load = on_load
         self._num_clients = 1
         self._restarts_before = 0
+        self._retries_before = 0
         self._info: ModelInfo | None = None
         self._text: TextBundle | None = None
         self._state: BackendState | None = BackendState.LOADING
@@ -105,6 +106,11 @@ class Backend:
     def num_restarts(self) -> int:
         """Times a dead engine of this model was replaced."""
         return self._restarts_before + self.client.num_restarts
+
+    @property
+    def num_retries(self) -> int:
+        """Requests that lost their engine before it had answered and were given to the next one."""
+        return self._retries_before + self.client.num_retries
 
     def count(self) -> EngineTotals:
         """Returns the totals, with the engine's last word."""
@@ -213,6 +219,7 @@ class Backend:
     async def _start_anew(self) -> None:
         start = time.monotonic()
         self._restarts_before += self.client.num_restarts
+        self._retries_before += self.client.num_retries
         self._num_clients += 1
         self.client = self._make_client(self.source)
         try:

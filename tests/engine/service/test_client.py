@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.protocol import Output
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
@@ -89,6 +89,42 @@ async def test_a_killed_engine_fails_its_requests_and_comes_back(client: EngineC
     assert len(await collect(client, GREEDY)) == 20
 
 
+async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process is as silent as one that hangs. Of two requests, one had got tokens before."""
+    monkeypatch.setattr("inferflux.engine.service.client.WATCHDOG_S", 0.5)
+    monkeypatch.setattr("inferflux.engine.service.client.PING_INTERVAL_S", 0.1)
+    fairness = FairnessConfig(max_timeslice_tokens=7)
+    client.set_fairness("fair", fairness)
+    expected = await collect(client, GREEDY)
+    told = client.generate(PROMPT, ENDLESS)
+    await anext(told)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    untold = asyncio.create_task(collect(client, GREEDY))
+    with pytest.raises(EngineDeadError):
+        async for _ in told:
+            pass
+    monkeypatch.setattr("inferflux.engine.service.client.WATCHDOG_S", 60.0)
+    assert await untold == expected
+    assert (client.num_restarts, client.num_retries) == (1, 1)
+    assert client.runtime.fairness == fairness
+    await until(lambda: client.stats.device_pages_in_use == 0)
+
+
+async def test_nobody_is_retried_twice(client: EngineClient) -> None:
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    lost = asyncio.create_task(collect(client, ENDLESS))
+    for number in (0, 1):
+        await until(lambda number=number: client.num_restarts == number and client.num_requests == 1)
+        os.kill(client.pid, signal.SIGKILL)
+    with pytest.raises(EngineDeadError):
+        await lost
+    assert client.num_retries == 1
+
+
 async def test_a_thread_instead_of_a_process(folder: Path) -> None:
     runtime = RuntimeConfig(dtype="float32", isolation="inline")
     client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime)
@@ -113,7 +149,7 @@ def test_the_engine_dies_with_its_parent(folder: Path) -> None:
     """A server killed without a chance to say goodbye leaves no engine behind."""
     program = (
         "import asyncio, sys\n"
-        "from inferflux.config import ModelConfig, RuntimeConfig\n"
+        "from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig\n"
         "from inferflux.engine.service.client import EngineClient\n"
         "async def main():\n"
         "    client = EngineClient(ModelConfig(id='m', path=sys.argv[1]), RuntimeConfig(dtype='float32'))\n"
