@@ -74,7 +74,8 @@ class LLM:
     """A model loaded into this process.
 
     model: a Hugging Face folder, or "stub" for the demo model that ships with the package.
-    dtype: auto, float32, bfloat16 or float16. max_model_len: the window in tokens; None: the model's own.
+    dtype: auto, float32, bfloat16 or float16. quantization: int8, int4, fp8 or None.
+    max_model_len: the window in tokens; None: the model's own.
     runtime: scheduler, KV and kernel settings, the same tree as the server's `runtime` section.
     Raises ModelLoadError when the model cannot be loaded, ConfigError when a setting does not fit it.
     """
@@ -84,13 +85,21 @@ class LLM:
         model: str | Path,
         *,
         dtype: str = "auto",
+        quantization: str | None = None,
         max_model_len: int | None = None,
         chat_template: str | None = None,
         runtime: RuntimeConfig | None = None,
     ) -> None:
         path = demo_model_path() if str(model) == STUB else Path(model)
         config = msgspec.convert(
-            {"id": path.name or "model", "path": str(path), "dtype": dtype, "max_model_len": max_model_len}, ModelConfig
+            {
+                "id": path.name or "model",
+                "path": str(path),
+                "dtype": dtype,
+                "quantization": quantization,
+                "max_model_len": max_model_len,
+            },
+            ModelConfig,
         )
         self._text: TextBundle = load_text(path, chat_template)
         self.engine = Engine(config, runtime or RuntimeConfig())

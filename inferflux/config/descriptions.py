@@ -24,7 +24,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "models[].backend": "Device to run on; `auto` takes CUDA where there is one, `stub` the demo model.",
         "models[].default": "Serve requests that name no model; without any such model, the first one does.",
         "models[].dtype": "Type of weights and activations; `auto` follows `runtime.dtype`.",
-        "models[].quantization": "Quantise the weights when loading.",
+        "models[].quantization": "Round the weights to fewer bits while loading (see UserGuide.md).",
         "models[].max_model_len": "Most tokens of prompt and answer together; null is what the model was made for.",
         "models[].chat_template": "Jinja2 chat template, or a file with one, in place of the model's own.",
         "models[].idle_unload_s": "Seconds without a request after which it is unloaded until the next; null: never.",

@@ -288,7 +288,6 @@ def test_errors_cannot_forge_lines() -> None:
     ("text", "environ", "key"),
     [
         ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
-        ("models: [{id: a, quantization: int8}]", {}, "models[0].quantization"),
         ("", {"INFERFLUX_KV_CPU_PAGES": "4"}, "runtime.paged_kv.cpu_pages"),
         ("", {"WORLD_SIZE": "2"}, "distributed.world_size"),
     ],

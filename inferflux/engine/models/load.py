@@ -19,6 +19,7 @@ from inferflux.engine.weights.loader import WeightLoader, check_tensors
 from inferflux.engine.weights.source import Weight
 from inferflux.errors import ConfigError
 from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.quantized_weight import QuantizedWeight, Scheme, quantize_blocks
 
 Tensor = torch.Tensor
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,8 +33,12 @@ def load_model(
     dtype: torch.dtype,
     context: ParallelContext,
     max_model_len: int | None = None,
+    quantization: Scheme | None = None,
 ) -> Decoder:
     """Loads the folder `path` for this rank. max_model_len None: the config's own length.
+
+    quantization: how the layers' matrices are rounded while they are read. The output matrix is too (to int8 where the
+    others have 4 bits), and with it the embeddings where they are one; embeddings of their own, norms and biases stay.
 
     Raises ModelLoadError when the folder is not sound or not supported, ConfigError when ranks cannot share it.
     """
@@ -41,17 +46,18 @@ def load_model(
     table = weight_table(spec)
     with Checkpoint(path) as checkpoint:
         check_tensors(checkpoint, table.sources(), lambda name: is_ignored(spec, name))
-        builder = _Builder(spec, kernels, context, WeightLoader(checkpoint, context, device, dtype))
-        embedding = builder.loader.load(table.embedding)
+        builder = _Builder(spec, kernels, context, WeightLoader(checkpoint, context, device, dtype), quantization)
+        head_scheme: Scheme | None = "int8" if quantization == "int4" else quantization
+        embedding = builder.matrix(table.embedding, head_scheme if table.lm_head is None else None)
         layers: list[Layer] = [
             builder.layer(layer, weights) for layer, weights in zip(spec.layers, table.layers, strict=True)
         ]
-        head = embedding if table.lm_head is None else builder.loader.load(table.lm_head)
+        head = embedding if table.lm_head is None else builder.matrix(table.lm_head, head_scheme)
         return Decoder(
             spec,
             kernels,
             context,
-            embedding=Embedding(embedding, spec.embedding_scale, context),
+            embedding=Embedding(embedding, spec.embedding_scale, context, dtype),
             layers=layers,
             final_norm=builder.norm(table.final_norm),
             lm_head=Linear(kernels, head),
@@ -79,11 +85,19 @@ def resolve_dtype(name: str, spec: ModelSpec, device: torch.device) -> torch.dty
 class _Builder:
     """Builds layers for one rank, one weight at a time."""
 
-    def __init__(self, spec: ModelSpec, kernels: KernelSet, context: ParallelContext, loader: WeightLoader) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        kernels: KernelSet,
+        context: ParallelContext,
+        loader: WeightLoader,
+        quantization: Scheme | None,
+    ) -> None:
         self.spec = spec
         self.kernels = kernels
         self.context = context
         self.loader = loader
+        self._quantization = quantization
         self._num_heads = _length(context.split(spec.num_heads, "num_heads"))
         self._num_kv_heads = _length(context.split(spec.num_kv_heads, "num_kv_heads"))
 
@@ -141,7 +155,14 @@ class _Builder:
         return torch.cat((query, self.norm(weights.key_norm).expand(self._num_kv_heads, -1)))
 
     def _linear(self, weight: Weight, bias: Weight | None) -> Linear:
-        return Linear(self.kernels, self.loader.load(weight), None if bias is None else self.loader.load(bias))
+        matrix = self.matrix(weight, self._quantization)
+        return Linear(self.kernels, matrix, None if bias is None else self.loader.load(bias))
+
+    def matrix(self, weight: Weight, scheme: Scheme | None) -> Tensor | QuantizedWeight:
+        """Returns the matrix in the model's type, or rounded as `scheme` says, block by block."""
+        if scheme is None:
+            return self.loader.load(weight)
+        return quantize_blocks(self.loader.blocks(weight), self.loader.shape(weight), scheme)
 
 
 def _length(part: slice) -> int:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
@@ -53,7 +54,13 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
         kernels = select(device, dtype, runtime.kernels)
         context = ParallelContext(rank=0, size=1, device=device)
         decoder = load_model(
-            path, kernels=kernels, device=device, dtype=dtype, context=context, max_model_len=model.max_model_len
+            path,
+            kernels=kernels,
+            device=device,
+            dtype=dtype,
+            context=context,
+            max_model_len=model.max_model_len,
+            quantization=model.quantization,
         )
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
     grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, spec.eos_token_ids))
@@ -71,7 +78,9 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
     with phase("warmup"):
         warm_up(runner, min(page_tokens, plan.max_model_len))
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
-    return Built(runner, info, fingerprint(path, page, spec.max_model_len), grammars)
+    info = msgspec.structs.replace(info, quantization=model.quantization)
+    name = fingerprint(path, page, spec.max_model_len, model.quantization)
+    return Built(runner, info, name, grammars)
 
 
 def choose_device(model: ModelConfig) -> torch.device:

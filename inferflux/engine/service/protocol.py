@@ -72,6 +72,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     page_tokens: int
     device_pages: int
     eos_token_ids: list[int]
+    quantization: str | None = None
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

@@ -5,7 +5,8 @@ a bounded buffer where they must be converted or cut. So loading never holds mor
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,14 @@ from inferflux.errors import ModelLoadError
 
 BUFFER_BYTES = 4 * 1024 * 1024
 FLOAT_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class _Part(NamedTuple):
+    """Rows and columns of one checkpoint tensor."""
+
+    source: TensorSource
+    rows: slice
+    columns: slice
 
 
 class WeightLoader:
@@ -32,21 +41,46 @@ class WeightLoader:
 
     def load(self, weight: Weight, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Returns this rank's share of the weight: `[rows, columns]`, or `[rows]` for a vector."""
-        cuts = [self._cut(source) for source in weight]
-        num_rows = sum(rows.stop - rows.start for sections, _ in cuts for rows in sections)
-        shape = (num_rows, _length(cuts[0][1])) if len(weight[0].shape) == 2 else (num_rows,)
-        result = torch.empty(shape, dtype=dtype or self.dtype, device=self._device)
-        matrix = result.view(num_rows, -1)
+        result = torch.empty(self.shape(weight), dtype=dtype or self.dtype, device=self._device)
+        matrix = result.view(result.shape[0], -1)
         first = 0
-        for source, (sections, columns) in zip(weight, cuts, strict=True):
-            for rows in sections:
-                part = matrix[first : first + _length(rows)]
-                if source.split == "row_bias" and self._context.rank > 0:
-                    part.zero_()
-                else:
-                    _copy(*self._checkpoint.tensors[source.name], rows, columns, part)
-                first += _length(rows)
+        for part in self._parts(weight):
+            self._fill(part, matrix[first : first + _length(part.rows)])
+            first += _length(part.rows)
         return result
+
+    def blocks(self, weight: Weight) -> Iterator[torch.Tensor]:
+        """Yields what `load` returns of a matrix in blocks of whole rows, top to bottom; the next overwrites the last.
+
+        For a caller that turns them into something smaller: no more than a buffer is held beside that.
+        """
+        num_columns = self.shape(weight)[1]
+        step = max(1, BUFFER_BYTES // (num_columns * self.dtype.itemsize))
+        buffer = torch.empty((step, num_columns), dtype=self.dtype, device=self._device)
+        for part in self._parts(weight):
+            for first in range(part.rows.start, part.rows.stop, step):
+                rows = slice(first, min(first + step, part.rows.stop))
+                block = buffer[: _length(rows)]
+                self._fill(part._replace(rows=rows), block)
+                yield block
+
+    def shape(self, weight: Weight) -> tuple[int, ...]:
+        """Returns the shape of this rank's share."""
+        parts = list(self._parts(weight))
+        num_rows = sum(_length(part.rows) for part in parts)
+        return (num_rows, _length(parts[0].columns)) if len(weight[0].shape) == 2 else (num_rows,)
+
+    def _parts(self, weight: Weight) -> Iterator["_Part"]:
+        for source in weight:
+            sections, columns = self._cut(source)
+            for rows in sections:
+                yield _Part(source, rows, columns)
+
+    def _fill(self, part: "_Part", destination: torch.Tensor) -> None:
+        if part.source.split == "row_bias" and self._context.rank > 0:
+            destination.zero_()
+        else:
+            _copy(*self._checkpoint.tensors[part.source.name], part.rows, part.columns, destination)
 
     def _cut(self, source: TensorSource) -> tuple[list[slice], slice]:
         """Returns which rows (by section) and which columns of a source are this rank's."""

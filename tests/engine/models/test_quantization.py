@@ -1,0 +1,76 @@
+"""Quantised loading: the numbers of the rounded weights in transformers' own arithmetic, little lost, little held."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from benchmarks.quality import compare, load, logits_of, prompts_of
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.demo import demo_model_path
+from inferflux.engine.models.spec import read_spec
+from inferflux.engine.models.weight_table import weight_table
+from inferflux.engine.runner.fingerprint import fingerprint
+from inferflux.engine.weights import loader
+from inferflux.engine.weights.checkpoint import Checkpoint
+from inferflux.kernels.cases.quantized import SCHEMES
+from inferflux.kernels.quantized_weight import Scheme, dequantize, quantize
+
+PROMPT = torch.randint(3, 300, (75,), generator=torch.Generator().manual_seed(1)).tolist()
+CPU = torch.device("cpu")
+# What the demo model may lose on the documentation: KL in nats, and the share of positions with the same top token.
+DEMO_LIMITS = {"int8": (2e-4, 0.995), "int4": (0.015, 0.96), "fp8": (2.5e-3, 0.98)}
+# Logits of the tiny models spread over some units; an input rounded in halves of 7 bits may move them this far.
+TOLERANCE = 5e-3
+
+
+def round_weights(model: PreTrainedModel, scheme: Scheme) -> None:
+    """Replaces a transformers model's matrices with what quantised loading makes of them, in float32."""
+    head_scheme: Scheme = "int8" if scheme == "int4" else scheme
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                chosen = head_scheme if name == "lm_head" else scheme
+                module.weight.copy_(dequantize(quantize(module.weight, chosen), torch.float32))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("family", ["qwen2", "llama_biased", "phi3", "gemma3"])
+def test_logits_are_those_of_the_rounded_weights(tiny_model, family, scheme):
+    """Tied embeddings (qwen2, gemma3) follow the head's rounding by themselves: in transformers they are one tensor."""
+    model = tiny_model(family)
+    rounded = type(model.reference).from_pretrained(model.folder, attn_implementation="eager").eval()
+    round_weights(rounded, scheme)
+    with torch.inference_mode():
+        expected = rounded(torch.tensor([PROMPT])).logits[0]
+    assert (expected - model.logits(PROMPT)).abs().max() > 10 * TOLERANCE, "the rounding does not show"
+    torch.testing.assert_close(logits_of(load(model.folder, scheme), PROMPT), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_the_demo_model_keeps_its_words() -> None:
+    folder = demo_model_path()
+    prompt = prompts_of("demo", folder)[0]
+    reference = logits_of(load(folder, "float32"), prompt)
+    for scheme, (most_kl, least_top1) in DEMO_LIMITS.items():
+        quality = compare(reference, logits_of(load(folder, scheme), prompt))
+        assert quality.kl < most_kl, scheme
+        assert quality.top1 >= least_top1, scheme
+
+
+def test_blocks_are_the_matrix_and_never_more_than_a_buffer(tiny_model, monkeypatch) -> None:
+    folder = tiny_model("phi3").folder
+    monkeypatch.setattr(loader, "BUFFER_BYTES", 5 * 64 * 4)
+    with Checkpoint(folder) as checkpoint:
+        context = ParallelContext(rank=0, size=1, device=CPU)
+        weights = loader.WeightLoader(checkpoint, context, CPU, torch.float32)
+        qkv = weight_table(read_spec(folder)).layers[0].qkv
+        blocks = [block.clone() for block in weights.blocks(qkv)]
+        assert torch.equal(torch.cat(blocks), weights.load(qkv))
+        assert max(block.nbytes for block in blocks) <= loader.BUFFER_BYTES
+
+
+def test_pages_of_the_float_model_are_not_those_of_the_quantised(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert fingerprint(tmp_path, "page", None) != fingerprint(tmp_path, "page", "int8")
