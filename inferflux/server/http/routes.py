@@ -21,6 +21,7 @@ from inferflux.server.http.handlers import (
     health,
     models,
     tokens,
+    ui,
 )
 from inferflux.server.http.middleware import PUBLIC, SCOPES
 from inferflux.server.http.problems import Problem
@@ -58,6 +59,8 @@ ROUTES = (
     Route("GET", "/readyz", PUBLIC, health.readyz),
     Route("GET", "/healthz", PUBLIC, health.healthz),
     Route("GET", METRICS_PATH, PUBLIC, health.metrics),
+    Route("GET", "/ui", PUBLIC, ui.page),
+    Route("GET", "/ui/{file}", PUBLIC, ui.file),
 )
 
 

@@ -1,0 +1,125 @@
+// Models, guardrails and keys: what an administrator reads and changes.
+
+import { call } from "/ui/api.js";
+import { attempt, button, byId, confirmed, fillTable, make, toast } from "/ui/dom.js";
+
+let isAdmin = false;
+
+/** Finds out whether the key may administer, and locks the forms where it may not. */
+export async function learnRights() {
+  try {
+    await call("GET", "/v1/admin/guardrails");
+    isAdmin = true;
+  } catch (error) {
+    if (error.status !== 403 && error.status !== 401) throw error;
+    isAdmin = false;
+  }
+  for (const part of document.querySelectorAll(".needs-admin")) {
+    part.querySelector(".locked")?.remove();
+    for (const control of part.querySelectorAll("input, select, textarea, button")) control.disabled = !isAdmin;
+    if (!isAdmin) part.append(make("p", { className: "hint locked" }, "This needs a key with the scope admin."));
+  }
+}
+
+export async function refreshModelTable() {
+  const { data } = await call("GET", isAdmin ? "/v1/admin/models" : "/v1/models");
+  fillTable(byId("model-table"), ["Model", "State", "Backend", "Window", ""], data.map((model) => {
+    const state = make("span", { className: `badge ${model.state}`, title: model.error ?? "" }, model.state);
+    const name = make("td", {}, model.id);
+    if (model.default) name.append(" ", make("span", { className: "badge" }, "default"));
+    if (model.stub) name.append(" ", make("span", { className: "badge" }, "demo"));
+    const window = model.max_model_len ? model.max_model_len.toLocaleString("en") : "–";
+    return [name, make("td", {}, state), model.backend ?? "–", make("td", { className: "number" }, window), actions(model)];
+  }));
+}
+
+function actions(model) {
+  const cell = make("td", { className: "actions" });
+  if (!isAdmin) return cell;
+  if (!model.default && model.state === "ready") {
+    cell.append(button("Make default", (event) => attempt(event.target, async () => {
+      await call("PUT", "/v1/admin/models/default", { id: model.id });
+      await refreshModelTable();
+    })));
+  }
+  cell.append(button("Unload", (event) => attempt(event.target, async () => {
+    const question = `Unload ${model.id}? What runs on it finishes; new requests for it are refused.`;
+    if (!(await confirmed(question, "Unload"))) return;
+    await call("DELETE", "/v1/admin/models", { id: model.id });
+    toast(`${model.id} is leaving`);
+    await refreshModelTable();
+  })));
+  return cell;
+}
+
+async function loadModel() {
+  const id = byId("load-id").value;
+  await call("POST", "/v1/admin/models", {
+    id, path: byId("load-path").value, backend: byId("load-backend").value, default: byId("load-default").checked,
+  });
+  toast(`${id} is loading`);
+  byId("load-model").reset();
+  await refreshModelTable();
+}
+
+export async function refreshGuardrails() {
+  if (!isAdmin) return;
+  const rules = await call("GET", "/v1/admin/guardrails");
+  byId("blocklist").value = rules.blocklist.join("\n");
+  byId("opa-endpoint").value = rules.opa_endpoint ?? "";
+  byId("on-error").value = rules.on_error;
+  byId("check-output").checked = rules.check_output;
+}
+
+async function saveGuardrails() {
+  const terms = byId("blocklist").value.split("\n").map((term) => term.trim()).filter(Boolean);
+  const question = `Put these guardrails in force now, with ${terms.length} blocked terms?`;
+  if (!(await confirmed(question, "Save"))) return;
+  await call("PUT", "/v1/admin/guardrails", {
+    blocklist: terms,
+    opa_endpoint: byId("opa-endpoint").value || null,
+    on_error: byId("on-error").value,
+    check_output: byId("check-output").checked,
+  });
+  toast("The guardrails are in force.");
+  await refreshGuardrails();
+}
+
+export async function refreshKeys() {
+  if (!isAdmin) return;
+  const { data } = await call("GET", "/v1/admin/api_keys");
+  fillTable(byId("key-table"), ["Name", "Begins with", "Tenant", "Scopes", ""], data.map((one) => {
+    const revoke = button("Revoke", (event) => attempt(event.target, async () => {
+      if (!(await confirmed(`Revoke the key ${one.name} (${one.prefix}…)? It is refused at once.`, "Revoke"))) return;
+      await call("DELETE", "/v1/admin/api_keys", { id: one.id });
+      await refreshKeys();
+    }));
+    return [one.name, make("td", {}, make("code", {}, `${one.prefix}…`)), one.tenant, one.scopes.join(", "),
+      make("td", { className: "actions" }, revoke)];
+  }));
+}
+
+async function makeKey() {
+  const scopes = [...document.querySelectorAll("input[name=scope]:checked")].map((box) => box.value);
+  const made = await call("POST", "/v1/admin/api_keys", { name: byId("key-name").value, scopes });
+  byId("new-key").reset();
+  byId("made-key").textContent = `${made.key}  (shown this once)`;
+  await refreshKeys();
+}
+
+/** Forgets what a signed-out operator must not leave on the page. */
+export function clearAdmin() {
+  isAdmin = false;
+  for (const id of ["made-key", "key-table", "model-table"]) byId(id).replaceChildren();
+  byId("blocklist").value = "";
+}
+
+export function startAdmin() {
+  const forms = { "load-model": loadModel, "guardrails-form": saveGuardrails, "new-key": makeKey };
+  for (const [id, action] of Object.entries(forms)) {
+    byId(id).addEventListener("submit", (event) => {
+      event.preventDefault();
+      attempt(event.submitter, action);
+    });
+  }
+}

@@ -1,0 +1,69 @@
+// Calls to the server. The key lives in this module's memory only: no storage, no cookie, no URL.
+
+let key = "";
+
+export const setKey = (value) => { key = value; };
+
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Sends a request and returns the raw response. Throws ApiError with the server's message and request id. */
+export async function send(method, path, body, signal) {
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, {
+      method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store",
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "the server does not answer");
+  }
+  if (!response.ok) {
+    const answer = await response.json().catch(() => null);
+    const id = response.headers.get("x-request-id");
+    throw new ApiError(response.status, `${answer?.error?.message ?? response.statusText}${id ? ` (${id})` : ""}`);
+  }
+  return response;
+}
+
+export const call = async (method, path, body) => (await send(method, path, body)).json();
+
+/** Yields the parsed events of a streamed answer. */
+export async function* events(path, body, signal) {
+  const response = await send("POST", path, { ...body, stream: true }, signal);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let pending = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (pending + value).split("\n\n");
+    pending = parts.pop();
+    for (const part of parts) {
+      const data = part.slice("data: ".length);
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw new ApiError(0, event.error.message);
+      yield event;
+    }
+  }
+}
+
+/** Returns the metrics as [{name, labels, value}]. */
+export async function metrics() {
+  const text = await (await send("GET", "/metrics")).text();
+  const samples = [];
+  for (const line of text.split("\n")) {
+    const found = /^(\w+)(?:\{(.*)\})? (\S+)$/.exec(line);
+    if (!found) continue;
+    const labels = {};
+    for (const [, name, value] of (found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) labels[name] = value;
+    samples.push({ name: found[1], labels, value: Number(found[3]) });
+  }
+  return samples;
+}

@@ -1,0 +1,63 @@
+// Small helpers around the document. Text always goes in as text, never as HTML.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Returns a new element. `props` are set as properties; children are elements or texts. */
+export function make(tag, props = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), props);
+  element.append(...children);
+  return element;
+}
+
+/** Fills a table: `heads` are texts, each row a list of cells (text or element). */
+export function fillTable(table, heads, rows) {
+  const cell = (content) =>
+    content instanceof HTMLTableCellElement ? content : make("td", {}, content ?? "");
+  const parts = [];
+  if (heads.length) {
+    parts.push(make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))));
+  }
+  parts.push(make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell)))));
+  table.replaceChildren(...parts);
+}
+
+export function button(label, onClick) {
+  const element = make("button", { type: "button" }, label);
+  element.addEventListener("click", onClick);
+  return element;
+}
+
+let toastTimer;
+
+/** Says something for a few seconds, to screen readers too. */
+export function toast(message) {
+  const box = byId("toast");
+  box.textContent = message;
+  box.hidden = false;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => { box.hidden = true; }, 6000);
+}
+
+/** Asks before something dangerous; resolves to true when the answer is yes. */
+export function confirmed(question, yes) {
+  const dialog = byId("confirm");
+  byId("confirm-text").textContent = question;
+  byId("confirm-yes").textContent = yes;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+/** Runs an action of a form or button; what goes wrong is shown, and the control rests meanwhile. */
+export async function attempt(control, action) {
+  if (control) control.disabled = true;
+  try {
+    await action();
+  } catch (error) {
+    toast(error.message);
+  } finally {
+    if (control) control.disabled = false;
+  }
+}
