@@ -79,7 +79,7 @@ async function answer(signal) {
     model: byId("chat-model").value,
     messages: conversation(),
     temperature: Number(byId("chat-temperature").value),
-    max_completion_tokens: Number(byId("chat-tokens").value),
+    max_completion_tokens: Number(byId("chat-tokens").value) || undefined,
     logprobs: true,
     top_logprobs: TOP,
   };

@@ -1,4 +1,4 @@
-"""GET /ui and the files it loads: the operator's page. Static; what it shows it asks for with the operator's own key."""
+"""GET /ui and the files it loads: the operator's page. Static; what it shows it asks for with the operator's key."""
 
 from functools import cache
 from importlib.resources import files
@@ -48,9 +48,5 @@ def _files() -> MappingProxyType[str, bytes]:
     """The page's files by name: only what is in the folder can be asked for."""
     folder = files("inferflux.server") / "ui"
     return MappingProxyType(
-        {
-            entry.name: entry.read_bytes()
-            for entry in folder.iterdir()
-            if entry.name.rpartition(".")[2] in CONTENT_TYPES
-        }
+        {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.rpartition(".")[2] in CONTENT_TYPES}
     )

@@ -1,0 +1,223 @@
+"""The operator's page in a headless Chromium, used by clicking and by keyboard; and how the server serves its files."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.support.http_server import KEY, MODEL, Site, running_server
+from tests.support.programs import ROOT, program
+
+FOLDER = ROOT / "inferflux" / "server" / "ui"
+USER_KEY = "sk-user-0123456789abcdef"
+CONFIG: dict[str, Any] = {
+    "models": [{"id": MODEL, "path": "stub"}],
+    "auth": {
+        "api_keys": [
+            {"key": KEY, "name": "root", "scopes": ["generate", "read", "admin"]},
+            {"key": USER_KEY, "name": "user", "scopes": ["generate", "read"]},
+        ]
+    },
+}
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+Open = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    """One browser for all tests: it takes seconds to start."""
+    from playwright.async_api import async_playwright
+
+    chromium = program("chromium", "Debian's package chromium has it")
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield started
+        await started.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site() -> AsyncIterator[Site]:
+    async with running_server(CONFIG) as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser: Any, site: Site) -> Open:
+    """Opens the page, signed in. What its console complains about fails the test."""
+
+    @asynccontextmanager
+    async def open_page(key: str = KEY, *, width: int = 1280, dark: bool = False) -> AsyncIterator[Any]:
+        complaints: list[str] = []
+        look = {"viewport": {"width": width, "height": 860}, "color_scheme": "dark" if dark else "light"}
+        page = await browser.new_page(**look)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        await page.goto(site.url + "/ui")
+        await page.fill("#key", key)
+        await page.press("#key", "Enter")
+        await page.locator("#tiles .tile").first.wait_for()
+        yield page
+        await page.close()
+        assert [line for line in complaints if "status of 403" not in line] == []
+
+    return open_page
+
+
+async def test_wrong_key_stays_outside(browser: Any, site: Site) -> None:
+    page = await browser.new_page()
+    await page.goto(site.url + "/ui")
+    await page.fill("#key", "sk-wrong")
+    await page.press("#key", "Enter")
+    await page.locator("#sign-in-error", has_text="not known").wait_for()
+    assert await page.locator("#house").is_hidden()
+    await page.close()
+
+
+async def test_signing_out_leaves_nothing_behind(opened: Open) -> None:
+    async with opened() as page:
+        await page.click("#tab-keys")
+        await page.locator("#key-table tr", has_text="root").wait_for()
+        await page.click("#sign-out")
+        assert await page.locator("#house").is_hidden()
+        assert await page.locator("#key-table").inner_text() == ""
+
+
+async def test_live_numbers_come_from_the_metrics(opened: Open, site: Site) -> None:
+    site.engine.stats.running, site.engine.stats.waiting = 3, 5
+    site.engine.stats.device_pages_in_use = 16
+    async with opened() as page:
+        tiles = await page.locator("#tiles").inner_text()
+        assert re.search(r"Waiting\s+5\b", tiles)
+        assert re.search(r"Running\s+3\b", tiles)
+        assert "16 of 64" in await page.locator("#tiers").inner_text()
+        assert "1 of 1 models ready" in await page.locator("#health").inner_text()
+
+
+async def test_chat_streams_and_shows_token_probabilities(opened: Open) -> None:
+    async with opened() as page:
+        await page.click("#tab-playground")
+        await page.locator(f"#chat-model option[value={MODEL}]").wait_for(state="attached")
+        await page.fill("#question", "Who are you?")
+        await page.press("#question", "Enter")
+        await page.locator("#chat-status", has_text="ended by stop").wait_for()
+        assert "I am InferFlux 😀 and I count: 1, 2, 3." in await page.locator("#transcript").inner_text()
+        await page.locator(".token").first.hover()
+        assert "60.7 %" in await page.locator("#token-card").inner_text()  # e ** -0.5, the fake engine's
+        await page.mouse.move(0, 0)
+        await page.locator(".token").first.focus()
+        await page.keyboard.press("ArrowRight")
+        assert await page.locator("#token-card").is_visible()
+
+
+async def test_stop_button_ends_the_generation(opened: Open, site: Site) -> None:
+    async with opened() as page:
+        await page.click("#tab-playground")
+        await page.locator(f"#chat-model option[value={MODEL}]").wait_for(state="attached")
+        site.engine.gate.clear()
+        await page.fill("#question", "Count.")
+        await page.click("#send")
+        async with asyncio.timeout(10):
+            while not site.engine.num_running:
+                await asyncio.sleep(0.01)
+        await page.click("#stop")
+        async with asyncio.timeout(10):
+            while site.engine.num_running:
+                await asyncio.sleep(0.01)
+        await page.locator("#chat-status", has_text="stopped").wait_for()
+        site.engine.gate.set()
+
+
+async def test_administrator_makes_and_revokes_a_key(opened: Open, site: Site) -> None:
+    async with opened() as page:
+        await page.click("#tab-keys")
+        await page.fill("#key-name", "made in a test")
+        await page.click("#new-key button[type=submit]")
+        row = page.locator("#key-table tr", has_text="made in a test")
+        await row.wait_for()
+        made = (await page.locator("#made-key").inner_text()).split()[0]
+        status, _ = await site.get("/v1/models", headers={"Authorization": f"Bearer {made}"})
+        assert status == 200
+        await row.get_by_role("button", name="Revoke").click()
+        await page.click("#confirm-yes")
+        await row.wait_for(state="detached")
+        status, _ = await site.get("/v1/models", headers={"Authorization": f"Bearer {made}"})
+        assert status == 401
+
+
+async def test_administrator_sets_guardrails(opened: Open, site: Site) -> None:
+    async with opened() as page:
+        await page.click("#tab-guardrails")
+        await page.fill("#blocklist", "project falcon\n\n  <b>bold</b>  ")
+        await page.click("#guardrails-form button[type=submit]")
+        await page.click("#confirm-yes")
+        await page.locator("#toast", has_text="in force").wait_for()
+    assert site.policy.document.guardrails.blocklist == ("project falcon", "<b>bold</b>")
+
+
+async def test_tabs_are_walked_by_keyboard(opened: Open) -> None:
+    async with opened() as page:
+        await page.locator("#tab-live").focus()
+        await page.keyboard.press("ArrowRight")
+        assert await page.locator("#playground").is_visible()
+        await page.keyboard.press("End")
+        assert await page.locator("#keys").is_visible()
+        await page.keyboard.press("ArrowRight")
+        assert await page.locator("#live").is_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+async def test_small_screens_do_not_scroll_sideways(opened: Open, dark: bool) -> None:
+    async with opened(USER_KEY, width=400, dark=dark) as page:
+        for tab in ("live", "playground", "models", "guardrails", "keys"):
+            await page.click(f"#tab-{tab}")
+            await page.wait_for_timeout(100)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 400, tab
+
+
+async def test_key_without_the_scope_sees_locked_forms(opened: Open) -> None:
+    async with opened(USER_KEY) as page:
+        await page.click("#tab-keys")
+        assert await page.locator("#key-name").is_disabled()
+        assert "scope admin" in await page.locator("#new-key").inner_text()
+
+
+async def test_key_is_kept_nowhere(opened: Open) -> None:
+    async with opened() as page:
+        kept = await page.evaluate("[document.cookie, JSON.stringify(localStorage), JSON.stringify(sessionStorage)]")
+        assert kept == ["", "{}", "{}"]
+        assert KEY not in page.url
+        assert KEY not in await page.content()
+
+
+async def test_page_is_strict_about_where_things_come_from(site: Site) -> None:
+    async with site.session.get(site.url + "/ui") as response:
+        policy = response.headers["Content-Security-Policy"]
+        html = await response.text()
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"https?://|<script>|style=|onclick=", html)
+
+
+async def test_only_the_pages_own_files_are_served(site: Site) -> None:
+    for path in sorted(FOLDER.iterdir()):
+        async with site.session.get(f"{site.url}/ui/{path.name}") as response:
+            assert response.status == 200
+            assert await response.read() == path.read_bytes()
+    for name in ("../routes.py", "%2e%2e%2froutes.py", "nothing.js"):
+        async with site.session.get(f"{site.url}/ui/{name}") as response:
+            assert response.status == 404
+
+
+async def test_files_stay_readable() -> None:
+    for path in FOLDER.iterdir():
+        lines = Path(path).read_text().splitlines()
+        assert len(lines) < 300, path.name
+        assert max(map(len, lines)) < 200 or path.suffix in (".css", ".html", ".svg"), path.name
