@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import offline, serving
+from benchmarks import admin, offline, serving
 from benchmarks.shapes import SHAPES, write_model
 
 
@@ -22,6 +22,15 @@ def test_both_systems_answer_the_same_workload(cache: Path) -> None:
         run = system(cache / "toy-float32", "float32")
         assert offline.measure(run, "single", seed=0)["decode_tok_s"] > 0
         assert offline.measure(run, "prefill", seed=0)["prefill_tok_s"] > 0
+
+
+def test_admin_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "admin.json"
+    monkeypatch.setattr("sys.argv", ["admin", "--requests", "20", "--rounds", "1", "--out", str(out)])
+    admin.main()
+    measured = json.loads(out.read_text())["results"]["cpu"]
+    assert set(measured) == {"whole", "authenticate", "limit", "blocklist", "audit", "blocklist_long"}
+    assert all(part["min_us"] > 0 for part in measured.values())
 
 
 def test_serving_streams_every_answer(
