@@ -67,11 +67,15 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 
 def test_killed_at_every_step_of_a_save(writer: Writer) -> None:
-    """Two saves, so that both the first of a process and a later one are cut at each of their steps."""
+    """Two saves, so that both the first of a process and a later one are cut at each of their steps; then any step of
+    any save, until a hundred were acknowledged."""
     saved = [writer.kill(f"step {step}") for step in range(1, STEPS_OF_TWO_SAVES + 1)]
     assert saved[0] == 0
     assert saved[-1] == 2, "the steps do not cover two saves any more"
     assert saved == sorted(saved)
+    steps = random.Random(6)
+    while sum(saved) < 100:
+        saved.append(writer.kill(f"step {steps.randint(1, 5 * STEPS_OF_TWO_SAVES)}"))
 
 
 def test_killed_at_random_moments(writer: Writer) -> None:
