@@ -43,14 +43,17 @@ class NullDecoder:
         self.spec = NullSpec()
         self._logits = torch.randn(num_rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
-    def forward(
+    def hidden_states(
         self,
         token_ids: torch.Tensor,
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
-        logit_indices: torch.Tensor,
+        indices: torch.Tensor,
     ) -> torch.Tensor:
-        return self._logits[: logit_indices.shape[0]]
+        return self._logits[: indices.shape[0]]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,29 +14,35 @@ from inferflux.kernels.metadata import AttentionMetadata
 
 
 class FakeDecoder:
-    """broken_token: a context that holds it yields NaN logits. spec: only vocab_size."""
+    """broken_token: a context that holds it yields NaN logits. spec: only vocab_size.
+    most_logits: rows of the largest piece that `logits` was asked for."""
 
     def __init__(self, vocab_size: int = 50, broken_token: int | None = None) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size)
         self.broken_token = broken_token
+        self.most_logits = 0
 
     def make_pool(self, num_pages: int, page_tokens: int) -> torch.Tensor:
         return allocate_pool(num_pages, PageShape(1, page_tokens, 1, 1, torch.float32), torch.device("cpu"))
 
-    def logits(self, tokens: list[int]) -> torch.Tensor:
-        """[V], the logits after this context."""
+    def logits_after(self, tokens: list[int]) -> torch.Tensor:
+        """[V], what `logits` comes to after this context."""
         if self.broken_token in tokens:
             return torch.full((self.spec.vocab_size,), float("nan"))
         digest = hashlib.sha256(repr(tokens).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         return 3 * torch.randn(self.spec.vocab_size, generator=generator)
 
-    def forward(
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.most_logits = max(self.most_logits, len(hidden))
+        return hidden.clone()
+
+    def hidden_states(
         self,
         token_ids: torch.Tensor,
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
-        logit_indices: torch.Tensor,
+        indices: torch.Tensor,
     ) -> torch.Tensor:
         page_tokens = kv_pool.shape[3]
         for token_id, position, slot in zip(
@@ -48,7 +54,7 @@ class FakeDecoder:
         starts = metadata.query_starts.tolist()
         assert starts[-1] == len(token_ids)
         assert tuple(metadata.kv_lengths.tolist()) == metadata.kv_lengths_host
-        logits = [self.logits(self._context(index, starts, metadata, kv_pool)) for index in logit_indices.tolist()]
+        logits = [self.logits_after(self._context(index, starts, metadata, kv_pool)) for index in indices.tolist()]
         return torch.stack(logits) if logits else torch.empty(0, self.spec.vocab_size)
 
     def _context(self, index: int, starts: list[int], metadata: AttentionMetadata, kv_pool: torch.Tensor) -> list[int]:

@@ -94,23 +94,29 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, metadata: AttentionMetadata, kv_pool: Tensor, logit_indices: Tensor) -> Tensor:
+        """`hidden_states` and `logits` at once: returns logits float32 [S, vocab_size] of the tokens asked for."""
+        return self.logits(self.hidden_states(token_ids, metadata, kv_pool, logit_indices))
+
+    @torch.inference_mode()
+    def hidden_states(self, token_ids: Tensor, metadata: AttentionMetadata, kv_pool: Tensor, indices: Tensor) -> Tensor:
         """Computes one step's tokens, writing their keys and values into the pool.
 
-        token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; logit_indices int64 [S], which of the T tokens to
-        score. Positions are below spec.max_model_len. Returns logits float32 [S, vocab_size].
+        token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; indices int64 [S], which of the T tokens are wanted.
+        Positions are below spec.max_model_len. Returns their hidden states behind the last norm, [S, hidden].
         """
         step = Step(metadata, tuple(rope.gather(metadata.positions) for rope in self._ropes))
         hidden, residual = self._embedding(token_ids), None
         for layer, kv_pages in zip(self.layers, kv_pool.unbind(1), strict=True):
             hidden, residual = layer(hidden, residual, kv_pages, step)
         assert residual is not None, "a model has at least one layer"
-        return self._score(hidden, residual, logit_indices)
-
-    def _score(self, hidden: Tensor, residual: Tensor, indices: Tensor) -> Tensor:
-        if indices.shape[0] == 0:
-            return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
         hidden, residual = hidden.index_select(0, indices), residual.index_select(0, indices)
-        hidden, _ = self._kernels.add_norm(hidden, residual, self._final_norm, self.spec.norm_eps)
+        return self._kernels.add_norm(hidden, residual, self._final_norm, self.spec.norm_eps)[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, hidden], as from `hidden_states`. Returns logits float32 [S, vocab_size], the caller's."""
+        if not hidden.shape[0]:
+            return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
         logits = self._context.all_gather(self._lm_head(hidden)).float()
         cap = self.spec.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

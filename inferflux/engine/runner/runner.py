@@ -20,7 +20,7 @@ from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
 
-# Bounds what scoring a long prompt needs besides the logits: 64 rows of a vocabulary of 128k are 32 MiB.
+# Bounds what scoring a long prompt needs: logits and log-probabilities of 64 rows of a vocabulary of 128k are 64 MiB.
 SCORED_AT_ONCE = 64
 
 
@@ -35,15 +35,19 @@ class Decoder(Protocol):
     @property
     def spec(self) -> Vocabulary: ...
 
-    def forward(
+    def hidden_states(
         self,
         token_ids: torch.Tensor,
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
-        logit_indices: torch.Tensor,
+        indices: torch.Tensor,
     ) -> torch.Tensor:
-        """token_ids int64 [T]; kv_pool [P, L, 2, N, K, D], written in place; logit_indices int64 [S] into the T tokens.
-        Returns logits float32 [S, V], contiguous and the caller's."""
+        """token_ids int64 [T]; kv_pool [P, L, 2, N, K, D], written in place; indices int64 [S] into the T tokens.
+        Returns what `logits` wants of those tokens, [S, hidden]."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Some rows of hidden states -> logits float32 [rows, V], contiguous and the caller's."""
         ...
 
 
@@ -72,13 +76,13 @@ class Runner:
             for start in plan.starts:
                 self._begin(start)
             batch = self._inputs.build(plan.rows)
-            logits = self._decoder.forward(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+            hidden = self._decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
             num_sampled = len(batch.sampled)
             draw = None
             if num_sampled:
                 self._observe(plan.rows, batch)
-                draw = self._sampler.draw(logits[:num_sampled], batch.slots, batch.ends)
-            prompt = self._score_prompts(logits[num_sampled:], plan.rows, batch) if batch.spans else None
+                draw = self._sampler.draw(self._decoder.logits(hidden[:num_sampled]), batch.slots, batch.ends)
+            prompt = self._score_prompts(hidden[num_sampled:], plan.rows, batch) if batch.spans else None
             return StepOutput(plan.step_id, collect(plan.rows, batch, draw, prompt, self._table))
 
     def _begin(self, start: RowStart) -> None:
@@ -96,13 +100,13 @@ class Runner:
             if grammar is not None:
                 grammar.observe(row.start, row.token_ids)
 
-    def _score_prompts(self, logits: torch.Tensor, rows: list[Row], batch: Batch) -> Scores:
-        """logits [Q, V] of all scored tokens -> the scores of the tokens that follow them."""
+    def _score_prompts(self, hidden: torch.Tensor, rows: list[Row], batch: Batch) -> Scores:
+        """hidden [Q, hidden] of all scored tokens -> the scores of the tokens that follow them."""
         targets = np.array([token_id for span in batch.spans for token_id in span.targets], np.int64)
-        (target_ids,) = to_device([targets], logits.device)
+        (target_ids,) = to_device([targets], hidden.device)
         num_top = max(int(self._table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans)
         parts = [
-            score(torch.log_softmax(part, dim=1), part_targets, num_top)
-            for part, part_targets in zip(logits.split(SCORED_AT_ONCE), target_ids.split(SCORED_AT_ONCE), strict=True)
+            score(torch.log_softmax(self._decoder.logits(part), dim=1), part_targets, num_top)
+            for part, part_targets in zip(hidden.split(SCORED_AT_ONCE), target_ids.split(SCORED_AT_ONCE), strict=True)
         ]
         return Scores(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

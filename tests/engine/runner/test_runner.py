@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from inferflux.engine.runner.runner import Runner
+from inferflux.engine.runner.runner import SCORED_AT_ONCE, Runner
 from inferflux.engine.step import Row, RowOutput, RowStart, StepPlan
 from inferflux.kernels.kernel_set import select
 from inferflux.sampling_params import SamplingParams
@@ -76,7 +76,7 @@ def test_greedy_follows_the_decoder_whatever_the_chunks(chunk: int):
     prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5]
     tokens = list(prompt)
     for _ in range(8):
-        tokens.append(int(FakeDecoder().logits(tokens).argmax()))
+        tokens.append(int(FakeDecoder().logits_after(tokens).argmax()))
     assert generate(prompt, 8, chunk, temperature=0.0) == tokens[len(prompt) :]
 
 
@@ -128,7 +128,7 @@ def test_prompt_scores_equal_a_full_log_softmax(chunk: int):
         scored += result.prompt_logprobs
     assert [entry.token_id for entry in scored] == prompt[1:]
     for index, entry in enumerate(scored):
-        logprobs = torch.log_softmax(decoder.logits(prompt[: index + 1]), dim=0)
+        logprobs = torch.log_softmax(decoder.logits_after(prompt[: index + 1]), dim=0)
         assert entry.logprob == float(logprobs[entry.token_id])
         assert entry.rank == 1 + int((logprobs > logprobs[entry.token_id]).sum())
         assert entry.top == list(zip(logprobs.topk(2).indices.tolist(), logprobs.topk(2).values.tolist(), strict=True))
@@ -143,7 +143,10 @@ def test_scoring_goes_beyond_what_is_held_at_once():
     (result,) = runner.execute(StepPlan(1, [start], [Row(0, 0, prompt, list(range(38)), True, score=True)])).rows
     assert result.prompt_logprobs is not None
     assert len(result.prompt_logprobs) == 149
-    assert result.prompt_logprobs[130].logprob == float(torch.log_softmax(decoder.logits(prompt[:131]), 0)[prompt[131]])
+    assert result.prompt_logprobs[130].logprob == float(
+        torch.log_softmax(decoder.logits_after(prompt[:131]), 0)[prompt[131]]
+    )
+    assert decoder.most_logits == SCORED_AT_ONCE, "logits of a whole prompt were held"
 
 
 def test_a_prompt_of_one_token_has_nothing_to_score():
@@ -163,7 +166,7 @@ def test_sampled_logprobs_come_back_for_the_rows_that_asked():
     plain, asked, unfinished = sequences.step(sequences.row(0), sequences.row(1), sequences.row(2, 4))
     assert plain.logprobs is None
     assert unfinished == RowOutput()
-    logprobs = torch.log_softmax(decoder.logits([3, 4]), dim=0)
+    logprobs = torch.log_softmax(decoder.logits_after([3, 4]), dim=0)
     assert asked.logprobs is not None
     assert asked.logprobs.token_id == asked.token_id
     assert asked.logprobs.rank == 1
