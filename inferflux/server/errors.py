@@ -29,3 +29,7 @@ class BusyError(QueueFullError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class SlowBodyError(InferFluxError):
+    """The caller sends its request more slowly than anybody with a working line."""

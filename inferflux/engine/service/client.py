@@ -221,6 +221,14 @@ class EngineClient:
             mailbox = mailboxes.get(output.request_id)
             if mailbox is not None:
                 mailbox.put(output)
+                if mailbox.is_full:
+                    self._stop_unread(output.request_id)
+
+    def _stop_unread(self, request_id: int) -> None:
+        """Ends a sequence whose reader does not come for its news."""
+        mailbox = self._mailboxes.pop(request_id)
+        mailbox.fail(EngineError("it was stopped since nobody read it"))
+        self._send(Abort([request_id]))
 
     async def _watch(self) -> None:
         """Asks for a sign of life every second; an engine silent for too long is killed, which `_read` notices.

@@ -1,7 +1,7 @@
 """Mailbox: one request's news on their way from the socket to the coroutine that waits for them.
 
-News that pile up while the reader is busy are merged into one, so a slow reader costs memory for its tokens only.
-Lives on one event loop; knows no socket.
+News that pile up while the reader is busy are merged into one, so a slow reader costs memory for its tokens only, and
+for not more than MAX_UNREAD of them. Lives on one event loop; knows no socket.
 """
 
 import asyncio
@@ -10,6 +10,9 @@ from typing import TypeVar
 from inferflux.engine.service.protocol import Output
 
 T = TypeVar("T")
+
+# Tokens and likeliest alternatives that may lie unread: a few megabytes. Only a reader that is blocked gets there.
+MAX_UNREAD = 16384
 
 
 class Mailbox:
@@ -25,6 +28,15 @@ class Mailbox:
     def put(self, output: Output) -> None:
         self._pending = output if self._pending is None else merge(self._pending, output)
         self._wake()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much lies unread that no more should come."""
+        pending = self._pending
+        if pending is None or len(pending.token_ids) < 2:
+            return False
+        num_top = max((len(entry.top) for entry in pending.logprobs or ()), default=0)
+        return len(pending.token_ids) * (1 + num_top) > MAX_UNREAD
 
     def fail(self, error: Exception) -> None:
         """Ends the stream: `get` raises `error` once what was put before has been read."""

@@ -12,7 +12,7 @@ from inferflux.server.access.attempts import TooManyAttemptsError
 from inferflux.server.access.principal import AuthenticationError, ScopeError
 from inferflux.server.access.rate_limit import RateLimitedError
 from inferflux.server.audit import AuditError
-from inferflux.server.errors import BusyError, NotReadyError, SupersededError, UnknownModelError
+from inferflux.server.errors import BusyError, NotReadyError, SlowBodyError, SupersededError, UnknownModelError
 from inferflux.server.http.schemas.errors import ErrorBody, ErrorDetail
 from inferflux.server.policy.document import LastAdminKeyError, UnknownKeyError
 from inferflux.server.policy.gate import GuardrailBlockedError
@@ -80,6 +80,8 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
             return _unavailable(f"the engine was lost: {error}", "engine_lost")
         case EngineError():
             return Problem(500, str(error), "server_error", code="engine_error")
+        case SlowBodyError():
+            return Problem(408, str(error), "timeout_error", code="body_timeout")
         case TimeoutError() | asyncio.TimeoutError():
             return Problem(
                 408, "the request took longer than server.request_timeout_s", "timeout_error", code="timeout"

@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
 from inferflux.server.backends import Backend, BackendState
+from inferflux.server.errors import SlowBodyError
 from inferflux.server.generation import Caller
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
@@ -20,6 +21,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Parsing this much takes well under a millisecond.
 INLINE_BODY_BYTES = 65536
+# Between two pieces of a body; and how fast a body must come when it takes longer than that.
+BODY_PAUSE_S = 20.0
+BODY_BYTES_PER_S = 1024
 
 
 def time_left(request: web.Request) -> asyncio.Timeout:
@@ -30,7 +34,8 @@ def time_left(request: web.Request) -> asyncio.Timeout:
 async def read_body(request: web.Request, reader: BodyReader[T]) -> T:
     """Returns the body as a checked struct.
 
-    Raises RequestError for a bad one, HTTPRequestEntityTooLarge for a large one, TimeoutError for a slow one.
+    Raises RequestError for a bad one, HTTPRequestEntityTooLarge for a large one, SlowBodyError for one that trickles,
+    TimeoutError when the request's time is over.
     """
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
@@ -39,10 +44,28 @@ async def read_body(request: web.Request, reader: BodyReader[T]) -> T:
     if request.content_length is not None and request.content_length > limit:
         raise web.HTTPRequestEntityTooLarge(limit, request.content_length)
     async with time_left(request):
-        body = await request.read()
+        body = await _read(request, limit)
     if len(body) > INLINE_BODY_BYTES:
         return await request.app[CONTEXT].text_work.run(reader.read, body)
     return reader.read(body)
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    body, start = bytearray(), time.monotonic()
+    while True:
+        try:
+            async with asyncio.timeout(BODY_PAUSE_S):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise SlowBodyError(f"nothing of the body came for {BODY_PAUSE_S:.0f} s") from None
+        if not chunk:
+            return bytes(body)
+        body += chunk
+        if len(body) > limit:
+            raise web.HTTPRequestEntityTooLarge(limit, len(body))
+        seconds = time.monotonic() - start
+        if seconds > BODY_PAUSE_S and len(body) < seconds * BODY_BYTES_PER_S:
+            raise SlowBodyError(f"the body came more slowly than {BODY_BYTES_PER_S} bytes a second")
 
 
 def find_backend(request: web.Request, model_id: str | None) -> Backend:

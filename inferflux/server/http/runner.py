@@ -1,8 +1,10 @@
 """The listening side of the application: aiohttp's runner, with error answers in the API's shape.
 
-What cannot be parsed as HTTP never reaches the middleware; it is answered here. Knows no route.
+What cannot be parsed as HTTP never reaches the middleware; it is answered here. So are headers that do not come to an
+end: whoever sends them byte by byte holds a connection for HEADERS_S seconds at most. Knows no route.
 """
 
+import asyncio
 import logging
 from typing import Any
 
@@ -11,10 +13,13 @@ from aiohttp.web_protocol import RequestHandler
 
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
 from inferflux.server.http.problems import Problem
+from inferflux.server.http.sockets import prepare_connection
 
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75.0
+# From the first byte of a request to the end of its headers.
+HEADERS_S = 20.0
 # Idle connections and handlers that were told to stop get this long at the end.
 SHUTDOWN_S = 1.0
 # Bodies are taken as they come: unpacking them would let a small request fill the memory.
@@ -22,7 +27,39 @@ _OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_S
 
 
 class _Connection(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_headers_timer",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._headers_timer: asyncio.TimerHandle | None = None
+        super().connection_made(transport)
+        prepare_connection(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Starts the clock when a request begins, and stops it when its headers are complete."""
+        num_before = self._request_count
+        super().data_received(data)
+        if self._request_count > num_before:
+            self._stop_clock()
+        elif self._headers_timer is None and self._waits_for_request:
+            self._headers_timer = self._loop.call_later(HEADERS_S, self._headers_late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    @property
+    def _waits_for_request(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _headers_late(self) -> None:
+        if self._waits_for_request:
+            logger.debug("headers were not complete after %.0f s; closing", HEADERS_S)
+            self.force_close()
+
+    def _stop_clock(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
 
     def handle_error(
         self,

@@ -5,10 +5,17 @@ shapes.
 """
 
 import asyncio
+import logging
 
 from aiohttp import web
 
+from inferflux.server.http.context import INFO
+
+logger = logging.getLogger(__name__)
+
 DONE = b"data: [DONE]\n\n"
+# A client that reads nothing for so long is taken for gone; the sockets' own limit is longer (see `sockets`).
+STALL_S = 30.0
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -38,9 +45,22 @@ class EventStream:
         return self.response.prepared
 
     async def send(self, events: bytes) -> None:
-        """Raises ConnectionError when the client is gone."""
+        """Raises ConnectionError when the client is gone, or has read nothing for STALL_S and is sent away."""
         if not self.response.prepared:
             async with self._preparing:
                 if not self.response.prepared:
                     await self.response.prepare(self._request)
-        await self.response.write(events)
+        try:
+            async with asyncio.timeout(STALL_S):
+                await self.response.write(events)
+        except TimeoutError:
+            self._drop()
+            raise ConnectionError("the client has stopped reading") from None
+
+    def _drop(self) -> None:
+        """Ends the connection, whatever lies unsent."""
+        transport = self._request.transport
+        if transport is not None and not transport.is_closing():
+            extra = {"request_id": self._request[INFO].id}
+            logger.warning("a stream was dropped: the client has read nothing for %.0f s", STALL_S, extra=extra)
+            transport.abort()
