@@ -75,3 +75,4 @@ class RequestInfo:
 
 CONTEXT = web.AppKey("context", ServerContext)
 INFO = web.RequestKey("info", RequestInfo)
+OPENAPI = web.AppKey("openapi", bytes)

@@ -10,6 +10,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from inferflux.server.access.principal import Scope
+from inferflux.server.http import openapi
+from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.handlers import (
     admin_api_keys,
     admin_fairness,
@@ -59,6 +61,7 @@ ROUTES = (
     Route("GET", "/readyz", PUBLIC, health.readyz),
     Route("GET", "/healthz", PUBLIC, health.healthz),
     Route("GET", METRICS_PATH, PUBLIC, health.metrics),
+    Route("GET", openapi.PATH, PUBLIC, openapi.openapi),
     Route("GET", "/ui", PUBLIC, ui.page),
     Route("GET", "/ui/{file}", PUBLIC, ui.file),
 )
@@ -74,6 +77,7 @@ def add_routes(app: web.Application, routes: tuple[Route, ...]) -> None:
             assert added.resource is not None
             scopes[method, added.resource.canonical] = route.scope
     app[SCOPES] = scopes
+    app[OPENAPI] = openapi.document(routes)
     app.on_startup.append(_refuse_undeclared)
 
 

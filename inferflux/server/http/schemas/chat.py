@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, field
 
 from inferflux.errors import RequestError
 from inferflux.sampling_params import MAX_LOGPROBS
@@ -13,11 +13,15 @@ from inferflux.server.http.schemas.generate import IGNORED_FIELDS, FinishReason,
 CHUNK_OBJECT = "chat.completion.chunk"
 MAX_MESSAGES = 4096
 
-_NULL = Raw(b"null")
 # Chat templates know three roles; "developer" is OpenAI's newer word for the system's.
 _TEMPLATE_ROLES = {"developer": "system"}
 # Parts of an assistant's message that a server puts into its answers and clients send back.
 _UNSUPPORTED_PARTS = ("tool_calls", "function_call", "audio")
+
+
+def _null() -> Raw:
+    """A default made anew, since a JSON schema cannot show a raw one."""
+    return Raw(b"null")
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -39,12 +43,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: Raw = _NULL
-    function_call: Raw = _NULL
-    audio: Raw = _NULL
-    refusal: Raw = _NULL
-    annotations: Raw = _NULL
-    reasoning_content: Raw = _NULL
+    tool_calls: Raw = field(default_factory=_null)
+    function_call: Raw = field(default_factory=_null)
+    audio: Raw = field(default_factory=_null)
+    refusal: Raw = field(default_factory=_null)
+    annotations: Raw = field(default_factory=_null)
+    reasoning_content: Raw = field(default_factory=_null)
 
     def for_template(self, path: str) -> dict[str, Any]:
         """Returns the message as chat templates read it. Raises RequestError naming `path` and the part at fault."""
