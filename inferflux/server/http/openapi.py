@@ -78,8 +78,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
 )
 
 _DESCRIPTION: Final = (
-    "OpenAI's API, and InferFlux's own routes beside it. Every route but those for health, metrics and pages needs a key "
-    "with the scope named in `x-scope`."
+    "OpenAI's API, and InferFlux's own routes beside it. Every route but those for health, metrics and pages needs a "
+    "key with the scope named in `x-scope`."
 )
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 
@@ -139,7 +139,7 @@ def _reference(kind: Struct) -> Mapping[str, Any]:
 @cache
 def _schemas() -> tuple[Mapping[Struct, Mapping[str, Any]], Mapping[str, Any]]:
     """Returns each struct's reference, and the component schemas they refer to."""
-    structs = {ErrorBody}
+    structs: set[Struct] = {ErrorBody}
     for known in OPERATIONS.values():
         structs |= {kind for kind in (known.answer, known.body, known.chunk) if kind is not None}
     ordered = sorted(structs, key=lambda kind: kind.__name__)

@@ -31,6 +31,9 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+PUBLIC_PATHS = ("/livez", "/health", "/readyz", "/healthz", "/metrics", "/openapi.json", "/ui", "/ui/{file}")
+
+
 @pytest.fixture
 async def site():
     async with running_server(CONFIG) as site:
@@ -96,7 +99,7 @@ async def test_every_route_asks_for_its_scope(site: Site):
     """By enumeration: each route is either public on purpose, or closed to strangers and to other scopes."""
     by_scope = {"generate": KEY, "read": READER, "admin": HASHED}  # KEY may read too
     for route in ROUTES:
-        url = site.url + route.path.replace("{id:.+}", MODEL)
+        url = site.url + route.path.replace("{id:.+}", MODEL).replace("{file}", "app.js")
         statuses = {}
         for scope, key in by_scope.items():
             async with site.session.request(route.method, url, headers=bearer(key)) as response:
@@ -105,7 +108,7 @@ async def test_every_route_asks_for_its_scope(site: Site):
             stranger = response.status
         if route.scope == PUBLIC:
             assert stranger == 200, route.path
-            assert route.path in ("/livez", "/health", "/readyz", "/healthz", "/metrics")
+            assert route.path in PUBLIC_PATHS
         else:
             assert stranger == 401, route.path
             assert statuses[route.scope] not in (401, 403), route.path

@@ -21,7 +21,7 @@ async def site():
 
 
 async def test_unknown_url_and_wrong_method(site: Site):
-    for path in ("/", "/v1", "/v1/chat", "/v1/completions/", "/../etc/passwd", "/v1/%2e%2e", "/ui"):
+    for path in ("/", "/v1", "/v1/chat", "/v1/completions/", "/../etc/passwd", "/v1/%2e%2e", "/ui/"):
         status, body = await site.get(path)
         assert (status, set(body["error"])) == (404, SHAPE), path
     async with site.session.delete(site.url + "/v1/completions") as response:
