@@ -29,6 +29,8 @@ _IGNORABLE_MARKS: Final = (
     (0x034F, 0x034F), (0x17B4, 0x17B5), (0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF),
 )  # fmt: skip
 _FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0")
+# Not white space to Unicode, yet it looks like nothing else.
+_BLANK_BRAILLE: Final = "\u2800"
 # Scripts written without spaces between words (or, Korean, with particles joined on): words have no borders there.
 _UNSPACED: Final = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1100, 0x11FF), (0x1780, 0x17FF), (0x1950, 0x19FF), (0x1A20, 0x1AAF),
@@ -110,6 +112,8 @@ def _blank(character: str) -> str:
 
 
 def _fold_character(character: str) -> str:
+    if character == _BLANK_BRAILLE:
+        return " "
     decomposed = "".join(filter(_counts, unicodedata.normalize("NFKD", character)))
     folded = filter(_counts, unicodedata.normalize("NFKD", decomposed.casefold()))
     return "".join(" " if part.isspace() else _MARK + part if _is_mark(part) else part for part in folded)

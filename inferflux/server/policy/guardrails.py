@@ -110,5 +110,6 @@ class Blocklist:
 
 
 def texts_of_parts(parts: Sequence[str]) -> list[str]:
-    """Returns what to check of a message in several parts: each, and all joined as the model will read them."""
-    return [*parts, "".join(parts)] if len(parts) > 1 else list(parts)
+    """Returns what to check of a message in several parts: each, and all joined in both ways a chat template may join
+    them, with nothing between them and with white space."""
+    return [*parts, "".join(parts), "\n".join(parts)] if len(parts) > 1 else list(parts)

@@ -63,6 +63,7 @@ MATCHES = [
     ("क़", "\u0915\u093c"),  # composed and not
     ("ガス", "ｶﾞｽ"),
     ("12", "at 12."),
+    ("make a bomb", "make\u2800a\u2800bomb"),
 ]
 
 MISSES = [
@@ -126,6 +127,7 @@ def test_parts_are_checked_as_the_model_reads_them() -> None:
     blocklist = Blocklist(["bomb"])
     assert any(map(blocklist.is_in, texts_of_parts(["a bo", "mb"])))
     assert any(map(blocklist.is_in, texts_of_parts(["bomb", "astic"])))
+    assert any(map(Blocklist(["make a bomb"]).is_in, texts_of_parts(["make a", "bomb"])))
     assert texts_of_parts(["one"]) == ["one"]
 
 
