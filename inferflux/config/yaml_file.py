@@ -47,7 +47,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises InvalidValueError (with an empty key where the whole file is at fault) when it cannot be read or is refused.
     """
-    return parse_yaml(_read_text(path))
+    return parse_yaml(read_text(path))
 
 
 def parse_yaml(text: str) -> Any:
@@ -108,7 +108,8 @@ def _scalar(text: str) -> Any:
     return text
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Returns a file's text, at most MAX_BYTES of it. Raises InvalidValueError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -72,8 +72,8 @@ class Metrics:
         return model_id if model_id in self._by_model else OTHER
 
     def model_event(self, model_id: str, event: str, load_s: float | None = None) -> None:
-        """Counts what happened to a model. load_s: how long its load took, when it has been loaded."""
-        label = self.add_model(model_id)
+        """Counts what happened to a model, or with an empty id to the registry. load_s: how long its load took."""
+        label = self.add_model(model_id) if model_id else ""
         self.model_events.labels(label, event).inc()
         if load_s is not None:
             self.model_load.labels(label).set(load_s)

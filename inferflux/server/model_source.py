@@ -3,6 +3,7 @@
 Knows paths; loads nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,29 +26,56 @@ class ModelSource:
     fallback: str | None = None
 
 
-def find_sources(config: Config) -> list[ModelSource]:
-    """Returns what to load, in the configuration's order; the demo model when no model is configured.
+def configured_models(config: Config) -> Sequence[ModelConfig]:
+    """Returns the configuration's models; the demo model when there is none and no registry to name some.
 
-    Raises ConfigError when a model's folder is missing and the demo model may not stand in for it.
+    Raises ConfigError when there is none and the demo model may not stand in.
     """
-    allow_stub = config.runtime.allow_stub
-    if not config.models:
-        if not allow_stub:
-            raise ConfigError("models: at least one is needed when runtime.allow_stub is false")
-        return [_demo(ModelConfig(id=DEMO_MODEL_ID, path=STUB, default=True), None)]
-    return [find_source(model, allow_stub) for model in config.models]
+    if config.models or config.registry.path is not None:
+        return config.models
+    if not config.runtime.allow_stub:
+        raise ConfigError("models: at least one is needed when runtime.allow_stub is false")
+    return [ModelConfig(id=DEMO_MODEL_ID, path=STUB, default=True)]
+
+
+def find_sources(config: Config) -> list[ModelSource]:
+    """Returns what to load, in the configuration's order. Raises ConfigError when a model's folder is missing and the
+    demo model may not stand in for it."""
+    return [find_source(model, config.runtime.allow_stub) for model in configured_models(config)]
 
 
 def find_source(model: ModelConfig, allow_stub: bool) -> ModelSource:
     """Returns where to load one model from. Raises ConfigError as `find_sources` does."""
-    if STUB in (model.path, model.backend):
-        return _demo(model, None)
-    if model.path is not None and Path(model.path).is_dir():
-        return ModelSource(model, stub=False)
-    missing = f"{model.path} is not a folder" if model.path is not None else "no path is configured"
+    if _is_stub(model) or _is_folder(model):
+        return named_source(model)
+    missing = _missing(model)
     if not allow_stub:
         raise ConfigError(f"models: {model.id}: {missing}, and runtime.allow_stub is false")
     return _demo(model, missing)
+
+
+def require_source(model: ModelConfig) -> ModelSource:
+    """Returns where to load one model from; nothing stands in for it. Raises ConfigError when its folder is missing."""
+    if _is_stub(model) or _is_folder(model):
+        return named_source(model)
+    raise ConfigError(f"{model.id}: {_missing(model)}")
+
+
+def named_source(model: ModelConfig) -> ModelSource:
+    """Returns the source that a model names, whether its folder is there or not."""
+    return _demo(model, None) if _is_stub(model) else ModelSource(model, stub=False)
+
+
+def _is_stub(model: ModelConfig) -> bool:
+    return STUB in (model.path, model.backend)
+
+
+def _is_folder(model: ModelConfig) -> bool:
+    return model.path is not None and Path(model.path).is_dir()
+
+
+def _missing(model: ModelConfig) -> str:
+    return f"{model.path} is not a folder" if model.path is not None else "no path is configured"
 
 
 def _demo(model: ModelConfig, fallback: str | None) -> ModelSource:

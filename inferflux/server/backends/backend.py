@@ -24,8 +24,9 @@ from inferflux.server.model_source import ModelSource
 
 logger = logging.getLogger(__name__)
 
-# A model that could not be loaded again is tried no sooner than this.
-WAKE_PAUSE_S = 10.0
+# A model that could not be loaded is tried again after a pause that doubles each time.
+FIRST_RETRY_PAUSE_S = 10.0
+LONGEST_RETRY_PAUSE_S = 300.0
 
 MakeClient = Callable[[ModelSource], EngineClient]
 LoadText = Callable[[Path, str | None], TextBundle]
@@ -51,7 +52,7 @@ class Backend:
     it now. last_used: `time.monotonic()` of the end of the last one. totals: what its engines counted.
     """
 
-    def __init__(self, source: ModelSource, make_client: MakeClient, on_load: OnLoad) -> None:
+    def __init__(self, source: ModelSource, make_client: MakeClient, load_text: LoadText, on_load: OnLoad) -> None:
         self.source = source
         self.client = make_client(source)
         self.created = int(time.time())
@@ -62,6 +63,7 @@ class Backend:
         self.last_used = time.monotonic()
         self.totals = EngineTotals()
         self._make_client = make_client
+        self._load_text = load_text
         self._on_load = on_load
         self._num_clients = 1
         self._restarts_before = 0
@@ -71,7 +73,8 @@ class Backend:
         self._state: BackendState | None = BackendState.LOADING
         self._turn = asyncio.Lock()
         self._waking: asyncio.Task[None] | None = None
-        self._next_wake = 0.0
+        self._retry_pause_s = FIRST_RETRY_PAUSE_S
+        self._next_try = 0.0
         self._released = asyncio.Event()
 
     @property
@@ -87,8 +90,9 @@ class Backend:
 
     @property
     def serves(self) -> bool:
-        """Whether a request is answered, if only after a load: what unloaded when idle counts as serving."""
-        return self.state in (BackendState.READY, BackendState.UNLOADED) or self._waking is not None
+        """Whether a request is answered, if only after a load: what was unloaded when idle, or wakes, serves."""
+        wakes = self._state is BackendState.LOADING and self._text is not None and self.error is None
+        return wakes or self.state in (BackendState.READY, BackendState.UNLOADED)
 
     @property
     def info(self) -> ModelInfo | None:
@@ -129,15 +133,12 @@ class Backend:
             if not self.num_holders:
                 self._released.set()
 
-    async def load(self, load_text: LoadText) -> None:
+    async def load(self) -> None:
         """Starts the engine and reads the text side at the same time; whatever goes wrong ends up in `error`."""
-        model = self.source.model
-        assert model.path is not None, "find_source gives every model a folder"
-        reading = asyncio.to_thread(load_text, Path(model.path), model.chat_template)
         start = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
-                text = group.create_task(reading)
+                text = group.create_task(self._read_text())
                 group.create_task(self.client.start())
         except ExceptionGroup as errors:
             await self._note_failure(errors.exceptions[0])
@@ -150,16 +151,17 @@ class Backend:
     async def wake(self) -> None:
         """Loads the model again if idleness unloaded it, once for all who wait; whoever waits may leave.
 
-        How it went is in `state`. After a failure nothing is tried for a while.
+        How it went is in `state`.
         """
-        self.wake_soon()
+        if self._state is BackendState.UNLOADED:
+            self._wake_soon()
         if self._waking is not None:
             await asyncio.shield(self._waking)
 
-    def wake_soon(self) -> None:
-        """As `wake`, without waiting for it."""
-        if self._sleeps and self._waking is None and time.monotonic() >= self._next_wake:
-            self._waking = asyncio.create_task(self._load_again())
+    def retry(self) -> None:
+        """Has a model that could not be loaded tried again, when it is time for that."""
+        if self._state is BackendState.FAILED and time.monotonic() >= self._next_try:
+            self._wake_soon()
 
     async def sleep(self) -> bool:
         """Ends the engine unless it is in use; returns whether it did. The text side stays."""
@@ -202,35 +204,29 @@ class Backend:
         words, reason = _WORDS.get(self.state, ("is restarting", "engine_restarting"))
         return NotReadyError(f'the model "{self.id}" {words}', reason)
 
-    @property
-    def _sleeps(self) -> bool:
-        """Whether it was ready once and has no engine now, on purpose or since it could not be loaded again."""
-        return self._state is BackendState.UNLOADED or (self._state is BackendState.FAILED and self._text is not None)
+    def _wake_soon(self) -> None:
+        if self._waking is None:
+            self._waking = asyncio.create_task(self._load_again())
 
     async def _load_again(self) -> None:
         try:
             async with self._turn:
-                if self._sleeps:
+                if self._state in (BackendState.UNLOADED, BackendState.FAILED):
                     self._state = BackendState.LOADING
-                    await self._start_anew()
+                    self._restarts_before += self.client.num_restarts
+                    self._retries_before += self.client.num_retries
+                    self._num_clients += 1
+                    self.client = self._make_client(self.source)
+                    await self.load()
         finally:
             self._waking = None
 
-    async def _start_anew(self) -> None:
-        start = time.monotonic()
-        self._restarts_before += self.client.num_restarts
-        self._retries_before += self.client.num_retries
-        self._num_clients += 1
-        self.client = self._make_client(self.source)
-        try:
-            await self.client.start()
-        except Exception as error:
-            await self._note_failure(error)
-            self._next_wake = time.monotonic() + WAKE_PAUSE_S
-        else:
-            self._note_ready()
-        self.load_s = time.monotonic() - start
-        self._on_load(self)
+    async def _read_text(self) -> TextBundle:
+        if self._text is not None:
+            return self._text
+        model = self.source.model
+        assert model.path is not None, "a source has a folder"
+        return await asyncio.to_thread(self._load_text, Path(model.path), model.chat_template)
 
     async def _end_client(self) -> None:
         await self.client.close()
@@ -240,6 +236,7 @@ class Backend:
         self._info = self.client.info
         self.last_used = time.monotonic()
         self.error = self.failure = None
+        self._retry_pause_s = FIRST_RETRY_PAUSE_S
         if self._state is BackendState.LOADING:
             self._state = None
 
@@ -248,6 +245,8 @@ class Backend:
         self.error = _reason(error, self.id)
         if self._state is BackendState.LOADING:
             self._state = BackendState.FAILED
+        self._next_try = time.monotonic() + self._retry_pause_s
+        self._retry_pause_s = min(2 * self._retry_pause_s, LONGEST_RETRY_PAUSE_S)
         await self._end_client()
 
 

@@ -1,19 +1,19 @@
 """BackendManager: model id to Backend. Finds them for requests, loads, replaces, unloads and closes them.
 
-A change has two halves: `stage` loads what is new beside what serves, `settle` switches to it at once and lets what is
-no longer wanted drain. Which models are wanted is the caller's to know. Knows no HTTP and no tokens. Lives on one
-event loop.
+A change has two halves: `stage` loads what is new beside what serves, and once that is `loaded`, `settle` switches to
+it at once and lets what is no longer wanted drain. Which models are wanted is the caller's to know. Knows no HTTP and
+no tokens. Lives on one event loop.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from inferflux.engine.text import load_text
-from inferflux.errors import did_you_mean
-from inferflux.server.backends.backend import Backend, BackendState, LoadText, MakeClient
+from inferflux.errors import InferFluxError, ModelLoadError, did_you_mean
+from inferflux.server.backends.backend import Backend, LoadText, MakeClient
 from inferflux.server.backends.totals import EngineTotals
 from inferflux.server.errors import NotReadyError, NotReadyReason, SupersededError, UnknownModelError
 from inferflux.server.model_source import ModelSource
@@ -21,9 +21,7 @@ from inferflux.server.model_source import ModelSource
 logger = logging.getLogger(__name__)
 
 MAX_ID_SHOWN = 200
-IDLE_LOOK_S = 1.0
-
-_SUPERSEDED: Final = "another change to the same model took the place of this one"
+LOOK_S = 1.0
 
 OnEvent = Callable[[Backend, str], None]
 
@@ -31,7 +29,8 @@ OnEvent = Callable[[Backend, str], None]
 class BackendManager:
     """All served models, in the configuration's order. default_id: the model of requests that name none.
 
-    `on_event(backend, event)` hears of `loaded`, `failed`, `switched`, `draining`, `unloaded` and `idle_unloaded`.
+    `on_event(backend, event)` hears of `loaded`, `failed`, `switched`, `draining`, `unloaded`, `idle_unloaded` and
+    `default`.
     """
 
     def __init__(
@@ -49,8 +48,8 @@ class BackendManager:
         self._incoming: dict[str, _Load] = {}
         self._leaving: dict[Backend, asyncio.Task[None]] = {}
         self._past: dict[str, EngineTotals] = {}
-        named = next((source.model.id for source in sources if source.model.default), None)
-        self.default_id = named or next(iter(self._backends), None)
+        self._wanted_default = next((source.model.id for source in sources if source.model.default), None)
+        self.default_id = self._wanted_default or next(iter(self._backends), None)
 
     @property
     def backends(self) -> Sequence[Backend]:
@@ -84,6 +83,10 @@ class BackendManager:
             raise UnknownModelError(f'the model "{shown}" does not exist{did_you_mean(shown, self._backends)}')
         return found
 
+    def serving(self, model_id: str) -> Backend | None:
+        """Returns what requests to this id get, ready or not; None while it is loaded for the first time or leaves."""
+        return self._backends.get(model_id)
+
     def not_ready_reason(self) -> NotReadyReason | None:
         """Returns why the default model does not serve; None when it does."""
         if self.default is None:
@@ -109,26 +112,35 @@ class BackendManager:
             for backend in self._backends.values():
                 group.create_task(self._load(backend))
 
-    async def stage(self, sources: Sequence[ModelSource]) -> Sequence[Backend]:
-        """Loads the sources beside what serves, each in an engine of its own, and returns them; nothing is switched.
+    def stage(self, sources: Iterable[ModelSource]) -> Sequence[Backend]:
+        """Begins to load the sources beside what serves, each in an engine of its own; nothing is switched.
 
-        A model whose last change still drains is loaded when that is over, so that no more than two of it are held.
-        Raises what the first that failed failed with, SupersededError when another change took the place of this one;
-        then all of them are gone again.
+        Takes the place of other changes under way to the same models. A model whose last change still drains is loaded
+        when that is over, so that no more than two of it are held.
         """
-        loads = []
+        staged = []
         for source in sources:
             self.withdraw(source.model.id)
             backend = self._make(source)
-            loads.append(_Load(backend, asyncio.create_task(self._load_incoming(backend))))
-            self._incoming[backend.id] = loads[-1]
-        staged = [load.backend for load in loads]
-        try:
-            await _all([load.task for load in loads])
-        except BaseException:
-            await asyncio.shield(self.discard(staged))
-            raise
+            self._incoming[backend.id] = _Load(backend, asyncio.create_task(self._load_incoming(backend)))
+            staged.append(backend)
         return staged
+
+    async def loaded(self, staged: Sequence[Backend]) -> None:
+        """Returns when what was staged has been loaded. Raises ModelLoadError, ConfigError or EngineDeadError for the
+        first that failed, SupersededError when another change took the place of this one."""
+        self.require_staged(staged)
+        pending = {self._incoming[backend.id].task for backend in staged}
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            self.require_staged(staged)
+            for task in done:
+                task.result()
+
+    def require_staged(self, staged: Sequence[Backend]) -> None:
+        """Raises SupersededError when another change took the place of this one."""
+        if not all(map(self._is_incoming, staged)):
+            raise SupersededError("another change to the same model took the place of this one")
 
     async def discard(self, staged: Sequence[Backend]) -> None:
         """Ends what was staged and is not to serve after all; what has been withdrawn is on its way already."""
@@ -145,31 +157,35 @@ class BackendManager:
             load.backend.leave()
             self._leaving[load.backend] = asyncio.create_task(self._drain(load.backend, load.task))
 
+    async def gone(self, model_id: str) -> None:
+        """Returns when nothing of this model drains any more."""
+        await _ended(task for backend, task in self._leaving.items() if backend.id == model_id)
+
     def settle(self, staged: Sequence[Backend], wanted: Sequence[str], default: str | None) -> None:
         """Switches to what was staged, lets what is not `wanted` drain, and sets the default, all at once.
 
         wanted: every id that is to serve, in order. Raises SupersededError, and nothing has changed, when another
         change has withdrawn one of the staged.
         """
-        if not all(map(self._is_incoming, staged)):
-            raise SupersededError(_SUPERSEDED)
+        self.require_staged(staged)
         for backend in staged:
             del self._incoming[backend.id]
             self._replace(backend)
         for model_id in [one for one in self._backends if one not in wanted]:
             self._let_go(self._backends.pop(model_id))
         self._backends = {one: self._backends[one] for one in wanted if one in self._backends}
-        self._set_default(default)
+        self._wanted_default = default
+        self._choose_default()
 
-    async def run_idle(self) -> None:
-        """Unloads models that nobody has asked for in their `idle_unload_s`, for as long as it runs."""
+    async def keep_house(self) -> None:
+        """Unloads models that nobody has asked for in their `idle_unload_s`, and tries again to load those that could
+        not be loaded, for as long as it runs."""
         while True:
-            await asyncio.sleep(IDLE_LOOK_S)
+            await asyncio.sleep(LOOK_S)
             for backend in tuple(self._backends.values()):
                 if _is_idle(backend, time.monotonic()) and await backend.sleep():
                     self._on_event(backend, "idle_unloaded")
-                elif backend.state is BackendState.FAILED:
-                    backend.wake_soon()
+                backend.retry()
 
     async def close(self) -> None:
         """Ends every engine; what still runs there fails with EngineDeadError."""
@@ -182,19 +198,21 @@ class BackendManager:
         await asyncio.gather(*(backend.close() for backend in engines))
 
     def _make(self, source: ModelSource) -> Backend:
-        return Backend(source, self._make_client, self._note_load)
+        return Backend(source, self._make_client, self._load_text, self._note_load)
 
     async def _load(self, backend: Backend) -> None:
         if backend.source.fallback is not None:
             logger.warning("model %s: %s; serving the demo model instead", backend.id, backend.source.fallback)
-        await backend.load(self._load_text)
+        await backend.load()
 
     async def _load_incoming(self, backend: Backend) -> None:
         """Raises what it failed with."""
-        await _ended(task for one, task in self._leaving.items() if one.id == backend.id)
+        await self.gone(backend.id)
         await self._load(backend)
-        if backend.failure is not None:
+        if isinstance(backend.failure, InferFluxError):
             raise backend.failure
+        if backend.failure is not None:
+            raise ModelLoadError(backend.error) from backend.failure
 
     def _is_incoming(self, backend: Backend) -> bool:
         load = self._incoming.get(backend.id)
@@ -207,11 +225,14 @@ class BackendManager:
             self._on_event(backend, "switched")
             self._let_go(before)
 
-    def _set_default(self, wanted: str | None) -> None:
+    def _choose_default(self) -> None:
         """A default that does not serve (yet) takes the place only of one that does not either."""
-        chosen = self._backends.get(wanted or "")
-        if self.default is None or (chosen is not None and (chosen.serves or not self.default.serves)):
-            self.default_id = chosen.id if chosen is not None else next(iter(self._backends), None)
+        wanted = self._backends.get(self._wanted_default or "")
+        if self.default is None or (wanted is not None and (wanted.serves or not self.default.serves)):
+            chosen = wanted or next(iter(self._backends.values()), None)
+            changed, self.default_id = chosen is not self.default, chosen.id if chosen is not None else None
+            if changed and chosen is not None:
+                self._on_event(chosen, "default")
 
     def _let_go(self, backend: Backend) -> None:
         backend.leave()
@@ -221,16 +242,15 @@ class BackendManager:
     async def _drain(self, backend: Backend, load: asyncio.Task[None] | None = None) -> None:
         """load: what still loads it, and has been told to stop."""
         if load is not None:
-            await _ended([load])
+            await asyncio.gather(load, return_exceptions=True)
         await backend.drain()
         del self._leaving[backend]
         self._past.setdefault(backend.id, EngineTotals()).add(backend.count().counts())
         self._on_event(backend, "unloaded")
 
     def _note_load(self, backend: Backend) -> None:
-        if backend.error is not None:
-            logger.error("model %s: %s", backend.id, backend.error)
         self._on_event(backend, "loaded" if backend.error is None else "failed")
+        self._choose_default()
 
 
 class _Load(NamedTuple):
@@ -238,17 +258,6 @@ class _Load(NamedTuple):
 
     backend: Backend
     task: asyncio.Task[None]
-
-
-async def _all(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Waits for all, or for the first that fails, and raises what it failed with: SupersededError if cancelled."""
-    pending = set(tasks)
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task.cancelled():
-                raise SupersededError(_SUPERSEDED)
-            task.result()
 
 
 async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -8,7 +8,6 @@ from inferflux.config import Config
 from inferflux.server.access.chain import build_chain
 from inferflux.server.admission import Admission
 from inferflux.server.audit import AuditLog
-from inferflux.server.backends import BackendManager
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors
@@ -17,6 +16,7 @@ from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, aut
 from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
+from inferflux.server.models import Models
 from inferflux.server.policy.gate import Gate
 from inferflux.server.policy.opening import gate_settings
 from inferflux.server.policy.store import PolicyStore
@@ -27,7 +27,7 @@ _MEBIBYTE = 1024 * 1024
 
 def build_app(
     config: Config,
-    backends: BackendManager,
+    models: Models,
     metrics: Metrics,
     admission: Admission,
     policy: PolicyStore,
@@ -37,7 +37,7 @@ def build_app(
 
     Raises ConfigError for guardrails that cannot be used.
     """
-    metrics.registry.register(EngineCollector(backends, admission))
+    metrics.registry.register(EngineCollector(models.backends, admission))
     origins = config.server.cors_origins
     app = web.Application(
         middlewares=(observe, shape_errors, cors(origins), authenticate),
@@ -47,7 +47,7 @@ def build_app(
     outgoing = Outgoing()
     access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
     gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
-    app[CONTEXT] = ServerContext(config, backends, access, admission, metrics, text_work, policy, gate, audit)
+    app[CONTEXT] = ServerContext(config, models, access, admission, metrics, text_work, policy, gate, audit)
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 

@@ -20,6 +20,7 @@ from inferflux.server.admission import Admission
 from inferflux.server.audit import AuditLog
 from inferflux.server.backends import BackendManager
 from inferflux.server.metrics import Metrics
+from inferflux.server.models import Models
 from inferflux.server.policy.gate import Gate
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
@@ -31,7 +32,7 @@ class ServerContext:
     guardrails are changed."""
 
     config: Config
-    backends: BackendManager
+    models: Models
     access: AuthenticationChain
     admission: Admission
     metrics: Metrics
@@ -43,6 +44,10 @@ class ServerContext:
     limiter: RateLimiter = field(default_factory=RateLimiter)
     attempts: FailedAttempts = field(default_factory=FailedAttempts)
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def backends(self) -> BackendManager:
+        return self.models.backends
 
 
 @dataclass(slots=True)

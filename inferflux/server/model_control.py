@@ -1,0 +1,139 @@
+"""ModelControl: the one way in which the served models change at run time, whether the registry or the API asks.
+
+Knows what is wanted and makes it so: new models are loaded beside what serves, and only when all of them are there is
+the change kept and put in force, at once. Lives on one event loop; knows no HTTP and no file.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+
+from inferflux.config import Config, ModelConfig
+from inferflux.server.backends import Backend, BackendManager
+from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded
+from inferflux.server.model_source import ModelSource, configured_models, find_source, named_source, require_source
+from inferflux.server.policy.document import LoadedModel, ModelChanges, PolicyDocument
+from inferflux.server.policy.store import Change, PolicyStore
+
+Keep = Callable[[Change], Awaitable[PolicyDocument]]
+"""Keeps a change of the policy document; it is in force when this returns."""
+MakeManager = Callable[[Sequence[ModelSource]], BackendManager]
+
+
+class ModelControl:
+    """manager: the engines. registered: what the registry asks for, as of the last change that it made."""
+
+    def __init__(
+        self, config: Config, policy: PolicyStore, registered: Sequence[ModelConfig], make_manager: MakeManager
+    ) -> None:
+        """Raises ConfigError for a configured model that cannot be served."""
+        self.registered = registered
+        self._configured = configured_models(config)
+        self._allow_stub = config.runtime.allow_stub
+        self._policy = policy
+        self._turn = asyncio.Lock()
+        wanted = self.wanted
+        self._served = dict(wanted.models)
+        self.manager = make_manager([self._first_source(one, wanted.default) for one in wanted.models.values()])
+
+    @property
+    def wanted(self) -> ModelSet:
+        return merge(self._configured, self.registered, self._policy.document.models)
+
+    @property
+    def withheld(self) -> Sequence[str]:
+        """Ids that the files ask for and the API has unloaded."""
+        return self._policy.document.models.unloaded
+
+    def origin(self, model_id: str) -> Origin | None:
+        """Who asked for a model; None when it is not wanted (any more)."""
+        wanted = self.wanted.models.get(model_id)
+        return wanted.origin if wanted is not None else None
+
+    async def follow(self, registered: Sequence[ModelConfig]) -> None:
+        """Puts the registry's models in force, all of them or, with what went wrong raised, none.
+
+        Raises ConfigError for a folder that is not there, else as BackendManager.loaded.
+        """
+        wanted = merge(self._configured, registered, self._policy.document.models)
+        sources = [self._source(one) for one in wanted.models.values() if self._served.get(one.model.id) != one]
+
+        async def note() -> None:
+            self.registered = registered
+
+        await self._change(sources, note)
+
+    async def load(self, model: LoadedModel, *, default: bool, keep: Keep) -> None:
+        """Serves a model, in place of the one of its id if there is one. One that is served as it is stays.
+
+        Raises ConfigError and ModelLoadError when it cannot be loaded, and what `keep` raises; nothing has changed
+        then.
+        """
+        changes = with_loaded(ModelChanges(), model, default=default)
+        wanted = merge((), (), changes).models[model.id]
+
+        async def kept() -> None:
+            await keep(_on_models(lambda present: with_loaded(present, model, default=default)))
+
+        backend = self.manager.serving(model.id)
+        stays = backend is not None and backend.serves and self._served[model.id].model == wanted.model
+        await self._change([] if stays else [self._source(wanted)], kept)
+
+    async def unload(self, model_id: str, keep: Keep) -> Backend:
+        """Takes no new requests for a model and unloads it once it is not in use; a load under way is given up.
+
+        Returns what is on its way out. Raises UnknownModelError, and what `keep` raises.
+        """
+        async with self._turn:
+            backend = self.manager.find(model_id)
+            base = [model.id for model in (*self._configured, *self.registered)]
+            await keep(_on_models(lambda present: with_unloaded(present, model_id, base)))
+            self.manager.withdraw(model_id)
+            self._settle(())
+            return backend
+
+    async def set_default(self, model_id: str | None, keep: Keep) -> None:
+        """Makes a model the default from the next request on; None: the one the files say.
+
+        Raises UnknownModelError, NotReadyError when it does not serve, and what `keep` raises.
+        """
+        async with self._turn:
+            if model_id is not None and not (backend := self.manager.find(model_id)).serves:
+                raise backend.refusal()
+            await keep(_on_models(lambda present: msgspec.structs.replace(present, default=model_id)))
+            self._settle(())
+
+    async def _change(self, sources: Iterable[ModelSource], keep: Callable[[], Awaitable[None]]) -> None:
+        """Loads, keeps, switches; leaves nothing behind when one of them fails or the caller is cancelled."""
+        async with self._turn:
+            staged = self.manager.stage(sources)
+        try:
+            await self.manager.loaded(staged)
+            async with self._turn:
+                self.manager.require_staged(staged)
+                await keep()
+                self._settle(staged)
+        except BaseException:
+            await asyncio.shield(self.manager.discard(staged))
+            raise
+
+    def _settle(self, staged: Sequence[Backend]) -> None:
+        wanted = self.wanted
+        self.manager.settle(staged, tuple(wanted.models), wanted.default)
+        self._served = {one: wanted.models[one] for one in wanted.models if self.manager.serving(one) is not None}
+
+    def _source(self, wanted: WantedModel) -> ModelSource:
+        """Where to load from. Raises ConfigError; the demo model stands in for the configuration's models only."""
+        if wanted.origin == "config":
+            return find_source(wanted.model, self._allow_stub)
+        return require_source(wanted.model)
+
+    def _first_source(self, wanted: WantedModel, default: str | None) -> ModelSource:
+        """As `_source` for the start, where the registry's and the API's models fail on their own when they load."""
+        model = msgspec.structs.replace(wanted.model, default=wanted.model.id == default)
+        return find_source(model, self._allow_stub) if wanted.origin == "config" else named_source(model)
+
+
+def _on_models(change: Callable[[ModelChanges], ModelChanges]) -> Change:
+    return lambda document: msgspec.structs.replace(document, models=change(document.models))
