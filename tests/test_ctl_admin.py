@@ -123,3 +123,27 @@ def test_options_may_stand_before_and_after_the_action(live: Live, run: Run, mon
     options = ["--url", live.site.url, "--api-key", KEY, "--json"]
     for argv in (["rate-limit", *options, "show"], ["rate-limit", "show", *options], ["rate-limit", *options]):
         assert json.loads(run(*argv)[1]) == {"requests_per_minute": 0}
+
+
+def test_models(live: Live, run: Run):
+    code, table, _ = run("models")
+    assert code == 0
+    assert table.split()[:2] == ["id", "state"]
+    assert f"{MODEL}  ready  yes" in table
+    assert run("models", "load", "other", "stub", "--idle-unload-s", "60")[:2] == (0, "other is ready\n")
+    card = json.loads(run("models", "--json")[1])["data"][1]
+    assert (card["id"], card["idle_unload_s"], card["origin"]) == ("other", 60, "api")
+    code, _, err = run("models", "load", "third", "/no/such")
+    assert (code, "/no/such is not a folder" in err) == (1, True)
+    assert run("models", "default", "other", "--yes")[1] == "the default is other\n"
+    assert (
+        run("models", "default", "--files", "--yes", "--json")[1]
+        == json.dumps({"id": MODEL}, separators=(",", ":")) + "\n"
+    )
+    code, _, err = run("models", "unload", "other")
+    assert (code, "say --yes" in err) == (1, True)
+    assert run("models", "unload", "other", "--yes")[1] == "other is unloaded\n"
+    _, events, _ = run("models", "events")
+    assert [line.split()[2] for line in events.splitlines()[1:]][-2:] == ["draining", "unloaded"]
+    with pytest.raises(SystemExit, match="2"):
+        run("models", "default")

@@ -20,7 +20,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "runtime.nvme_offload.path": None,
         "runtime.speculative_decoding.enabled": None,
         "adapters": None,
-        "registry.path": None,
         "distributed.world_size": None,
         "distributed.backend": ("gloo", "nccl"),
     }

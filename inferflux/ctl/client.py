@@ -38,14 +38,14 @@ class Client:
         """Returns the decoded body. Raises ServerError for a status that is not among `accept`."""
         return await self._exchange("GET", path, None, accept)
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        return await self._exchange("POST", path, body, (200,))
+    async def post(self, path: str, body: dict[str, Any], *, accept: tuple[int, ...] = (200,)) -> Any:
+        return await self._exchange("POST", path, body, accept)
 
     async def put(self, path: str, body: dict[str, Any]) -> Any:
         return await self._exchange("PUT", path, body, (200,))
 
-    async def delete(self, path: str, body: dict[str, Any]) -> Any:
-        return await self._exchange("DELETE", path, body, (200,))
+    async def delete(self, path: str, body: dict[str, Any], *, accept: tuple[int, ...] = (200,)) -> Any:
+        return await self._exchange("DELETE", path, body, accept)
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
         """Yields a streamed answer's events as they come. Raises ServerError, midway too."""

@@ -5,7 +5,6 @@ route templates, statuses, a few words; never a user's text or key. Knows no HTT
 """
 
 import platform
-from collections.abc import Iterable
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -35,9 +34,9 @@ class ModelMetrics:
 
 
 class Metrics:
-    """The server's own series. `model_ids`: whose series exist from the start, at zero."""
+    """The server's own series."""
 
-    def __init__(self, model_ids: Iterable[str]) -> None:
+    def __init__(self) -> None:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
         self._add_request_series()
@@ -46,8 +45,6 @@ class Metrics:
         self._add_model_series()
         self._add_transfer_series()
         self._by_model: dict[str, ModelMetrics] = {}
-        for model_id in model_ids:
-            self.add_model(model_id)
         self._build_info()
 
     def add_model(self, model_id: str) -> str:

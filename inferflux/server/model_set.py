@@ -71,7 +71,7 @@ def with_unloaded(changes: ModelChanges, model_id: str, base: Iterable[str]) -> 
 
 
 def _model_of(loaded: LoadedModel) -> ModelConfig:
-    return ModelConfig(id=loaded.id, path=loaded.path, backend=loaded.backend)
+    return ModelConfig(**msgspec.structs.asdict(loaded))
 
 
 def _defaults(models: Iterable[ModelConfig]) -> Iterable[str]:

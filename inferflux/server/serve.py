@@ -8,6 +8,7 @@ import contextlib
 import logging
 import signal
 import ssl
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -21,10 +22,13 @@ from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.admission import Admission
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
+from inferflux.server.backends.manager import OnEvent
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
+from inferflux.server.model_events import ModelEvents
 from inferflux.server.model_source import ModelSource, find_sources
+from inferflux.server.models import Models, open_models
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.seed import runtime_in_force
 from inferflux.server.tls import server_context
@@ -77,33 +81,31 @@ async def _serve(config: Config) -> int:
     signals = StopSignals()
     signals.listen()
     tls = server_context(config.server.tls)
-    sources = find_sources(config)
-    metrics = Metrics(source.model.id for source in sources)
+    find_sources(config)  # a configuration that cannot be served is refused before anything is opened
+    metrics = Metrics()
     passphrase = passphrase_of_process()
     policy = open_policy(config, passphrase)
     audit = open_audit(config, passphrase, with_text=audit_debug_of_process(), on_result=metrics.count_audit)
 
-    def note(backend: Backend, event: str) -> None:
-        metrics.model_event(backend.id, event, backend.load_s)
-        if event == "loaded":
-            _announce(_ready_line(backend))
-
-    def make(source: ModelSource) -> EngineClient:
+    def make_client(source: ModelSource) -> EngineClient:
         return EngineClient(source.model, runtime_in_force(config, policy.document))
 
-    backends = BackendManager(sources, make, on_event=note)
+    def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
+        return BackendManager(sources, make_client, on_event=_announcing(on_event))
+
+    models = open_models(config, policy, ModelEvents(metrics.model_event), make_manager)
     admission = Admission(config.server.max_concurrent, config.server.max_queue)
-    runner = Runner(build_app(config, backends, metrics, admission, policy, audit))
+    runner = Runner(build_app(config, models, metrics, admission, policy, audit))
     await runner.setup()
     try:
         url = await _open_port(runner, config.server, tls)
-        names = ", ".join(source.model.id for source in sources)
+        names = ", ".join(backend.id for backend in models.backends.backends) or "no model"
         _announce(f"InferFlux {__version__} listens on {url}; loading {names}")
-        await _serve_until_asked(backends, signals)
+        await _serve_until_asked(models, signals)
         await _drain(admission, signals, config.server.drain_timeout_s)
         return signals.exit_code
     finally:
-        await backends.close()
+        await models.backends.close()
         await runner.cleanup()
         await policy.close()
         if audit is not None:
@@ -123,21 +125,35 @@ async def _open_port(runner: web.AppRunner, server: ServerConfig, tls: ssl.SSLCo
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-async def _serve_until_asked(backends: BackendManager, signals: StopSignals) -> None:
+async def _serve_until_asked(models: Models, signals: StopSignals) -> None:
     """Returns when asked to stop. Raises ModelLoadError when there turns out to be nothing to serve."""
-    loading = asyncio.create_task(backends.load_all())
+    if models.registry is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, models.registry.look_soon)
     asked = asyncio.create_task(signals.asked.wait())
+    work = asyncio.create_task(_load_and_follow(models))
     try:
-        await asyncio.wait((loading, asked), return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            loading.result()
-            if not asked.done() and all(backend.error is not None for backend in backends.backends):
-                raise ModelLoadError("no model could be loaded: " + _failures(backends))
-        await asked
+        await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+        if work.done() and not asked.done():
+            work.result()
     finally:
-        for task in (loading, asked):
+        for task in (work, asked):
             task.cancel()
-        await asyncio.gather(loading, asked, return_exceptions=True)
+        await asyncio.gather(work, asked, return_exceptions=True)
+
+
+async def _load_and_follow(models: Models) -> None:
+    """Ends only with an error: ModelLoadError when no model can be loaded, and none can come by a registry."""
+    following = asyncio.create_task(models.run())
+    backends = models.backends.backends
+    try:
+        await models.backends.load_all()
+        if models.registry is None and all(backend.error is not None for backend in backends):
+            failures = "; ".join(f"{backend.id}: {backend.error}" for backend in backends)
+            raise ModelLoadError(f"no model could be loaded: {failures}")
+        await following
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def _drain(admission: Admission, signals: StopSignals, timeout_s: float) -> None:
@@ -160,8 +176,15 @@ def _announce(line: str) -> None:
         print(line, flush=True)
 
 
-def _failures(backends: BackendManager) -> str:
-    return "; ".join(f"{backend.id}: {backend.error}" for backend in backends.backends)
+def _announcing(on_event: OnEvent) -> OnEvent:
+    """Returns `on_event`, which then tells of each model that is ready, too."""
+
+    def note(backend: Backend, event: str) -> None:
+        on_event(backend, event)
+        if event == "loaded":
+            _announce(_ready_line(backend))
+
+    return note
 
 
 def _ready_line(backend: Backend) -> str:

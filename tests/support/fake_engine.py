@@ -50,6 +50,7 @@ class FakeEngine:
     phases: list[tuple[str, float]] = field(default_factory=lambda: [("weights", 0.1)])
     num_restarts: int = 0
     num_retries: int = 0
+    pid: int | None = None
     fairness: list[tuple[str, FairnessConfig]] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
     num_running: int = 0

@@ -1,6 +1,6 @@
 """A whole server on a free port, with engines that need no model: `running_server` for tests of the HTTP room."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,10 +18,13 @@ from inferflux.server.admission import Admission
 from inferflux.server.audit import AuditLog
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import BackendManager
+from inferflux.server.backends.manager import OnEvent
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
-from inferflux.server.model_source import ModelSource, find_sources
+from inferflux.server.model_events import ModelEvents
+from inferflux.server.model_source import ModelSource
+from inferflux.server.models import Models, open_models
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.tls import server_context
@@ -46,11 +49,15 @@ class Site:
     app: web.Application
     session: aiohttp.ClientSession
     engines: dict[str, FakeEngine]
-    backends: BackendManager
+    models: Models
     admission: Admission
     metrics: Metrics
     policy: PolicyStore
     audit: AuditLog | None
+
+    @property
+    def backends(self) -> BackendManager:
+        return self.models.backends
 
     @property
     def engine(self) -> FakeEngine:
@@ -98,18 +105,16 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
         engines[source.model.id] = FakeEngine(text_bundle())
         return engines[source.model.id]
 
-    sources = find_sources(tree)
-    metrics = Metrics(source.model.id for source in sources)
-    backends = BackendManager(
-        sources,
-        make,
-        load_text=lambda _path, _template: text_bundle(),
-        on_event=lambda backend, event: metrics.model_event(backend.id, event, backend.load_s),
-    )
+    def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
+        return BackendManager(sources, make, load_text=lambda _path, _template: text_bundle(), on_event=on_event)
+
+    metrics = Metrics()
     admission = Admission(tree.server.max_concurrent, tree.server.max_queue)
     policy = open_policy(tree, passphrase=None)
     audit = open_audit(tree, None, with_text=False, on_result=metrics.count_audit)
-    app = build_app(tree, backends, metrics, admission, policy, audit)
+    models = open_models(tree, policy, ModelEvents(metrics.model_event), make_manager)
+    backends = models.backends
+    app = build_app(tree, models, metrics, admission, policy, audit)
     runner = Runner(app)
     await runner.setup()
     try:
@@ -119,7 +124,7 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
             await backends.load_all()
         url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session:
-            yield Site(url, app, session, engines, backends, admission, metrics, policy, audit)
+            yield Site(url, app, session, engines, models, admission, metrics, policy, audit)
     finally:
         await backends.close()
         await runner.cleanup()

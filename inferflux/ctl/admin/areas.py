@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin import api_keys, fairness, guardrails, policy, rate_limit
+from inferflux.ctl.admin import api_keys, fairness, guardrails, models, policy, rate_limit
 from inferflux.ctl.admin.area import Area
 from inferflux.ctl.client import Client
 
@@ -14,6 +14,7 @@ AREAS: Final[Mapping[str, Area]] = MappingProxyType(
         "api-keys": api_keys.AREA,
         "fairness": fairness.AREA,
         "guardrails": guardrails.AREA,
+        "models": models.AREA,
         "policy": policy.AREA,
         "rate-limit": rate_limit.AREA,
     }

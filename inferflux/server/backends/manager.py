@@ -29,8 +29,8 @@ OnEvent = Callable[[Backend, str], None]
 class BackendManager:
     """All served models, in the configuration's order. default_id: the model of requests that name none.
 
-    `on_event(backend, event)` hears of `loaded`, `failed`, `switched`, `draining`, `unloaded`, `idle_unloaded` and
-    `default`.
+    `on_event(backend, event)` hears of `loaded`, `failed`, `switched`, `draining`, `unloaded`, `idle_unloaded`,
+    `withdrawn` (before it served) and `default`.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class BackendManager:
         await backend.drain()
         del self._leaving[backend]
         self._past.setdefault(backend.id, EngineTotals()).add(backend.count().counts())
-        self._on_event(backend, "unloaded")
+        self._on_event(backend, "unloaded" if load is None else "withdrawn")
 
     def _note_load(self, backend: Backend) -> None:
         self._on_event(backend, "loaded" if backend.error is None else "failed")

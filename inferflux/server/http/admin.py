@@ -1,7 +1,9 @@
 """What every administrator's change goes through: it is recorded, kept and in force before it is answered."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -27,3 +29,24 @@ async def change_policy(request: web.Request, what: Mapping[str, Any], change: C
     document = await context.policy.update(change)
     logger.info("%s changed the policy: %s", info.principal.id, dict(what), extra={"request_id": info.id})
     return document
+
+
+async def finish(request: web.Request, change: Coroutine[Any, Any, Any]) -> bool:
+    """Runs a change to its end, or for as long as a request may take; returns whether it has ended.
+
+    It goes on by itself after that, and when the caller leaves. Raises what it fails with.
+    """
+    background = request.app[CONTEXT].background
+    task = asyncio.create_task(change)
+    background.add(task)
+    task.add_done_callback(background.discard)
+    task.add_done_callback(_note_failure)
+    done, _ = await asyncio.wait({task}, timeout=max(0.0, request[INFO].deadline - time.monotonic()))
+    if done:
+        task.result()
+    return bool(done)
+
+
+def _note_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a change that was asked for failed: %s", error)

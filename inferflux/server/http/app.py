@@ -37,6 +37,8 @@ def build_app(
 
     Raises ConfigError for guardrails that cannot be used.
     """
+    for backend in models.backends.backends:
+        metrics.add_model(backend.id)
     metrics.registry.register(EngineCollector(models.backends, admission))
     origins = config.server.cors_origins
     app = web.Application(

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
@@ -29,7 +30,7 @@ from inferflux.server.text_work import TextWork
 @dataclass(frozen=True)
 class ServerContext:
     """All the server's rooms. started: `time.monotonic()` of the server's start. guardrails_turn: held while the
-    guardrails are changed."""
+    guardrails are changed. background: changes that may outlast the request that asked for them."""
 
     config: Config
     models: Models
@@ -41,6 +42,7 @@ class ServerContext:
     gate: Gate
     audit: AuditLog | None = None
     guardrails_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    background: set[asyncio.Task[Any]] = field(default_factory=set)
     limiter: RateLimiter = field(default_factory=RateLimiter)
     attempts: FailedAttempts = field(default_factory=FailedAttempts)
     started: float = field(default_factory=time.monotonic)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inferflux.config.tree import Count, ModelId, Priority, SchedulerPolicy, Text
+from inferflux.config.tree import Count, Dtype, ModelId, Positive, Priority, SchedulerPolicy, Seconds, Text
 from inferflux.errors import InferFluxError, RequestError
 from inferflux.server.access.key_record import KeyRecord
 
@@ -68,6 +68,9 @@ class LoadedModel(Stored, frozen=True):
     id: ModelId
     path: Text
     backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
+    dtype: Dtype = "auto"
+    max_model_len: Positive | None = None
+    idle_unload_s: Seconds | None = None
 
 
 class ModelChanges(Stored, frozen=True):

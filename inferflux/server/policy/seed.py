@@ -61,6 +61,9 @@ def overruled(document: PolicyDocument, config: Config) -> Iterator[str]:
         yield f"auth.api_keys: {len(theirs - ours)} configured keys are not in the policy store: they do not work"
     if ours - theirs and config.auth.api_keys:
         yield f"auth.api_keys: {len(ours - theirs)} keys that are not configured are in the policy store: they work"
+    changes, named = document.models, [model.id for model in config.models]
+    for model_id in (*changes.unloaded, *(model.id for model in changes.loaded if model.id in named)):
+        yield f'models: "{model_id}" is as the admin API has left it; load or unload it there'
     for name, part, other in (
         ("guardrails", document.guardrails, configured.guardrails),
         ("auth.rate_limit_per_minute", document.rate_limit, configured.rate_limit),
