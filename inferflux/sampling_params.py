@@ -64,6 +64,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether choosing a token takes the values of those before it; else their number is enough."""
+        penalised = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+        return self.grammar is not None or bool(penalised)
+
     def __post_init__(self) -> None:
         for name, low, high in _INT_RANGES:
             _check_number(name, getattr(self, name), low, high, integer=True)

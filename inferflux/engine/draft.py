@@ -30,17 +30,22 @@ class StepDraft:
         return self._decoding + self.prefilling
 
     def add_decode(self, request: Request, new_pages: list[int]) -> None:
-        """The request's last token is computed and the next one sampled."""
+        """The request's last token, which may be still to come, is computed and the next one sampled."""
         slot = request.slot
         assert slot is not None
-        self._decode_rows.append(Row(slot, request.num_computed, request.tokens[-1:], new_pages, True))
+        if request.num_pending:
+            start = request.num_computed + request.num_planned
+            self._decode_rows.append(Row(slot, start, [0], new_pages, True, follows=True))
+        else:
+            start = len(request.tokens) - 1
+            self._decode_rows.append(Row(slot, start, request.tokens[-1:], new_pages, True))
         self._decoding.append(request)
         self.num_tokens += 1
 
     def add_prefill(self, request: Request, count: int, new_pages: list[int], score: bool) -> None:
         """The request's next `count` tokens are computed; when they are its last, the next one is sampled."""
         assert request.slot is not None
-        tokens, start = request.tokens, request.num_computed
+        tokens, start = request.tokens, request.num_computed + request.num_planned
         end = start + count
         is_last = end == len(tokens)
         self._prefill_rows.append(

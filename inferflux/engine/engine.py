@@ -5,16 +5,18 @@ Single-threaded: whoever owns an Engine calls it from one thread. Knows no text,
 
 import random
 import time
+from collections import deque
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.engine.anteroom import Anteroom
-from inferflux.engine.executor import Executor
+from inferflux.engine.executor import Executor, Launched
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import refusal_news
 from inferflux.engine.request import Request
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.service.protocol import ModelInfo, Output, Submit
 from inferflux.engine.stats import EngineStats
+from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 
@@ -22,10 +24,12 @@ from inferflux.sampling_params import SamplingParams
 class Engine:
     """A loaded model with its KV pages, its queue and its loop body.
 
+    overlap: plan and launch a step before the results of the one before are in, so that the device never waits for
+    Python; None: where the device computes beside the host. The tokens are the same either way.
     Raises ModelLoadError when the model cannot be loaded as configured, ConfigError when a setting does not fit it.
     """
 
-    def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
+    def __init__(self, model: ModelConfig, runtime: RuntimeConfig, *, overlap: bool | None = None) -> None:
         self.executor = Executor(model, runtime)
         self.info: ModelInfo = self.executor.info
         self.kv = KVManager(
@@ -38,10 +42,12 @@ class Engine:
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
         self._anteroom = Anteroom()
         self._random = random.Random()
+        self._max_in_flight = 2 if (self.executor.runs_beside if overlap is None else overlap) else 1
+        self._in_flight: deque[tuple[StepPlan, Launched]] = deque()
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or len(self._anteroom) > 0
+        return self.scheduler.has_work or bool(self._in_flight) or len(self._anteroom) > 0
 
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
@@ -77,12 +83,16 @@ class Engine:
         self.scheduler.configure(policy, fairness)
 
     def step(self) -> list[Output]:
-        """Advances every scheduled request by one step and returns their news (empty when there is nothing to do)."""
+        """Advances every scheduled request by one step and returns the news of the oldest step that was in flight
+        (empty when there is none, or when it has only just started)."""
         news = self._admit_prepared() if self._anteroom else []
         plan = self.scheduler.schedule()
-        if plan is None:
+        if plan is not None:
+            self._in_flight.append((plan, self.executor.launch(plan)))
+        if not self._in_flight or (plan is not None and len(self._in_flight) < self._max_in_flight):
             return news
-        return news + self.scheduler.update(plan, self.executor.execute(plan))
+        plan, launched = self._in_flight.popleft()
+        return news + self.scheduler.update(plan, launched.result())
 
     def stats(self) -> EngineStats:
         return self.scheduler.stats()

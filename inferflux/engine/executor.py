@@ -8,12 +8,20 @@ import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import Grammar
+
+
+class Launched(Protocol):
+    """A step on its way."""
+
+    def result(self) -> StepOutput:
+        """Waits for the step to end; called once, and for the oldest step first."""
+        ...
 
 
 class Executor:
@@ -32,9 +40,19 @@ class Executor:
             from inferflux.engine.runner.build import build_runner
         self._runner, self.info, self.fingerprint, self._grammars = build_runner(model, runtime, self._phase)
 
+    @property
+    def runs_beside(self) -> bool:
+        """Whether the device computes while this process goes on."""
+        return self.info.device != "cpu"
+
+    def launch(self, plan: StepPlan) -> Launched:
+        """Starts one step; those before it need not have ended. An exception, here or from the result, means that the
+        engine has failed and must not be used again."""
+        return self._runner.launch(plan)
+
     def execute(self, plan: StepPlan) -> StepOutput:
-        """Computes one step. An exception means that the engine has failed and must not be used again."""
-        return self._runner.execute(plan)
+        """Computes one step, as `launch` and its result."""
+        return self.launch(plan).result()
 
     def prepare(self, grammar: Grammar) -> Future[Any]:
         """Compiles a grammar in a thread. A request that has it may join a plan when the future is done; the future

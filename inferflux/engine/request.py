@@ -30,6 +30,8 @@ class Request:
     page_names: content names of the leading full pages known so far (see `kv.hashing`); never longer than
         len(tokens) // page_tokens.
     slot: the row's number in the runner's tables while RUNNING, else None.
+    num_planned, num_pending: tokens that steps in flight compute, and tokens that they sample; known to be coming, not
+        yet in num_computed and tokens.
     rank: place in the scheduling policy's order, smaller first; given by `order`. queued_time: since when it waits for
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
     num_turns: timeslices it has used up.
@@ -52,6 +54,8 @@ class Request:
     pages: list[int] = field(default_factory=list)
     page_names: list[bytes] = field(default_factory=list)
     slot: int | None = None
+    num_planned: int = 0
+    num_pending: int = 0
     rank: tuple[int, float, int] = (0, 0.0, 0)
     queued_time: float = 0.0
     turn_start: int = 0
@@ -77,3 +81,13 @@ class Request:
     @property
     def num_uncomputed(self) -> int:
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_due(self) -> int:
+        """Tokens that the next step may compute: 1 while decoding, 0 when a step in flight samples the last one."""
+        num_tokens = len(self.tokens)
+        if self.num_pending:
+            num_tokens += self.num_pending
+            if num_tokens >= self.max_total_tokens:
+                return 0
+        return num_tokens - self.num_computed - self.num_planned

@@ -2,7 +2,12 @@
 
 Continuous batching: one step mixes decodes and prefill chunks under one token budget. Knows tokens, pages and slots as
 numbers; knows no tensor, no model and no runner. One thread calls everything here; `schedule` and `update` alternate,
-`add` and `abort` may come between any two calls.
+or `schedule` is one step ahead; `add` and `abort` may come between any two calls.
+
+Planned ahead means: while a step is in flight, its tokens count as computed and the ones it samples as there, though
+nobody knows their values. What turns out otherwise is put right by `update`: a row whose request has ended, or has
+yielded its pages, has no result. What such a row still writes is harmless: it goes to a place past its request's full
+pages, and whoever gets that page writes later.
 
 Order is by rank (`order`): running requests are served smallest rank first, and pages are taken from the largest.
 So the smallest always advances, which rules out livelock. A request that yields its pages waits again under its old
@@ -12,8 +17,10 @@ over queues again behind the others.
 
 import heapq
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable
 from copy import copy
+from typing import NamedTuple
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.draft import StepDraft
@@ -30,10 +37,18 @@ from inferflux.errors import RequestError
 MAX_PASSED_OVER = 16
 
 
+class _Flight(NamedTuple):
+    """A step without results so far. requests: its rows', each with the life it was in: its preemptions until then."""
+
+    step_id: int
+    requests: list[tuple[Request, int]]
+
+
 class Scheduler:
     """The queue, the running requests and their slots.
 
     Both queues are sorted by rank. `_scores` holds the prompt log-probabilities collected so far, by request id.
+    `_in_flight`: steps without results so far, oldest first.
     `_admission_blocked`: the waiting request next in order found no room, and none has been freed since.
     Raises ConfigError when the policy is not known.
     """
@@ -52,7 +67,7 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._waiting: list[Request] = []
         self._running: list[Request] = []
-        self._planned: list[Request] = []
+        self._in_flight: deque[_Flight] = deque()
         self._scores: dict[int, list[TokenLogprobs]] = {}
         self._admission_blocked = False
         self._stats = EngineStats()
@@ -98,13 +113,15 @@ class Scheduler:
                 self._end(request, "abort")
 
     def schedule(self) -> StepPlan | None:
-        """Returns the next step, or None when there is nothing to run.
+        """Returns the next step, or None when there is nothing to run, or nothing before the step in flight has its
+        results.
 
         Decodes come first in the budget, then running prefills by rank, then waiting requests. Pages of the plan's rows
-        are taken here; `update` with the plan's results must come before the next call.
+        are taken here. At most one plan may be without its `update` when this is called.
         """
-        due = (request for request in self._planned if request.state is RequestState.RUNNING)
-        assert not any(due), "the last plan's update is still due"
+        assert sum(map(_is_alive, self._in_flight)) <= 1, "the update of the plan before the last one is still due"
+        if self._must_wait():
+            return None
         if self._waiting:
             self._give_way()
         stats = self._stats
@@ -113,22 +130,31 @@ class Scheduler:
         self._plan_running(draft)
         if stats.preemptions == num_preemptions:
             self._admit(draft)
-        self._planned = draft.requests
-        if not self._planned:
+        planned = draft.requests
+        if not planned:
             return None
         stats.steps += 1
         stats.batch_tokens = draft.num_tokens
-        return draft.plan(stats.steps)
+        plan = draft.plan(stats.steps)
+        for row, request in zip(plan.rows, planned, strict=True):
+            request.num_planned += len(row.token_ids)
+            request.num_pending += row.sample
+        self._in_flight.append(_Flight(stats.steps, [(request, request.num_preemptions) for request in planned]))
+        return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
-        """Takes in the last plan's results and returns the requests' news. Results of aborted requests are dropped."""
-        assert output.step_id == plan.step_id == self._stats.steps, "results of another step"
-        planned, self._planned = self._planned, []
+        """Takes in the oldest plan's results and returns the requests' news. Results of requests that have ended or
+        yielded since are dropped."""
+        while (flight := self._in_flight.popleft()).step_id < plan.step_id:
+            assert not _is_alive(flight), "results of an earlier step are still due"
+        assert output.step_id == plan.step_id == flight.step_id, "results of another step"
         commit = self._kv.commit
         news: list[Output] = []
-        for row, result, request in zip(plan.rows, output.rows, planned, strict=True):
-            if request.state is not RequestState.RUNNING:
+        for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
+            if not _is_own(request, life):
                 continue
+            request.num_planned -= len(row.token_ids)
+            request.num_pending -= row.sample
             if result.error is not None:
                 # What the failed step wrote is not committed, so nobody else will find it.
                 self._end(request, "error")
@@ -161,11 +187,15 @@ class Scheduler:
             assert queue == sorted(queue, key=by_rank), "a queue is out of order"
         assert len(self._requests) == len(self._running) + len(self._waiting)
         assert self._scores.keys() <= {request.id for request in self._running}
+        flown = {
+            request.id for flight in self._in_flight for request, life in flight.requests if _is_own(request, life)
+        }
+        assert {request.id for request in self._requests.values() if request.num_planned} == flown
 
     def _num_decoding(self) -> int:
         count = 0
         for request in self._running:
-            if len(request.tokens) - request.num_computed == 1:
+            if request.num_due == 1:
                 count += 1
         return count
 
@@ -185,26 +215,38 @@ class Scheduler:
         if victim is not None:
             self._preempt(victim)
 
+    def _must_wait(self) -> bool:
+        """Whether planning ahead of the step in flight is no use: a row's next token is chosen by the value of the one
+        still to come, or pages are so short that a request might have to yield them to one about to end."""
+        for flight in self._in_flight:
+            if any(request.num_pending and request.sampling.reads_tokens for request, _ in flight.requests):
+                return True
+            if _is_alive(flight):
+                num_wanted = len(self._running) + self._kv.num_pages_for(self._max_batch_tokens)
+                return not self._kv.has_room(num_wanted)
+        return False
+
     def _plan_running(self, draft: StepDraft) -> None:
         """Gives every running request its share of the step, as far as budget and pages go."""
         allocate, add_decode = self._kv.allocate, draft.add_decode
         # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
         for request in self._running:
-            num_uncomputed = len(request.tokens) - request.num_computed
-            if num_uncomputed == 1:
-                pages = allocate(request, 1)
+            num_due = request.num_due
+            if num_due == 1:
+                count = request.num_planned + 1
+                pages = allocate(request, count)
                 if pages is None:
-                    pages = self._make_room(request, 1)
+                    pages = self._make_room(request, count)
                 if pages is not None:
                     add_decode(request, pages)
-            elif draft.prefill_budget > 0:
-                count = min(num_uncomputed, self._max_chunk_tokens, draft.prefill_budget)
-                pages = self._make_room(request, count)
+            elif num_due and draft.prefill_budget > 0:
+                count = min(num_due, self._max_chunk_tokens, draft.prefill_budget)
+                pages = self._make_room(request, request.num_planned + count)
                 if pages is not None:
                     draft.add_prefill(request, count, pages, request.id in self._scores)
 
     def _make_room(self, request: Request, count: int) -> list[int] | None:
-        """Returns pages for the request's next `count` tokens, preempting from the end of the running list as needed.
+        """Returns pages for the `count` tokens after the computed ones, preempting from the end of the running list.
 
         None when the request was itself the last one and had to yield.
         """
@@ -225,7 +267,10 @@ class Scheduler:
         if self._admission_blocked or not self._waiting:
             return
         kv = self._kv
-        computing = {kv.computing_name(request) for request in draft.prefilling} - {None}
+        in_flight = (
+            request for flight in self._in_flight for request, life in flight.requests if _is_own(request, life)
+        )
+        computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
         num_reserved = sum(map(self._num_pages_to_come, self._running))
         num_passed_over = 0
         while self._free_slots and draft.prefill_budget > 0:
@@ -309,7 +354,18 @@ class Scheduler:
         self._scores.pop(request.id, None)
         heapq.heappush(self._free_slots, request.slot)
         request.slot = None
+        request.num_planned = request.num_pending = 0
         self._admission_blocked = False
+
+
+def _is_own(request: Request, life: int) -> bool:
+    """Whether a row planned in the request's given life is still its own."""
+    return request.state is RequestState.RUNNING and request.num_preemptions == life
+
+
+def _is_alive(flight: _Flight) -> bool:
+    """Whether somebody waits for the step's results."""
+    return any(_is_own(request, life) for request, life in flight.requests)
 
 
 def _remove(queue: list[Request], request: Request) -> None:

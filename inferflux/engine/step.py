@@ -27,14 +27,6 @@ class RowStart(msgspec.Struct, frozen=True):
     num_prompt_tokens: int
     eos_token_ids: list[int]
 
-    @property
-    def reads_tokens(self) -> bool:
-        """Whether choosing a token needs the values of those before it (else their positions are enough): a step
-        that is computed before the last one's tokens are known cannot choose for such a row."""
-        params = self.sampling
-        penalised = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-        return params.grammar is not None or bool(penalised)
-
 
 class Row(msgspec.Struct, frozen=True):
     """One request's share of a step: compute `token_ids` at positions start, start+1, ...
@@ -43,6 +35,8 @@ class Row(msgspec.Struct, frozen=True):
     sample: the last token's logits yield the request's next token.
     score: also return the log-probability of each token that follows within this chunk and of `next_token_id`.
     next_token_id: the prompt token after this chunk, for `score`; None at the prompt's end.
+    follows: the only token is the one that the step before sampled for this slot, whose value was not known when this
+        was planned: the runner has it, `token_ids` holds a 0 in its place.
     """
 
     slot: int
@@ -52,6 +46,7 @@ class Row(msgspec.Struct, frozen=True):
     sample: bool
     score: bool = False
     next_token_id: int | None = None
+    follows: bool = False
 
 
 MoveKind = Literal["demote", "promote", "store", "load"]

@@ -5,7 +5,7 @@ buffer, and results come back as one vector, because every separate copy costs m
 request and no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,25 @@ def to_device(arrays: Sequence[Array], device: torch.device) -> list[torch.Tenso
     return unpack(staging.to(device, non_blocking=True), arrays)
 
 
-def to_host(tensors: Sequence[torch.Tensor]) -> list[Array]:
-    """Returns the values of tensors (int64 below 2**53 in size, float32) as arrays, waiting for the device once."""
+def start_to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[Array]]:
+    """Starts copying tensors (int64 below 2**53 in size, float32) to the host, behind the work queued so far.
+
+    The function returned waits for just that, and returns the values as arrays.
+    """
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        return [tensor.numpy() for tensor in tensors]
-    return split(join(tensors).cpu().numpy(), tensors)
+        arrays = [tensor.numpy() for tensor in tensors]
+        return lambda: arrays
+    values = join(tensors)
+    landing = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    landing.copy_(values, non_blocking=True)
+    landed = torch.cuda.Event()
+    landed.record()
+
+    def wait() -> list[Array]:
+        landed.synchronize()
+        return split(landing.numpy(), tensors)
+
+    return wait
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -41,9 +41,10 @@ def waited_s(request: Request) -> float:
     return request.first_scheduled_time - request.arrival_time
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turns", "ahead"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-def test_output_equals_the_oracle(settings: dict[str, Any]) -> None:
-    bench = Workbench(**{"page_tokens": 16, "max_batch_tokens": 128, **settings})
+def test_output_equals_the_oracle(settings: dict[str, Any], ahead: bool) -> None:
+    bench = Workbench(**{"page_tokens": 16, "max_batch_tokens": 128, "ahead": ahead, **settings})
     for start in range(2):
         for number, length in enumerate(PROMPT_LENGTHS):
             bench.submit(prompt_of(length, start), 64, ignore_eos=number % 2 == 0, priority=number)
@@ -273,6 +274,7 @@ def test_a_lost_step_can_be_left_behind_by_aborting_all() -> None:
     bench = Workbench()
     lost = bench.submit(prompt_of(9))
     assert bench.schedule() is not None
+    assert bench.schedule() is not None, "a step may be planned ahead"
     with pytest.raises(AssertionError, match="still due"):
         bench.scheduler.schedule()
     bench.scheduler.abort([lost.id])

@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from inferflux.config import FairnessConfig
 from inferflux.engine.policies import PATIENCE_S, POLICIES
 from inferflux.engine.request import RequestState
-from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError
 from tests.support.workbench import Workbench
 
@@ -36,6 +35,7 @@ class SchedulerLife(RuleBasedStateMachine):
         prefix_cache=st.sampled_from([True, True, True, False]),
         policy=st.sampled_from(list(POLICIES)),
         fairness=FAIRNESS,
+        ahead=st.booleans(),
     )
     def start(
         self,
@@ -47,12 +47,13 @@ class SchedulerLife(RuleBasedStateMachine):
         prefix_cache: bool,
         policy: str,
         fairness: FairnessConfig,
+        ahead: bool,
     ) -> None:
-        self.plan: StepPlan | None = None
         self.bench = Workbench(
             num_pages,
             page_tokens,
             prefix_cache,
+            ahead=ahead,
             chunked_prefill_tokens=chunk,
             max_batch_tokens=budget,
             max_batch_size=batch_size,
@@ -69,6 +70,7 @@ class SchedulerLife(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         tenant=st.sampled_from(["a", "b", "c"]),
         scored=st.sampled_from([False, False, False, True]),
+        penalty=st.sampled_from([0.0, 0.0, 0.0, 0.5]),
     )
     def submit(
         self,
@@ -80,7 +82,9 @@ class SchedulerLife(RuleBasedStateMachine):
         priority: int,
         tenant: str,
         scored: bool,
+        penalty: float,
     ) -> None:
+        """A penalty is nothing to the runner here, but keeps the scheduler from planning ahead of its rows."""
         prompt = stream[:length] + tail
         submit = self.bench.submit
         if len(prompt) + 1 > self.bench.kv.capacity_tokens:
@@ -88,28 +92,28 @@ class SchedulerLife(RuleBasedStateMachine):
                 submit(prompt, max_tokens, salt=salt)
         else:
             scores = 0 if scored else None
-            submit(prompt, max_tokens, salt=salt, priority=priority, tenant=tenant, prompt_logprobs=scores)
+            sampling = {"prompt_logprobs": scores, "presence_penalty": penalty}
+            submit(prompt, max_tokens, salt=salt, priority=priority, tenant=tenant, **sampling)
 
-    @precondition(lambda self: self.plan is None)
+    @precondition(lambda self: len(self.bench.flights) < self.bench.max_flights)
     @rule(count=st.integers(1, 12))
     def step(self, count: int) -> None:
         for _ in range(count):
-            if self.bench.scheduler.has_work:
+            if self.bench.scheduler.has_work or self.bench.flights:
                 self.bench.step()
 
-    @precondition(lambda self: self.plan is None)
+    @precondition(lambda self: len(self.bench.flights) < self.bench.max_flights)
     @rule()
-    def schedule(self) -> None:
+    def launch(self) -> None:
         """Leaves a step open, so that what comes next happens between schedule and update."""
-        self.plan = self.bench.schedule()
-        assert (self.plan is not None) == self.bench.scheduler.has_work
+        is_first = not self.bench.flights
+        launched = self.bench.launch()
+        assert launched == self.bench.scheduler.has_work or not is_first
 
-    @precondition(lambda self: self.plan is not None)
+    @precondition(lambda self: self.bench.flights)
     @rule()
-    def update(self) -> None:
-        assert self.plan is not None
-        self.bench.update(self.plan)
-        self.plan = None
+    def land(self) -> None:
+        self.bench.land()
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -163,9 +167,8 @@ class SchedulerLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "bench"):
             return
-        if self.plan is not None:
-            self.update()
-        self.bench.run()
+        # A timeslice of one token, prefilled anew in chunks of one token each time, takes its thousands of steps.
+        self.bench.run(max_steps=50_000)
         assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())
         assert not self.bench.scheduler.has_work
 

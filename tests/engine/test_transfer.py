@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from inferflux.engine.transfer import ALIGNMENT, join, pack, split, to_device, to_host, unpack
+from inferflux.engine.transfer import ALIGNMENT, join, pack, split, start_to_host, to_device, unpack
 
 ARRAYS = [
     np.arange(5, dtype=np.int64) - 2,
@@ -36,4 +36,4 @@ def test_the_cpu_shares_memory():
     (tensor,) = to_device([array], torch.device("cpu"))
     array[1] = 7
     assert tensor.tolist() == [0, 7, 0]
-    assert to_host([tensor])[0][1] == 7
+    assert start_to_host([tensor])()[0][1] == 7

@@ -9,6 +9,8 @@ import zlib
 from array import array
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from inferflux.engine.request import Request
 from inferflux.engine.step import Row, RowOutput, RowStart, StepOutput, StepPlan, TokenLogprobs
 
@@ -42,8 +44,9 @@ class FakeRunner:
             self._start(start)
         writes: dict[tuple[int, int], tuple[bytes, int]] = {}
         results = []
-        for row in plan.rows:
-            slot = self._slots[row.slot]
+        for planned in plan.rows:
+            slot = self._slots[planned.slot]
+            row = _with_tokens(planned, slot)
             slot.table += row.new_pages
             self._write(slot, row, writes)
             results.append(self._compute(slot, row))
@@ -88,6 +91,15 @@ class FakeRunner:
     def _score(self, slot: _Slot, row: Row, context: list[int]) -> list[TokenLogprobs]:
         following = row.token_ids[1:] + ([] if row.next_token_id is None else [row.next_token_id])
         return [score_of(context[: row.start + 1 + i], token) for i, token in enumerate(following)]
+
+
+def _with_tokens(row: Row, slot: _Slot) -> Row:
+    """Fills in the token that the step before sampled; after a failed row that is any."""
+    if not row.follows:
+        return row
+    assert row.token_ids == [0], "a token that nobody knows yet"
+    slot.known += [0] * (row.start + 1 - len(slot.known))
+    return structs.replace(row, token_ids=[slot.known[row.start]])
 
 
 def next_token(context: list[int], seed: int) -> int:

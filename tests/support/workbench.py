@@ -1,5 +1,6 @@
 """Workbench: a scheduler, its KV books and a FakeRunner together, checked at every step."""
 
+from collections import deque
 from typing import Any
 
 from inferflux.config import FairnessConfig, SchedulerConfig
@@ -7,7 +8,7 @@ from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.service.protocol import Output
-from inferflux.engine.step import StepPlan
+from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import SamplingParams
 from tests.support.fake_runner import FakeRunner, expected_tokens
 
@@ -17,7 +18,8 @@ EOS = 7
 class Workbench:
     """Submits requests, steps, and compares everything that comes out with the oracle.
 
-    `clock` counts steps. `plans` and `news` keep all that was planned and said.
+    `clock` counts steps. `plans` and `news` keep all that was planned and said. ahead: a step is planned and run before
+    the results of the one before are handed over. `flights`: the steps whose results are still to be handed over.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class Workbench:
         page_tokens: int = 4,
         prefix_cache: bool = True,
         fairness: FairnessConfig | None = None,
+        ahead: bool = False,
         **config: Any,
     ) -> None:
         self.config = SchedulerConfig(**{"max_batch_size": 8, "max_batch_tokens": 64, **config})
@@ -35,6 +38,8 @@ class Workbench:
         self.clock = 0.0
         self.requests: dict[int, Request] = {}
         self.plans: list[StepPlan] = []
+        self.flights: deque[tuple[StepPlan, StepOutput]] = deque()
+        self.max_flights = 2 if ahead else 1
         self.news: dict[int, list[Output]] = {}
 
     def submit(
@@ -74,8 +79,23 @@ class Workbench:
             self._check_plan(plan)
         return plan
 
+    def launch(self) -> bool:
+        """Plans and runs a step, keeping its results back. False when there was nothing to plan."""
+        plan = self.schedule()
+        if plan is not None:
+            self.flights.append((plan, self.runner.execute(plan)))
+        return plan is not None
+
+    def land(self) -> list[Output]:
+        """Hands over the results of the oldest step."""
+        return self._take_in(*self.flights.popleft())
+
     def update(self, plan: StepPlan) -> list[Output]:
-        outputs = self.scheduler.update(plan, self.runner.execute(plan))
+        """Runs a plan and hands over its results."""
+        return self._take_in(plan, self.runner.execute(plan))
+
+    def _take_in(self, plan: StepPlan, output: StepOutput) -> list[Output]:
+        outputs = self.scheduler.update(plan, output)
         for output in outputs:
             self.news[output.request_id].append(output)
             if output.finish_reason in ("stop", "length"):
@@ -84,15 +104,17 @@ class Workbench:
         return outputs
 
     def step(self) -> list[Output]:
-        """One step; there must be something to do."""
-        plan = self.schedule()
-        assert plan is not None, "nothing to run"
-        return self.update(plan)
+        """One step, as the engine does it; there must be something to do."""
+        launched = self.launch()
+        assert self.flights, "nothing to run"
+        return [] if launched and len(self.flights) < self.max_flights else self.land()
 
     def run(self, max_steps: int = 2000) -> None:
         """Steps until nothing is left, then checks that every page came back."""
+        while len(self.flights) >= self.max_flights:
+            self.land()
         for _ in range(max_steps):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and not self.flights:
                 break
             self.step()
         assert not self.scheduler.has_work, "no end in sight"

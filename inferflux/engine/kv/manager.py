@@ -43,6 +43,10 @@ class KVManager:
         """True when one request of that many computed tokens fits into the pool when it is alone."""
         return num_tokens <= self.capacity_tokens
 
+    def has_room(self, num_pages: int) -> bool:
+        """True when so many pages can be allocated now."""
+        return num_pages <= self.pool.num_available
+
     def match_prefix(self, request: Request) -> list[int]:
         """Returns the pages that hold the request's longest cached prefix, leaving at least one token to compute.
 

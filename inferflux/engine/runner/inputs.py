@@ -27,12 +27,20 @@ class ScoredSpan(NamedTuple):
     targets: list[int]
 
 
+class Following(NamedTuple):
+    """Tokens that the step before sampled: their places among the T tokens, and the slots they were sampled for."""
+
+    places: torch.Tensor
+    slots: torch.Tensor
+
+
 class Batch(NamedTuple):
-    """One step, ready for the decoder.
+    """One step, ready for the decoder, once the tokens that follow the step before are filled in.
 
     token_ids int64 [T]. logit_indices int64 [S + Q]: first the last token of each of the S sampling rows, in order of
     rows, then every scored token. sampled: the numbers of those rows; slots, ends int64 [S]: their slots, and the
-    position their next token will have. spans: who the Q scored tokens belong to.
+    position their next token will have; sampled_slots: the slots once more, on the device. spans: who the Q scored
+    tokens belong to. following: None when there are none.
     """
 
     token_ids: torch.Tensor
@@ -41,7 +49,9 @@ class Batch(NamedTuple):
     sampled: Sequence[int]
     slots: Ints
     ends: Ints
+    sampled_slots: torch.Tensor
     spans: list[ScoredSpan]
+    following: Following | None
 
 
 class _Layout(NamedTuple):
@@ -80,7 +90,10 @@ class InputBuilder:
         spans, scored = _scored_tokens(rows, layout.query_starts)
         token_ids = np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, len(layout.positions))
         logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored))
-        tensors = to_device([token_ids, logit_indices, *self._geometry(layout)], self._device)
+        slots = layout.slots[sampled]
+        following = _following(rows, layout)
+        arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following]
+        tensors = to_device(arrays, self._device)
         metadata = AttentionMetadata(
             query_starts=tensors[2],
             kv_lengths=tensors[3],
@@ -90,7 +103,17 @@ class InputBuilder:
             query_lengths_host=tuple(lengths),
             kv_lengths_host=tuple(layout.ends.tolist()),
         )
-        return Batch(tensors[0], metadata, tensors[1], sampled, layout.slots[sampled], layout.ends[sampled], spans)
+        return Batch(
+            token_ids=tensors[0],
+            metadata=metadata,
+            logit_indices=tensors[1],
+            sampled=sampled,
+            slots=slots,
+            ends=layout.ends[sampled],
+            sampled_slots=tensors[7],
+            spans=spans,
+            following=Following(*tensors[8:]) if following else None,
+        )
 
     def _append(self, slot: int, pages: list[int]) -> None:
         first = int(self._num_pages[slot])
@@ -123,6 +146,12 @@ class InputBuilder:
             pages * page_tokens + layout.positions % page_tokens,
             layout.positions,
         ]
+
+
+def _following(rows: Sequence[Row], layout: _Layout) -> list[Ints]:
+    """Where the tokens of rows that follow the step before stand, and their slots; nothing when there are none."""
+    indices = [index for index, row in enumerate(rows) if row.follows]
+    return [layout.query_starts[indices], layout.slots[indices]] if indices else []
 
 
 def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[ScoredSpan], list[Ints]]:

@@ -1,8 +1,9 @@
-"""From the sampler's and the scorer's tensors to plain values, with one wait for the device.
+"""From the sampler's and the scorer's tensors to plain values, with one copy and one wait for the device.
 
 A row with NaN or infinity among its logits becomes an error of its own; the rows beside it are not affected.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from inferflux.engine.sampling.logprobs import Scores, describe
 from inferflux.engine.sampling.sampler import Draw
 from inferflux.engine.sampling.state import CONSTRAINED, SamplerTable
 from inferflux.engine.step import Row, RowOutput, TokenLogprobs
-from inferflux.engine.transfer import to_host
+from inferflux.engine.transfer import start_to_host
 
 Array = npt.NDArray[Any]
 
@@ -22,47 +23,59 @@ BROKEN = "the model produced NaN or infinity for this request"
 _NO_RESULT = RowOutput()
 
 
-def collect(
+def start_collecting(
     rows: list[Row], batch: Batch, draw: Draw | None, prompt: Scores | None, table: SamplerTable
-) -> list[RowOutput]:
-    """Returns the results of a step's rows, in order. draw: of batch.sampled; prompt: the scores of batch.spans."""
+) -> Callable[[], list[RowOutput]]:
+    """Starts bringing a step's results to the host. draw: of batch.sampled; prompt: the scores of batch.spans.
+
+    The function returned waits for them and returns those of the rows, in order. The table may change meanwhile.
+    """
     tensors: list[torch.Tensor] = []
     if draw is not None:
         tensors += [draw.token_ids, draw.peaks, *(draw.scores or ())]
-    arrays = to_host([*tensors, *(prompt or ())])
-    outputs = [_NO_RESULT] * len(rows)
-    if draw is not None:
-        _fill_drawn(outputs, batch, draw, arrays[: len(tensors)], table)
-    if prompt is not None:
-        _fill_scored(outputs, rows, batch, arrays[len(tensors) :], table)
-    return outputs
+    wait = start_to_host([*tensors, *(prompt or ())])
+    num_top = [] if draw is None else table.num_logprobs[batch.slots[draw.scored]].tolist()
+    refused = {} if draw is None else _refused_by_grammar(batch, table)
+    num_prompt_top = [int(table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans]
+
+    def finish() -> list[RowOutput]:
+        arrays = wait()
+        outputs = [_NO_RESULT] * len(rows)
+        if draw is not None:
+            _fill_drawn(outputs, batch, draw, arrays[: len(tensors)], num_top)
+            for row, message in refused.items():
+                outputs[row] = RowOutput(error=message)
+        if prompt is not None:
+            _fill_scored(outputs, batch, arrays[len(tensors) :], num_prompt_top)
+        return outputs
+
+    return finish
 
 
-def _fill_drawn(outputs: list[RowOutput], batch: Batch, draw: Draw, arrays: list[Array], table: SamplerTable) -> None:
+def _refused_by_grammar(batch: Batch, table: SamplerTable) -> dict[int, str]:
+    """Rows whose grammar could not say what may come next, each with the reason."""
+    if not (table.flags[batch.slots] & CONSTRAINED).any():
+        return {}
+    grammars = ((row, table.grammars[slot]) for row, slot in zip(batch.sampled, batch.slots.tolist(), strict=True))
+    return {row: grammar.error for row, grammar in grammars if grammar is not None and grammar.error is not None}
+
+
+def _fill_drawn(outputs: list[RowOutput], batch: Batch, draw: Draw, arrays: list[Array], num_top: list[int]) -> None:
     token_ids, peaks, *scores = arrays
     logprobs: dict[int, TokenLogprobs] = {}
     if scores:
-        num_top = table.num_logprobs[batch.slots[draw.scored]].tolist()
         logprobs = dict(zip(draw.scored, describe(scores, num_top), strict=True))
     for index, (row, token_id) in enumerate(zip(batch.sampled, token_ids.tolist(), strict=True)):
         outputs[row] = RowOutput(token_id, logprobs.get(index))
-    if (table.flags[batch.slots] & CONSTRAINED).any():
-        for row, slot in zip(batch.sampled, batch.slots.tolist(), strict=True):
-            grammar = table.grammars[slot]
-            if grammar is not None and grammar.error is not None:
-                outputs[row] = RowOutput(error=grammar.error)
     finite = np.isfinite(peaks)
     if not finite.all():
         for index in np.flatnonzero(~finite).tolist():
             outputs[batch.sampled[index]] = RowOutput(error=BROKEN)
 
 
-def _fill_scored(
-    outputs: list[RowOutput], rows: list[Row], batch: Batch, arrays: list[Array], table: SamplerTable
-) -> None:
-    for span in batch.spans:
+def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], num_tops: list[int]) -> None:
+    for span, num_top in zip(batch.spans, num_tops, strict=True):
         part = [array[span.first : span.first + len(span.targets)] for array in arrays]
-        num_top = int(table.num_prompt_logprobs[rows[span.row].slot])
         output = outputs[span.row]
         if np.isnan(part[1]).any():
             output = RowOutput(error=BROKEN)

@@ -4,17 +4,19 @@ Keeps what a row needs from step to step by slot: its page table and its samplin
 of the whole engine; what concerns one row alone is in that row's RowOutput.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from inferflux.engine.runner.inputs import Batch, InputBuilder
-from inferflux.engine.runner.outputs import collect
+from inferflux.engine.runner.outputs import start_collecting
 from inferflux.engine.sampling.logprobs import Scores, score
 from inferflux.engine.sampling.sampler import Sampler
 from inferflux.engine.sampling.state import SamplerTable
-from inferflux.engine.step import Row, RowStart, StepOutput, StepPlan
+from inferflux.engine.step import Row, RowOutput, RowStart, StepOutput, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
@@ -51,6 +53,17 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step on its way. finish: waits for the device and returns the rows' results."""
+
+    step_id: int
+    finish: Callable[[], list[RowOutput]]
+
+    def result(self) -> StepOutput:
+        return StepOutput(self.step_id, self.finish())
+
+
 class Runner:
     """A model with its KV pool and max_batch_size slots of at most max_pages_per_row pages."""
 
@@ -69,21 +82,31 @@ class Runner:
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
+        # The newest token of each slot, for rows planned before anybody knew it.
+        self._newest = torch.zeros(max_batch_size, dtype=torch.int64, device=kv_pool.device)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Computes the plan's rows, which are at least one, and returns their results."""
+        return self.launch(plan).result()
+
+    def launch(self, plan: StepPlan) -> LaunchedStep:
+        """Starts computing the plan's rows, behind the steps launched before, and does not wait for the device."""
         with torch.inference_mode():
             for start in plan.starts:
                 self._begin(start)
             batch = self._inputs.build(plan.rows)
+            if batch.following is not None:
+                places, slots = batch.following
+                batch.token_ids.index_copy_(0, places, self._newest.index_select(0, slots))
             hidden = self._decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
             num_sampled = len(batch.sampled)
             draw = None
             if num_sampled:
                 self._observe(plan.rows, batch)
                 draw = self._sampler.draw(self._decoder.logits(hidden[:num_sampled]), batch.slots, batch.ends)
+                self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
             prompt = self._score_prompts(hidden[num_sampled:], plan.rows, batch) if batch.spans else None
-            return StepOutput(plan.step_id, collect(plan.rows, batch, draw, prompt, self._table))
+            return LaunchedStep(plan.step_id, start_collecting(plan.rows, batch, draw, prompt, self._table))
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot)

@@ -1,0 +1,91 @@
+"""The engine one step ahead of its results, with a real model: the same tokens, whatever else happens."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.engine import Engine
+from inferflux.engine.service.protocol import Submit
+from inferflux.sampling_params import SamplingParams
+from tests.support.engines import Result, run_requests
+from tests.support.models import TinyModel
+
+MakeModel = Callable[[str], TinyModel]
+
+PROMPTS = [[5 + (11 * index + start) % 200 for index in range(length)] for start, length in enumerate((1, 16, 33, 70))]
+MIXED = [
+    SamplingParams(max_tokens=24, temperature=0, ignore_eos=True),
+    SamplingParams(max_tokens=24, temperature=1.0, seed=7, top_p=0.9, logprobs=2, ignore_eos=True),
+    SamplingParams(max_tokens=17, temperature=0.8, seed=1, top_k=9, logit_bias={3: 2.0}, ignore_eos=True),
+    SamplingParams(max_tokens=24, temperature=0.7, seed=3, frequency_penalty=0.5, min_tokens=5),
+]
+
+
+def start(model: TinyModel, overlap: bool, **runtime: object) -> Engine:
+    settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
+    return Engine(ModelConfig(id="model", path=str(model.folder)), settings, overlap=overlap)
+
+
+def answers(engine: Engine, params: list[SamplingParams]) -> list[Result]:
+    results = {index: Result() for index in range(len(PROMPTS))}
+    for index, (prompt, sampling) in enumerate(zip(PROMPTS, params, strict=True)):
+        engine.submit(Submit(index, prompt, sampling))
+    while engine.has_work:
+        for output in engine.step():
+            results[output.request_id].token_ids += output.token_ids
+            results[output.request_id].logprobs += output.logprobs or []
+        engine.check_integrity()
+    return list(results.values())
+
+
+@pytest.mark.parametrize("penalised", [False, True], ids=["by position alone", "one by value"])
+def test_overlap_changes_no_token(tiny_model: MakeModel, penalised: bool) -> None:
+    model = tiny_model("llama")
+    params = MIXED if penalised else [*MIXED[:3], MIXED[0]]
+    runtime = {"scheduler": {"chunked_prefill_tokens": 24, "max_batch_tokens": 64}}
+    plain, ahead = (answers(start(model, overlap, **runtime), params) for overlap in (False, True))
+    assert [result.token_ids for result in ahead] == [result.token_ids for result in plain]
+    assert [len(result.logprobs) for result in ahead] == [len(result.logprobs) for result in plain]
+
+
+def test_greedy_answers_are_the_oracles(tiny_model: MakeModel) -> None:
+    model = tiny_model("qwen2")
+    prompt, expected = model.clear_case(33, 40)
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    engine = start(model, overlap=True)
+    assert [result.token_ids for result in run_requests(engine, [prompt, prompt], params)] == [expected] * 2
+
+
+def test_pages_yielded_and_found_again(tiny_model: MakeModel) -> None:
+    """A pool too small for all four: steps are planned ahead while it lasts, then requests are preempted and resume."""
+    model = tiny_model("llama")
+    params = [msgspec.structs.replace(MIXED[0], max_tokens=60)] * 4
+    pages = {"device_pages": 60, "page_tokens": 4}
+    small = start(model, overlap=True, paged_kv=pages, scheduler={"max_batch_tokens": 32})
+    expected = answers(start(model, overlap=False), params)
+    assert [result.token_ids for result in answers(small, params)] == [result.token_ids for result in expected]
+    assert small.stats().preemptions > 0
+
+
+def test_an_abort_with_a_step_in_flight_leaves_nothing_behind(tiny_model: MakeModel) -> None:
+    engine = start(tiny_model("llama"), overlap=True)
+    for index, prompt in enumerate(PROMPTS):
+        engine.submit(Submit(index, prompt, MIXED[0]))
+    assert engine.step() == []
+    engine.abort([0, 1, 2, 3])
+    assert engine.has_work, "the step in flight is still to be taken in"
+    assert engine.step() == []
+    assert not engine.has_work
+    engine.check_integrity()
+    assert engine.stats().device_pages_in_use == 0
+
+
+def test_a_stop_token_ends_the_output_where_it_stands(tiny_model: MakeModel) -> None:
+    model = tiny_model("llama")
+    tokens = answers(start(model, overlap=False), [MIXED[0]] * 4)[3].token_ids
+    stop = tokens[6]
+    params = msgspec.structs.replace(MIXED[0], stop_token_ids=(stop,))
+    stopped = answers(start(model, overlap=True), [params] * 4)[3].token_ids
+    assert stopped == tokens[: tokens.index(stop) + 1]
