@@ -16,7 +16,7 @@ from aiohttp import web
 from inferflux import __version__
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.middleware import PUBLIC
-from inferflux.server.http.schemas import admin, chat, completions, health, models, tokens
+from inferflux.server.http.schemas import admin, admin_models, chat, completions, health, models, tokens
 from inferflux.server.http.schemas.errors import ErrorBody
 from inferflux.server.policy.document import Fairness, Guardrails, RateLimit
 
@@ -61,6 +61,18 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
         ("PUT", "/v1/admin/fairness"): Operation("Change how requests are ordered", Fairness, admin.FairnessRequest),
         ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", Guardrails),
         ("PUT", "/v1/admin/guardrails"): Operation("Change what may not be said", Guardrails, admin.GuardrailsRequest),
+        ("GET", "/v1/admin/models"): Operation(
+            "Show the models, their engines and the registry", admin_models.AdminModelList
+        ),
+        ("POST", "/v1/admin/models"): Operation(
+            "Serve a model, in place of the one of its id", admin_models.AdminModelCard, admin_models.LoadRequest
+        ),
+        ("DELETE", "/v1/admin/models"): Operation(
+            "Stop serving a model", admin_models.Unloaded, admin_models.UnloadRequest
+        ),
+        ("PUT", "/v1/admin/models/default"): Operation(
+            "Choose the model of requests that name none", admin_models.Default, admin_models.DefaultRequest
+        ),
         ("GET", "/v1/admin/policy"): Operation("Show how the policy store is kept", admin.PolicyCard),
         ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", RateLimit),
         ("PUT", "/v1/admin/rate_limit"): Operation(
