@@ -10,6 +10,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "server.http_port": "Port to listen on; 0 takes a free one.",
         "server.max_concurrent": "Most requests being answered at once; more wait.",
         "server.max_queue": "Most requests waiting; more are answered 429.",
+        "server.max_queue_tokens": "Most tokens of waiting requests' prompts; more are answered 429.",
         "server.request_timeout_s": "Seconds a request may take, queueing included, before it is answered 408.",
         "server.drain_timeout_s": "Seconds that running requests get to finish after SIGTERM.",
         "server.max_body_mb": "Largest request body in MiB; a larger one is answered 413.",

@@ -59,6 +59,7 @@ class ServerConfig(Section, frozen=True):
     http_port: Port = 8080
     max_concurrent: Positive = 1024
     max_queue: Positive = 1024
+    max_queue_tokens: Positive = 1048576
     request_timeout_s: Seconds = 600.0
     drain_timeout_s: Annotated[float, Meta(ge=0, le=604800)] = 30.0
     max_body_mb: Annotated[float, Meta(gt=0, le=1024)] = 16.0

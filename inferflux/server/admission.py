@@ -1,38 +1,77 @@
 """Admission: how many requests run at once, how many wait for a turn, and when the next is turned away.
 
-Counts HTTP requests that generate; how their sequences share the engine is the scheduler's work. First come, first
-served. Lives on one event loop; knows no HTTP.
+Counts HTTP requests that generate; how their sequences share the engine is the scheduler's work. Who waits at the door
+gets in by the same policy: so a full house neither starves a tenant nor holds up what is urgent. Lives on one event
+loop; knows no HTTP.
 """
 
 import asyncio
 import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
+from inferflux.config.tree import ServerConfig
+from inferflux.engine.policies import AGE_STEP_S
 from inferflux.server.errors import BusyError, NotReadyError
 
 MAX_RETRY_AFTER_S = 120
 _SMOOTHING = 0.1
 
 
-class Admission:
-    """running: requests inside. waiting: requests before the door, by model id. closed: nobody else gets in; those
-    who wait still do."""
+@dataclass(slots=True, eq=False)
+class Visitor:
+    """A request at the door. tokens: of its prompts. turn: set when a place is handed to it."""
 
-    def __init__(self, max_concurrent: int, max_queue: int) -> None:
+    model_id: str
+    tenant: str
+    priority: int
+    tokens: int
+    since: float = field(default_factory=time.monotonic)
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+# By policy, a number for each visitor; the smallest goes first, and of equal ones whoever came first. The second
+# argument counts the places that each tenant has.
+_ORDERS: Final[Mapping[str, Callable[[Visitor, Counter[str]], float]]] = MappingProxyType(
+    {
+        "fcfs": lambda visitor, _places: visitor.since,
+        "longest_prefix": lambda visitor, _places: visitor.since,
+        "priority_age": lambda visitor, _places: visitor.since - AGE_STEP_S * visitor.priority,
+        "fair": lambda visitor, places: places[visitor.tenant],
+    }
+)
+
+
+class Admission:
+    """running: requests inside. waiting: requests before the door, by model id. waiting_tokens: those of their prompts.
+    closed: nobody else gets in; those who wait still do. policy: the scheduler's, who goes first."""
+
+    def __init__(
+        self, max_concurrent: int, max_queue: int, max_queue_tokens: int = 2**63, policy: str = "fcfs"
+    ) -> None:
         self.running = 0
         self.waiting: Counter[str] = Counter()
+        self.waiting_tokens = 0
         self.closed = False
+        self.policy = policy
         self._max_concurrent = max_concurrent
         self._max_queue = max_queue
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._mean_s = 1.0
+        self._max_queue_tokens = max_queue_tokens
+        self._queue: list[Visitor] = []
+        self._places: Counter[str] = Counter()
+        self._pace_s = 1.0 / max_concurrent
+        self._last_freed = 0.0
         self._emptied = asyncio.Event()
 
     @asynccontextmanager
-    async def enter(self, model_id: str) -> AsyncIterator[float]:
+    async def enter(
+        self, model_id: str, *, tenant: str = "", priority: int = 0, tokens: int = 0
+    ) -> AsyncIterator[float]:
         """Holds a place while the body runs; yields the seconds waited for it.
 
         Raises BusyError at once when the queue is full, NotReadyError when the door is closed.
@@ -41,15 +80,15 @@ class Admission:
             raise NotReadyError("the server is shutting down", "draining")
         start = time.monotonic()
         if self.running >= self._max_concurrent:
-            await self._wait(model_id)
+            await self._wait(Visitor(model_id, tenant, priority, tokens))
         else:
             self.running += 1
-        admitted = time.monotonic()
+            self._places[tenant] += 1
+            self._last_freed = start
         try:
-            yield admitted - start
+            yield time.monotonic() - start
         finally:
-            self._mean_s += _SMOOTHING * (time.monotonic() - admitted - self._mean_s)
-            self._leave()
+            self._leave(tenant)
 
     def close(self) -> None:
         """Lets nobody in any more."""
@@ -62,33 +101,65 @@ class Admission:
         await self._emptied.wait()
 
     def _retry_after_s(self) -> int:
-        """Whole seconds after which a place may be free: what is ahead, at the pace of late."""
-        rounds = (sum(self.waiting.values()) + self.running) / self._max_concurrent
-        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(self._mean_s * rounds)))
+        """Whole seconds after which a place may be free: those ahead, at the pace at which places fall free."""
+        since_last = time.monotonic() - self._last_freed
+        expected = self._pace_s * len(self._queue) + max(self._pace_s, since_last)
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(expected)))
 
-    async def _wait(self, model_id: str) -> None:
+    async def _wait(self, visitor: Visitor) -> None:
         """Waits for a place handed on by one who leaves; `running` already counts it then."""
-        if sum(self.waiting.values()) >= self._max_queue:
-            message = f"the queue is full ({self._max_queue} requests wait); try again later"
-            raise BusyError(message, self._retry_after_s())
-        turn = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        self.waiting[model_id] += 1
+        self._check_room(visitor)
+        self._queue.append(visitor)
+        self.waiting[visitor.model_id] += 1
+        self.waiting_tokens += visitor.tokens
         try:
-            await turn
+            await visitor.turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave()
+            if visitor.turn.done() and not visitor.turn.cancelled():
+                self._leave(visitor.tenant)
+            else:
+                self._queue.remove(visitor)
             raise
         finally:
-            self.waiting[model_id] -= 1
+            self.waiting[visitor.model_id] -= 1
+            self.waiting_tokens -= visitor.tokens
 
-    def _leave(self) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+    def _check_room(self, visitor: Visitor) -> None:
+        """Raises BusyError. A prompt that is longer than the whole bound may wait when it is the only one."""
+        if len(self._queue) >= self._max_queue:
+            what = f"{self._max_queue} requests"
+        elif self._queue and self.waiting_tokens + visitor.tokens > self._max_queue_tokens:
+            what = f"{self.waiting_tokens} prompt tokens"
+        else:
+            return
+        raise BusyError(f"the queue is full ({what} wait); try again later", self._retry_after_s())
+
+    def _leave(self, tenant: str) -> None:
+        self._note_pace()
+        self._places[tenant] -= 1
+        if not self._places[tenant]:
+            del self._places[tenant]
+        if (visitor := self._next()) is not None:
+            self._queue.remove(visitor)
+            self._places[visitor.tenant] += 1
+            visitor.turn.set_result(None)
+            return
         self.running -= 1
         if self.closed and self.running == 0:
             self._emptied.set()
+
+    def _next(self) -> Visitor | None:
+        order = _ORDERS[self.policy]
+        there = (visitor for visitor in self._queue if not visitor.turn.done())
+        return min(there, key=lambda visitor: (order(visitor, self._places), visitor.since), default=None)
+
+    def _note_pace(self) -> None:
+        """Measures how often a place falls free while all are taken."""
+        now = time.monotonic()
+        if self.running >= self._max_concurrent:
+            self._pace_s += _SMOOTHING * (now - self._last_freed - self._pace_s)
+        self._last_freed = now
+
+
+def open_admission(server: ServerConfig, policy: str) -> Admission:
+    return Admission(server.max_concurrent, server.max_queue, server.max_queue_tokens, policy)

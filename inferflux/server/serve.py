@@ -19,7 +19,7 @@ from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
 from inferflux.errors import InferFluxError, ModelLoadError
-from inferflux.server.admission import Admission
+from inferflux.server.admission import Admission, open_admission
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.backends.manager import OnEvent
@@ -94,7 +94,7 @@ async def _serve(config: Config) -> int:
         return BackendManager(sources, make_client, on_event=_announcing(on_event))
 
     models = open_models(config, policy, ModelEvents(metrics.model_event), make_manager)
-    admission = Admission(config.server.max_concurrent, config.server.max_queue)
+    admission = open_admission(config.server, policy.document.fairness.policy)
     runner = Runner(build_app(config, models, metrics, admission, policy, audit))
     await runner.setup()
     try:

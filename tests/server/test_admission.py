@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import pytest
 
@@ -79,12 +80,80 @@ async def test_a_waiter_cancelled_in_the_step_in_which_a_place_falls_free_is_pas
     assert (admission.running, admission.waiting["m"]) == (0, 0)
 
 
-async def test_retry_after_stays_within_bounds():
-    admission = Admission(1, 8)
-    assert admission._retry_after_s() == 1
-    admission._mean_s = 1e6
-    admission.running = 1
-    assert admission._retry_after_s() == MAX_RETRY_AFTER_S
+async def test_retry_after_follows_the_measured_pace(monkeypatch: pytest.MonkeyPatch):
+    """A house of two whose places fall free every three seconds, and one that nobody leaves."""
+    now = 1000.0
+    monkeypatch.setattr("inferflux.server.admission.time.monotonic", lambda: now)
+    admission, doors = Admission(2, 3), [asyncio.Event() for _ in range(40)]
+    tasks = [asyncio.create_task(hold(admission, str(n), [], door)) for n, door in enumerate(doors[:5])]
+    await settle()
+    for door in doors[:35]:
+        now += 3.0
+        door.set()
+        await settle()
+        tasks.append(asyncio.create_task(hold(admission, "", [], doors[len(tasks)])))
+        await settle()
+    retry_after = await _refused(admission)
+    assert 11 <= retry_after <= 12, "three wait, so the next one's place is the fourth to fall free"
+    now += 50.0
+    assert await _refused(admission) > 55
+    now += 1000.0
+    assert await _refused(admission) == MAX_RETRY_AFTER_S
+    for door in doors:
+        door.set()
+    await asyncio.gather(*tasks)
+
+
+async def _refused(admission: Admission) -> int:
+    with pytest.raises(BusyError) as busy:
+        async with admission.enter("m"):
+            pytest.fail("entered a full house")
+    return busy.value.retry_after_s
+
+
+async def test_waiting_prompts_are_bounded_by_their_tokens():
+    admission, door = Admission(1, 8, max_queue_tokens=100), asyncio.Event()
+    tasks = [asyncio.create_task(visit(admission, door, tokens=tokens)) for tokens in (1, 500)]
+    await settle()
+    assert admission.waiting_tokens == 500, "however long, alone it may wait"
+    with pytest.raises(BusyError, match="500 prompt tokens wait"):
+        async with admission.enter("m", tokens=1):
+            pytest.fail("entered a full house")
+    tasks[1].cancel()
+    await settle()
+    tasks += [asyncio.create_task(visit(admission, door, tokens=50)) for _ in range(2)]
+    await settle()
+    assert admission.waiting_tokens == 100
+    with pytest.raises(BusyError):
+        async with admission.enter("m", tokens=1):
+            pytest.fail("entered a full house")
+    door.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (admission.waiting_tokens, admission.running) == (0, 0)
+
+
+async def visit(admission: Admission, door: asyncio.Event, log: list[str] | None = None, **visitor: Any) -> None:
+    async with admission.enter("m", **visitor):
+        if log is not None:
+            log.append(visitor["tenant"])
+        await door.wait()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("fcfs", "aaabc"), ("longest_prefix", "aaabc"), ("priority_age", "aacab"), ("fair", "aabac")],
+)
+async def test_the_policy_says_who_gets_in_first(policy: str, expected: str):
+    admission, log, door = Admission(2, 8, policy=policy), [], asyncio.Event()
+    visitors = [("a", 0), ("a", 0), ("a", 0), ("b", -1), ("c", 5)]
+    tasks = []
+    for tenant, priority in visitors:
+        tasks.append(asyncio.create_task(visit(admission, door, log, tenant=tenant, priority=priority)))
+        await settle()
+    door.set()
+    await asyncio.gather(*tasks)
+    assert "".join(log) == expected
 
 
 async def test_a_closed_door_lets_those_inside_and_those_waiting_finish():

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from inferflux.config import Config
 from inferflux.engine.text import TextBundle, load_text
-from inferflux.server.admission import Admission
+from inferflux.server.admission import Admission, open_admission
 from inferflux.server.audit import AuditLog
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import BackendManager
@@ -109,8 +109,8 @@ async def running_server(config: dict[str, Any] | None = None, *, load: bool = T
         return BackendManager(sources, make, load_text=lambda _path, _template: text_bundle(), on_event=on_event)
 
     metrics = Metrics()
-    admission = Admission(tree.server.max_concurrent, tree.server.max_queue)
     policy = open_policy(tree, passphrase=None)
+    admission = open_admission(tree.server, policy.document.fairness.policy)
     audit = open_audit(tree, None, with_text=False, on_result=metrics.count_audit)
     models = open_models(tree, policy, ModelEvents(metrics.model_event), make_manager)
     backends = models.backends

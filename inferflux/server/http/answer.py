@@ -67,7 +67,9 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
     context, info = request.app[CONTEXT], request[INFO]
     num_prompt_tokens = info.num_prompt_tokens = _num_prompt_tokens(jobs)
     with reserve_tokens(request, num_prompt_tokens + sum(job.max_tokens for job in jobs)) as reservation:
-        async with time_left(request), context.admission.enter(backend.id) as waited_s:
+        job = jobs[0]
+        place = context.admission.enter(backend.id, tenant=job.tenant, priority=job.priority, tokens=num_prompt_tokens)
+        async with time_left(request), place as waited_s:
             reservation.spend(num_prompt_tokens)
             watch = Watch(context.metrics.for_model(backend.id), info.started, waited_s)
             guard = context.gate.output_guard

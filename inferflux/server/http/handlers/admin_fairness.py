@@ -33,6 +33,7 @@ async def _change(request: web.Request, body: FairnessRequest) -> Fairness:
     )
     # The one in force by now: of two changes at the same time, the later one may have been kept already.
     fairness = context.policy.document.fairness
+    context.admission.policy = fairness.policy
     for backend in context.backends.engines:
         backend.client.set_fairness(fairness.policy, fairness_config(fairness))
     return document.fairness
