@@ -13,7 +13,6 @@ from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, sche
 
 UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
     {
-        "server.enable_tracing": None,
         "runtime.paged_kv.cpu_pages": None,
         "runtime.paged_kv.eviction": ("clock",),
         "runtime.paged_kv.dtype": ("fp8", "int8"),

@@ -71,11 +71,24 @@ class Watch:
     waited_s: float
 
 
+@dataclass(slots=True)
+class Times:
+    """When a sequence was where, as `time.monotonic()`; None: it did not come so far. waited_s: for a place in the
+    server, before `submitted`."""
+
+    submitted: float
+    waited_s: float
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
 class Choice:
     """One sequence: its deltas as they come, and afterwards all it led to.
 
     index: its place in the answer. stream: text, token ids and log-probabilities so far. prompt_logprobs: one entry
-    per prompt token after the first, when asked for. guard: what holds text back and may end it.
+    per prompt token after the first, when asked for. guard: what holds text back and may end it. times: when it
+    was where.
     """
 
     def __init__(self, index: int, job: Job, backend: Backend, watch: Watch, guard: DeltaGuard | None = None) -> None:
@@ -88,8 +101,8 @@ class Choice:
         self._guard = guard
         self._shown: list[str] = []
         self._client = backend.client
-        self._last = watch.started
         self._watch = watch
+        self.times = Times(time.monotonic(), watch.waited_s)
 
     @property
     def blocked(self) -> bool:
@@ -136,15 +149,18 @@ class Choice:
             self.prompt_logprobs += output.prompt_logprobs
         if output.num_cached_tokens:
             self.num_cached_tokens = output.num_cached_tokens
+        times = self.times
         if output.queue_s is not None:
-            self._watch.metrics.queue_wait.observe(self._watch.waited_s + output.queue_s)
+            self._watch.metrics.queue_wait.observe(times.waited_s + output.queue_s)
+            times.scheduled = min(times.submitted + output.queue_s, time.monotonic())
         if output.token_ids:
             now = time.monotonic()
-            if self.stream.token_ids:
-                self._watch.metrics.inter_token_latency.observe((now - self._last) / len(output.token_ids))
+            if times.last_token is not None:
+                self._watch.metrics.inter_token_latency.observe((now - times.last_token) / len(output.token_ids))
             else:
-                self._watch.metrics.time_to_first_token.observe(now - self._last)
-            self._last = now
+                self._watch.metrics.time_to_first_token.observe(now - self._watch.started)
+                times.first_token = now
+            times.last_token = now
 
 
 def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str) -> None:

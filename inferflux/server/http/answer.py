@@ -79,6 +79,9 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
             finally:
                 info.num_completion_tokens = sum(len(choice.stream.token_ids) for choice in choices)
                 info.response = tuple(choice.shown_text for choice in choices)
+                if info.trace is not None:
+                    for choice in choices:
+                        info.trace.sequence(choice.times, len(choice.stream.token_ids))
                 reservation.spend(info.num_completion_tokens)
 
 

@@ -1,5 +1,6 @@
 """The only wiring: configuration and engines in, an application out. What opens here also closes here."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import hdrs, web
@@ -21,6 +22,7 @@ from inferflux.server.policy.gate import Gate
 from inferflux.server.policy.opening import gate_settings
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
+from inferflux.server.tracing import open_tracing, trace_headers
 
 _MEBIBYTE = 1024 * 1024
 
@@ -46,10 +48,11 @@ def build_app(
         client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),
     )
     text_work = TextWork()
-    outgoing = Outgoing()
+    tracing = open_tracing(config.server.enable_tracing)
+    outgoing = Outgoing() if tracing is None else Outgoing(trace_headers)
     access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
     gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
-    app[CONTEXT] = ServerContext(config, models, access, admission, metrics, text_work, policy, gate, audit)
+    app[CONTEXT] = ServerContext(config, models, access, admission, metrics, text_work, policy, gate, audit, tracing)
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 
@@ -68,6 +71,11 @@ def build_app(
         async with outgoing:
             yield
 
+    async def traces(_app: web.Application) -> AsyncIterator[None]:
+        yield
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+
     app.on_response_prepare.append(add_headers)
-    app.cleanup_ctx.extend((text_threads, connections))
+    app.cleanup_ctx.extend((text_threads, connections, traces))
     return app

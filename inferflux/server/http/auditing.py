@@ -1,4 +1,5 @@
-"""What the audit log is told: a line for each request when it has ended, and one before each administrator's change."""
+"""What the audit log is told: a line for each request when it has ended, and one before each administrator's change.
+And what a trace is told, which is less."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -24,6 +25,17 @@ def request_event(info: RequestInfo, status: int) -> AuditEvent:
         prompt=info.prompt,
         response=info.response,
     )
+
+
+def trace_attributes(method: str, info: RequestInfo) -> dict[str, str | int | None]:
+    return {
+        "http.request.method": method,
+        "http.route": info.endpoint,
+        "inferflux.request_id": info.id,
+        "gen_ai.request.model": info.model,
+        "gen_ai.usage.input_tokens": info.num_prompt_tokens,
+        "gen_ai.usage.output_tokens": info.num_completion_tokens,
+    }
 
 
 def change_event(info: RequestInfo, what: Mapping[str, Any]) -> AuditEvent:

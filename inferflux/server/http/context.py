@@ -25,6 +25,7 @@ from inferflux.server.models import Models
 from inferflux.server.policy.gate import Gate
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork
+from inferflux.server.tracing import RequestTrace, Tracing
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ServerContext:
     policy: PolicyStore
     gate: Gate
     audit: AuditLog | None = None
+    tracing: Tracing | None = None
     guardrails_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     limiter: RateLimiter = field(default_factory=RateLimiter)
@@ -77,6 +79,7 @@ class RequestInfo:
     num_prompt_tokens: int | None = None
     num_completion_tokens: int | None = None
     allowances: dict[LimitKind, Allowance] = field(default_factory=dict)
+    trace: RequestTrace | None = None
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from inferflux.server.access.principal import Scope, ScopeError
-from inferflux.server.http.auditing import request_event
+from inferflux.server.http.auditing import request_event, trace_attributes
 from inferflux.server.http.context import CONTEXT, INFO, RequestInfo
 from inferflux.server.http.credentials import identify
 from inferflux.server.http.limits import count_request
@@ -52,6 +52,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         endpoint=route_template(request) or "other",
     )
     request[INFO] = info
+    if context.tracing is not None and request.path not in _QUIET_PATHS:
+        info.trace = context.tracing.begin(f"{request.method} {info.endpoint}", request.headers)
     status = CLIENT_GONE
     try:
         response = await handler(request)
@@ -65,6 +67,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         if context.audit is not None and request.path not in _QUIET_PATHS:
             context.audit.record(request_event(info, status))
         _log(request, info, status, seconds)
+        if info.trace is not None:
+            info.trace.end(status, trace_attributes(request.method, info))
 
 
 @web.middleware

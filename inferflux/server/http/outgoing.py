@@ -4,6 +4,7 @@ One pool of connections, opened with the application. Redirects are never follow
 time, proxies named in the environment are not used, and nothing is unpacked.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Final, Self
 
 import aiohttp
@@ -19,7 +20,9 @@ _OK: Final = 200
 class Outgoing:
     """Use as an async context; `fetch` is what `jwks.Fetch` asks for, `post` what `opa.Post` does."""
 
-    def __init__(self) -> None:
+    def __init__(self, headers: Callable[[], Mapping[str, str]] = dict) -> None:
+        """headers: what to send along with each request."""
+        self._headers = headers
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -35,7 +38,9 @@ class Outgoing:
         """Returns the body of a 200 answer. Raises FetchError, TimeoutError."""
         timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
         try:
-            async with self._open_session().get(url, timeout=timeout, allow_redirects=False) as response:
+            async with self._open_session().get(
+                url, headers=self._headers(), timeout=timeout, allow_redirects=False
+            ) as response:
                 if response.status != _OK:
                     raise FetchError(f"{url} answered with status {response.status}")
                 body = await _read(response, max_bytes)
@@ -48,7 +53,7 @@ class Outgoing:
     async def post(self, url: str, body: bytes, timeout_s: float, max_bytes: int) -> tuple[int, bytes]:
         """POSTs JSON; returns status and body, `opa.Post`. Raises PolicyServiceError, TimeoutError."""
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        headers = {hdrs.CONTENT_TYPE: "application/json"}
+        headers = {**self._headers(), hdrs.CONTENT_TYPE: "application/json"}
         try:
             async with self._open_session().post(
                 url, data=body, headers=headers, timeout=timeout, allow_redirects=False
