@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin import api_keys, fairness, guardrails, models, policy, rate_limit
+from inferflux.ctl.admin import api_keys, fairness, guardrails, models, policy, pools, rate_limit
 from inferflux.ctl.admin.area import Area
 from inferflux.ctl.client import Client
 
@@ -16,6 +16,7 @@ AREAS: Final[Mapping[str, Area]] = MappingProxyType(
         "guardrails": guardrails.AREA,
         "models": models.AREA,
         "policy": policy.AREA,
+        "pools": pools.AREA,
         "rate-limit": rate_limit.AREA,
     }
 )

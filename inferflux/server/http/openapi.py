@@ -16,7 +16,7 @@ from aiohttp import web
 from inferflux import __version__
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.middleware import PUBLIC
-from inferflux.server.http.schemas import admin, admin_models, chat, completions, health, models, tokens
+from inferflux.server.http.schemas import admin, admin_models, chat, completions, health, models, pools, tokens
 from inferflux.server.http.schemas.errors import ErrorBody
 from inferflux.server.policy.document import Fairness, Guardrails, RateLimit
 
@@ -74,6 +74,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
             "Choose the model of requests that name none", admin_models.Default, admin_models.DefaultRequest
         ),
         ("GET", "/v1/admin/policy"): Operation("Show how the policy store is kept", admin.PolicyCard),
+        ("GET", "/v1/admin/pools"): Operation("Show readiness, queues, batches and KV pages", pools.Pools),
         ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", RateLimit),
         ("PUT", "/v1/admin/rate_limit"): Operation(
             "Change the limit of requests a minute", RateLimit, admin.RateLimitRequest

@@ -20,7 +20,7 @@ async def livez(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    reason = _not_ready_reason(request.app[CONTEXT])
+    reason = not_ready_reason(request.app[CONTEXT])
     if reason is None:
         return json_response(Probe("ok"))
     return json_response(Probe("unavailable", reason), status=503)
@@ -30,7 +30,7 @@ async def healthz(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     manager, admission = context.backends, context.admission
     models = [ModelHealth(one.id, one.state.value, one.id == manager.default_id) for one in manager.backends]
-    healthy = _not_ready_reason(context) is None and not any(model.state in _DEGRADED for model in models)
+    healthy = not_ready_reason(context) is None and not any(model.state in _DEGRADED for model in models)
     waiting = sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.engines)
     health = Health(
         status="ok" if healthy else "degraded",
@@ -47,5 +47,6 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def _not_ready_reason(context: ServerContext) -> str | None:
+def not_ready_reason(context: ServerContext) -> str | None:
+    """Returns the reason that /readyz gives; None when the default model serves."""
     return "draining" if context.admission.closed else context.backends.not_ready_reason()
