@@ -29,6 +29,8 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "models[].max_model_len": "Most tokens of prompt and answer together; null is what the model was made for.",
         "models[].chat_template": "Jinja2 chat template, or a file with one, in place of the model's own.",
         "models[].idle_unload_s": "Seconds without a request after which it is unloaded until the next; null: never.",
+        "models[].memory_gb": "Most memory of weights and KV cache, in GB; a model that cannot fit is not loaded.",
+        "models[].max_requests": "Most requests for it at once, waiting ones included; more are answered 429.",
         "runtime.isolation": "Run the engine in a process of its own, or in the server's (for debugging).",
         "runtime.allow_stub": "Serve the demo model where a model is missing; false makes that an error.",
         "runtime.dtype": "Type for models that set none; `auto` follows the model's own and the device.",

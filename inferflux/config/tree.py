@@ -15,6 +15,7 @@ Priority = Annotated[int, Meta(ge=-(2**31 - 1), le=2**31 - 1)]
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=604800)]
+Gigabytes = Annotated[float, Meta(gt=0, le=1e6)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 ModelId = Annotated[
@@ -40,6 +41,7 @@ SecretSha256 = Annotated[
     str, Meta(pattern=r"^[0-9a-f]{64}$", description="64 lowercase hexadecimal digits", extra={"secret": True})
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4", "fp8"]
 Scope = Literal["generate", "read", "admin"]
 SchedulerPolicy = Literal["priority_age", "fcfs", "fair", "longest_prefix"]
 
@@ -71,17 +73,20 @@ class ServerConfig(Section, frozen=True):
 
 class ModelConfig(Section, frozen=True):
     """One served model. `path`: a Hugging Face folder, or `stub` for the demo model that ships with the package.
-    `idle_unload_s`: without a request for so long it is unloaded, and the next request loads it."""
+    `idle_unload_s`: without a request for so long it is unloaded, and the next request loads it. `memory_gb`: what
+    weights and KV cache may take together. `max_requests`: running and waiting ones."""
 
     id: ModelId
     path: Text | None = None
     backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
     default: bool = False
     dtype: Dtype = "auto"
-    quantization: Literal["int8", "int4", "fp8"] | None = None
+    quantization: Quantization | None = None
     max_model_len: Positive | None = None
     chat_template: Annotated[str, Meta(min_length=1, max_length=262144)] | None = None
     idle_unload_s: Seconds | None = None
+    memory_gb: Gigabytes | None = None
+    max_requests: Positive | None = None
 
 
 class SchedulerConfig(Section, frozen=True):

@@ -13,7 +13,15 @@ from inferflux.ctl.show import print_json, print_table
 PATH: Final = "/v1/admin/models"
 DEFAULT_PATH: Final = "/v1/admin/models/default"
 _COLUMNS: Final = ("id", "state", "default", "asked for by", "path", "backend", "window", "requests", "memory", "error")
-_OPTIONAL: Final = ("backend", "dtype", "max_model_len", "idle_unload_s")
+_OPTIONAL: Final = (
+    "backend",
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "idle_unload_s",
+    "memory_gb",
+    "max_requests",
+)
 _MEBIBYTE: Final = 2**20
 
 
@@ -89,7 +97,10 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=("auto", "cpu", "cuda", "stub"), help="device to run on")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type to compute in")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
+    parser.add_argument("--quantization", choices=("int8", "int4", "fp8"), help="round its weights to fewer bits")
     parser.add_argument("--idle-unload-s", type=float, metavar="S", help="unload it after so long without a request")
+    parser.add_argument("--memory-gb", type=float, metavar="GB", help="most memory of weights and KV cache")
+    parser.add_argument("--max-requests", type=int, metavar="N", help="most requests for it at once")
 
 
 def _add_unload(parser: argparse.ArgumentParser) -> None:

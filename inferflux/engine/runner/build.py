@@ -15,6 +15,7 @@ from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.spec import ModelSpec, read_spec
+from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import free_memory, plan_pool
 from inferflux.engine.runner.runner import Runner
@@ -53,6 +54,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
         _check_kv_dtype(runtime, dtype)
         kernels = select(device, dtype, runtime.kernels)
         context = ParallelContext(rank=0, size=1, device=device)
+        weights = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
+        check_fits(model, weights, free_memory(device))
         decoder = load_model(
             path,
             kernels=kernels,
@@ -66,7 +69,9 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
     grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, spec.eos_token_ids))
     with phase("pool"):
         page = PageShape(spec.num_layers, page_tokens, spec.num_kv_heads // context.size, spec.head_dim, dtype)
-        plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free_memory(device))
+        plan = plan_pool(
+            model, runtime, spec.max_model_len, page.num_bytes, pool_memory(model, weights, free_memory(device))
+        )
         runner = Runner(
             decoder,
             kernels,

@@ -33,10 +33,12 @@ class PoolPlan(NamedTuple):
 
 
 class FreeMemory(NamedTuple):
-    """Bytes free on a kind of device (`cuda` or `cpu`) once the weights are loaded."""
+    """Bytes free on a kind of device (`cuda` or `cpu`) once the weights are loaded. limit: the most of them that the
+    pool may take, whatever share of them that is."""
 
     kind: str
     num_bytes: int
+    limit: int | None = None
 
 
 def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_bytes: int, free: FreeMemory) -> PoolPlan:
@@ -55,7 +57,7 @@ def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_byte
         raise ModelLoadError(
             f"{model.id}: of {_megabytes(free.num_bytes)} free memory, the KV cache's share holds {held} tokens; "
             f"{_megabytes((needed - num_pages) * page_bytes)} more are needed to be of use: free some memory, or raise "
-            "runtime.paged_kv.device_memory_fraction"
+            f"runtime.paged_kv.device_memory_fraction{' or models[].memory_gb' if free.limit is not None else ''}"
         )
     if model.max_model_len is not None:
         raise ConfigError(
@@ -70,15 +72,16 @@ def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_byte
 def _num_pages(runtime: RuntimeConfig, pages_per_request: int, page_bytes: int, free: FreeMemory) -> int:
     settings = runtime.paged_kv
     fitting = free.num_bytes // page_bytes
+    allowed = fitting if free.limit is None else min(fitting, free.limit // page_bytes)
     if settings.device_pages:
-        if settings.device_pages > fitting:
+        if settings.device_pages > allowed:
             raise ConfigError(
                 f"runtime.paged_kv.device_pages: {settings.device_pages} pages of {_megabytes(page_bytes)} exceed the "
-                f"{_megabytes(free.num_bytes)} of free memory; at most {fitting} fit"
+                f"{_megabytes(allowed * page_bytes)} that are free or in the model's budget; at most {allowed} fit"
             )
         return settings.device_pages
     fraction = settings.device_memory_fraction or DEFAULT_FRACTION[free.kind]
-    usable = int(fitting * fraction)
+    usable = min(allowed, int(fitting * fraction))
     return min(usable, runtime.scheduler.max_batch_size * pages_per_request + 1)
 
 

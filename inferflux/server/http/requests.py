@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
 from inferflux.server.backends import Backend, BackendState
-from inferflux.server.errors import SlowBodyError
+from inferflux.server.errors import BusyError, SlowBodyError
 from inferflux.server.generation import Caller
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
@@ -19,6 +19,8 @@ from inferflux.server.http.schemas.structured import Asked
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+# When a place of a model's own may be free again.
+RETRY_AFTER_S = 1
 # Parsing this much takes well under a millisecond.
 INLINE_BODY_BYTES = 65536
 # Between two pieces of a body; and how fast a body must come when it takes longer than that.
@@ -84,9 +86,11 @@ async def use_backend(request: web.Request, model_id: str | None) -> Backend:
     """Returns the model a request asks for, ready, and keeps it there until the request has been answered; one that
     was unloaded when idle is loaded first.
 
-    Raises UnknownModelError, NotReadyError when it takes no requests, TimeoutError when the load takes too long.
+    Raises UnknownModelError, NotReadyError when it takes no requests, BusyError when it has as many as it may have,
+    TimeoutError when the load takes too long.
     """
     backend = find_backend(request, model_id)
+    _check_room(backend)
     request[INFO].held.enter_context(backend.hold())
     if backend.serves and backend.state is not BackendState.READY:
         async with time_left(request):
@@ -104,6 +108,12 @@ async def find_grammar(request: web.Request, backend: Backend, asked: Asked | No
     assert backend.info is not None, "a ready backend has been described"
     await request.app[CONTEXT].text_work.check_grammar(backend.text, backend.info, asked.grammar, asked.param)
     return asked.grammar
+
+
+def _check_room(backend: Backend) -> None:
+    limit = backend.source.model.max_requests
+    if limit is not None and backend.num_holders >= limit:
+        raise BusyError(f'the model "{backend.id}" has {limit} requests, as many as it may have', RETRY_AFTER_S)
 
 
 def caller_of(request: web.Request, body: GenerateRequest) -> Caller:

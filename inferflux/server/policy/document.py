@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inferflux.config.tree import Count, Dtype, ModelId, Positive, Priority, SchedulerPolicy, Seconds, Text
+from inferflux.config.tree import (
+    Count,
+    Dtype,
+    Gigabytes,
+    ModelId,
+    Positive,
+    Priority,
+    Quantization,
+    SchedulerPolicy,
+    Seconds,
+    Text,
+)
 from inferflux.errors import InferFluxError, RequestError
 from inferflux.server.access.key_record import KeyRecord
 
@@ -69,8 +80,11 @@ class LoadedModel(Stored, frozen=True):
     path: Text
     backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
     max_model_len: Positive | None = None
     idle_unload_s: Seconds | None = None
+    memory_gb: Gigabytes | None = None
+    max_requests: Positive | None = None
 
 
 class ModelChanges(Stored, frozen=True):

@@ -288,3 +288,17 @@ async def test_only_administrators_may(site: Site):
     for method, path in (("GET", MODELS), ("POST", MODELS), ("DELETE", MODELS), ("PUT", DEFAULT)):
         async with site.session.request(method, site.url + path, json={"id": "a"}) as response:
             assert response.status == 401
+
+
+async def test_a_model_takes_no_more_requests_than_it_may(site: Site):
+    await load(site, "b", max_requests=2)
+    engine = site.engines["b"]
+    engine.gate.clear()
+    running = [stream(site, "b") for _ in range(2)]
+    await until(lambda: engine.num_running == 2)
+    status, body = await complete(site, "b")
+    assert (status, body["error"]["code"]) == (429, "queue_full")
+    assert (await complete(site, "a"))[0] == 200, "others are not held up"
+    engine.gate.set()
+    await asyncio.gather(*running)
+    assert (await complete(site, "b"))[0] == 200

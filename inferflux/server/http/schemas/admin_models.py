@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inferflux.config.tree import Dtype, ModelId, Positive, Seconds, Text
+from inferflux.config.tree import Dtype, Gigabytes, ModelId, Positive, Quantization, Seconds, Text
 from inferflux.errors import RequestError
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.model_events import ModelEvent
@@ -24,21 +24,18 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
     default: bool = False
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
     max_model_len: Positive | None = None
     idle_unload_s: Seconds | None = None
+    memory_gb: Gigabytes | None = None
+    max_requests: Positive | None = None
 
     def model(self) -> LoadedModel:
         """Raises RequestError."""
         if self.path is None and self.backend != STUB:
             raise RequestError("path: is required, unless backend is stub", param="path")
-        return LoadedModel(
-            id=self.id,
-            path=self.path or STUB,
-            backend=self.backend,
-            dtype=self.dtype,
-            max_model_len=self.max_model_len,
-            idle_unload_s=self.idle_unload_s,
-        )
+        given = {name: getattr(self, name) for name in LoadedModel.__struct_fields__}
+        return LoadedModel(**{**given, "path": self.path or STUB})
 
 
 class UnloadRequest(msgspec.Struct, frozen=True):
