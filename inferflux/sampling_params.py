@@ -22,10 +22,15 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 
 class Grammar(msgspec.Struct, frozen=True):
     """What a whole answer must look like. json: `text` is a JSON schema; regex: a regular expression that matches all
-    of it; lark: a Lark grammar in llguidance's dialect."""
+    of it; lark: a Lark grammar in llguidance's dialect.
+
+    thoughts: whether free text up to `</think>` comes before it. may: only after an opening `<think>`; open: it does,
+    for the prompt has opened them.
+    """
 
     kind: Literal["json", "regex", "lark"]
     text: str
+    thoughts: Literal["none", "may", "open"] = "none"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

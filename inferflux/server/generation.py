@@ -21,7 +21,8 @@ from inferflux.server.policy.delta_guard import DeltaGuard
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to run for one prompt. score_only: only the prompt's own log-probabilities are wanted, no output."""
+    """What to run for one prompt. score_only: only the prompt's own log-probabilities are wanted, no output.
+    shown: special tokens whose text is wanted."""
 
     prompt_token_ids: list[int]
     sampling: SamplingParams
@@ -29,6 +30,7 @@ class Job:
     tenant: str
     salt: bytes
     score_only: bool = False
+    shown: frozenset[int] = frozenset()
 
     @property
     def max_tokens(self) -> int:
@@ -49,7 +51,14 @@ class Caller:
     priority: int | None
     cache_salt: str | None
 
-    def job(self, prompt_token_ids: list[int], sampling: SamplingParams, *, score_only: bool = False) -> Job:
+    def job(
+        self,
+        prompt_token_ids: list[int],
+        sampling: SamplingParams,
+        *,
+        score_only: bool = False,
+        shown: frozenset[int] = frozenset(),
+    ) -> Job:
         principal = self.principal
         return Job(
             prompt_token_ids=prompt_token_ids,
@@ -58,6 +67,7 @@ class Caller:
             tenant=principal.tenant,
             salt=principal.cache_salt(self.cache_salt),
             score_only=score_only,
+            shown=shown,
         )
 
 
@@ -97,7 +107,7 @@ class Choice:
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
-        self.stream = TextStream(backend.text.tokenizer, job.sampling, job.prompt_token_ids)
+        self.stream = TextStream(backend.text.tokenizer, job.sampling, job.prompt_token_ids, shown=job.shown)
         self._guard = guard
         self._shown: list[str] = []
         self._client = backend.client

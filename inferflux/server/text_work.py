@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from inferflux.engine.service.protocol import ModelInfo
-from inferflux.engine.text import TextBundle, Tokenizer
+from inferflux.engine.text import ChatPrompt, TextBundle, Tokenizer
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
 from inferflux.server.grammar_check import GrammarCheck
@@ -44,6 +44,12 @@ class TextWork:
         if sum(map(len, prompts)) <= INLINE_CHARS:
             return _encode(text, prompts)
         return await self.run(_encode, text, prompts)
+
+    async def chat_prompt(
+        self, text: TextBundle, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> ChatPrompt:
+        """Returns the rendered conversation, ready for the answer. Raises RequestError."""
+        return await self.run(lambda: text.chat_prompt(messages, tools=tools))
 
     async def encode_chat(self, text: TextBundle, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Returns the token ids of the rendered conversation, ready for the answer. Raises RequestError."""

@@ -38,6 +38,7 @@ class FakeEngine:
 
     text: TextBundle
     reply: str = REPLY
+    window: int = WINDOW
     pause_s: float = 0.0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     fail_at: int | None = None
@@ -66,7 +67,9 @@ class FakeEngine:
             self.state = ClientState.FAILED
             raise self.load_error
         (eos,) = self.text.tokenizer.eos_token_ids
-        self.info = ModelInfo("Fake", 1000, self.text.tokenizer.vocab_size, WINDOW, "float32", "cpu", 16, 64, [eos])
+        self.info = ModelInfo(
+            "Fake", 1000, self.text.tokenizer.vocab_size, self.window, "float32", "cpu", 16, 64, [eos]
+        )
         self.state = ClientState.READY
         return self.info
 
@@ -130,8 +133,8 @@ class FakeEngine:
     def _tokens(self, num_prompt: int, sampling: SamplingParams) -> tuple[list[int], str]:
         (eos,) = self.text.tokenizer.eos_token_ids
         reply = self.text.tokenizer.encode(self.reply, add_special_tokens=False)
-        tokens = reply * WINDOW if sampling.ignore_eos else [*reply, eos]
-        limit = WINDOW - num_prompt if sampling.max_tokens is None else sampling.max_tokens
+        tokens = reply * self.window if sampling.ignore_eos else [*reply, eos]
+        limit = self.window - num_prompt if sampling.max_tokens is None else sampling.max_tokens
         for index, token_id in enumerate(tokens[:limit]):
             if token_id in (eos, *sampling.stop_token_ids) and not sampling.ignore_eos:
                 return tokens[: index + 1], "stop"

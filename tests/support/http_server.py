@@ -28,7 +28,7 @@ from inferflux.server.models import Models, open_models
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.tls import server_context
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import WINDOW, FakeEngine
 from tests.support.tokenizers import write_byte_level
 
 KEY = "sk-test-0123456789abcdef"
@@ -94,19 +94,23 @@ def text_bundle() -> TextBundle:
 
 
 @asynccontextmanager
-async def running_server(config: dict[str, Any] | None = None, *, load: bool = True) -> AsyncIterator[Site]:
-    """load: models are loaded before the body runs; else the body does it with `site.backends.load_all()`.
+async def running_server(
+    config: dict[str, Any] | None = None, *, load: bool = True, text: TextBundle | None = None
+) -> AsyncIterator[Site]:
+    """text: the models' tokenizer and template, which may need a larger window. load: models are loaded before the body
+    runs; else the body does it with `site.backends.load_all()`.
 
     A `policy.store` in the configuration is opened without a passphrase."""
     tree = msgspec.convert(OPEN if config is None else config, Config)
     engines: dict[str, FakeEngine] = {}
+    bundle = text or text_bundle()
 
     def make(source: ModelSource) -> FakeEngine:
-        engines[source.model.id] = FakeEngine(text_bundle())
+        engines[source.model.id] = FakeEngine(bundle, window=WINDOW if text is None else 8 * WINDOW)
         return engines[source.model.id]
 
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
-        return BackendManager(sources, make, load_text=lambda _path, _template: text_bundle(), on_event=on_event)
+        return BackendManager(sources, make, load_text=lambda _path, _template: bundle, on_event=on_event)
 
     metrics = Metrics()
     policy = open_policy(tree, passphrase=None)

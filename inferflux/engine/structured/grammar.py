@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from llguidance import LLMatcher
+from llguidance import regex_to_lark
 
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
@@ -16,7 +16,11 @@ _JSON_OPTIONS: Final = MappingProxyType({"whitespace_pattern": r"\n? {0,16}"})
 
 def library_text(grammar: Grammar) -> str:
     """Returns the grammar as llguidance takes it. Raises RequestError for a JSON schema that is not JSON."""
-    return _WRITERS[grammar.kind](grammar.text)
+    answer = {"name": "answer", **_WRITERS[grammar.kind](grammar.text)}
+    if grammar.thoughts == "none":
+        return json.dumps({"grammars": [answer]})
+    thoughtful = {"name": "start", "lark_grammar": _THOUGHTS + _STARTS[grammar.thoughts]}
+    return json.dumps({"grammars": [thoughtful, answer]})
 
 
 def json_rule(schema: Any) -> str:
@@ -34,12 +38,20 @@ def choice_rule(choices: tuple[str, ...]) -> str:
     return " | ".join(map(quoted, choices))
 
 
-def _json(text: str) -> str:
+def _json(text: str) -> dict[str, Any]:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError):
         raise RequestError("is not a JSON schema: not valid JSON") from None
-    return json.dumps({"grammars": [{"json_schema": _with_options(schema)}]})
+    return {"json_schema": _with_options(schema)}
+
+
+def _regex(text: str) -> dict[str, Any]:
+    return {"lark_grammar": f"start: /{regex_to_lark(text, use_ascii='')}/"}
+
+
+def _lark(text: str) -> dict[str, Any]:
+    return {"lark_grammar": text}
 
 
 def _with_options(schema: Any) -> dict[str, Any]:
@@ -50,6 +62,10 @@ def _with_options(schema: Any) -> dict[str, Any]:
     return {**schema, "x-guidance": dict(_JSON_OPTIONS)}
 
 
-_WRITERS: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
-    {"json": _json, "regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}
+_WRITERS: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = MappingProxyType(
+    {"json": _json, "regex": _regex, "lark": _lark}
+)
+_THOUGHTS: Final = "thoughts[lazy]: /(.|\\n)*<\\/think>/\ngap: /[ \\n]{0,4}/\n"
+_STARTS: Final = MappingProxyType(
+    {"open": "start: thoughts gap @answer", "may": 'start: @answer | "<think>" thoughts gap @answer'}
 )

@@ -3,33 +3,56 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from inferflux.engine.text.answer import reasoning
+from inferflux.engine.text.answer.formats import AnswerStyle, answer_style
 from inferflux.engine.text.chat_template import ChatTemplate, Message, load_chat_template
 from inferflux.engine.text.settings import read_settings
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
+class ChatPrompt(NamedTuple):
+    """A rendered conversation. opens_thoughts: it ends with `<think>`, so that the answer begins with thoughts."""
+
+    token_ids: list[int]
+    opens_thoughts: bool
+
+
 @dataclass(frozen=True, slots=True)
 class TextBundle:
-    """A model's tokenizer and chat template."""
+    """A model's tokenizer and chat template, and how its answers are written."""
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate
 
-    def encode_chat(
+    @property
+    def style(self) -> AnswerStyle:
+        return answer_style(self.chat_template.source)
+
+    def special_ids(self, texts: Sequence[str]) -> frozenset[int]:
+        """Returns the ids of those texts that are special tokens."""
+        ids = {self.tokenizer.token_id(text) for text in texts}
+        return frozenset(token_id for token_id in ids if token_id in self.tokenizer.special_ids)
+
+    def chat_prompt(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Returns the prompt's token ids. As `ChatTemplate.render`, also in its errors: call it off the event loop."""
+    ) -> ChatPrompt:
+        """Returns the prompt. As `ChatTemplate.render`, also in its errors: call it off the event loop."""
         text = self.chat_template.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
         )
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        opens_thoughts = add_generation_prompt and text.rstrip().endswith(reasoning.OPEN)
+        return ChatPrompt(self.tokenizer.encode(text, add_special_tokens=False), opens_thoughts)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the prompt's token ids alone."""
+        return self.chat_prompt(messages).token_ids
 
 
 def load_text(folder: Path, chat_template: str | None = None) -> TextBundle:

@@ -31,7 +31,8 @@ Message = Mapping[str, Any]
 class ChatTemplate:
     """A compiled template. Immutable; any number of threads may render at once.
 
-    source: None for a model without a template, whose every rendering is refused with a word on what to configure.
+    source: None for a model without a template, whose every rendering is refused with a word on what to configure; kept
+    for those who must know what the model was taught.
     named_tokens: special tokens by role (`bos_token`, `eos_token`), which templates write into the text.
     Raises ModelLoadError, naming `origin`, when the template does not compile.
     """
@@ -44,6 +45,7 @@ class ChatTemplate:
         origin: str = "chat template",
         limits: RenderLimits | None = None,
     ) -> None:
+        self.source = source
         self._environment = ChatEnvironment()
         self._named_tokens = dict(named_tokens or {})
         self._limits = limits or RenderLimits()

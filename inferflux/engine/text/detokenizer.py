@@ -17,13 +17,20 @@ class Detokenizer:
     The pieces of `feed` and `finish` joined are `decode(prompt + ids)` without `decode(prompt)`; with an empty
     prompt, `decode(ids)`. At most three bytes are held back: those that begin a character and may still be completed.
     Bytes that cannot be completed come out as U+FFFD as soon as that is known, the last ones at `finish`. A character
-    whose first bytes end the prompt comes out whole with its last byte.
+    whose first bytes end the prompt comes out whole with its last byte. shown: special tokens that are not skipped.
     """
 
     __slots__ = ("_at_start", "_pending", "_table")
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, prompt_ids: Sequence[int] = ()) -> None:
-        self._table = tokenizer.byte_table(skip_special_tokens=skip_special_tokens)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool,
+        prompt_ids: Sequence[int] = (),
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        self._table = tokenizer.byte_table(skip_special_tokens=skip_special_tokens, shown=shown)
         self._pending = _incomplete_tail(self._table, prompt_ids)
         self._at_start = tokenizer.drops_leading_space and not any(self._table[token_id] for token_id in prompt_ids)
 

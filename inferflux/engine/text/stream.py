@@ -37,6 +37,7 @@ class TextStream:
     tokens shown or not. A stop string ends the text before it; the token that completed it is the last of
     `token_ids`, whatever else came with it. The deltas' parts joined are `text`, `token_ids` and `logprobs`.
 
+    shown: special tokens whose text is wanted although special tokens are skipped.
     stopped: a stop string ended the text here while the engine still runs the request: the caller must abort it.
     """
 
@@ -45,9 +46,16 @@ class TextStream:
         "finish_reason", "logprobs", "stop_reason", "stopped", "token_ids",
     )  # fmt: skip
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        prompt_token_ids: Sequence[int] = (),
+        *,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._detokenizer = Detokenizer(
-            tokenizer, skip_special_tokens=sampling.skip_special_tokens, prompt_ids=prompt_token_ids
+            tokenizer, skip_special_tokens=sampling.skip_special_tokens, prompt_ids=prompt_token_ids, shown=shown
         )
         self._matcher = StopMatcher(sampling.stop) if sampling.stop else None
         self._min_tokens = sampling.min_tokens

@@ -80,6 +80,7 @@ class Tokenizer:
         self.drops_leading_space = encoder.rule.drops_leading_space
         self._all_bytes = ByteTable(encoder, frozenset())
         self._plain_bytes = ByteTable(encoder, encoder.special_ids)
+        self._partly_plain: dict[frozenset[int], ByteTable] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Returns the token ids of `text`; `add_special_tokens` adds BOS and EOS where the model wants them.
@@ -107,9 +108,17 @@ class Tokenizer:
             data = data[1:]
         return data.decode("utf-8", "replace")
 
-    def byte_table(self, *, skip_special_tokens: bool) -> ByteTable:
-        """Token id to bytes; with `skip_special_tokens` the special ones have none."""
-        return self._plain_bytes if skip_special_tokens else self._all_bytes
+    def byte_table(self, *, skip_special_tokens: bool, shown: frozenset[int] = frozenset()) -> ByteTable:
+        """Token id to bytes; with `skip_special_tokens` the special ones, but for those `shown`, have none."""
+        if not skip_special_tokens:
+            return self._all_bytes
+        if not shown & self.special_ids:
+            return self._plain_bytes
+        return self._partly_plain.setdefault(shown, ByteTable(self._encoder, self.special_ids - shown))
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token by its vocabulary text, None when there is none."""
+        return self._encoder.token_id(token)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the bytes the token stands for within a text: a part of a character, perhaps."""
@@ -121,7 +130,7 @@ class Tokenizer:
 
     def _named_id(self, role: str) -> int | None:
         token = self.named_tokens.get(role)
-        return None if token is None else self._encoder.token_id(token)
+        return None if token is None else self.token_id(token)
 
 
 def load_tokenizer(folder: Path, settings: TokenizerSettings | None = None) -> Tokenizer:

@@ -29,9 +29,10 @@ async def send_whole(request: web.Request, backend: Backend, jobs: Sequence[Job]
     """Runs the jobs to their end and returns the answer. Raises what went wrong."""
     async with _running(request, backend, jobs) as choices:
         await _all([_finish(choice) for choice in choices])
-        if any(choice.blocked for choice in choices):
+        body = form.answer(choices)
+        if any(choice.blocked or form.blocks(choice) for choice in choices):
             raise request.app[CONTEXT].gate.refuse_output()
-        return web.Response(body=form.answer(choices), content_type="application/json")
+        return web.Response(body=body, content_type="application/json")
 
 
 async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job], form: Format) -> web.StreamResponse:
@@ -100,15 +101,18 @@ async def _follow(request: web.Request, choice: Choice, form: Format, events: Ev
     """Raises GuardrailBlockedError when the guard ends the choice before anything was sent."""
     async with aclosing(choice.deltas()) as deltas:
         async for delta in deltas:
-            if choice.blocked:
+            news = form.events(choice, delta)
+            blocked = choice.blocked or form.blocks(choice)
+            if blocked:
                 refusal = request.app[CONTEXT].gate.refuse_output()
                 if not events.started:
                     raise refusal
                 request[INFO].decision = f"denied:{refusal.reason}"
-            news = form.events(choice, delta)
             if news:
                 await events.send(news)
             choice.count_streamed(delta)
+            if blocked:
+                return
 
 
 async def _all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -8,13 +8,13 @@ from aiohttp import web
 
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, INFO
-from inferflux.server.http.schemas.chat import Message
 from inferflux.server.http.schemas.generate import GenerateRequest
-from inferflux.server.policy.guardrails import texts_of_parts
+from inferflux.server.http.schemas.messages import Message
+from inferflux.server.policy.guardrails import texts_in, texts_of_json, texts_of_parts
 from inferflux.server.policy.opa import Question
 
 # What carries text; the other fields are what a policy may decide on besides.
-_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "model"))
+_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "model", "tools"))
 
 
 async def check_input(request: web.Request, backend: Backend, body: GenerateRequest, texts: Sequence[str]) -> None:
@@ -45,7 +45,14 @@ def texts_of_messages(messages: Sequence[Message]) -> list[str]:
         elif message.content is not None:
             texts += texts_of_parts([part.text for part in message.content if part.text is not None])
         texts += [text for text in (message.name, message.tool_call_id) if text is not None]
+        for call in message.tool_calls or ():
+            texts += [call.id, call.function.name, *texts_of_json(call.function.arguments)]
     return texts
+
+
+def texts_of_tools(definitions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns every text in tool definitions: names, descriptions, and all that stands in the schemas."""
+    return [text for definition in definitions for text in texts_in(definition)]
 
 
 async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequence[str | list[int]]) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -101,13 +102,13 @@ async def use_backend(request: web.Request, model_id: str | None) -> Backend:
     return backend
 
 
-async def find_grammar(request: web.Request, backend: Backend, asked: Asked | None) -> Grammar | None:
-    """Returns the grammar that a request asks for, compiled once to see that it can be. Raises RequestError."""
-    if asked is None:
-        return None
+async def find_grammar(request: web.Request, backend: Backend, asked: Sequence[Asked]) -> Grammar | None:
+    """Returns the last grammar, None when there is none. Each has been compiled once to see that it can be: so that the
+    first fault found is a part's own. Raises RequestError."""
     assert backend.info is not None, "a ready backend has been described"
-    await request.app[CONTEXT].text_work.check_grammar(backend.text, backend.info, asked.grammar, asked.param)
-    return asked.grammar
+    for one in asked:
+        await request.app[CONTEXT].text_work.check_grammar(backend.text, backend.info, one.grammar, one.param)
+    return asked[-1].grammar if asked else None
 
 
 def _check_room(backend: Backend) -> None:

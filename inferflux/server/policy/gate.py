@@ -110,6 +110,15 @@ class Gate:
             return None
         return DeltaGuard(settings.blocklist.guard())
 
+    @property
+    def blocks_output(self) -> Callable[[Sequence[str]], bool] | None:
+        """Tells of texts that a guard cannot see as they read, whether one holds what answers must not; None when
+        answers are not checked."""
+        settings = self.settings
+        if not settings.check_output or not settings.blocklist:
+            return None
+        return lambda texts: any(map(settings.blocklist.is_in, texts))
+
     def refuse_output(self) -> GuardrailBlockedError:
         """Counts an answer that a guard stopped; returns the error to raise when nothing of it has been sent."""
         return self._refusal("output_blocklist")

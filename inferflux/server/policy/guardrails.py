@@ -3,9 +3,11 @@
 What a term matches is said in `terms`, how spelling is folded in `folding`. Knows no callers and no HTTP.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from inferflux.server.policy.folding import Folding, is_extender
 from inferflux.server.policy.matcher import Matcher, Patterns
@@ -113,3 +115,24 @@ def texts_of_parts(parts: Sequence[str]) -> list[str]:
     """Returns what to check of a message in several parts: each, and all joined in both ways a chat template may join
     them, with nothing between them and with white space."""
     return [*parts, "".join(parts), "\n".join(parts)] if len(parts) > 1 else list(parts)
+
+
+def texts_of_json(text: str) -> list[str]:
+    """Returns what to check of a JSON text: itself, and its strings as they read without escapes."""
+    try:
+        return [text, *texts_in(msgspec.json.decode(text.encode("utf-8", "surrogatepass")))]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [text]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yields every string in a JSON value, keys included."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            waiting += [*one, *one.values()]
+        elif isinstance(one, list):
+            waiting += one

@@ -10,8 +10,10 @@ from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta, Tokenizer
 from inferflux.server.backends import Backend
 from inferflux.server.generation import Choice
+from inferflux.server.http.chat_plan import ChatPlan, Thoughts
 from inferflux.server.http.formats.envelope import Envelope
 from inferflux.server.http.formats.logprobs import finite
+from inferflux.server.http.formats.reading import Blocks, Reading
 from inferflux.server.http.schemas.chat import (
     CHUNK_OBJECT,
     AnswerMessage,
@@ -28,13 +30,22 @@ from inferflux.server.http.schemas.generate import FinishReason
 
 
 class ChatFormat:
-    """See `envelope.Format`."""
+    """See `envelope.Format`. Answers that may hold thoughts or calls are taken apart, each by a Reading of its own."""
 
-    def __init__(self, body: ChatRequest, backend: Backend) -> None:
+    def __init__(
+        self, body: ChatRequest, backend: Backend, plan: ChatPlan, thoughts: Thoughts, blocks: Blocks | None
+    ) -> None:
         self._envelope = Envelope("chatcmpl", CHUNK_OBJECT, backend, n=body.n or 1, include_usage=body.include_usage)
         self._tokenizer = backend.text.tokenizer
         self._with_token_ids = bool(body.return_token_ids)
+        self._plan = plan
+        self._thoughts = thoughts
+        self._vet = blocks
         self._opened: set[int] = set()
+        self._readings: dict[int, Reading] = {}
+
+    def blocks(self, choice: Choice) -> bool:
+        return choice.index in self._readings and self._readings[choice.index].blocked
 
     def answer(self, choices: Sequence[Choice]) -> bytes:
         whole = [self._whole(choice) for choice in choices]
@@ -42,13 +53,14 @@ class ChatFormat:
 
     def events(self, choice: Choice, delta: TextDelta) -> bytes:
         tokens_shown = delta.token_ids and (self._with_token_ids or delta.logprobs is not None)
-        if not (delta.text or delta.finish_reason or tokens_shown):
+        said, finish_reason = self._said(choice, delta)
+        if not (said or finish_reason or tokens_shown):
             return b""
         news = ChunkChoice(
             index=choice.index,
-            delta=Delta(content=delta.text) if delta.text or not delta.finish_reason else Delta(),
+            delta=said or Delta(),
             logprobs=self._logprobs(delta.logprobs),
-            finish_reason=cast("FinishReason | None", delta.finish_reason),
+            finish_reason=cast("FinishReason | None", finish_reason),
             token_ids=delta.token_ids if self._with_token_ids else UNSET,
         )
         return self._opening(choice.index) + self._envelope.chunk(news)
@@ -56,19 +68,42 @@ class ChatFormat:
     def ending(self, choices: Sequence[Choice]) -> bytes:
         return self._envelope.ending(choices)
 
+    def _said(self, choice: Choice, delta: TextDelta) -> tuple[Delta | None, str | None]:
+        """Returns what the delta adds to the message, and how the choice ended if it has."""
+        if not self._plan.reads:
+            text = delta.text
+            has_tokens = delta.token_ids and not delta.finish_reason
+            return Delta(content=text) if text or has_tokens else None, delta.finish_reason
+        reading = self._reading(choice)
+        said = reading.delta(delta.text, last=delta.finish_reason is not None)
+        return said, reading.finish_reason(delta.finish_reason)
+
+    def _reading(self, choice: Choice) -> Reading:
+        if choice.index not in self._readings:
+            tools = self._plan.tools
+            make_id = None if tools is None else tools.make_id
+            self._readings[choice.index] = Reading(self._plan.reader(self._thoughts), make_id, self._vet)
+        return self._readings[choice.index]
+
     def _opening(self, index: int) -> bytes:
         """Each choice's first chunk names the role and says nothing yet."""
         if index in self._opened:
             return b""
         self._opened.add(index)
-        return self._envelope.chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+        content = UNSET if self._plan.reads else ""
+        return self._envelope.chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content=content)))
 
     def _whole(self, choice: Choice) -> ChatChoice:
+        message, reason = AnswerMessage(choice.stream.text), choice.finish_reason
+        if self._plan.reads:
+            reading = self._reading(choice)
+            message = reading.message(choice.stream.text)
+            reason = reading.finish_reason(reason)
         return ChatChoice(
             index=choice.index,
-            message=AnswerMessage(choice.stream.text),
+            message=message,
             logprobs=self._logprobs(choice.stream.logprobs),
-            finish_reason=cast("FinishReason | None", choice.finish_reason),
+            finish_reason=cast("FinishReason | None", reason),
             token_ids=choice.stream.token_ids if self._with_token_ids else UNSET,
         )
 

@@ -34,6 +34,9 @@ class CompletionFormat:
         self._with_token_ids = bool(body.return_token_ids)
         self._lists: dict[int, LogprobLists] = {}
 
+    def blocks(self, choice: Choice) -> bool:
+        return False  # its text is all there is, and the choice's own guard has seen that
+
     def answer(self, choices: Sequence[Choice]) -> bytes:
         whole = [self._whole(choice) for choice in choices]
         return msgspec.json.encode(Completion(choices=whole, **self._envelope.fields(choices)))

@@ -36,6 +36,10 @@ class Format(Protocol):
         """Returns the events that follow the last choice's end."""
         ...
 
+    def blocks(self, choice: Choice) -> bool:
+        """Tells whether what was last said of the choice must not be: then that has not been said."""
+        ...
+
 
 class Envelope:
     """n: choices per prompt. include_usage: a stream says null in each chunk and the figures in a last one."""

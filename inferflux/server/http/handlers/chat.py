@@ -4,11 +4,13 @@ from aiohttp import web
 
 from inferflux.server.generation import check_prompt, fit_max_tokens
 from inferflux.server.http.answer import send_stream, send_whole
+from inferflux.server.http.chat_plan import plan_chat
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.chat import ChatFormat
-from inferflux.server.http.guarding import check_input, texts_of_messages
+from inferflux.server.http.guarding import check_input, texts_of_messages, texts_of_tools
 from inferflux.server.http.requests import caller_of, find_grammar, read_body, use_backend
-from inferflux.server.http.schemas.chat import CHAT, template_messages
+from inferflux.server.http.schemas.chat import CHAT
+from inferflux.server.http.schemas.messages import template_messages
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -18,12 +20,17 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     backend = await use_backend(request, body.model)
     info = backend.info
     assert info is not None, "a ready backend has been described"
-    await check_input(request, backend, body, texts_of_messages(body.messages))
-    token_ids = await request.app[CONTEXT].text_work.encode_chat(backend.text, messages)
+    plan = plan_chat(body, backend.text)
+    texts = texts_of_messages(body.messages) + texts_of_tools(plan.use.definitions)
+    await check_input(request, backend, body, texts)
+    context = request.app[CONTEXT]
+    token_ids, opened = await context.text_work.chat_prompt(backend.text, messages, plan.use.definitions)
     check_prompt(token_ids, info, "messages")
     max_tokens = fit_max_tokens(len(token_ids), body.token_limit, None, info)
-    grammar = await find_grammar(request, backend, body.asked_grammar())
+    thoughts = plan.thoughts(opened=opened)
+    grammar = await find_grammar(request, backend, plan.grammars(thoughts))
     sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, grammar=grammar)
-    jobs = caller_of(request, body).job(token_ids, sampling).choices()
+    jobs = caller_of(request, body).job(token_ids, sampling, shown=plan.shown).choices()
+    form = ChatFormat(body, backend, plan, thoughts, context.gate.blocks_output)
     send = send_stream if body.stream else send_whole
-    return await send(request, backend, jobs, ChatFormat(body, backend))
+    return await send(request, backend, jobs, form)

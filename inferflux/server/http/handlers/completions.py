@@ -23,7 +23,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     prompts = body.prompts()
     token_ids = await _token_ids(request, backend, prompts)
     caller = caller_of(request, body)
-    grammar = await find_grammar(request, backend, body.asked_grammar())
+    asked = body.asked_grammar()
+    grammar = await find_grammar(request, backend, [] if asked is None else [asked])
     jobs = [job for ids in token_ids for job in _jobs(body, caller, ids, backend, grammar)]
     if len(jobs) > MAX_PROMPTS:
         raise RequestError(f"n: at most {MAX_PROMPTS} choices in one request, over all prompts", param="n")

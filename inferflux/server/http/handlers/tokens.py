@@ -8,7 +8,7 @@ from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.requests import find_backend, read_body
 from inferflux.server.http.responses import json_response
-from inferflux.server.http.schemas.chat import template_messages
+from inferflux.server.http.schemas.messages import template_messages
 from inferflux.server.http.schemas.tokens import (
     DETOKENIZE,
     TOKENIZE,

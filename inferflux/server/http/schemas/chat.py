@@ -1,80 +1,17 @@
 """POST /v1/chat/completions: request, answer and stream chunk."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Raw, field
 
 from inferflux.errors import RequestError
 from inferflux.sampling_params import MAX_LOGPROBS
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import IGNORED_FIELDS, FinishReason, GenerateRequest, Usage
+from inferflux.server.http.schemas.messages import Message
+from inferflux.server.http.schemas.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
 CHUNK_OBJECT = "chat.completion.chunk"
-MAX_MESSAGES = 4096
-
-# Chat templates know three roles; "developer" is OpenAI's newer word for the system's.
-_TEMPLATE_ROLES = {"developer": "system"}
-# Parts of an assistant's message that a server puts into its answers and clients send back.
-_UNSUPPORTED_PARTS = ("tool_calls", "function_call", "audio")
-
-
-def _null() -> Raw:
-    """A default made anew, since a JSON schema cannot show a raw one."""
-    return Raw(b"null")
-
-
-class ContentPart(msgspec.Struct, frozen=True):
-    """Only `type: text` is understood; other kinds keep their content to themselves."""
-
-    type: str
-    text: str | None = None
-
-    def for_template(self, path: str) -> dict[str, str]:
-        if self.type != "text" or self.text is None:
-            raise RequestError(f'{path}: must be of type "text" with a text (got type "{self.type:.40}")', param=path)
-        return {"type": self.type, "text": self.text}
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message. refusal, annotations and reasoning are what an answer may have carried; they are not read."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: Raw = field(default_factory=_null)
-    function_call: Raw = field(default_factory=_null)
-    audio: Raw = field(default_factory=_null)
-    refusal: Raw = field(default_factory=_null)
-    annotations: Raw = field(default_factory=_null)
-    reasoning_content: Raw = field(default_factory=_null)
-
-    def for_template(self, path: str) -> dict[str, Any]:
-        """Returns the message as chat templates read it. Raises RequestError naming `path` and the part at fault."""
-        for name in _UNSUPPORTED_PARTS:
-            if bytes(getattr(self, name)) not in (b"null", b"[]"):
-                raise RequestError(f"{path}.{name}: not supported yet", param=f"{path}.{name}")
-        message: dict[str, Any] = {"role": _TEMPLATE_ROLES.get(self.role, self.role), "content": self._content(path)}
-        optional = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return message | {name: value for name, value in optional.items() if value is not None}
-
-    def _content(self, path: str) -> str | list[dict[str, str]]:
-        """Returns a text, or text parts: whether the template takes them as they are is its own affair."""
-        if isinstance(self.content, str):
-            return self.content
-        if self.content is None:
-            if self.role == "assistant":
-                return ""
-            raise RequestError(f"{path}.content: is required", param=f"{path}.content")
-        return [part.for_template(f"{path}.content[{index}]") for index, part in enumerate(self.content)]
-
-
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Returns the messages as chat templates read them. Raises RequestError."""
-    if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise RequestError(f"messages: must have 1 to {MAX_MESSAGES} messages (got {len(messages)})", param="messages")
-    return [message.for_template(f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
@@ -82,6 +19,9 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     def check(self) -> None:
         super().check()
@@ -131,9 +71,13 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
-    content: str
+    """content: None beside tool calls when nothing else was said. reasoning_content: a thinking model's thoughts."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,10 +99,12 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """What a chunk adds: the role in the first, text in those that follow, nothing in the last."""
+    """What a chunk adds: the role in the first, text or calls in those that follow, nothing in the last."""
 
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
     content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,9 +124,7 @@ CHAT = BodyReader(
         "modalities": (["text"],),
         "prediction": (),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "web_search_options": (),
     },
-    ignored=(*IGNORED_FIELDS, "parallel_tool_calls", "reasoning_effort", "verbosity"),
+    ignored=(*IGNORED_FIELDS, "reasoning_effort", "verbosity"),
 )

@@ -11,7 +11,7 @@ from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar, SamplingParams
 from inferflux.server.http.schemas.structured import Asked, ResponseFormat, StructuredOutputs, asked_grammar
 
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 MAX_PRIORITY = 2**31 - 1
 MAX_CACHE_SALT_LENGTH = 256

@@ -3,7 +3,7 @@
 import msgspec
 
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.chat import Message
+from inferflux.server.http.schemas.messages import Message
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
