@@ -18,9 +18,9 @@ MAX_NAME_CHARS: Final = 256
 
 
 class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """caller: a key's id or a token's subject; None: unknown. decision: such as `allowed`, `denied:blocklist`,
-    `denied:unauthenticated`. prompt: every text the caller sent; response: every text that was sent back.
-    change: for an administrator's change, what it was, without secrets."""
+    """caller: a key's id or a token's subject; None: unknown. address: where the connection comes from. decision: such
+    as `allowed`, `denied:blocklist`, `denied:unauthenticated`. prompt: every text the caller sent; response: every text
+    that was sent back. change: for an administrator's change, what it was, without secrets."""
 
     kind: Literal["request", "admin"] = "request"
     request_id: str
@@ -28,6 +28,7 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
     decision: str
     status: int
     caller: str | None = None
+    address: str | None = None
     tenant: str | None = None
     model: str | None = None
     prompt_tokens: int | None = None
@@ -49,6 +50,7 @@ def record_of(event: AuditEvent, seconds: float, keys: AuditKeys, *, with_text: 
         "time": timestamp(seconds),
         "request_id": _short(event.request_id),
         "caller": _short(event.caller),
+        "address": _short(event.address),
         "tenant": _short(event.tenant),
         "route": _short(event.route),
         "model": _short(event.model),

@@ -18,6 +18,7 @@ def request_event(info: RequestInfo, status: int) -> AuditEvent:
         decision=info.decision,
         status=status,
         caller=principal.id if principal is not None else None,
+        address=info.address,
         tenant=principal.tenant if principal is not None else None,
         model=info.model or None,
         prompt_tokens=info.num_prompt_tokens,
@@ -48,6 +49,7 @@ def change_event(info: RequestInfo, what: Mapping[str, Any]) -> AuditEvent:
         decision="allowed",
         status=NO_STATUS_YET,
         caller=info.principal.id,
+        address=info.address,
         tenant=info.principal.tenant,
         change=what,
     )

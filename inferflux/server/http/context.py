@@ -59,17 +59,18 @@ class RequestInfo:
     """What is known of one request while it is answered.
 
     id: the `x-request-id` of its response. started, deadline: `time.monotonic()` times. endpoint: the route's
-    template. principal: set by authentication. model: the label of the model it asks for. outcome: the status to
-    count and log when it is not the response's own (a stream that failed midway). allowances: what is left of the
-    limits that count for it. decision: whether it was let pass, for the audit log, as are the texts and their tokens:
-    prompt, those the caller sent; response, those that were sent back. held: what it keeps in use until it has been
-    answered.
+    template. address: of the connection's other end. principal: set by authentication. model: the label of the model
+    it asks for. outcome: the status to count and log when it is not the response's own (a stream that failed midway).
+    allowances: what is left of the limits that count for it. decision: whether it was let pass, for the audit log, as
+    are the texts and their tokens: prompt, those the caller sent; response, those that were sent back. held: what it
+    keeps in use until it has been answered.
     """
 
     id: str
     started: float
     deadline: float
     endpoint: str
+    address: str | None = None
     principal: Principal | None = None
     model: str = ""
     outcome: int | None = None

@@ -50,6 +50,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         started=started,
         deadline=started + context.config.server.request_timeout_s,
         endpoint=route_template(request) or "other",
+        address=request.remote,
     )
     request[INFO] = info
     if context.tracing is not None and request.path not in _QUIET_PATHS:

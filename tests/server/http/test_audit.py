@@ -62,6 +62,7 @@ async def test_every_request_has_a_line(tmp_path: Path) -> None:
         assert whole[name] == stream[name], name
     assert "response_hmac" not in refused
     assert "caller" not in stranger
+    assert {line["address"] for line in found} == {"127.0.0.1"}
     text = path.read_text()
     for secret in (CANARY, KEY, WRONG, "forbidden"):
         assert secret not in text
