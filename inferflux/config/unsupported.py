@@ -13,10 +13,7 @@ from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, sche
 
 UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
     {
-        "runtime.paged_kv.cpu_pages": None,
-        "runtime.paged_kv.eviction": ("clock",),
         "runtime.paged_kv.dtype": ("fp8", "int8"),
-        "runtime.nvme_offload.path": None,
         "runtime.speculative_decoding.enabled": None,
         "adapters": None,
         "distributed.world_size": None,

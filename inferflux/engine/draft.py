@@ -4,7 +4,7 @@ Knows what a row looks like; who gets one is the scheduler's decision.
 """
 
 from inferflux.engine.request import Request
-from inferflux.engine.step import Row, RowStart, StepPlan
+from inferflux.engine.step import PageMove, Row, RowStart, StepPlan
 
 
 class StepDraft:
@@ -28,6 +28,10 @@ class StepDraft:
     def requests(self) -> list[Request]:
         """The rows' requests, in the plan's order."""
         return self._decoding + self.prefilling
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return self.num_tokens - len(self._decoding)
 
     def add_decode(self, request: Request, new_pages: list[int]) -> None:
         """The request's last token, which may be still to come, is computed and the next one sampled."""
@@ -78,5 +82,5 @@ class StepDraft:
             )
         )
 
-    def plan(self, step_id: int) -> StepPlan:
-        return StepPlan(step_id, self._starts, self._decode_rows + self._prefill_rows)
+    def plan(self, step_id: int, moves: list[PageMove], *, wait: bool, wipe: bool) -> StepPlan:
+        return StepPlan(step_id, self._starts, self._decode_rows + self._prefill_rows, moves, wait, wipe)

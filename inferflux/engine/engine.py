@@ -7,9 +7,12 @@ import random
 import time
 from collections import deque
 
+import msgspec
+
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
+from inferflux.engine.kv.lower_tiers import tier_settings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import refusal_news
 from inferflux.engine.request import Request
@@ -19,6 +22,10 @@ from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
+
+# How long the end of an engine may take that keeps its pages: its host is killed after 5 s.
+FLUSH_S = 4.0
+SUNK_AT_ONCE = 32
 
 
 class Engine:
@@ -37,7 +44,9 @@ class Engine:
             page_tokens=self.info.page_tokens,
             fingerprint=self.executor.fingerprint,
             prefix_cache=runtime.prefix_cache.enabled,
+            tiers=tier_settings(runtime, self.info.page_bytes),
         )
+        self._keeps_pages = runtime.nvme_offload.path is not None and runtime.nvme_offload.persist
         self.scheduler = Scheduler(runtime.scheduler, runtime.fairness, self.kv, clock=time.monotonic)
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
         self._anteroom = Anteroom()
@@ -48,6 +57,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._in_flight) or len(self._anteroom) > 0
+
+    @property
+    def has_chores(self) -> bool:
+        """True while steps would get something done though no request waits: pages on their way to a lower tier."""
+        return self.kv.has_chores
 
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
@@ -89,10 +103,21 @@ class Engine:
         plan = self.scheduler.schedule()
         if plan is not None:
             self._in_flight.append((plan, self.executor.launch(plan)))
-        if not self._in_flight or (plan is not None and len(self._in_flight) < self._max_in_flight):
+        is_first = plan is not None and plan.rows and len(self._in_flight) < self._max_in_flight
+        if not self._in_flight or is_first:
             return news
         plan, launched = self._in_flight.popleft()
         return news + self.scheduler.update(plan, launched.result())
+
+    def drop_cache(self) -> None:
+        """Forgets every cached page in every tier; running requests keep theirs."""
+        self.kv.reset_prefix_cache()
+
+    def close(self, flush_s: float = FLUSH_S) -> None:
+        """Ends the engine. Where pages are kept over a restart, spends up to flush_s seconds on writing them out."""
+        if self._keeps_pages:
+            self._flush(time.monotonic() + flush_s)
+        self.executor.close()
 
     def stats(self) -> EngineStats:
         return self.scheduler.stats()
@@ -100,6 +125,17 @@ class Engine:
     def check_integrity(self) -> None:
         """Asserts that every page is accounted for; for tests and idle moments."""
         self.scheduler.check_integrity()
+
+    def _flush(self, deadline: float) -> None:
+        """Sends cached pages down to the file, those used last first."""
+        self.scheduler.abort_all()
+        for flown, launched in self._in_flight:
+            self.scheduler.update(flown, launched.result())
+        self._in_flight.clear()
+        while time.monotonic() < deadline and (self.kv.sink(SUNK_AT_ONCE) or self.kv.is_writing):
+            plan = self.scheduler.schedule()
+            if plan is not None:
+                self.scheduler.update(plan, self.executor.execute(msgspec.structs.replace(plan, wait=True)))
 
     def _admit_prepared(self) -> list[Output]:
         """Queues the requests whose grammar is ready; returns the refusals of the others."""

@@ -6,13 +6,17 @@ says how long it took.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
+
+import msgspec
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.service.protocol import ModelInfo
-from inferflux.engine.step import StepOutput, StepPlan
+from inferflux.engine.step import FileNews, MoveResult, StepOutput, StepPlan
 from inferflux.sampling_params import Grammar
 
 
@@ -22,6 +26,30 @@ class Launched(Protocol):
     def result(self) -> StepOutput:
         """Waits for the step to end; called once, and for the oldest step first."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _NoRows:
+    """A step that only moves pages."""
+
+    step_id: int
+
+    def result(self) -> StepOutput:
+        return StepOutput(self.step_id, [])
+
+
+@dataclass(frozen=True, slots=True)
+class _WithMoves:
+    """A step whose results are told together with the page moves that have ended. poll: returns those, and what the
+    file says of itself."""
+
+    rows: Launched
+    poll: Callable[[], tuple[list[MoveResult], list[FileNews]]]
+
+    def result(self) -> StepOutput:
+        output = self.rows.result()
+        moves, file_news = self.poll()
+        return msgspec.structs.replace(output, moves=moves, file_news=file_news)
 
 
 class Executor:
@@ -38,7 +66,8 @@ class Executor:
         with self._phase("import"):
             # Here, so that its seconds show up among the phases, and processes without an engine stay free of torch.
             from inferflux.engine.runner.build import build_runner
-        self._runner, self.info, self.fingerprint, self._grammars = build_runner(model, runtime, self._phase)
+        built = build_runner(model, runtime, self._phase)
+        self._runner, self.info, self.fingerprint, self._grammars, self._mover = built
 
     @property
     def runs_beside(self) -> bool:
@@ -48,11 +77,22 @@ class Executor:
     def launch(self, plan: StepPlan) -> Launched:
         """Starts one step; those before it need not have ended. An exception, here or from the result, means that the
         engine has failed and must not be used again."""
-        return self._runner.launch(plan)
+        if self._mover is None:
+            return self._runner.launch(plan)
+        if plan.wipe:
+            self._mover.wipe()
+        self._mover.start(plan.moves)
+        rows = self._runner.launch(plan) if plan.rows else _NoRows(plan.step_id)
+        return _WithMoves(rows, partial(self._mover.poll, wait=plan.wait))
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Computes one step, as `launch` and its result."""
         return self.launch(plan).result()
+
+    def close(self) -> None:
+        """Closes what is open; no step may follow."""
+        if self._mover is not None:
+            self._mover.close()
 
     def prepare(self, grammar: Grammar) -> Future[Any]:
         """Compiles a grammar in a thread. A request that has it may join a plan when the future is done; the future

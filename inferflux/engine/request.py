@@ -7,6 +7,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Literal
 
+from inferflux.engine.step import Tier
 from inferflux.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -32,6 +33,7 @@ class Request:
     slot: the row's number in the runner's tables while RUNNING, else None.
     num_planned, num_pending: tokens that steps in flight compute, and tokens that they sample; known to be coming, not
         yet in num_computed and tokens.
+    num_loads: times its prefix was sent for since it last ran; num_loaded: pages that came, by tier.
     rank: place in the scheduling policy's order, smaller first; given by `order`. queued_time: since when it waits for
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
     num_turns: timeslices it has used up.
@@ -64,6 +66,8 @@ class Request:
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     first_scheduled_time: float | None = None
+    num_loads: int = 0
+    num_loaded: dict[Tier, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tokens:

@@ -12,7 +12,8 @@ pages, and whoever gets that page writes later.
 Order is by rank (`order`): running requests are served smallest rank first, and pages are taken from the largest.
 So the smallest always advances, which rules out livelock. A request that yields its pages waits again under its old
 rank, ahead of whatever came after it; its full pages stay cached, so resuming is a prefix hit. One whose timeslice is
-over queues again behind the others.
+over queues again behind the others. A request whose prefix lies in a lower tier holds pages while it is loading, and no
+slot; when they are filled it waits again, and finds them.
 """
 
 import heapq
@@ -20,13 +21,14 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from typing import NamedTuple
+from itertools import chain
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.draft import StepDraft
+from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import error_news, finish_reason, token_news
-from inferflux.engine.order import Order, by_rank
+from inferflux.engine.order import Order, by_rank, check_queues
 from inferflux.engine.request import FinishReason, Request, RequestState
 from inferflux.engine.service.protocol import Output
 from inferflux.engine.stats import EngineStats
@@ -35,13 +37,6 @@ from inferflux.errors import RequestError
 
 # How many requests that wait for pages being computed right now may be passed over in one step.
 MAX_PASSED_OVER = 16
-
-
-class _Flight(NamedTuple):
-    """A step without results so far. requests: its rows', each with the life it was in: its preemptions until then."""
-
-    step_id: int
-    requests: list[tuple[Request, int]]
 
 
 class Scheduler:
@@ -67,14 +62,15 @@ class Scheduler:
         self._requests: dict[int, Request] = {}
         self._waiting: list[Request] = []
         self._running: list[Request] = []
-        self._in_flight: deque[_Flight] = deque()
+        self._loading: list[Request] = []
+        self._in_flight: deque[Flight] = deque()
         self._scores: dict[int, list[TokenLogprobs]] = {}
         self._admission_blocked = False
         self._stats = EngineStats()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting or self._loading)
 
     def add(self, request: Request) -> None:
         """Queues a request. Lowers its max_total_tokens to what the pool could hold if it were alone.
@@ -102,7 +98,7 @@ class Scheduler:
     def configure(self, policy: str, fairness: FairnessConfig) -> None:
         """Puts another policy in force, for those that wait and run already too. Raises ConfigError."""
         self._order.configure(policy, fairness)
-        self._order.sort(self._waiting, self._running)
+        self._order.sort(self._waiting, self._running, self._loading)
         self._admission_blocked = False
 
     def abort(self, request_ids: list[int]) -> None:
@@ -112,6 +108,10 @@ class Scheduler:
             if request is not None:
                 self._end(request, "abort")
 
+    def abort_all(self) -> None:
+        """Ends every request."""
+        self.abort(list(self._requests))
+
     def schedule(self) -> StepPlan | None:
         """Returns the next step, or None when there is nothing to run, or nothing before the step in flight has its
         results.
@@ -119,39 +119,50 @@ class Scheduler:
         Decodes come first in the budget, then running prefills by rank, then waiting requests. Pages of the plan's rows
         are taken here. At most one plan may be without its `update` when this is called.
         """
-        assert sum(map(_is_alive, self._in_flight)) <= 1, "the update of the plan before the last one is still due"
+        assert sum(map(is_alive, self._in_flight)) <= 1, "the update of the plan before the last one is still due"
         if self._must_wait():
             return None
+        stats, kv = self._stats, self._kv
+        for request in list(filter(kv.is_loaded, self._loading)):
+            self._stop_loading(request)
         if self._waiting:
             self._give_way()
-        stats = self._stats
         num_preemptions = stats.preemptions
         draft = StepDraft(self._max_batch_tokens - self._num_decoding())
         self._plan_running(draft)
         if stats.preemptions == num_preemptions:
             self._admit(draft)
         planned = draft.requests
-        if not planned:
+        if not planned and any(map(is_alive, self._in_flight)):
+            return None
+        moves, wipe = kv.take_moves()
+        if not (planned or wipe or kv.has_chores):
             return None
         stats.steps += 1
         stats.batch_tokens = draft.num_tokens
-        plan = draft.plan(stats.steps)
+        plan = draft.plan(stats.steps, moves, wait=not planned and self.has_work, wipe=wipe)
         for row, request in zip(plan.rows, planned, strict=True):
             request.num_planned += len(row.token_ids)
             request.num_pending += row.sample
-        self._in_flight.append(_Flight(stats.steps, [(request, request.num_preemptions) for request in planned]))
+        rows = [(request, request.num_preemptions) for request in planned]
+        self._in_flight.append(Flight(stats.steps, rows, self._clock(), draft.num_prefill_tokens))
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
         """Takes in the oldest plan's results and returns the requests' news. Results of requests that have ended or
         yielded since are dropped."""
         while (flight := self._in_flight.popleft()).step_id < plan.step_id:
-            assert not _is_alive(flight), "results of an earlier step are still due"
+            assert not is_alive(flight), "results of an earlier step are still due"
         assert output.step_id == plan.step_id == flight.step_id, "results of another step"
+        if output.moves or output.file_news:
+            self._kv.end_moves(output.moves, output.file_news)
+            self._admission_blocked = False
+        if plan.rows:
+            self._kv.rates.note_step(flight.num_prefill_tokens, plan.num_tokens, self._clock() - flight.started)
         commit = self._kv.commit
         news: list[Output] = []
         for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
-            if not _is_own(request, life):
+            if not is_own(request, life):
                 continue
             request.num_planned -= len(row.token_ids)
             request.num_pending -= row.sample
@@ -171,25 +182,21 @@ class Scheduler:
         """Returns the numbers of this moment."""
         stats = copy(self._stats)
         stats.running = len(self._running)
-        stats.waiting = len(self._waiting)
+        stats.waiting = len(self._waiting) + len(self._loading)
+        stats.loading = len(self._loading)
         self._kv.report(stats)
         return stats
 
     def check_integrity(self) -> None:
         """Asserts that every page, slot and request is accounted for. For tests and idle moments."""
-        self._kv.check_integrity(self._running)
+        self._kv.check_integrity(self._running + self._loading)
         slots = [request.slot for request in self._running if request.slot is not None]
         assert sorted(slots + self._free_slots) == list(range(self._num_slots)), "a slot is lost or taken twice"
         assert len(slots) == len(self._running), "a running request has no slot"
-        assert all(not request.pages and request.slot is None for request in self._waiting)
-        for queue, state in ((self._running, RequestState.RUNNING), (self._waiting, RequestState.WAITING)):
-            assert all(request.state is state for request in queue)
-            assert queue == sorted(queue, key=by_rank), "a queue is out of order"
-        assert len(self._requests) == len(self._running) + len(self._waiting)
+        check_queues(self._waiting, self._loading, self._running)
+        assert len(self._requests) == len(self._waiting) + len(self._loading) + len(self._running)
         assert self._scores.keys() <= {request.id for request in self._running}
-        flown = {
-            request.id for flight in self._in_flight for request, life in flight.requests if _is_own(request, life)
-        }
+        flown = {request.id for request in chain.from_iterable(map(living, self._in_flight))}
         assert {request.id for request in self._requests.values() if request.num_planned} == flown
 
     def _num_decoding(self) -> int:
@@ -204,7 +211,7 @@ class Scheduler:
         wants it: all whose turn is over, or one to a request that may take it."""
         if self._order.moves:
             first = self._waiting[0]
-            self._order.sort(self._waiting, self._running)
+            self._order.sort(self._waiting, self._running, self._loading)
             self._admission_blocked &= self._waiting[0] is first
         if self._free_slots and not self._admission_blocked:
             return
@@ -221,7 +228,7 @@ class Scheduler:
         for flight in self._in_flight:
             if any(request.num_pending and request.sampling.reads_tokens for request, _ in flight.requests):
                 return True
-            if _is_alive(flight):
+            if is_alive(flight):
                 num_wanted = len(self._running) + self._kv.num_pages_for(self._max_batch_tokens)
                 return not self._kv.has_room(num_wanted)
         return False
@@ -246,12 +253,18 @@ class Scheduler:
                     draft.add_prefill(request, count, pages, request.id in self._scores)
 
     def _make_room(self, request: Request, count: int) -> list[int] | None:
-        """Returns pages for the `count` tokens after the computed ones, preempting from the end of the running list.
+        """Returns pages for the `count` tokens after the computed ones. To make room, loading requests wait again, then
+        running ones are preempted, each from the end of the list.
 
-        None when the request was itself the last one and had to yield.
+        None when the request was itself the last one and had to yield, or sits this step out, since moves hold pages.
         """
         while (pages := self._kv.allocate(request, count)) is None:
-            assert len(self._running) > 1, "a request alone always fits: add() saw to it"
+            if self._loading:
+                self._stop_loading(self._loading[-1])
+                continue
+            if len(self._running) == 1:
+                assert self._kv.num_under_way, "a request alone always fits: add() saw to it"
+                return None
             victim = self._running[-1]
             self._preempt(victim)
             if victim is request:
@@ -261,30 +274,41 @@ class Scheduler:
     def _admit(self, draft: StepDraft) -> None:
         """Starts waiting requests in order of rank while there are slots, budget and pages for all of their tokens.
 
-        A request whose next page is being computed by another right now is passed over: it will find that page cached.
+        A request whose next page is being computed or loaded by another right now is passed over: it will find that
+        page cached. One whose next pages are worth loading from a lower tier begins to load instead of starting.
         The first one that finds no room stops the rest, so that small requests do not starve a large one.
         """
         if self._admission_blocked or not self._waiting:
             return
         kv = self._kv
-        in_flight = (
-            request for flight in self._in_flight for request, life in flight.requests if _is_own(request, life)
-        )
+        in_flight = chain.from_iterable(map(living, self._in_flight))
         computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
-        num_reserved = sum(map(self._num_pages_to_come, self._running))
+        num_reserved = sum(map(self._num_pages_to_come, self._running + self._loading))
         num_passed_over = 0
         while self._free_slots and draft.prefill_budget > 0:
             if num_passed_over == min(MAX_PASSED_OVER, len(self._waiting)):
                 return
             request = self._waiting[num_passed_over]
             matched = kv.match_prefix(request)
-            if kv.awaited_name(request, len(matched)) in computing:
+            awaited = kv.awaited_name(request, len(matched))
+            if awaited in computing or kv.is_coming(awaited):
                 num_passed_over += 1
+                continue
+            below = kv.look_below(request, len(matched))
+            if below.sources:
+                if not kv.start_load(request, matched, below, num_reserved):
+                    self._admission_blocked = True
+                    return
+                del self._waiting[num_passed_over]
+                request.state = RequestState.LOADING
+                insort(self._loading, request, key=by_rank)
+                num_reserved += self._num_pages_to_come(request)
                 continue
             max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
             if not kv.admit(request, matched, max_tokens, num_reserved):
                 self._admission_blocked = True
                 return
+            kv.note_declined(below)
             del self._waiting[num_passed_over]
             self._start(request)
             draft.add_start(request)
@@ -295,8 +319,16 @@ class Scheduler:
             if self._order.shares:
                 self._order.sort(self._waiting)
 
+    def _stop_loading(self, request: Request) -> None:
+        """Makes a loading request wait again, whatever of its prefix has come."""
+        _remove(self._loading, request)
+        self._kv.finish_load(request)
+        request.state = RequestState.WAITING
+        insort(self._waiting, request, key=by_rank)
+        self._admission_blocked = False
+
     def _num_pages_to_come(self, request: Request) -> int:
-        """Pages a running request still needs for its known tokens and the next page_tokens it may generate."""
+        """Pages a running or loading request needs for its known tokens and the next page_tokens it may generate."""
         num_soon = min(len(request.tokens) + self._kv.page_tokens, request.max_total_tokens - 1)
         return self._kv.num_pages_for(num_soon) - len(request.pages)
 
@@ -336,6 +368,8 @@ class Scheduler:
         self._stats.preemptions += 1
 
     def _end(self, request: Request, reason: FinishReason) -> None:
+        if request.state is RequestState.LOADING:
+            self._stop_loading(request)
         if request.state is RequestState.RUNNING:
             self._leave(request)
         else:
@@ -356,16 +390,6 @@ class Scheduler:
         request.slot = None
         request.num_planned = request.num_pending = 0
         self._admission_blocked = False
-
-
-def _is_own(request: Request, life: int) -> bool:
-    """Whether a row planned in the request's given life is still its own."""
-    return request.state is RequestState.RUNNING and request.num_preemptions == life
-
-
-def _is_alive(flight: _Flight) -> bool:
-    """Whether somebody waits for the step's results."""
-    return any(_is_own(request, life) for request, life in flight.requests)
 
 
 def _remove(queue: list[Request], request: Request) -> None:

@@ -49,6 +49,7 @@ class Row(msgspec.Struct, frozen=True):
     follows: bool = False
 
 
+Tier = Literal["cpu", "nvme"]
 MoveKind = Literal["demote", "promote", "store", "load"]
 FileState = Literal["on", "full", "off"]
 

@@ -288,7 +288,7 @@ def test_errors_cannot_forge_lines() -> None:
     ("text", "environ", "key"),
     [
         ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
-        ("", {"INFERFLUX_KV_CPU_PAGES": "4"}, "runtime.paged_kv.cpu_pages"),
+        ("", {"INFERFLUX_RUNTIME__SPECULATIVE_DECODING__ENABLED": "true"}, "runtime.speculative_decoding.enabled"),
         ("", {"WORLD_SIZE": "2"}, "distributed.world_size"),
     ],
 )

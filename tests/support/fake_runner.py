@@ -13,6 +13,7 @@ from msgspec import structs
 
 from inferflux.engine.request import Request
 from inferflux.engine.step import Row, RowOutput, RowStart, StepOutput, StepPlan, TokenLogprobs
+from tests.support.fake_tiers import FakeTiers
 
 VOCAB_SIZE = 53
 
@@ -29,10 +30,11 @@ class FakeRunner:
     """Executes plans in plain Python.
 
     salts: request id to salt; every token a request reads must have been written under its own.
-    failing: request ids whose next row yields an error.
+    failing: request ids whose next row yields an error. tiers: where the plans' page moves go.
     """
 
-    def __init__(self, num_pages: int, page_tokens: int) -> None:
+    def __init__(self, num_pages: int, page_tokens: int, tiers: FakeTiers | None = None) -> None:
+        self.tiers = tiers
         self.page_tokens = page_tokens
         self.salts: dict[int, bytes] = {}
         self.failing: set[int] = set()
@@ -40,6 +42,8 @@ class FakeRunner:
         self._slots: dict[int, _Slot] = {}
 
     def execute(self, plan: StepPlan) -> StepOutput:
+        if self.tiers is not None:
+            self.tiers.start(plan.moves, plan.wipe, self._cells)
         for start in plan.starts:
             self._start(start)
         writes: dict[tuple[int, int], tuple[bytes, int]] = {}
@@ -52,7 +56,8 @@ class FakeRunner:
             results.append(self._compute(slot, row))
         for (page, offset), cell in writes.items():
             self._cells[page][offset] = cell
-        return StepOutput(plan.step_id, results)
+        moves, news = ([], []) if self.tiers is None else self.tiers.poll(self._cells)
+        return StepOutput(plan.step_id, results, moves, news)
 
     def _start(self, start: RowStart) -> None:
         self._slots[start.slot] = _Slot(start.request_id, start.seed, list(start.history))

@@ -4,6 +4,7 @@ from collections import deque
 from typing import Any
 
 from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.kv.lower_tiers import TierSettings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.scheduler import Scheduler
@@ -11,6 +12,7 @@ from inferflux.engine.service.protocol import Output
 from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import SamplingParams
 from tests.support.fake_runner import FakeRunner, expected_tokens
+from tests.support.fake_tiers import FakeTiers
 
 EOS = 7
 
@@ -29,13 +31,18 @@ class Workbench:
         prefix_cache: bool = True,
         fairness: FairnessConfig | None = None,
         ahead: bool = False,
+        tiers: TierSettings | None = None,
+        fake_tiers: FakeTiers | None = None,
         **config: Any,
     ) -> None:
         self.config = SchedulerConfig(**{"max_batch_size": 8, "max_batch_tokens": 64, **config})
-        self.kv = KVManager(num_pages, page_tokens, b"model", prefix_cache)
-        self.scheduler = Scheduler(self.config, fairness or FairnessConfig(), self.kv, lambda: self.clock)
-        self.runner = FakeRunner(num_pages, page_tokens)
         self.clock = 0.0
+        # Moves take some of the clock's ticks, which are too few to give up on them.
+        self.kv = KVManager(
+            num_pages, page_tokens, b"model", prefix_cache, tiers or TierSettings(0), lambda: self.clock / 100
+        )
+        self.scheduler = Scheduler(self.config, fairness or FairnessConfig(), self.kv, lambda: self.clock)
+        self.runner = FakeRunner(num_pages, page_tokens, fake_tiers)
         self.requests: dict[int, Request] = {}
         self.plans: list[StepPlan] = []
         self.flights: deque[tuple[StepPlan, StepOutput]] = deque()
@@ -114,7 +121,7 @@ class Workbench:
         while len(self.flights) >= self.max_flights:
             self.land()
         for _ in range(max_steps):
-            if not self.scheduler.has_work and not self.flights:
+            if not (self.scheduler.has_work or self.flights or self.kv.num_under_way):
                 break
             self.step()
         assert not self.scheduler.has_work, "no end in sight"

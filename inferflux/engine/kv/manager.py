@@ -1,33 +1,56 @@
 """KVManager: the scheduler's only door to the pages.
 
-Binds the pool (which pages are whose), the namer and the prefix index (which bytes are where). All methods are called
-from the scheduler's thread; none blocks. A request's `pages`, `page_names` and `num_computed` change nowhere else.
+Binds the pool (which pages are whose), the namer, the prefix index (which bytes are where) and, where there are any,
+the lower tiers with their loader. All methods are called from the scheduler's thread; none blocks. A request's `pages`,
+`page_names` and `num_computed` change nowhere else.
 
 The one rule that keeps output right: a page is written only while a single request holds it and nobody can find it.
 Names enter the index in `commit`, after the step that wrote the page; reuse takes whole pages from the index and stops
 short of the last token, so what a request writes always lies in pages of its own.
 """
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+from inferflux.engine.kv.eviction import EVICTION
 from inferflux.engine.kv.hashing import PageNamer
+from inferflux.engine.kv.lower_tiers import LowerTiers, TierSettings
 from inferflux.engine.kv.page_pool import PagePool
 from inferflux.engine.kv.prefix_index import PrefixIndex
+from inferflux.engine.kv.prefix_loader import MAX_LOADS, PrefixLoader, Prospect
+from inferflux.engine.kv.rates import Rates
 from inferflux.engine.request import Request
 from inferflux.engine.stats import EngineStats
+from inferflux.engine.step import FileNews, MoveResult, PageMove
+
+_NOTHING = Prospect([], None)
 
 
 class KVManager:
     """Pages of one device pool, `page_tokens` tokens each.
 
     fingerprint: names the model (see `hashing`). prefix_cache False: no page outlives its request.
+    tiers: host_pages 0 means that evicted pages are gone. clock: monotonic seconds.
     """
 
-    def __init__(self, num_pages: int, page_tokens: int, fingerprint: bytes, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_tokens: int,
+        fingerprint: bytes,
+        prefix_cache: bool,
+        tiers: TierSettings = TierSettings(host_pages=0),  # noqa: B008 (immutable)
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.page_tokens = page_tokens
-        self.pool = PagePool(num_pages)
+        self.pool = PagePool(num_pages, EVICTION[tiers.eviction]())
         self.index = PrefixIndex()
+        self.rates = Rates()
+        self._tiers = LowerTiers(tiers) if tiers.host_pages and prefix_cache else None
+        self._loader = (
+            None if self._tiers is None else PrefixLoader(self.pool, self.index, self._tiers, self.rates, clock)
+        )
         self._prefix_cache = prefix_cache
         self._query_tokens = 0
         self._hit_tokens = 0
@@ -84,6 +107,8 @@ class KVManager:
         if request.num_preemptions == 0 and self._reads_prefix(request):
             self._query_tokens += num_tokens
             self._hit_tokens += request.num_computed
+            self._count_loaded(request)
+        request.num_loads = 0
         return True
 
     def allocate(self, request: Request, num_new_tokens: int) -> list[int] | None:
@@ -98,8 +123,7 @@ class KVManager:
         if num_missing > self.pool.num_available:
             return None
         fresh, evicted = self.pool.take(num_missing)
-        for page in evicted:
-            self._evict(page)
+        self._evict(evicted)
         pages += fresh
         return fresh
 
@@ -135,6 +159,101 @@ class KVManager:
         request.pages = []
         request.num_computed = 0
 
+    def look_below(self, request: Request, num_matched: int) -> Prospect:
+        """Returns what the lower tiers have of the request's prefix, beyond the num_matched pages on the device.
+
+        Valid until the next call that changes the pool. Mutates nothing but `request.page_names`.
+        """
+        if self._loader is None or request.num_loads >= MAX_LOADS or not self._reads_prefix(request):
+            return _NOTHING
+        limit = (len(request.tokens) - 1) // self.page_tokens
+        names = (self._name(request, position) for position in range(num_matched, limit))
+        return self._loader.prospect(names, self.page_tokens)
+
+    def start_load(self, request: Request, matched: list[int], prospect: Prospect, num_reserved: int) -> bool:
+        """Gives a waiting request its prefix's pages and sends for those that are below.
+
+        False, and nothing changed, unless the pool could hold all its tokens besides `num_reserved` further pages.
+        `matched` and `prospect` must come from `match_prefix` and `look_below` with no change in between.
+        """
+        assert self._loader is not None
+        assert not request.pages
+        held = matched + [source.slot for source in prospect.sources if source.tier is None]
+        num_cached = sum(map(self.pool.is_cached, held))
+        num_fresh = self.num_pages_for(len(request.tokens)) - len(held)
+        if num_fresh + num_cached + num_reserved > self.pool.num_available:
+            return False
+        num_tokens = (len(matched) + len(prospect.sources)) * self.page_tokens
+        evicted = self._loader.start(request, matched, prospect.sources, self.rates.patience_s(num_tokens))
+        self._evict(evicted)
+        return True
+
+    def is_loaded(self, request: Request) -> bool:
+        """True when a loading request has nothing more to wait for."""
+        assert self._loader is not None
+        return self._loader.is_over(request)
+
+    def finish_load(self, request: Request) -> None:
+        """Takes a loading request's pages back, whether or not all came. What came is cached, to be found at once."""
+        assert self._loader is not None
+        self._loader.finish(request)
+
+    def note_declined(self, prospect: Prospect) -> None:
+        """Counts a request that computes what it could have loaded."""
+        if prospect.declined is not None and self._tiers is not None:
+            self._tiers.stats[prospect.declined].recomputes += 1
+
+    def is_coming(self, name: bytes | None) -> bool:
+        """True while the page of this name is on its way to the device."""
+        return name is not None and self._loader is not None and self._loader.is_coming(name)
+
+    @property
+    def num_under_way(self) -> int:
+        """Page moves whose results are not here yet."""
+        return 0 if self._tiers is None else self._tiers.num_under_way
+
+    @property
+    def has_chores(self) -> bool:
+        """True while the tiers have something to do that no request waits for."""
+        return self.is_writing or (self._tiers is not None and self._tiers.is_waiting_for_file)
+
+    def take_moves(self) -> tuple[list[PageMove], bool]:
+        """Returns the moves for the next plan, which must start in this order, and whether to wipe the file first."""
+        if self._loader is None or self._tiers is None:
+            return [], False
+        self._loader.pump()
+        self._tiers.store()
+        return self._tiers.take_moves(), self._tiers.take_wipe()
+
+    def end_moves(self, results: Sequence[MoveResult], news: Sequence[FileNews]) -> None:
+        """Takes in the results of moves, and what the file says of itself."""
+        if self._loader is None or self._tiers is None:
+            return
+        self._loader.end(results)
+        for each in news:
+            if each.state == "off":
+                self._loader.lose_file()
+            self._tiers.note_file(each)
+
+    @property
+    def is_writing(self) -> bool:
+        """True while pages are under way, or wait to be written to a file that takes them."""
+        return self._tiers is not None and (self._tiers.num_under_way > 0 or self._tiers.has_unstored)
+
+    def sink(self, max_pages: int) -> int:
+        """Copies up to max_pages cached device pages down, the last used first, that are not below yet; returns how
+        many it was. They stay cached."""
+        if self._tiers is None:
+            return 0
+        count, max_pages = 0, min(max_pages, self._tiers.sink_room)
+        for page in reversed(self.pool.cached_pages()):
+            if count == max_pages:
+                break
+            name = self.index.name_of(page)
+            if name is not None and self._tiers.locate(name) is None:
+                count += self._tiers.demote(name, page)
+        return count
+
     def awaited_name(self, request: Request, num_matched: int) -> bytes | None:
         """Returns the name of the first page that `match_prefix` missed, or None when finding it would be of no use."""
         if not self._reads_prefix(request) or num_matched >= (len(request.tokens) - 1) // self.page_tokens:
@@ -152,9 +271,11 @@ class KVManager:
         return -(-num_tokens // self.page_tokens)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets every cached page. Running requests keep theirs, and offer them again when they end."""
+        """Forgets every cached page in every tier. Running requests keep theirs, and offer them when they end."""
         self.index.clear()
         self.pool.drop_cached()
+        if self._tiers is not None:
+            self._tiers.clear()
 
     def report(self, stats: EngineStats) -> None:
         """Fills in the numbers of pages and of the prefix cache.
@@ -167,20 +288,36 @@ class KVManager:
         stats.prefix_query_tokens = self._query_tokens
         stats.prefix_hit_tokens = self._hit_tokens
         stats.evictions = self._num_evictions
+        if self._tiers is not None:
+            stats.tiers = self._tiers.report()
 
     def check_integrity(self, requests: Iterable[Request]) -> None:
         """Asserts that the books agree with `requests`, all that hold pages. Linear in the pool: not for every step."""
         owners = Counter(page for request in requests for page in request.pages)
+        if self._loader is not None:
+            owners.update(self._loader.held_pages())
+            self._loader.check_integrity()
         self.pool.check_integrity(owners)
         self.index.check_integrity()
         for page in self.pool.cached_pages():
             assert self.index.name_of(page) is not None, f"page {page} is cached but cannot be found"
         assert len(self.index) <= self.pool.num_cached + self.pool.num_used, "the index names a free page"
 
-    def _evict(self, page: int) -> None:
-        """The place where a lower tier would be asked to keep the bytes."""
-        self.index.forget(page)
-        self._num_evictions += 1
+    def _evict(self, pages: Iterable[int]) -> None:
+        """Takes the names of pages that are given to somebody else; a lower tier keeps the bytes if it can."""
+        for page in pages:
+            name = self.index.forget(page)
+            self._num_evictions += 1
+            if self._tiers is not None:
+                self._tiers.demote(name, page)
+
+    def _count_loaded(self, request: Request) -> None:
+        left = request.num_computed
+        for tier, num_pages in request.num_loaded.items():
+            num_tokens = min(left, num_pages * self.page_tokens)
+            left -= num_tokens
+            if self._tiers is not None:
+                self._tiers.stats[tier].hit_tokens += num_tokens
 
     def _reads_prefix(self, request: Request) -> bool:
         scores_prompt = request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0

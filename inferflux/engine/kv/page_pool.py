@@ -7,19 +7,22 @@ A page is in exactly one of three states:
 Every operation is O(1) per page, however many pages are cached. Knows page numbers only: no names, no tokens.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
+
+from inferflux.engine.kv.eviction import EvictionOrder
 
 
 class PagePool:
-    """The books of `num_pages` pages. Mutated by KVManager only, from the scheduler's thread."""
+    """The books of `num_pages` pages. Mutated by KVManager's rooms only, from the scheduler's thread.
 
-    def __init__(self, num_pages: int) -> None:
+    order: in which cached pages are evicted, empty yet.
+    """
+
+    def __init__(self, num_pages: int, order: EvictionOrder) -> None:
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
         self._references = [0] * num_pages
-        # Least recently used first. Not a plain dict: that one finds its first key ever slower as others leave.
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cached = order
 
     @property
     def num_free(self) -> int:
@@ -48,14 +51,14 @@ class PagePool:
     def take(self, count: int) -> tuple[list[int], list[int]]:
         """Returns (pages, evicted): `count` pages with one reference each, and those among them that were cached.
 
-        Free pages go first, then the least recently used cached ones. The caller must forget the names of `evicted`.
+        Free pages go first, then cached ones as the order has them. The caller must forget the names of `evicted`.
         At most `num_available` pages can be taken.
         """
         assert count <= self.num_available, "took more pages than there are"
         free, cached = self._free, self._cached
         num_free = min(count, len(free))
         pages = [free.pop() for _ in range(num_free)]
-        evicted = [cached.popitem(last=False)[0] for _ in range(count - num_free)]
+        evicted = [cached.pop() for _ in range(count - num_free)]
         pages += evicted
         for page in pages:
             self._references[page] = 1
@@ -64,24 +67,24 @@ class PagePool:
     def share(self, page: int) -> None:
         """Adds a reference to a page that is in use or cached."""
         if self._references[page] == 0:
-            del self._cached[page]
+            self._cached.remove(page)
         self._references[page] += 1
 
     def release(self, page: int, *, keep: bool) -> None:
-        """Drops a reference. With the last, the page becomes free, or if `keep` the most recently used cached one."""
+        """Drops a reference. With the last, the page becomes free, or if `keep` a cached one that was just used."""
         left = self._references[page] - 1
         assert left >= 0, f"page {page} released more often than held"
         self._references[page] = left
         if left == 0:
             if keep:
-                self._cached[page] = None
+                self._cached.add(page)
             else:
                 self._free.append(page)
 
     def touch(self, page: int) -> None:
-        """Makes a cached page the most recently used; a page in use stays as it is."""
+        """Notes a use of a cached page; a page in use stays as it is."""
         if page in self._cached:
-            self._cached.move_to_end(page)
+            self._cached.touch(page)
 
     def drop_cached(self) -> None:
         """Frees every cached page. The caller must forget their names."""

@@ -13,6 +13,8 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
+from inferflux.engine.kv.store.mover import Mover
+from inferflux.engine.kv.store.opening import open_tiers
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
@@ -33,12 +35,13 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 class Built(NamedTuple):
     """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on. grammars: where
-    the runner will look for a request's grammar."""
+    the runner will look for a request's grammar. mover: None without lower tiers."""
 
     runner: Runner
     info: ModelInfo
     fingerprint: bytes
     grammars: Grammars
+    mover: Mover | None
 
 
 def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Built:
@@ -72,10 +75,13 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
         plan = plan_pool(
             model, runtime, spec.max_model_len, page.num_bytes, pool_memory(model, weights, free_memory(device))
         )
+        pool = allocate_pool(plan.num_pages, page, device)
+        name = fingerprint(path, page, spec.max_model_len, model.quantization)
+        mover = open_tiers(runtime, pool, name, free_memory(torch.device("cpu")).num_bytes)
         runner = Runner(
             decoder,
             kernels,
-            allocate_pool(plan.num_pages, page, device),
+            pool,
             max_batch_size=runtime.scheduler.max_batch_size,
             max_pages_per_row=math.ceil(plan.max_model_len / page_tokens),
             grammars=grammars,
@@ -84,8 +90,7 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
         warm_up(runner, min(page_tokens, plan.max_model_len))
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     info = msgspec.structs.replace(info, quantization=model.quantization)
-    name = fingerprint(path, page, spec.max_model_len, model.quantization)
-    return Built(runner, info, name, grammars)
+    return Built(runner, info, name, grammars, mover)
 
 
 def choose_device(model: ModelConfig) -> torch.device:
@@ -140,4 +145,5 @@ def _describe(spec: ModelSpec, page: PageShape, device: torch.device, num_pages:
         page_tokens=page.page_tokens,
         device_pages=num_pages,
         eos_token_ids=list(spec.eos_token_ids),
+        page_bytes=page.num_bytes,
     )

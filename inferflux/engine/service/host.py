@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 INBOX_FRAMES = 1024
 RECV_BYTES = 1 << 20
+# How often an idle engine looks after pages on their way to a lower tier.
+CHORE_INTERVAL_S = 0.05
 # An orphan stuck in a step may hold a GPU for ever; one that is merely slow gets this long to notice.
 ORPHAN_GRACE_S = 5.0
 
@@ -71,6 +73,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
     _send(sock, Ready(engine.info, engine.executor.phases))
     try:
         _loop(sock, inbox, engine)
+        engine.close()
     except (BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
@@ -81,7 +84,8 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine) -> None:
     while True:
         news: list[Output] = []
-        for frame in _take(inbox, wait=not engine.has_work):
+        wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else None
+        for frame in _take(inbox, wait_s):
             if isinstance(frame, Submit):
                 refused = _submit(engine, frame)
                 if refused is not None:
@@ -94,7 +98,7 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine) -> None:
                 _send(sock, Pong(frame.nonce, engine.stats()))
             elif isinstance(frame, Shutdown):
                 return
-        if engine.has_work:
+        if engine.has_work or engine.has_chores:
             news += engine.step()
         if news:
             _send(sock, Outputs(news, engine.stats()))
@@ -108,9 +112,12 @@ def _submit(engine: Engine, frame: Submit) -> Output | None:
     return None
 
 
-def _take(inbox: Inbox, *, wait: bool) -> list[ToEngine]:
-    frames = [inbox.get()] if wait else []
+def _take(inbox: Inbox, wait_s: float | None) -> list[ToEngine]:
+    """Returns what has come; when nothing has, waits for it up to wait_s seconds (None: for ever)."""
+    frames: list[ToEngine] = []
     with contextlib.suppress(queue.Empty):
+        if wait_s != 0.0:
+            frames.append(inbox.get(timeout=wait_s))
         while True:
             frames.append(inbox.get_nowait())
     return frames

@@ -61,7 +61,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the server may say of a loaded model."""
+    """What the server may say of a loaded model. page_bytes: of one KV page."""
 
     architecture: str
     num_parameters: int
@@ -73,6 +73,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     device_pages: int
     eos_token_ids: list[int]
     quantization: str | None = None
+    page_bytes: int = 0
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

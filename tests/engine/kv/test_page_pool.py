@@ -2,11 +2,12 @@
 
 import pytest
 
+from inferflux.engine.kv.eviction import Lru
 from inferflux.engine.kv.page_pool import PagePool
 
 
 def test_pages_go_from_free_to_used_to_cached_and_back() -> None:
-    pool = PagePool(4)
+    pool = PagePool(4, Lru())
     pages, evicted = pool.take(3)
     assert (len(set(pages)), evicted, pool.num_free, pool.num_used) == (3, [], 1, 3)
     pool.share(pages[0])
@@ -21,7 +22,7 @@ def test_pages_go_from_free_to_used_to_cached_and_back() -> None:
 
 
 def test_free_pages_go_first_then_the_least_recently_used() -> None:
-    pool = PagePool(4)
+    pool = PagePool(4, Lru())
     (a, b, c, d), _ = pool.take(4)
     for page in (a, b, c):
         pool.release(page, keep=True)
@@ -34,7 +35,7 @@ def test_free_pages_go_first_then_the_least_recently_used() -> None:
 
 
 def test_touching_a_page_in_use_changes_nothing() -> None:
-    pool = PagePool(2)
+    pool = PagePool(2, Lru())
     (page,), _ = pool.take(1)
     pool.touch(page)
     assert not pool.is_cached(page)
@@ -42,7 +43,7 @@ def test_touching_a_page_in_use_changes_nothing() -> None:
 
 
 def test_dropping_the_cache_frees_it() -> None:
-    pool = PagePool(2)
+    pool = PagePool(2, Lru())
     pages, _ = pool.take(2)
     pool.release(pages[0], keep=True)
     pool.drop_cached()
@@ -51,7 +52,7 @@ def test_dropping_the_cache_frees_it() -> None:
 
 
 def test_taking_or_releasing_too_much_is_our_mistake() -> None:
-    pool = PagePool(1)
+    pool = PagePool(1, Lru())
     with pytest.raises(AssertionError):
         pool.take(2)
     (page,), _ = pool.take(1)
@@ -61,7 +62,7 @@ def test_taking_or_releasing_too_much_is_our_mistake() -> None:
 
 
 def test_integrity_check_notices_wrong_owners() -> None:
-    pool = PagePool(3)
+    pool = PagePool(3, Lru())
     (page, other), _ = pool.take(2)
     for owners in ({}, {page: 1}, {page: 2, other: 1}, {page: 1, other: 1, 2: 1, 0: 1}):
         with pytest.raises(AssertionError, match="references"):
@@ -69,7 +70,7 @@ def test_integrity_check_notices_wrong_owners() -> None:
 
 
 def test_integrity_check_notices_lost_and_double_pages() -> None:
-    pool = PagePool(2)
+    pool = PagePool(2, Lru())
     lost = pool._free.pop()
     with pytest.raises(AssertionError, match="lost"):
         pool.check_integrity({})
@@ -77,6 +78,6 @@ def test_integrity_check_notices_lost_and_double_pages() -> None:
     with pytest.raises(AssertionError, match="free twice"):
         pool.check_integrity({})
     pool._free.pop()
-    pool._cached[lost] = None
+    pool._cached.add(lost)
     with pytest.raises(AssertionError, match="both"):
         pool.check_integrity({})

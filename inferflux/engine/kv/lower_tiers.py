@@ -1,0 +1,262 @@
+"""LowerTiers: the books of host memory and of the file behind it, and of every page move under way.
+
+Pages come down as they are evicted from the device: to host memory at once, to the file as soon as it has time. They
+come up as `Arrival`s, one device page each. Knows slots, names and moves; no bytes, no requests, no device pool.
+A slot is pinned from the moment something is to be read from or written to it until that move's result is here.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from msgspec import structs
+
+from inferflux.config import RuntimeConfig
+from inferflux.engine.kv.eviction import EVICTION
+from inferflux.engine.kv.tier_index import TierIndex
+from inferflux.engine.stats import TierStats
+from inferflux.engine.step import FileNews, FileState, MoveKind, MoveResult, PageMove, Tier
+
+
+class TierSettings(NamedTuple):
+    """host_pages: slots in host memory; with a file at least one, for every page passes through it.
+    queue_depth: most moves to and from the file at once. page_bytes: of all ranks together, for the numbers."""
+
+    host_pages: int
+    eviction: str = "lru"
+    has_file: bool = False
+    queue_depth: int = 64
+    page_bytes: int = 0
+
+
+def tier_settings(runtime: RuntimeConfig, page_bytes: int) -> TierSettings:
+    """Returns the tiers that the configuration asks for."""
+    file = runtime.nvme_offload
+    return TierSettings(
+        num_host_pages(runtime), runtime.paged_kv.eviction, file.path is not None, file.queue_depth, page_bytes
+    )
+
+
+def num_host_pages(runtime: RuntimeConfig) -> int:
+    """Returns the pages of host memory: those asked for, or as many as a file needs to be written and read through."""
+    if not runtime.prefix_cache.enabled:
+        return 0
+    staging = runtime.nvme_offload.queue_depth if runtime.nvme_offload.path is not None else 0
+    return runtime.paged_kv.cpu_pages or staging
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """A page on its way up into the device page `page`, from `slot` of `tier`, which is pinned until its end."""
+
+    name: bytes
+    page: int
+    tier: Tier
+    slot: int
+
+
+class _UnderWay(NamedTuple):
+    move: PageMove
+    arrival: Arrival | None
+
+
+class LowerTiers:
+    """One per engine. Mutated by the KV manager's rooms only, from the scheduler's thread."""
+
+    def __init__(self, settings: TierSettings) -> None:
+        self._settings = settings
+        self._host = TierIndex(settings.host_pages, EVICTION[settings.eviction]())
+        self._file = TierIndex(0, EVICTION[settings.eviction]())
+        self._state: FileState = "off"
+        # Host slots whose pages the file does not have yet, oldest first.
+        self._unstored: OrderedDict[int, None] = OrderedDict()
+        self._moves: list[PageMove] = []
+        self._under_way: dict[int, _UnderWay] = {}
+        self._num_under_way: dict[MoveKind, int] = dict.fromkeys(("demote", "promote", "store", "load"), 0)
+        self._num_moves = 0
+        self._wipe = False
+        # A store keeps a host slot from being given up: half of them must stay free for what comes down and up.
+        self._max_stores = max(1, min(settings.queue_depth, settings.host_pages) // 2)
+        self.stats: dict[Tier, TierStats] = {"cpu": TierStats()}
+        if settings.has_file:
+            self.stats["nvme"] = TierStats(state="off")
+
+    @property
+    def num_under_way(self) -> int:
+        """Moves whose results are not here yet."""
+        return len(self._under_way)
+
+    @property
+    def has_unstored(self) -> bool:
+        """True while host memory holds pages that the file would take."""
+        return bool(self._unstored) and self._state != "off"
+
+    @property
+    def is_waiting_for_file(self) -> bool:
+        return self._settings.has_file and self._state != "on"
+
+    @property
+    def sink_room(self) -> int:
+        """How many pages may come down now without pushing out others that the file does not have yet."""
+        return 0 if self._state == "off" else max(0, self._max_stores - len(self._unstored))
+
+    def locate(self, name: bytes) -> tuple[Tier, int] | None:
+        """Returns where the page can be read, the faster tier first."""
+        slot = self._host.find(name)
+        if slot is not None:
+            return "cpu", slot
+        slot = self._file.find(name)
+        return None if slot is None else ("nvme", slot)
+
+    def demote(self, name: bytes, page: int) -> bool:
+        """Copies a device page down before this step overwrites it; False when there is no room. Nothing is copied
+        when the page is below already."""
+        known = self._host.find(name)
+        if known is not None:
+            self._host.touch(known)
+            return True
+        slot = None if self._host.knows(name) else self._host.reserve(name)
+        if slot is None:
+            return False
+        self._unstored.pop(slot, None)
+        # Whatever reads the slot later is started later: for the books the page is there.
+        self._host.settle(slot, ok=True)
+        if self._settings.has_file and not self._file.knows(name):
+            self._unstored[slot] = None
+        self._issue("demote", name, slot, device=page)
+        return True
+
+    def pin(self, tier: Tier, slot: int) -> None:
+        """Keeps a page where `locate` found it until `start` and its end, or `cancel`."""
+        self._index(tier).pin(slot)
+
+    def start(self, arrival: Arrival) -> bool:
+        """Sends a pinned page up. False when it must wait for host memory or for the file's queue."""
+        if arrival.tier == "nvme" and (slot := self._host.find(arrival.name)) is not None:
+            # It came down from the device meanwhile.
+            self._host.pin(slot)
+            self._file.unpin(arrival.slot)
+            arrival.tier, arrival.slot = "cpu", slot
+        if arrival.tier == "cpu":
+            self._issue("promote", arrival.name, arrival.slot, device=arrival.page, arrival=arrival)
+            return True
+        if self._num_under_way["load"] >= self._settings.queue_depth or self._host.knows(arrival.name):
+            return False
+        host = self._host.reserve(arrival.name)
+        if host is None:
+            return False
+        self._unstored.pop(host, None)
+        self._issue("load", arrival.name, host, device=arrival.page, file=arrival.slot, arrival=arrival)
+        return True
+
+    def cancel(self, arrival: Arrival) -> None:
+        """Lets go of a page that was pinned and not started."""
+        self._index(arrival.tier).unpin(arrival.slot)
+
+    def store(self) -> None:
+        """Sends pages of host memory to the file, oldest first, as far as its queue has room."""
+        while self.has_unstored and self._num_under_way["store"] < self._max_stores:
+            host, _ = self._unstored.popitem(last=False)
+            name = self._host.name_of(host)
+            if name is None or self._file.knows(name):
+                continue
+            slot = self._file.reserve(name)
+            if slot is None:
+                self._unstored[host] = None
+                return
+            self._host.pin(host)
+            self._issue("store", name, host, file=slot)
+
+    def take_moves(self) -> list[PageMove]:
+        """Returns the moves for the next plan, in the order in which they must start."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    def take_wipe(self) -> bool:
+        """Returns whether the file's pages are to be forgotten before the next plan's moves."""
+        wipe, self._wipe = self._wipe, False
+        return wipe
+
+    def end(self, result: MoveResult) -> Arrival | None:
+        """Takes in a move's result; returns the arrival that it ends, if it was one."""
+        move, arrival = self._under_way.pop(result.id)
+        self._num_under_way[move.kind] -= 1
+        ok = result.error is None
+        self.stats["nvme" if move.file is not None else "cpu"].note_move(result.seconds, self._settings.page_bytes, ok)
+        if move.kind == "promote":
+            self._host.unpin(move.host)
+        elif move.file is not None and move.kind == "load":
+            if result.error == "damaged":
+                self.stats["nvme"].damaged_pages += 1
+                self._file.forget(move.file)
+            self._file.unpin(move.file)
+            self._host.settle(move.host, ok)
+        elif move.file is not None:
+            self._file.settle(move.file, ok)
+            self._host.unpin(move.host)
+            if not ok and self._host.find(move.name) == move.host:
+                self._unstored[move.host] = None
+        return arrival
+
+    def note_file(self, news: FileNews) -> None:
+        """Follows the file's state. On `off` its pages are forgotten: whatever reads them must be cancelled first."""
+        self._state = news.state
+        stats = self.stats["nvme"]
+        stats.state, stats.foreign_pages = news.state, stats.foreign_pages + news.num_foreign
+        if news.state == "off":
+            self._file.clear()
+            self._file.resize(0)
+        elif news.pages is not None:
+            self._file.refill(news.num_slots, news.pages)
+            self._unstored = OrderedDict.fromkeys(slot for slot, name in self._host if not self._file.knows(name))
+        else:
+            self._file.resize(news.num_slots)
+
+    def clear(self) -> None:
+        """Forgets every page in both tiers, and has the file forget them, too."""
+        self._host.clear()
+        self._file.clear()
+        self._unstored.clear()
+        self._wipe = self._settings.has_file
+
+    def report(self) -> dict[str, TierStats]:
+        """Returns the numbers of the tiers there are."""
+        for tier, stats in self.stats.items():
+            index = self._index(tier)
+            stats.pages_total, stats.pages_in_use, stats.evictions = index.num_slots, len(index), index.num_evictions
+        return {tier: structs.replace(stats, transfers=stats.transfers.copy()) for tier, stats in self.stats.items()}
+
+    def check_integrity(self, arrivals: Sequence[Arrival]) -> None:
+        """Asserts that the books agree with the moves under way and with `arrivals`, pinned and not started."""
+        self._host.check_integrity()
+        self._file.check_integrity()
+        pins: dict[Tier, dict[int, int]] = {"cpu": {}, "nvme": {}}
+        for move, _ in self._under_way.values():
+            for tier, slot in (("cpu", move.host if move.kind != "demote" else None), ("nvme", move.file)):
+                if slot is not None:
+                    pins[tier][slot] = pins[tier].get(slot, 0) + 1  # type: ignore[index]
+        for arrival in arrivals:
+            pins[arrival.tier][arrival.slot] = pins[arrival.tier].get(arrival.slot, 0) + 1
+        assert pins["cpu"] == self._host.pins, "host slots are pinned for nothing, or not pinned"
+        assert pins["nvme"] == self._file.pins, "file slots are pinned for nothing, or not pinned"
+        assert all(self._host.name_of(slot) is not None for slot in self._unstored), "a page to store is gone"
+
+    def _index(self, tier: Tier) -> TierIndex:
+        return self._host if tier == "cpu" else self._file
+
+    def _issue(
+        self,
+        kind: MoveKind,
+        name: bytes,
+        host: int,
+        *,
+        device: int | None = None,
+        file: int | None = None,
+        arrival: Arrival | None = None,
+    ) -> None:
+        self._num_moves += 1
+        move = PageMove(self._num_moves, kind, name, host, device, file)
+        self._moves.append(move)
+        self._under_way[move.id] = _UnderWay(move, arrival)
+        self._num_under_way[kind] += 1

@@ -1,0 +1,200 @@
+"""PrefixLoader: brings the prefixes of waiting requests up from the lower tiers.
+
+A request that is loading holds the device pages of its prefix: those that are there, and those being filled. A page
+being filled is held by its move, too, so that a request may leave at any time and the bytes still land where nobody
+else is. Knows the device's books and the lower tiers'; no tokens, no queue, no bytes.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from inferflux.engine.kv.lower_tiers import Arrival, LowerTiers
+from inferflux.engine.kv.page_pool import PagePool
+from inferflux.engine.kv.prefix_index import PrefixIndex
+from inferflux.engine.kv.rates import Rates
+from inferflux.engine.request import Request
+from inferflux.engine.step import MoveResult, Tier
+
+# A request whose pages came up and were gone again before it could start is given up on after so many times.
+MAX_LOADS = 2
+
+
+class Source(NamedTuple):
+    """Where one page of a prefix is: in slot `slot` of a lower tier, or (None) in device page `slot`."""
+
+    name: bytes
+    tier: Tier | None
+    slot: int
+
+
+class Prospect(NamedTuple):
+    """What lies below a request's device prefix. sources: pages to load, in order, the first of them in a lower tier.
+    declined: the tier whose next page is computed faster than loaded."""
+
+    sources: list[Source]
+    declined: Tier | None
+
+
+@dataclass(slots=True, eq=False)
+class _Load:
+    """One request's load. pending: not started. num_due: pages that have not arrived. last: when one of a tier did."""
+
+    started: float
+    deadline: float
+    num_due: int
+    pending: deque[Arrival] = field(default_factory=deque)
+    arrived: Counter[Tier] = field(default_factory=Counter)
+    last: dict[Tier, float] = field(default_factory=dict)
+    failed: bool = False
+
+
+class PrefixLoader:
+    """One per engine; part of the KV manager, which alone calls it. `clock`: monotonic seconds."""
+
+    def __init__(
+        self, pool: PagePool, index: PrefixIndex, tiers: LowerTiers, rates: Rates, clock: Callable[[], float]
+    ) -> None:
+        self._pool = pool
+        self._index = index
+        self._tiers = tiers
+        self._rates = rates
+        self._clock = clock
+        self._loads: dict[int, _Load] = {}
+        self._owners: dict[Arrival, _Load] = {}
+        # Pages being filled, by name: nobody else need load or compute them.
+        self._coming: dict[bytes, int] = {}
+
+    def is_coming(self, name: bytes) -> bool:
+        """True while a page of this name is on its way to the device."""
+        return name in self._coming
+
+    def prospect(self, names: Iterable[bytes], page_tokens: int) -> Prospect:
+        """Follows the names, which begin where the device's prefix ends, as far as their pages are worth loading."""
+        sources: list[Source] = []
+        worth: dict[Tier, bool] = {}
+        now = self._clock()
+        for name in names:
+            page = self._index.page_of(name)
+            if page is not None:
+                sources.append(Source(name, None, page))
+                continue
+            found = None if name in self._coming else self._tiers.locate(name)
+            if found is None:
+                break
+            tier, slot = found
+            if tier not in worth:
+                worth[tier] = self._rates.prefers_load(tier, page_tokens, now)
+            if not worth[tier]:
+                return Prospect(_trimmed(sources), tier)
+            sources.append(Source(name, tier, slot))
+        return Prospect(_trimmed(sources), None)
+
+    def start(self, request: Request, matched: list[int], sources: list[Source], patience_s: float) -> list[int]:
+        """Gives the request its prefix's pages and sends for those that are below; returns the evicted device pages.
+
+        There must be room. Everything that is wanted is held first: making room could give it up.
+        """
+        pool = self._pool
+        below = [source for source in sources if source.tier is not None]
+        for page in [*matched, *(source.slot for source in sources if source.tier is None)]:
+            pool.share(page)
+        for source in below:
+            assert source.tier is not None
+            self._tiers.pin(source.tier, source.slot)
+        fresh, evicted = pool.take(len(below))
+        now = self._clock()
+        load = _Load(now, now + patience_s, len(below))
+        pages = iter(fresh)
+        for source in sources:
+            if source.tier is not None:
+                arrival = Arrival(source.name, next(pages), source.tier, source.slot)
+                load.pending.append(arrival)
+                self._coming[arrival.name] = arrival.page
+        filled = iter(fresh)
+        request.pages = matched + [source.slot if source.tier is None else next(filled) for source in sources]
+        request.num_loads += 1
+        self._tiers.stats[below[0].tier or "cpu"].loads += 1
+        self._loads[request.id] = load
+        return evicted
+
+    def pump(self) -> None:
+        """Starts what is pending, in the order in which the requests came, as far as the tiers have room."""
+        for load in self._loads.values():
+            while load.pending and self._tiers.start(load.pending[0]):
+                arrival = load.pending.popleft()
+                self._pool.share(arrival.page)
+                self._owners[arrival] = load
+
+    def end(self, results: Iterable[MoveResult]) -> None:
+        """Takes in what became of the moves. A page that arrived can be found from now on."""
+        for result in results:
+            arrival = self._tiers.end(result)
+            if arrival is not None:
+                self._land(arrival, result.error is None)
+
+    def is_over(self, request: Request) -> bool:
+        """True when nothing more is to be waited for: all is here, a page failed, or it takes too long."""
+        load = self._loads[request.id]
+        return load.num_due == 0 or load.failed or self._clock() > load.deadline
+
+    def finish(self, request: Request) -> None:
+        """Ends a request's load, complete or not, and takes its pages back: what arrived stays cached."""
+        load = self._loads.pop(request.id)
+        self._drop_pending(load)
+        now = self._clock()
+        for tier, count in load.arrived.items():
+            request.num_loaded[tier] = request.num_loaded.get(tier, 0) + count
+            if not load.num_due:
+                self._rates.note_load(tier, count, load.last[tier] - load.started, now)
+        if now > load.deadline and load.num_due:
+            self._rates.note_load("nvme", load.num_due, now - load.started, now)
+        for page in reversed(request.pages):
+            self._pool.release(page, keep=self._index.name_of(page) is not None)
+        request.pages = []
+
+    def lose_file(self) -> None:
+        """The file is gone: nothing that has not been started comes from there any more."""
+        for load in self._loads.values():
+            if any(arrival.tier == "nvme" for arrival in load.pending):
+                self._drop_pending(load)
+                load.failed = True
+
+    def held_pages(self) -> Iterator[int]:
+        """Yields the device pages that moves hold."""
+        return (arrival.page for arrival in self._owners)
+
+    def check_integrity(self) -> None:
+        pending = [arrival for load in self._loads.values() for arrival in load.pending]
+        self._tiers.check_integrity(pending)
+        names = {arrival.name: arrival.page for arrival in [*pending, *self._owners]}
+        assert names == self._coming, "pages on their way and their names disagree"
+        for load in self._loads.values():
+            started = sum(owner is load for owner in self._owners.values())
+            assert load.failed or load.num_due == len(load.pending) + started, "a load waits for nothing"
+
+    def _land(self, arrival: Arrival, ok: bool) -> None:
+        load = self._owners.pop(arrival)
+        self._coming.pop(arrival.name, None)
+        keep = ok and self._index.hold(arrival.name, arrival.page) == arrival.page
+        self._pool.release(arrival.page, keep=keep)
+        load.num_due -= 1
+        if ok:
+            load.arrived[arrival.tier] += 1
+            load.last[arrival.tier] = self._clock()
+        else:
+            load.failed = True
+
+    def _drop_pending(self, load: _Load) -> None:
+        for arrival in load.pending:
+            self._tiers.cancel(arrival)
+            del self._coming[arrival.name]
+        load.pending.clear()
+
+
+def _trimmed(sources: list[Source]) -> list[Source]:
+    """Without device pages at the end: those need no loading, and may not be there when the rest has come."""
+    while sources and sources[-1].tier is None:
+        sources.pop()
+    return sources

@@ -1,0 +1,49 @@
+"""Load or recompute: which is faster for a page, by what was measured lately.
+
+Knows seconds; reads no clock, knows no pages and no requests.
+"""
+
+from typing import Final
+
+from inferflux.engine.step import Tier
+
+# How much the newest measurement counts.
+WEIGHT: Final = 0.2
+# A tier that lost the comparison is tried again after so long: its rate may have changed.
+RETRY_S: Final = 10.0
+# Steps with fewer prompt tokens say little about what a prompt costs.
+MIN_PREFILL_TOKENS: Final = 32
+
+
+class Rates:
+    """Running means. What was never measured is assumed to be worth loading: that is how it gets measured."""
+
+    def __init__(self) -> None:
+        self.prefill_s_per_token: float | None = None
+        self.load_s_per_page: dict[Tier, float] = {}
+        self._measured_at: dict[Tier, float] = {}
+
+    def note_step(self, num_prefill_tokens: int, num_tokens: int, seconds: float) -> None:
+        """A step computed num_tokens tokens, num_prefill_tokens of them of prompts."""
+        if num_prefill_tokens >= MIN_PREFILL_TOKENS and 2 * num_prefill_tokens > num_tokens:
+            self.prefill_s_per_token = _mix(self.prefill_s_per_token, seconds / num_tokens)
+
+    def note_load(self, tier: Tier, num_pages: int, seconds: float, now: float) -> None:
+        """num_pages pages of one request came up from `tier` within `seconds`, waiting included."""
+        self.load_s_per_page[tier] = _mix(self.load_s_per_page.get(tier), seconds / num_pages)
+        self._measured_at[tier] = now
+
+    def prefers_load(self, tier: Tier, page_tokens: int, now: float) -> bool:
+        """True when a page is loaded from the tier faster than its tokens are computed."""
+        load = self.load_s_per_page.get(tier)
+        if load is None or self.prefill_s_per_token is None or now - self._measured_at[tier] > RETRY_S:
+            return True
+        return load < self.prefill_s_per_token * page_tokens
+
+    def patience_s(self, num_tokens: int) -> float:
+        """How long a load may take before its tokens are computed instead: the file may hang."""
+        return max(1.0, 2.0 * num_tokens * (self.prefill_s_per_token or 0.01))
+
+
+def _mix(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + WEIGHT * (value - mean)

@@ -1,0 +1,186 @@
+"""FileTier: the page file's health. Opens it, turns itself off when it fails, tries again, and tells.
+
+`store` and `load` are for worker threads and never raise; all else is called by the engine's thread and never waits for
+the disk. State goes on -> off when the file fails, on -> full when the disk has no more space (what is there stays in
+use), and back when a later try succeeds, after pauses that double. Knows no books; what it finds out is `news`.
+"""
+
+import errno
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from inferflux.engine.kv.store.page_file import DamagedPageError, Layout, PageFile, open_page_file
+from inferflux.engine.step import FileNews
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+MoveError = Literal["damaged", "io"]
+
+
+class FileTier:
+    """One rank's file.
+
+    path: the file, or a folder, for a file named after the layout. keep: its pages outlive this process; else a file
+    found there is emptied, and removed at the end. clock: monotonic seconds.
+    """
+
+    def __init__(self, path: Path, layout: Layout, max_bytes: int, *, keep: bool, clock: Callable[[], float]) -> None:
+        self.path = path / f"{layout.name.hex()[:16]}.kv" if path.is_dir() else path
+        self.news: queue.SimpleQueue[FileNews] = queue.SimpleQueue()
+        self._layout = layout
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._file: PageFile | None = None
+        self._users: dict[PageFile, int] = {}
+        self._is_full = False
+        self._was_opened = False
+        self._retry_at = clock()
+        self._pause_s = FIRST_PAUSE_S
+
+    @property
+    def may_open(self) -> bool:
+        """True when it is off, and it is time to try again."""
+        return self._file is None and self._clock() >= self._retry_at
+
+    def offer_again(self) -> None:
+        """Where it was full, and it is time to try again: offers all of its slots."""
+        file = self._file
+        if self._is_full and file is not None and self._clock() >= self._retry_at:
+            self._is_full = False
+            self.news.put(FileNews("on", file.num_slots))
+
+    def open(self) -> None:
+        """Opens the file; for a worker thread, while no move is under way."""
+        try:
+            file = open_page_file(self.path, self._layout, self._max_bytes)
+        except OSError as error:
+            self._turn_off(None, error)
+            return
+        try:
+            # What this process wrote before the file failed is still good.
+            found = file.begin(self._keep or self._was_opened)
+        except OSError as error:
+            file.close()
+            self._turn_off(None, error)
+            return
+        self._was_opened = True
+        with self._lock:
+            self._file, self._is_full = file, False
+        num_pages, num_foreign = len(found.pages), found.num_foreign
+        logger.info(
+            "KV file %s is on: room for %d pages, %d there, %d of another model dropped",
+            self.path, file.num_slots, num_pages, num_foreign,
+        )  # fmt: skip
+        self.news.put(FileNews("on", file.num_slots, found.pages, num_foreign))
+
+    def store(self, slot: int, name: bytes, page: memoryview) -> MoveError | None:
+        """Writes a page; returns what went wrong."""
+        with self._borrow() as file:
+            if file is None:
+                return "io"
+            try:
+                file.write(slot, name, page)
+            except OSError as error:
+                if error.errno in _NO_SPACE and slot >= file.num_allocated:
+                    self._turn_full(file, error)
+                else:
+                    self._turn_off(file, error)
+                return "io"
+        # It has taken a page: the next failure is a new one.
+        self._pause_s = FIRST_PAUSE_S
+        return None
+
+    def load(self, slot: int, name: bytes, page: memoryview) -> MoveError | None:
+        """Fills `page`; returns what went wrong."""
+        with self._borrow() as file:
+            if file is None:
+                return "io"
+            try:
+                file.read(slot, name, page)
+            except DamagedPageError as error:
+                logger.warning("KV file %s: %s; its tokens are computed again", self.path, error)
+                return "damaged"
+            except OSError as error:
+                self._turn_off(file, error)
+                return "io"
+        return None
+
+    def forget(self) -> Callable[[], None]:
+        """Forgets every page at once; returns what makes it last, for a worker thread."""
+        file = self._file
+        if file is not None:
+            file.forget()
+        return self._write_header
+
+    def close(self) -> None:
+        """Closes the file, unless a call to it hangs; without `keep` removes it."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None and not self._users.get(file):
+                file.close()
+        if file is not None and not self._keep:
+            self.path.unlink(missing_ok=True)
+
+    def _write_header(self) -> None:
+        with self._borrow() as file:
+            if file is not None:
+                try:
+                    file.write_header()
+                except OSError as error:
+                    self._turn_off(file, error)
+
+    @contextmanager
+    def _borrow(self) -> Iterator[PageFile | None]:
+        """The file, which stays open meanwhile; None when the tier is off."""
+        with self._lock:
+            file = self._file
+            if file is not None:
+                self._users[file] = self._users.get(file, 0) + 1
+        try:
+            yield file
+        finally:
+            if file is not None:
+                self._give_back(file)
+
+    def _give_back(self, file: PageFile) -> None:
+        with self._lock:
+            self._users[file] -= 1
+            if not self._users[file]:
+                del self._users[file]
+                if file is not self._file:
+                    file.close()
+
+    def _turn_off(self, file: PageFile | None, error: OSError) -> None:
+        """Stops using `file` (None: it could not be opened). The last of its users closes it."""
+        with self._lock:
+            if file is not self._file:
+                return
+            self._file = None
+            self._plan_retry()
+        hint = "another process uses it" if error.errno == errno.EWOULDBLOCK else error.strerror or str(error)
+        logger.warning("KV file %s is off: %s; next try in %.0f s", self.path, hint, self._retry_at - self._clock())
+        self.news.put(FileNews("off", 0))
+
+    def _turn_full(self, file: PageFile, error: OSError) -> None:
+        with self._lock:
+            if file is not self._file or self._is_full:
+                return
+            self._is_full = True
+            self._plan_retry()
+        logger.warning("KV file %s is full at %d pages: %s", self.path, file.num_allocated, error.strerror)
+        self.news.put(FileNews("full", file.num_allocated))
+
+    def _plan_retry(self) -> None:
+        self._retry_at = self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

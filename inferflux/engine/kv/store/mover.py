@@ -1,0 +1,178 @@
+"""Mover: carries a plan's page moves out, every rank its own shard.
+
+Demotions are done, or put before all computing, when `start` returns. Everything else runs on worker threads beside the
+steps; `poll` says what has ended. One thread calls it. Knows slots and pages as numbers; no books and no requests.
+"""
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from inferflux.engine.kv.store.copier import Copier, Fence
+from inferflux.engine.kv.store.file_tier import FileTier
+from inferflux.engine.step import FileNews, MoveResult, PageMove
+
+# Promotions copied and reported together: fewer wake-ups, and the first pages do not wait for the last.
+PROMOTED_AT_ONCE: Final = 16
+# How long a step with nothing to compute waits for a move to end.
+WAIT_S: Final = 0.01
+# Reading goes before writing, and what must last before both.
+_HEADER, _LOAD, _STORE = 0, 1, 2
+
+
+class Report(NamedTuple):
+    """What ended since the last report. `moves` are to be taken in before `file_news`."""
+
+    moves: list[MoveResult]
+    file_news: list[FileNews]
+
+
+class _Ended(NamedTuple):
+    results: list[MoveResult]
+    num_file_moves: int
+
+
+class Workers:
+    """Daemon threads that run what they are given, the smallest priority first: a disk that hangs holds nothing up."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self._tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        for index in range(count):
+            threading.Thread(target=self._run, name=f"{name}-{index}", daemon=True).start()
+
+    def submit(self, task: Callable[[], None], priority: int = 0) -> None:
+        self._tasks.put((priority, next(self._numbers), task))
+
+    def _run(self) -> None:
+        while True:
+            self._tasks.get()[2]()
+
+
+class Mover:
+    """copier: of this rank's pools. file: its file, or None. num_workers: threads for the file."""
+
+    def __init__(self, copier: Copier, file: FileTier | None, num_workers: int) -> None:
+        self._copier = copier
+        self._file = file
+        self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
+        self._demoted: list[tuple[list[PageMove], Callable[[], float | None]]] = []
+        self._promoter = Workers("kv-promote", 1)
+        self._file_workers = Workers("kv-file", num_workers if file is not None else 0)
+        self._num_file_moves = 0
+        self._num_under_way = 0
+        self._may_open = threading.Event()
+        self._may_open.set()
+
+    def wipe(self) -> None:
+        """Forgets what is in the file. Stores that are under way are forgotten, too."""
+        if self._file is not None:
+            self._file_workers.submit(self._file.forget(), _HEADER)
+
+    def start(self, moves: Sequence[PageMove]) -> None:
+        """Starts the moves in their order. Call before the step computes."""
+        self._num_under_way += len(moves)
+        for kind, group in _runs(moves):
+            if kind == "demote":
+                self._demoted.append((group, self._copier.demote([_device_first(move) for move in group])))
+            elif kind == "promote":
+                fence = self._copier.fence()
+                for first in range(0, len(group), PROMOTED_AT_ONCE):
+                    part = group[first : first + PROMOTED_AT_ONCE]
+                    self._promoter.submit(partial(self._promote, part, fence))
+            elif kind == "load":
+                self._num_file_moves += len(group)
+                fence = self._copier.fence()
+                for move in group:
+                    self._file_workers.submit(partial(self._load, move, fence), _LOAD)
+            else:
+                self._num_file_moves += len(group)
+                for move in group:
+                    self._file_workers.submit(partial(self._store, move), _STORE)
+
+    def poll(self, *, wait: bool) -> Report:
+        """Returns what has ended. wait: if nothing has, and something is under way, wait a moment."""
+        moves = self._ended_demotions()
+        timeout = WAIT_S if wait and not moves and self._num_under_way else None
+        while True:
+            try:
+                ended = self._ended.get(block=timeout is not None, timeout=timeout)
+            except queue.Empty:
+                break
+            moves += ended.results
+            self._num_file_moves -= ended.num_file_moves
+            timeout = None
+        self._num_under_way -= len(moves)
+        return Report(moves, self._file_news() if self._file is not None else [])
+
+    def close(self) -> None:
+        """Closes the file. Moves that still hang are left to themselves."""
+        if self._file is not None:
+            self._file.close()
+
+    def _file_news(self) -> list[FileNews]:
+        file = self._file
+        assert file is not None
+        news: list[FileNews] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                news.append(file.news.get_nowait())
+        file.offer_again()
+        # While a move is under way its slot means what it meant before the file failed.
+        if file.may_open and not self._num_file_moves and self._may_open.is_set():
+            self._may_open.clear()
+            self._file_workers.submit(self._open, _HEADER)
+        return news
+
+    def _ended_demotions(self) -> list[MoveResult]:
+        results: list[MoveResult] = []
+        while self._demoted:
+            group, ended = self._demoted[0]
+            seconds = ended()
+            if seconds is None:
+                break
+            del self._demoted[0]
+            results += [MoveResult(move.id, seconds / len(group)) for move in group]
+        return results
+
+    def _open(self) -> None:
+        assert self._file is not None
+        self._file.open()
+        self._may_open.set()
+
+    def _promote(self, moves: list[PageMove], fence: Fence) -> None:
+        start = time.perf_counter()
+        self._copier.promote([_device_first(move) for move in moves], fence)
+        seconds = (time.perf_counter() - start) / len(moves)
+        self._ended.put(_Ended([MoveResult(move.id, seconds) for move in moves], 0))
+
+    def _load(self, move: PageMove, fence: Fence) -> None:
+        assert self._file is not None
+        assert move.file is not None
+        start = time.perf_counter()
+        error = self._file.load(move.file, move.name, self._copier.host_row(move.host))
+        if error is None:
+            self._copier.promote([_device_first(move)], fence)
+        self._ended.put(_Ended([MoveResult(move.id, time.perf_counter() - start, error)], 1))
+
+    def _store(self, move: PageMove) -> None:
+        assert self._file is not None
+        assert move.file is not None
+        start = time.perf_counter()
+        error = self._file.store(move.file, move.name, self._copier.host_row(move.host))
+        self._ended.put(_Ended([MoveResult(move.id, time.perf_counter() - start, error)], 1))
+
+
+def _device_first(move: PageMove) -> tuple[int, int]:
+    assert move.device is not None
+    return move.device, move.host
+
+
+def _runs(moves: Sequence[PageMove]) -> Iterator[tuple[str, list[PageMove]]]:
+    """Neighbours of one kind together, all in their order."""
+    return ((kind, list(group)) for kind, group in itertools.groupby(moves, key=lambda move: move.kind))

@@ -1,0 +1,36 @@
+"""From the configuration to a Mover: the host pool and the file behind it. Every rank opens its own."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from inferflux.config import RuntimeConfig
+from inferflux.engine.kv.lower_tiers import num_host_pages
+from inferflux.engine.kv.store.copier import make_copier
+from inferflux.engine.kv.store.file_tier import FileTier
+from inferflux.engine.kv.store.host import allocate_host_pool
+from inferflux.engine.kv.store.mover import Mover
+from inferflux.engine.kv.store.page_file import Layout
+
+_GIGABYTE = 10**9
+
+
+def open_tiers(runtime: RuntimeConfig, device_pool: torch.Tensor, fingerprint: bytes, free_bytes: int) -> Mover | None:
+    """Returns the mover of the tiers that `runtime` asks for, None when it asks for none.
+
+    fingerprint: names model, page and rank. free_bytes: of host memory. Raises ConfigError when that is too little; a
+    file that cannot be opened is no error, but a tier that is off.
+    """
+    num_pages = num_host_pages(runtime)
+    if not num_pages:
+        return None
+    page_bytes = device_pool[0].numel() * device_pool.element_size()
+    host_pool = allocate_host_pool(num_pages, page_bytes, device_pool.device, free_bytes)
+    settings = runtime.nvme_offload
+    file = None
+    if settings.path is not None:
+        layout = Layout(page_bytes, fingerprint)
+        max_bytes = int(settings.max_gb * _GIGABYTE)
+        file = FileTier(Path(settings.path), layout, max_bytes, keep=settings.persist, clock=time.monotonic)
+    return Mover(make_copier(device_pool, host_pool), file, settings.workers)

@@ -1,0 +1,133 @@
+"""Random lives of the scheduler with lower tiers that are slow, out of order, damaged, off and on again.
+
+The rules are those of `test_scheduler_properties`: books balance after every step, and whoever finishes has said what
+the oracle says, whatever became of its pages.
+"""
+
+import random
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from inferflux.engine.kv.lower_tiers import TierSettings
+from inferflux.engine.request import RequestState
+from inferflux.engine.step import StepPlan
+from tests.support.fake_tiers import FakeTiers
+from tests.support.workbench import Workbench
+
+STREAMS = tuple([(stream * 5 + i * i) % 11 for i in range(40)] for stream in range(2))
+
+
+class TieredLife(RuleBasedStateMachine):
+    @initialize(
+        num_pages=st.integers(3, 14),
+        page_tokens=st.integers(1, 4),
+        host_pages=st.integers(1, 20),
+        file_slots=st.integers(0, 30),
+        queue_depth=st.integers(1, 8),
+        eviction=st.sampled_from(["lru", "clock"]),
+        pace=st.sampled_from([0.1, 0.5, 1.0]),
+        damage=st.sampled_from([0.0, 0.0, 0.3]),
+        chunk=st.integers(1, 9),
+        batch_size=st.integers(1, 5),
+        seed=st.integers(0, 2**16),
+    )
+    def start(
+        self,
+        num_pages: int,
+        page_tokens: int,
+        host_pages: int,
+        file_slots: int,
+        queue_depth: int,
+        eviction: str,
+        pace: float,
+        damage: float,
+        chunk: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.plan: StepPlan | None = None
+        self.tiers = FakeTiers(random.Random(seed), pace, damage, file_slots)
+        self.bench = Workbench(
+            num_pages,
+            page_tokens,
+            tiers=TierSettings(host_pages, eviction, file_slots > 0, queue_depth),
+            fake_tiers=self.tiers,
+            chunked_prefill_tokens=chunk,
+            max_batch_tokens=chunk + batch_size,
+            max_batch_size=batch_size,
+        )
+
+    @rule(
+        stream=st.sampled_from(STREAMS),
+        length=st.integers(1, 30),
+        tail=st.lists(st.integers(0, 3), max_size=2),
+        max_tokens=st.integers(1, 20),
+        salt=st.sampled_from([b"", b"tenant"]),
+    )
+    def submit(self, stream: list[int], length: int, tail: list[int], max_tokens: int, salt: bytes) -> None:
+        prompt = (stream[:length] + tail)[: self.bench.kv.capacity_tokens - 1]
+        self.bench.submit(prompt, max_tokens, salt=salt)
+
+    @precondition(lambda self: self.plan is None)
+    @rule(count=st.integers(1, 12))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.bench.scheduler.has_work or self.bench.kv.has_chores:
+                self.bench.step()
+
+    @precondition(lambda self: self.plan is None)
+    @rule()
+    def schedule(self) -> None:
+        """Leaves a step open, so that what comes next happens between schedule and update."""
+        self.plan = self.bench.schedule()
+
+    @precondition(lambda self: self.plan is not None)
+    @rule()
+    def update(self) -> None:
+        assert self.plan is not None
+        self.bench.update(self.plan)
+        self.plan = None
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        alive = [r.id for r in self.bench.requests.values() if r.state is not RequestState.FINISHED]
+        if alive:
+            self.bench.scheduler.abort(data.draw(st.lists(st.sampled_from(alive), max_size=3)))
+
+    @rule(event=st.sampled_from(["turn_on", "turn_on", "turn_off", "fill_up"]), num_slots=st.integers(0, 5))
+    def file_changes(self, event: str, num_slots: int) -> None:
+        if not self.tiers.file_slots:
+            return
+        if event == "fill_up":
+            self.tiers.fill_up(num_slots)
+        else:
+            getattr(self.tiers, event)()
+
+    @rule(count=st.integers(1, 5))
+    def sink(self, count: int) -> None:
+        self.bench.kv.sink(count)
+
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        self.bench.kv.reset_prefix_cache()
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.bench.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        if self.plan is not None:
+            self.update()
+        self.tiers.pace = 1.0
+        self.bench.run()
+        assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())
+
+
+TestTieredLife = TieredLife.TestCase
+TestTieredLife.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
