@@ -59,6 +59,8 @@ install_environment() {
   rm -f "$venv"/.installed-*
   "$venv/bin/python" -m pip install --disable-pip-version-check \
     --constraint "${INFERFLUX_CONSTRAINTS:-$root/constraints.txt}" --editable "$package" >&2
+  # A few seconds where there is a compiler; where there is none, torch's kernels serve.
+  "$venv/bin/inferflux" kernels build >&2 || true
   printf '%s\n' "$2" >"$venv/.installed-run"
   [ "$1" = run ] || printf '%s\n' "$2" >"$venv/.installed-$1"
 }

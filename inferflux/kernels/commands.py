@@ -20,11 +20,12 @@ from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend, ins
 from inferflux.kernels.bench import command as bench
 from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
 from inferflux.kernels.kernel_set import KernelSet, select
+from inferflux.kernels.native.loading import build_now
 from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|bench")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|bench|build")
     listing = actions.add_parser("list", help="show each op's backends and which one is taken here")
     listing.add_argument("--dtype", choices=DTYPES, default="float32", help="type to compute in (default: float32)")
     add_common(listing)
@@ -37,12 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(check)
     check.set_defaults(run=_check)
     bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
+    build = actions.add_parser("build", help="compile the native CPU kernels now rather than in the background")
+    build.set_defaults(run=_build)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 when a check failed. Raises ConfigError when a backend cannot be found."""
+    """Returns 1 when a check or the build failed. Raises ConfigError when a backend cannot be found."""
     code: int = args.run(args)
     return code
+
+
+def _build(args: argparse.Namespace) -> int:
+    path, reason = build_now()
+    print(f"native kernels: {path}" if reason is None else f"native kernels cannot be built: {reason}")
+    return 0 if reason is None else 1
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -10,9 +10,10 @@ import torch
 
 from inferflux.config import KernelsConfig
 from inferflux.errors import ConfigError
-from inferflux.kernels import backends, kernel_set
+from inferflux.kernels import backends, kernel_set, native
 from inferflux.kernels.backends import OPS, find_backend
 from inferflux.kernels.kernel_set import Choice, KernelSet
+from inferflux.kernels.native.loading import Library
 
 CPU = torch.device("cpu")
 
@@ -70,9 +71,11 @@ def choice_of(kernels: KernelSet, op: str) -> Choice:
     return next(choice for choice in kernels.choices if choice.op == op)
 
 
-def test_by_default_torch_serves_everything_on_a_cpu() -> None:
+def test_torch_serves_everything_on_a_cpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: Library(reason="there is no C++ compiler to build it with"))
     kernels = kernel_set.select(CPU, torch.bfloat16)
-    assert kernels.choices == tuple(Choice(op, "torch") for op in OPS)
+    assert [choice.backend for choice in kernels.choices] == ["torch"] * len(OPS)
+    assert ("native", "there is no C++ compiler to build it with") in choice_of(kernels, "norm").refused
 
 
 def test_every_op_has_a_slot_and_a_key() -> None:
@@ -83,7 +86,7 @@ def test_every_op_has_a_slot_and_a_key() -> None:
 def test_a_backend_can_be_named_for_one_op() -> None:
     kernels = select(attention="reference")
     assert kernels.attention is find_backend("reference").find("attention")
-    assert choice_of(kernels, "rope").backend == "torch"
+    assert choice_of(kernels, "linear").backend == "torch"
 
 
 @pytest.mark.usefixtures("picky")
@@ -126,12 +129,12 @@ def test_an_installed_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     points = importlib.metadata.EntryPoints([point])
     monkeypatch.setattr(backends, "entry_points", lambda group: points)
     assert select(norm="fast").norm is find_backend("reference").find("norm")
-    with pytest.raises(ConfigError, match="accepted: auto, torch, reference, fast, a module"):
+    with pytest.raises(ConfigError, match="accepted: auto, native, torch, reference, fast, a module"):
         select(norm="slow-kernels")
 
 
 def test_an_unknown_name_lists_what_is_accepted() -> None:
-    with pytest.raises(ConfigError, match=r'runtime\.kernels\.norm: .*"?tocrh.*auto, torch, .*did you mean "torch"'):
+    with pytest.raises(ConfigError, match=r'runtime\.kernels\.norm: .*"?tocrh.*torch, .*did you mean "torch"'):
         select(norm="tocrh")
 
 

@@ -10,7 +10,14 @@ import torch
 from torch.nn import functional
 
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.torch.attention_plan import DecodeGroup, Geometry, Limits, PrefillRow, plan_attention
+from inferflux.kernels.torch.attention_plan import (
+    AttentionPlan,
+    DecodeGroup,
+    Geometry,
+    Limits,
+    PrefillRow,
+    plan_attention,
+)
 
 Tensor = torch.Tensor
 
@@ -36,11 +43,7 @@ def attention(
     soft_cap: float | None,
 ) -> Tensor:
     """See `ops.AttentionOp`."""
-    on_cpu = query.device.type == "cpu"
-    # 16-bit products are slow on CPUs (see `linear`), and attention's are small: widened context stays in the cache.
-    dtype = torch.promote_types(query.dtype, torch.float32) if on_cpu else query.dtype
-    limits = CPU_LIMITS if on_cpu else ACCELERATOR_LIMITS
-    plan = plan_attention(metadata, Geometry(kv_pages.shape[2], window, dtype, limits, fused=soft_cap is None))
+    plan, dtype = _plan(query, kv_pages, metadata, window, soft_cap, decodes=True)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     wide_query = query.to(dtype)
     for group in plan.groups:
@@ -48,6 +51,40 @@ def attention(
     for row in plan.rows:
         _prefill(output, wide_query, kv_pages, row, scale, soft_cap)
     return output
+
+
+def prefill(
+    output: Tensor,
+    query: Tensor,
+    kv_pages: Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Fills in the rows of several queries; what decodes is another's."""
+    plan, dtype = _plan(query, kv_pages, metadata, window, soft_cap, decodes=False)
+    wide_query = query.to(dtype)
+    for row in plan.rows:
+        _prefill(output, wide_query, kv_pages, row, scale, soft_cap)
+
+
+def _plan(
+    query: Tensor,
+    kv_pages: Tensor,
+    metadata: AttentionMetadata,
+    window: int | None,
+    soft_cap: float | None,
+    *,
+    decodes: bool,
+) -> tuple[AttentionPlan, torch.dtype]:
+    """Returns the step's plan and the type to compute in."""
+    on_cpu = query.device.type == "cpu"
+    # 16-bit products are slow on CPUs (see `linear`), and attention's are small: widened context stays in the cache.
+    dtype = torch.promote_types(query.dtype, torch.float32) if on_cpu else query.dtype
+    limits = CPU_LIMITS if on_cpu else ACCELERATOR_LIMITS
+    geometry = Geometry(kv_pages.shape[2], window, dtype, limits, fused=soft_cap is None, decodes=decodes)
+    return plan_attention(metadata, geometry), dtype
 
 
 def _decode(

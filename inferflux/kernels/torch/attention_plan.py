@@ -71,13 +71,15 @@ class AttentionPlan:
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """What a plan depends on besides the metadata. mask_dtype: the type attention is computed in. fused: the operator
-    knows causal attention, so that whole prompts need no mask and no blocks."""
+    knows causal attention, so that whole prompts need no mask and no blocks. decodes: rows of one query are
+    planned too."""
 
     page_tokens: int
     window: int | None
     mask_dtype: torch.dtype
     limits: Limits
     fused: bool
+    decodes: bool = True
 
     def first_seen(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)
@@ -103,7 +105,8 @@ def _make_plan(metadata: AttentionMetadata, geometry: Geometry) -> AttentionPlan
     for row, num_queries in enumerate(metadata.query_lengths_host):
         (decoding if num_queries == 1 else prefilling).append((row, first))
         first += num_queries
-    groups = tuple(_decode_group(metadata, geometry, group) for group in _split(decoding, metadata, geometry))
+    pieces = _split(decoding, metadata, geometry) if geometry.decodes else []
+    groups = tuple(_decode_group(metadata, geometry, group) for group in pieces)
     mask = _band(metadata, geometry, prefilling) if prefilling else None
     rows = tuple(_prefill_row(metadata, geometry, row, first, mask) for row, first in prefilling)
     return AttentionPlan(groups, rows)

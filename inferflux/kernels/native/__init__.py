@@ -1,0 +1,20 @@
+"""CPU kernels in C++, compiled once per machine: what stock operators cannot do in one pass.
+
+Attention of decoding rows straight from their pages, norms, rotation with the KV write and gates in one call each.
+What they do not cover (rows that prefill, norms per head) goes to the torch backend, call by call.
+"""
+
+import torch
+
+from inferflux.kernels.native.loading import library
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns why the op cannot be served there, or None."""
+    if device.type != "cpu":
+        return "for CPUs only"
+    if dtype not in DTYPES:
+        return f"not written for {str(dtype).removeprefix('torch.')}"
+    return library().reason

@@ -1,0 +1,70 @@
+"""Paged attention: rows that decode straight from their pages, rows that prefill by the torch backend."""
+
+import struct
+
+import torch
+
+from inferflux.kernels.metadata import AttentionMetadata
+from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.torch import attention as fallback
+
+Tensor = torch.Tensor
+# AttentionCall of attention.h.
+_CALL = struct.Struct("17q2fi4x")
+MAX_HEAD_DIM = 256
+MAX_GROUP = 16
+
+
+def attention(
+    query: Tensor,
+    kv_pages: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> Tensor:
+    """See `ops.AttentionOp`."""
+    num_heads, num_kv_heads, head_dim = query.shape[1], *kv_pages.shape[3:]
+    strides = kv_pages.stride()
+    is_plain = query.dtype == kv_pages.dtype and strides[4] == 1 and strides[3] == head_dim
+    if not is_plain or head_dim > MAX_HEAD_DIM or num_heads // num_kv_heads > MAX_GROUP:
+        return fallback.attention(query, kv_pages, metadata, scale=scale, window=window, soft_cap=soft_cap)
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    rows = _decoding(metadata)
+    if len(rows) < metadata.num_rows:
+        fallback.prefill(output, query, kv_pages, metadata, scale, window, soft_cap)
+    if len(rows):
+        table = metadata.page_table
+        pointers = (output, query, kv_pages, table, metadata.kv_lengths, rows)
+        call = _CALL.pack(
+            *(tensor.data_ptr() for tensor in pointers),
+            query.stride(0),
+            *strides[:3],
+            table.stride(0),
+            len(rows),
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            kv_pages.shape[2],
+            window or 0,
+            scale,
+            soft_cap or 0.0,
+            torch.get_num_threads(),
+        )
+        library().attention(TYPES[query.dtype], call)
+    return output
+
+
+def _decoding(metadata: AttentionMetadata) -> Tensor:
+    """int64 [n, 2]: the rows of one query, each with the number of its token. Worked out once per step."""
+    key = "native.attention"
+    rows: Tensor | None = metadata.derived.get(key)
+    if rows is None:
+        pairs, token = [], 0
+        for row, num_queries in enumerate(metadata.query_lengths_host):
+            if num_queries == 1:
+                pairs.append((row, token))
+            token += num_queries
+        rows = metadata.derived[key] = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    return rows

@@ -1,0 +1,94 @@
+"""Building the native library: which compiler, which flags, and where the result is kept.
+
+One file per machine, torch and source, in the user's cache; a change of any of them is another file. Knows no kernel.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from inferflux.config.cache_dir import cache_dir
+
+SOURCES: Final = Path(__file__).parent
+FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+COMPILERS: Final = ("g++", "c++")
+TIMEOUT_S: Final = 180.0
+
+
+def compiler() -> str | None:
+    """Returns the compiler's path, or None."""
+    return next((path for name in COMPILERS if (path := shutil.which(name)) is not None), None)
+
+
+def openmp_library() -> str | None:
+    """Returns the GNU OpenMP library that torch has loaded: a second one would bring threads of its own."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split()[-1] for line in lines if "libgomp" in line), None)
+
+
+def library_path(openmp: str) -> Path:
+    """Returns where the library of this machine lies, built or not."""
+    digest = hashlib.sha256(repr((FLAGS, openmp, _cpu())).encode())
+    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        digest.update(source.read_bytes())
+    return cache_dir() / f"native-{digest.hexdigest()[:20]}.so"
+
+
+def build(path: Path, openmp: str) -> str | None:
+    """Compiles the library to `path`, which appears whole or not at all. Returns why that failed, or None.
+
+    Of several processes that want to, the first does it; the others return at once, saying so.
+    """
+    command = compiler()
+    if command is None:
+        return f"there is no C++ compiler ({', '.join(COMPILERS)})"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = path.with_suffix(".lock")
+        if lock.exists() and time.time() - lock.stat().st_mtime > 2 * TIMEOUT_S:
+            lock.unlink(missing_ok=True)
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "another process is building it"
+    except OSError as error:
+        return f"{path.parent} cannot be written: {error.strerror or error}"
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+            return _compile(command, Path(folder), path, openmp)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _compile(command: str, folder: Path, path: Path, openmp: str) -> str | None:
+    object_file, result = folder / "kernels.o", folder / path.name
+    # Linked without -fopenmp, which would bring the compiler's own OpenMP library.
+    steps = (
+        [command, *FLAGS, "-c", str(SOURCES / "kernels.cpp"), "-o", str(object_file)],
+        [command, "-shared", str(object_file), openmp, "-o", str(result)],
+    )
+    for step in steps:
+        try:
+            done = subprocess.run(step, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{command} failed: {error}"
+        if done.returncode:
+            return f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+    result.replace(path)
+    return None
+
+
+def _cpu() -> str:
+    """What -march=native depends on: model and features. A home folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return ""
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))

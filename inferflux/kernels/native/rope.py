@@ -1,0 +1,42 @@
+"""Rotary embedding in place and the write of keys and values into their pages, in one pass over each token."""
+
+import struct
+
+import torch
+
+from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.torch import rope as fallback
+
+Tensor = torch.Tensor
+# RopeCall of kernels.cpp.
+_CALL = struct.Struct("16qi4x")
+
+
+def rope(
+    qkv: Tensor, cos: Tensor | None, sin: Tensor | None, kv_pages: Tensor, slots: Tensor, *, num_heads: int
+) -> Tensor:
+    """See `ops.RopeOp`. Overwrites qkv and returns a view of it."""
+    num_tokens, num_all_heads, head_dim = qkv.shape
+    strides = kv_pages.stride()
+    is_plain = kv_pages.dtype == qkv.dtype and strides[4] == 1 and strides[3] == head_dim
+    if not is_plain or (cos is not None and cos.dtype != qkv.dtype):
+        return fallback.rope(qkv, cos, sin, kv_pages, slots, num_heads=num_heads)
+    angles = (0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr())
+    call = _CALL.pack(
+        qkv.data_ptr(),
+        *angles,
+        kv_pages.data_ptr(),
+        slots.data_ptr(),
+        qkv.stride(0),
+        0 if cos is None else cos.stride(0),
+        *strides[:3],
+        num_tokens,
+        num_heads,
+        (num_all_heads - num_heads) // 2,
+        head_dim,
+        0 if cos is None else cos.shape[1],
+        kv_pages.shape[2],
+        torch.get_num_threads(),
+    )
+    library().rope(TYPES[qkv.dtype], call)
+    return qkv[:, :num_heads]

@@ -1,0 +1,108 @@
+// What every kernel here is made of: as many floats as a register holds, and the ways weights become floats.
+// Written with GCC's vector extensions, so that one source serves AVX2, AVX-512 and NEON. Knows no op.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#else
+constexpr int W = 8;
+#endif
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef int8_t Bytes __attribute__((vector_size(W)));
+typedef uint8_t UBytes __attribute__((vector_size(W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+
+template <class V> static inline V load(const void* p) { V v; memcpy(&v, p, sizeof v); return v; }
+static inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+static inline Floats splat(float x) { return Floats{} + x; }
+static inline Ints bits(Floats v) { return (Ints)v; }
+
+static inline float sum(Floats v) {
+  float s = 0;
+  for (int i = 0; i < W; i++) s += v[i];
+  return s;
+}
+
+// e^x to 2 units in the last place for x <= 88; 0 below -87 (Cephes' polynomial).
+static inline Floats exp(Floats x) {
+  Floats low = splat(-87.0f);
+  Ints tiny = x < low;
+  x = tiny ? low : x;
+  Floats n = x * 1.44269504f + (x < 0 ? splat(-0.5f) : splat(0.5f));
+  Ints whole = __builtin_convertvector(n, Ints);
+  n = __builtin_convertvector(whole, Floats);
+  x = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = splat(1.9875691500e-4f);
+  p = p * x + 1.3981999507e-3f;
+  p = p * x + 8.3334519073e-3f;
+  p = p * x + 4.1665795894e-2f;
+  p = p * x + 1.6666665459e-1f;
+  p = p * x + 5.0000001201e-1f;
+  p = p * x * x + x + 1.0f;
+  p = (Floats)(bits(p) + (whole << 23));
+  return tiny ? Floats{} : p;
+}
+
+static inline Floats tanh(Floats x) {
+  Ints negative = x < 0;
+  Floats size = negative ? -x : x;
+  // Near zero 1 - 2 / (e^2x + 1) would lose digits: the odd series does not.
+  Floats square = x * x;
+  Floats series = x * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315))));
+  Floats capped = size > 20.0f ? splat(20.0f) : size;
+  Floats far = 1.0f - 2.0f / (exp(capped * 2.0f) + 1.0f);
+  far = negative ? -far : far;
+  return size < 0.15f ? series : far;
+}
+
+// Element types in memory; load() gives W of them as floats.
+struct F32 {
+  typedef float T;
+  static inline Floats read(const T* p) { return ::load<Floats>(p); }
+  static inline float read1(const T* p) { return *p; }
+  static inline void write(T* p, Floats v) { ::store(p, v); }
+  static inline void write1(T* p, float x) { *p = x; }
+};
+struct BF16 {
+  typedef uint16_t T;
+  static inline Floats read(const T* p) { return (Floats)(__builtin_convertvector(::load<Halves>(p), Ints) << 16); }
+  static inline float read1(const T* p) {
+    uint32_t u = (uint32_t)*p << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+  }
+  static inline void write(T* p, Floats v) {
+    for (int i = 0; i < W; i++) write1(p + i, v[i]);
+  }
+  // Rounds to nearest, ties to even; NaN stays NaN.
+  static inline void write1(T* p, float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    *p = x != x ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  }
+};
+struct I8 {
+  typedef int8_t T;
+  static inline Floats read(const T* p) {
+    return __builtin_convertvector(__builtin_convertvector(::load<Bytes>(p), Ints), Floats);
+  }
+  static inline float read1(const T* p) { return *p; }
+};
+struct F8 {
+  typedef uint8_t T;
+  static inline Floats read(const T* p) {
+    Ints u = __builtin_convertvector(::load<UBytes>(p), Ints);
+    // The exponent moves from bias 7 to bias 127; subnormals come out right too.
+    return (Floats)(((u & 0x7f) << 20) | ((u & 0x80) << 24)) * 0x1p120f;
+  }
+  static inline float read1(const T* p) {
+    uint32_t u = ((uint32_t)(*p & 0x7f) << 20) | ((uint32_t)(*p & 0x80) << 24);
+    float f;
+    memcpy(&f, &u, 4);
+    return f * 0x1p120f;
+  }
+};

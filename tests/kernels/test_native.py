@@ -1,0 +1,116 @@
+"""The native kernels: right on every case, built once, and out of the way where they cannot be built."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from inferflux.kernels import native
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.check import check_op
+from inferflux.kernels.native import build, loading
+from inferflux.kernels.native.loading import Library
+
+CPU = torch.device("cpu")
+OPENMP = build.openmp_library()
+CHECKS = [(op, dtype) for op in ("attention", "norm", "add_norm", "rope", "activation") for dtype in native.DTYPES]
+
+
+@pytest.fixture(scope="module")
+def built() -> None:
+    """Builds the library where that is possible; another worker may be at it."""
+    _, reason = loading.build_now()
+    deadline = time.monotonic() + 120
+    while reason is not None and "another process" in reason and time.monotonic() < deadline:
+        time.sleep(0.5)
+        _, reason = loading.build_now()
+    if reason is not None:
+        pytest.skip(reason)
+    if loading.library().reason is not None:
+        loading.library.cache_clear()
+    assert loading.library().reason is None
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize(("op", "dtype"), CHECKS, ids=lambda value: str(value).removeprefix("torch."))
+def test_agrees_with_the_reference(op: str, dtype: torch.dtype) -> None:
+    backend = find_backend("native")
+    assert backend.refusal(op, CPU, dtype) is None
+    results = list(check_op(backend.find(op), op, dtype, CPU))
+    assert results
+    assert [result for result in results if not result.ok] == []
+
+
+@pytest.mark.usefixtures("built")
+def test_extreme_gates_are_torchs() -> None:
+    """The exponential must neither overflow nor lose small numbers; a NaN must show."""
+    values = [
+        -1e4,
+        -100.0,
+        -88.0,
+        -87.0,
+        -20.0,
+        -1e-4,
+        0.0,
+        1e-4,
+        0.1,
+        0.2,
+        20.0,
+        88.0,
+        1e4,
+        float("nan"),
+        float("inf"),
+    ]
+    gate = torch.tensor([values])
+    both = torch.cat((gate, torch.ones_like(gate)), dim=1)
+    for kind, curve in (
+        ("silu", torch.nn.functional.silu),
+        ("gelu_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+    ):
+        ours = find_backend("native").find("activation")(both, kind)
+        torch.testing.assert_close(ours, curve(gate), rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+def test_other_devices_and_types_are_refused() -> None:
+    assert native.supports("norm", torch.device("cuda"), torch.float32) == "for CPUs only"
+    assert native.supports("norm", CPU, torch.float16) == "not written for float16"
+
+
+def test_without_a_compiler_the_reason_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
+    assert "no C++ compiler" in str(build.build(tmp_path / "native.so", "libgomp.so"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_compiler_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "compiler", lambda: "false")
+    assert str(build.build(tmp_path / "native.so", "libgomp.so")).startswith("false failed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_process_builds(tmp_path: Path) -> None:
+    (tmp_path / "native.lock").touch()
+    assert build.build(tmp_path / "native.so", "libgomp.so") == "another process is building it"
+
+
+@pytest.mark.skipif(OPENMP is None, reason="torch without GNU OpenMP")
+def test_a_start_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(loading, "library_path", lambda _: tmp_path / "native.so")
+    monkeypatch.setattr(loading, "compiler", lambda: "c++")
+    monkeypatch.setattr(loading, "build", lambda path, _: started.append(path))
+    first: Library = loading.library.__wrapped__()
+    assert first.reason == "not built yet: it is being built for the next start"
+    deadline = time.monotonic() + 10
+    while not started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started == [tmp_path / "native.so"]
+
+
+def test_a_damaged_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "native.so"
+    path.write_bytes(b"not a library")
+    monkeypatch.setattr(loading, "openmp_library", lambda: "libgomp.so")
+    monkeypatch.setattr(loading, "library_path", lambda _: path)
+    assert "cannot be loaded" in str(loading.library.__wrapped__().reason)
