@@ -3,9 +3,11 @@ nothing that it writes, answers to others, or shows in a process listing."""
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import psutil
@@ -22,9 +24,33 @@ CHAT, COMPLETIONS, KEYS = "/v1/chat/completions", "/v1/completions", "/v1/admin/
 ALL = ["admin", "generate", "read"]
 
 
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what the server tells an OpenTelemetry collector, as it came."""
+
+    spans: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.spans.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_words: object) -> None:
+        pass
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Served]:
+def collector() -> Iterator[str]:
+    """Returns the collector's URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def server(tmp_path: Path, collector: str) -> Iterator[Served]:
     config = {
+        "server": {"enable_tracing": True},
         "guardrails": {"blocklist": [TERM], "check_output": True},
         "policy": {"store": str(tmp_path / "policy.enc")},
         "logging": {"level": "debug", "format": "json", "audit_log": str(tmp_path / "audit.log")},
@@ -34,6 +60,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
     path = tmp_path / "config" / "server.yaml"
     path.write_text(yaml.safe_dump(config))
     environment = {"INFERFLUX_POLICY_PASSPHRASE": PASSPHRASE, "INFERFLUX_API_KEYS": f"{KEY}:admin+generate+read"}
+    environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector
     with served(path, tmp_path / "server.log", environment) as running:
         yield running
 
@@ -145,6 +172,8 @@ async def test_no_canary_gets_out(server: Served, tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         if path.is_file():
             seen[path.name] = path.read_bytes().decode("latin-1")
+    seen["traces"] = b"".join(Collector.spans).decode("latin-1")
+    assert "/v1/chat/completions" in seen["traces"]
     assert {"audit.log", "audit.log.key", "policy.enc", "policy.enc.bak", "server.log"} <= seen.keys()
     for place, text in seen.items():
         for secret in (MARK, made.rpartition("_")[2]):

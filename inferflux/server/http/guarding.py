@@ -1,6 +1,6 @@
 """Guardrails at the HTTP edge: what texts a request holds, and the check they pass before a model reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,11 +18,14 @@ _TEXT_FIELDS: Final = frozenset(("messages", "prompt", "model", "tools"))
 
 
 async def check_input(request: web.Request, backend: Backend, body: GenerateRequest, texts: Sequence[str]) -> None:
-    """Lets a request's texts pass, and notes them for the audit log. Raises GuardrailBlockedError."""
+    """Lets a request's texts pass, with what its answer is asked to look like, and notes them for the audit log.
+
+    Raises GuardrailBlockedError.
+    """
     context, info = request.app[CONTEXT], request[INFO]
     principal = info.principal
     assert principal is not None, "routes that generate declare a scope"
-    info.prompt = tuple(texts)
+    texts = info.prompt = (*texts, *_texts_of_shape(body))
     if not context.gate.checks_input:
         return
     question = Question(
@@ -66,6 +69,14 @@ async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequ
         return [prompt for prompt in prompts if isinstance(prompt, str)]
     decode = backend.text.tokenizer.decode
     return await context.text_work.run(lambda: [decode(ids, skip_special_tokens=False) for ids in token_ids])
+
+
+def _texts_of_shape(body: GenerateRequest) -> Iterator[str]:
+    """Yields every text in a schema, choice, pattern or grammar for the answer, which may dictate what it says."""
+    shapes = [shape for shape in (body.response_format, body.structured_outputs) if shape is not None]
+    yield from texts_in([msgspec.to_builtins(shape) for shape in shapes])
+    if body.structured_outputs is not None and isinstance(body.structured_outputs.json, str):
+        yield from texts_of_json(body.structured_outputs.json)
 
 
 def _parameters(body: GenerateRequest) -> Mapping[str, Any]:

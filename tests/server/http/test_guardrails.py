@@ -63,6 +63,25 @@ async def test_every_text_of_a_request_is_checked() -> None:
         assert (await chat(site, USER))[0] == 200
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [TERM]}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "description": TERM, "schema": {}}}},
+        {"structured_outputs": {"choice": ["yes", f"the {TERM}"]}},
+        {"structured_outputs": {"regex": TERM}},
+        {"structured_outputs": {"json": {"const": TERM}}},
+        {"structured_outputs": {"json": '{"const": "forbidden\\u0020fruit"}'}},
+    ],
+)
+async def test_what_an_answer_is_made_to_say_is_checked(shape: dict[str, Any]) -> None:
+    async with running_server(config(blocklist=[TERM])) as site:
+        assert_refused(await complete(site, **shape))
+        answer = await site.post("/v1/chat/completions", {"model": MODEL, "messages": [USER], **shape}, headers=ADMIN)
+        assert_refused(answer)
+        assert site.engine.submitted == []
+
+
 async def test_answers_are_checked_whole() -> None:
     async with running_server(config(blocklist=["count: 1"], check_output=True)) as site:
         assert_refused(await complete(site))
