@@ -134,9 +134,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 @asynccontextmanager
 async def server(folder: Path, dtype: str) -> AsyncIterator[tuple[str, float]]:
     """Starts a server on a free port; yields its URL and the seconds it took to be ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = {
         "models": [{"id": MODEL_ID, "path": str(folder), "default": True, "dtype": dtype, "max_model_len": 2048}],
         "auth": {"allow_anonymous": True},
@@ -155,6 +153,12 @@ async def server(folder: Path, dtype: str) -> AsyncIterator[tuple[str, float]]:
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def until_ready(url: str, process: "subprocess.Popen[bytes]", limit_s: float = 300.0) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import admin, offline, serving
+from benchmarks import admin, churn, offline, serving
 from benchmarks.shapes import SHAPES, write_model
 
 
@@ -48,3 +48,19 @@ def test_serving_streams_every_answer(
     assert first["output_tok_s"] > 0
     assert set(first["ttft_s"]) == {"p50", "p90", "p99"}
     assert written["environment"]["versions"]["torch"] == torch.__version__
+
+
+def test_churn_fails_no_request_and_gets_the_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real engine processes: what an unloaded model held is the system's again."""
+    out = tmp_path / "churn.json"
+    arguments = ["churn", "--edits", "1", "--clients", "2", "--max-tokens", "8", "--pause-s", "0", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", arguments)
+    churn.main()
+    results = json.loads(out.read_text())["results"]
+    assert results["num_failures"] == 0
+    assert min(results["answers"].values()) > 0
+    before, loaded, after = (results["unload"][stage] for stage in ("before", "loaded", "after"))
+    assert (before["processes"], loaded["processes"], after["processes"]) == (2, 3, 2)
+    model = loaded["bytes"] - before["bytes"]
+    assert model > 50e6, "an engine is not that small"
+    assert loaded["bytes"] - after["bytes"] > 0.8 * model
