@@ -126,6 +126,26 @@ def _check_distributed(config: Config) -> Iterator[Fault]:
         keys = (("distributed", "rank"), ("distributed", "world_size"))
         ranks = f"rank {distributed.rank}, world_size {distributed.world_size}"
         yield Fault(keys, f"rank must be < world_size (got {ranks})")
+    if distributed.world_size == 1:
+        return
+    several = f"distributed.world_size {distributed.world_size}"
+    if distributed.backend == "stub":
+        keys = (("distributed", "backend"), ("distributed", "world_size"))
+        yield Fault(keys, f'must be gloo or nccl with {several} (got "stub")')
+    if len(config.models) > 1:
+        yield Fault((("models",),), f"must be one with {several} (got {len(config.models)})")
+    if config.registry.path is not None:
+        yield Fault((("registry", "path"),), f"must be unset with {several}: its ranks serve one model")
+    for index, model in enumerate(config.models):
+        if model.idle_unload_s is not None:
+            message = f"must be unset with {several}: its ranks leave together"
+            yield Fault((("models", index, "idle_unload_s"),), message)
+    tiers = (("paged_kv", "cpu_pages", 0), ("nvme_offload", "path", None))
+    for section, name, none in tiers:
+        if getattr(getattr(config.runtime, section), name) != none:
+            yield Fault((("runtime", section, name),), f"must be unset with {several}")
+    if distributed.master_port == 0:
+        yield Fault((("distributed", "master_port"),), f"must be >= 1 with {several} (got 0)")
 
 
 _RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (

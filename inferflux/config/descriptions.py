@@ -98,8 +98,10 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "registry.poll_interval_ms": "Milliseconds between two looks at it.",
         "distributed.rank": "This process among the model's processes.",
         "distributed.world_size": "Processes that share one model.",
-        "distributed.backend": "How they talk; `stub` is one process alone.",
+        "distributed.local_rank": "The CUDA device of this process; null counts the rank round the host's devices.",
+        "distributed.backend": "How they talk; `stub` is one process alone; null fits the device (see distributed.md).",
         "distributed.master_addr": "Where rank 0 waits for the others.",
         "distributed.master_port": "And on which port.",
+        "distributed.timeout_s": "Seconds after which a rank that does not answer ends them all.",
     }
 )

@@ -22,6 +22,7 @@ TORCHRUN_NAMES: Final[Mapping[str, Key]] = MappingProxyType(
     {
         "RANK": ("distributed", "rank"),
         "WORLD_SIZE": ("distributed", "world_size"),
+        "LOCAL_RANK": ("distributed", "local_rank"),
         "MASTER_ADDR": ("distributed", "master_addr"),
         "MASTER_PORT": ("distributed", "master_port"),
     }

@@ -217,11 +217,16 @@ class RegistryConfig(Section, frozen=True):
 
 
 class DistributedConfig(Section, frozen=True):
+    """backend null: stub for one process; for more, nccl where the model runs on CUDA, else gloo. local_rank null: the
+    rank, counted round the host's devices."""
+
     rank: Count = 0
     world_size: Positive = 1
-    backend: Literal["stub", "gloo", "nccl"] = "stub"
+    local_rank: Count | None = None
+    backend: Literal["stub", "gloo", "nccl"] | None = None
     master_addr: Text = "127.0.0.1"
     master_port: Port = 29500
+    timeout_s: Annotated[float, Meta(ge=1, le=86400)] = 60.0
 
 
 class Config(Section, frozen=True):

@@ -16,8 +16,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
         "runtime.paged_kv.dtype": ("fp8", "int8"),
         "runtime.speculative_decoding.enabled": None,
         "adapters": None,
-        "distributed.world_size": None,
-        "distributed.backend": ("gloo", "nccl"),
     }
 )
 """Key to the values refused; None: every value but the default."""

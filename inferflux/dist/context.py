@@ -1,23 +1,35 @@
 """ParallelContext: which rank this is, which part of a weight is its own, and how ranks exchange tensors.
 
-Every collective is a no-op at size 1, so that callers need not ask. How ranks find each other is `launch`'s work.
+Without a group, which is one process alone, every collective is a no-op, so that callers need not ask. How ranks find
+each other is `launch`'s work, and a rank that is gone or silent is an EngineDeadError. Nothing here waits for a device or looks at a value, so a CUDA graph can capture it; only
+`exchange` needs the sizes of what it sends as plain numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
 
+from inferflux.dist import shares
+from inferflux.dist.faults import LostRank
 from inferflux.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class ParallelContext:
-    """rank: 0 <= rank < size. device: where this rank computes."""
+    """rank: 0 <= rank < size. device: where this rank computes.
+
+    group: carries tensors of `device`; None: this process is alone. control: a gloo group of the same ranks for words
+    in host memory (see `channel`).
+    """
 
     rank: int
     size: int
     device: torch.device
+    group: Any = None
+    control: Any = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -25,30 +37,57 @@ class ParallelContext:
 
     def split(self, length: int, name: str) -> slice:
         """Returns this rank's part of a dimension. Raises ConfigError when ranks cannot share it evenly."""
-        if length % self.size:
-            raise ConfigError(
-                f"{name} % distributed.world_size == 0 failed: {length} % {self.size} = {length % self.size}"
-            )
-        share = length // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
+        return shares.even(length, self.rank, self.size, name)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns the sum over ranks; may overwrite `tensor`."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+        if self.group is not None:
+            with LostRank():
+                torch.distributed.all_reduce(tensor, group=self.group)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
         """Returns all ranks' tensors (of one shape) joined along `dim`, in the order of ranks."""
-        if self.size == 1:
+        if self.group is None:
             return tensor
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        torch.distributed.all_gather(parts, tensor)
+        with LostRank():
+            torch.distributed.all_gather(parts, tensor, group=self.group)
         return torch.cat(parts, dim=dim)
+
+    def gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        """Returns what `all_gather` does on rank 0; on the others `tensor` itself."""
+        if self.group is None:
+            return tensor
+        tensor = tensor.contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
+        with LostRank():
+            torch.distributed.gather(tensor, parts, dst=0, group=self.group)
+        return tensor if parts is None else torch.cat(parts, dim=dim)
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
         """Returns rank `source`'s tensor on every rank; overwrites `tensor` on the others."""
-        if self.size > 1:
-            torch.distributed.broadcast(tensor, source)
+        if self.group is not None:
+            with LostRank():
+                torch.distributed.broadcast(tensor, source, group=self.group)
         return tensor
+
+    def smallest(self, numbers: Sequence[int]) -> list[int]:
+        """Returns the least of each number over ranks."""
+        if self.control is None:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.int64)
+        with LostRank():
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN, group=self.control)
+        return values.tolist()
+
+    def exchange(self, rows: torch.Tensor, num_sent: list[int], num_received: list[int]) -> torch.Tensor:
+        """All-to-all: sends the first num_sent[0] rows to rank 0, the next to rank 1, and so on; returns the rows that
+        came for this rank, in the order of their senders, of which num_received says how many."""
+        if self.group is None:
+            return rows
+        received = rows.new_empty((sum(num_received), *rows.shape[1:]))
+        with LostRank():
+            torch.distributed.all_to_all_single(received, rows.contiguous(), num_received, num_sent, group=self.group)
+        return received

@@ -1,16 +1,81 @@
-"""From the `distributed` section to a ParallelContext. Knows the backends; knows no model."""
+"""From the `distributed` section to a ParallelContext: ranks meet, and leave. Knows the backends; knows no model."""
+
+import os
+import sys
+from datetime import timedelta
+from typing import Final
 
 import torch
+import torch.distributed
+from torch.distributed.rendezvous import rendezvous
 
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.context import ParallelContext
-from inferflux.errors import ConfigError
+from inferflux.dist.faults import first_line
+from inferflux.errors import ConfigError, EngineDeadError
+
+# Pods and hosts start minutes apart, and load at their own speed.
+START_TIMEOUT_S: Final = 600.0
+# A collective gives up this much earlier than `distributed.timeout_s`, so that there is time left to say so and leave.
+COLLECTIVE_SHARE: Final = 0.75
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
-def launch(config: DistributedConfig, device: torch.device) -> ParallelContext:
-    """Returns this process's context. Raises ConfigError for what cannot be launched."""
-    if config.backend != "stub":
-        raise ConfigError(f'distributed.backend: must be "stub", one process (got "{config.backend}")')
-    if config.world_size != 1:
+def launch(
+    config: DistributedConfig, device: torch.device, start_timeout_s: float = START_TIMEOUT_S
+) -> ParallelContext:
+    """Returns this process's context once all ranks have come.
+
+    Raises ConfigError for what cannot be launched, EngineDeadError when the ranks do not find each other.
+    """
+    backend = backend_of(config, device)
+    if backend == "stub":
+        return ParallelContext(rank=config.rank, size=config.world_size, device=device)
+    if config.master_addr in _LOOPBACK and sys.platform == "linux":
+        # Ranks of one host need not be reached from outside; gloo's ports ask nobody for a password.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    timeout = collective_timeout(config)
+    try:
+        # The rendezvous waits longer than any collective may, so that a slow host is not a dead one.
+        store, rank, size = next(rendezvous(_url(config), timeout=timedelta(seconds=start_timeout_s)))
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=_bound(backend, device)
+        )
+        control = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"rank {config.rank} of {config.world_size} found no group at {config.master_addr}:{config.master_port}"
+        raise EngineDeadError(f"{where}: {first_line(error)}") from error
+    return ParallelContext(rank, size, device, torch.distributed.group.WORLD, control)
+
+
+def leave(context: ParallelContext) -> None:
+    """Takes this process out of the group; the context must not be used afterwards."""
+    if context.group is not None:
+        torch.distributed.destroy_process_group()
+
+
+def backend_of(config: DistributedConfig, device: torch.device) -> str:
+    """Returns the backend that is meant. Raises ConfigError when it cannot be had."""
+    if config.backend is None:
+        return "stub" if config.world_size == 1 else "nccl" if device.type == "cuda" else "gloo"
+    if config.backend == "stub" and config.world_size != 1:
         raise ConfigError(f'distributed.world_size: must be 1 with backend "stub" (got {config.world_size})')
-    return ParallelContext(rank=config.rank, size=config.world_size, device=device)
+    if config.backend == "nccl" and device.type != "cuda":
+        raise ConfigError("distributed.backend: nccl needs a model on CUDA devices, and this one is on the CPU; use gloo")
+    if config.backend == "gloo" and device.type == "cuda":
+        raise ConfigError("distributed.backend: gloo is for models on the CPU, and this one is on CUDA; use nccl")
+    return config.backend
+
+
+def collective_timeout(config: DistributedConfig) -> timedelta:
+    return timedelta(seconds=config.timeout_s * COLLECTIVE_SHARE)
+
+
+def _bound(backend: str, device: torch.device) -> torch.device | None:
+    """NCCL wants to know its device early; gloo has none."""
+    return device if backend == "nccl" else None
+
+
+def _url(config: DistributedConfig) -> str:
+    host = f"[{config.master_addr}]" if ":" in config.master_addr else config.master_addr
+    return f"tcp://{host}:{config.master_port}?rank={config.rank}&world_size={config.world_size}"

@@ -10,6 +10,7 @@ from collections import deque
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
+from inferflux.config.tree import DistributedConfig
 from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
 from inferflux.engine.kv.lower_tiers import tier_settings
@@ -29,15 +30,22 @@ SUNK_AT_ONCE = 32
 
 
 class Engine:
-    """A loaded model with its KV pages, its queue and its loop body.
+    """A loaded model with its KV pages, its queue and its loop body. Of several ranks, rank 0 has the engine.
 
     overlap: plan and launch a step before the results of the one before are in, so that the device never waits for
     Python; None: where the device computes beside the host. The tokens are the same either way.
     Raises ModelLoadError when the model cannot be loaded as configured, ConfigError when a setting does not fit it.
     """
 
-    def __init__(self, model: ModelConfig, runtime: RuntimeConfig, *, overlap: bool | None = None) -> None:
-        self.executor = Executor(model, runtime)
+    def __init__(
+        self,
+        model: ModelConfig,
+        runtime: RuntimeConfig,
+        distributed: DistributedConfig | None = None,
+        *,
+        overlap: bool | None = None,
+    ) -> None:
+        self.executor = Executor(model, runtime, distributed)
         self.info: ModelInfo = self.executor.info
         self.kv = KVManager(
             num_pages=self.info.device_pages,
@@ -113,8 +121,12 @@ class Engine:
         """Forgets every cached page in every tier; running requests keep theirs."""
         self.kv.reset_prefix_cache()
 
+    def beat(self) -> None:
+        """Sees to it, between steps, that the other ranks of this model are alive. Raises EngineDeadError."""
+        self.executor.beat()
+
     def close(self, flush_s: float = FLUSH_S) -> None:
-        """Ends the engine. Where pages are kept over a restart, spends up to flush_s seconds on writing them out."""
+        """Ends the engine, and lets other ranks go. Where pages are kept over a restart, spends up to flush_s seconds on writing them out."""
         if self._keeps_pages:
             self._flush(time.monotonic() + flush_s)
         self.executor.close()

@@ -1,7 +1,7 @@
 """Executor: a model made ready to run, and the plans it carries out.
 
-The engine's door to everything that computes. Importing this file does not import torch; making an Executor does, and
-says how long it took.
+The engine's door to everything that computes, on one rank or on all of them: rank 0 hands every plan on before it
+computes its own share. Importing this file does not import torch; making an Executor does, and says how long it took.
 """
 
 import contextlib
@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config.tree import DistributedConfig
+from inferflux.dist.beat import beat_interval_s
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import FileNews, MoveResult, StepOutput, StepPlan
-from inferflux.sampling_params import Grammar
+from inferflux.sampling_params import Grammar, SamplingParams
+
+# All that ranks other than 0 need of a row's start is its slot: rank 0 samples.
+_NO_SAMPLING: Final = SamplingParams()
 
 
 class Launched(Protocol):
@@ -53,30 +58,43 @@ class _WithMoves:
 
 
 class Executor:
-    """Loads `model` as `runtime` says. phases: the load's parts with their seconds, in order.
+    """Loads `model` as `runtime` says, together with the other ranks. phases: the load's parts with their seconds.
 
     fingerprint: 32 bytes that name the model and its pages' layout; pages of another fingerprint must not be used.
-    Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
+    Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it,
+    EngineDeadError when another rank is lost.
     """
 
-    def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, runtime: RuntimeConfig, distributed: DistributedConfig | None = None
+    ) -> None:
+        distributed = distributed or DistributedConfig()
         self.info: ModelInfo
         self.fingerprint: bytes
         self.phases: list[tuple[str, float]] = []
         with self._phase("import"):
             # Here, so that its seconds show up among the phases, and processes without an engine stay free of torch.
-            from inferflux.engine.runner.build import build_runner
-        built = build_runner(model, runtime, self._phase)
+            from inferflux.dist.channel import Channel
+            from inferflux.dist.launch import launch, leave
+            from inferflux.engine.runner.build import build_runner, choose_device
+        self._leave = leave
+        with self._phase("ranks"):
+            self._context = launch(distributed, choose_device(model, distributed))
+        self._channel = Channel(self._context)
+        self._beat_interval_s = beat_interval_s(distributed.timeout_s)
+        built = build_runner(model, runtime, self._channel, self._phase)
         self._runner, self.info, self.fingerprint, self._grammars, self._mover = built
 
     @property
     def runs_beside(self) -> bool:
-        """Whether the device computes while this process goes on."""
-        return self.info.device != "cpu"
+        """Whether the device computes while this process goes on. Other ranks need each token before the next step."""
+        return self.info.device != "cpu" and self._context.size == 1
 
     def launch(self, plan: StepPlan) -> Launched:
         """Starts one step; those before it need not have ended. An exception, here or from the result, means that the
         engine has failed and must not be used again."""
+        if self._context.control is not None:
+            self._channel.send(encode_plan(plan))
         if self._mover is None:
             return self._runner.launch(plan)
         if plan.wipe:
@@ -89,18 +107,47 @@ class Executor:
         """Computes one step, as `launch` and its result."""
         return self.launch(plan).result()
 
-    def close(self) -> None:
-        """Closes what is open; no step may follow."""
-        if self._mover is not None:
-            self._mover.close()
-
     def prepare(self, grammar: Grammar) -> Future[Any]:
         """Compiles a grammar in a thread. A request that has it may join a plan when the future is done; the future
         raises RequestError when it never may."""
         return self._grammars.prepare(grammar)
+
+    def beat(self) -> None:
+        """Asks the other ranks for a sign of life, unless they have heard something lately.
+
+        Raises EngineDeadError when one is lost.
+        """
+        self._channel.beat(self._beat_interval_s)
+
+    def follow(self) -> Iterator[None]:
+        """Computes this rank's share of rank 0's plans until rank 0 says that this was all; yields between them.
+
+        Raises EngineDeadError when a rank is lost.
+        """
+        decoder = msgspec.msgpack.Decoder(StepPlan)
+        while (message := self._channel.receive()) is not None:
+            if message:
+                self._runner.follow(decoder.decode(message))
+            yield
+
+    def close(self) -> None:
+        """Closes what is open, lets the other ranks go and leaves their group; no step may follow."""
+        if self._mover is not None:
+            self._mover.close()
+        if self._context.rank == 0:
+            self._channel.close()
+        self._leave(self._context)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         self.phases.append((name, time.perf_counter() - started))
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    """Returns what the other ranks must know of the plan: not how to sample, nor what was said before."""
+    starts = [
+        msgspec.structs.replace(start, sampling=_NO_SAMPLING, history=[], eos_token_ids=[]) for start in plan.starts
+    ]
+    return msgspec.msgpack.encode(msgspec.structs.replace(plan, starts=starts))

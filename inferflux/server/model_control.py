@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import msgspec
 
 from inferflux.config import Config, ModelConfig
+from inferflux.errors import ConfigError
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded
 from inferflux.server.model_source import ModelSource, configured_models, find_source, named_source, require_source
@@ -33,7 +34,10 @@ class ModelControl:
         self._allow_stub = config.runtime.allow_stub
         self._policy = policy
         self._turn = asyncio.Lock()
+        self._num_ranks = config.distributed.world_size
         wanted = self.wanted
+        if policy.document.models != ModelChanges():
+            self._require_alone()
         self._served = dict(wanted.models)
         self.manager = make_manager([self._first_source(one, wanted.default) for one in wanted.models.values()])
 
@@ -70,6 +74,7 @@ class ModelControl:
         Raises ConfigError and ModelLoadError when it cannot be loaded, and what `keep` raises; nothing has changed
         then.
         """
+        self._require_alone()
         changes = with_loaded(ModelChanges(), model, default=default)
         wanted = merge((), (), changes).models[model.id]
 
@@ -83,8 +88,9 @@ class ModelControl:
     async def unload(self, model_id: str, keep: Keep) -> Backend:
         """Takes no new requests for a model and unloads it once it is not in use; a load under way is given up.
 
-        Returns what is on its way out. Raises UnknownModelError, and what `keep` raises.
+        Returns what is on its way out. Raises UnknownModelError, ConfigError when it may not go, and what `keep` raises.
         """
+        self._require_alone()
         async with self._turn:
             backend = self.manager.find(model_id)
             base = [model.id for model in (*self._configured, *self.registered)]
@@ -103,6 +109,11 @@ class ModelControl:
                 raise backend.refusal()
             await keep(_on_models(lambda present: msgspec.structs.replace(present, default=model_id)))
             self._settle(())
+
+    def _require_alone(self) -> None:
+        """Raises ConfigError when other ranks hold a share of the model: they cannot change with it."""
+        if self._num_ranks > 1:
+            raise ConfigError(f"models: {self._num_ranks} ranks share one model and start and end with it")
 
     async def _change(self, sources: Iterable[ModelSource], keep: Callable[[], Awaitable[None]]) -> None:
         """Loads, keeps, switches; leaves nothing behind when one of them fails or the caller is cancelled."""

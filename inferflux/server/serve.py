@@ -18,7 +18,7 @@ from inferflux.config.audit_debug import audit_debug_of_process
 from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
-from inferflux.errors import InferFluxError, ModelLoadError
+from inferflux.errors import ConfigError, InferFluxError, ModelLoadError
 from inferflux.server.admission import Admission, open_admission
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
@@ -31,6 +31,7 @@ from inferflux.server.model_source import ModelSource, find_sources
 from inferflux.server.models import Models, open_models
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.seed import runtime_in_force
+from inferflux.server.ranks import check_ranks, follow
 from inferflux.server.tls import server_context
 
 try:
@@ -41,12 +42,16 @@ except ImportError:  # not every platform has it
 logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
+EXIT_RANKS_LOST = 1
+# After the loss of a rank: clients read their errors, and probes see that nothing is ready.
+LINGER_S = 1.0
 
 
 class StopSignals:
-    """SIGINT and SIGTERM: the first asks for a drained end, the second for an end at once.
+    """SIGINT and SIGTERM: the first asks for a drained end, the second for an end at once. So does the loss of a rank.
 
-    exit_code: 0 after a drained end by SIGTERM; 128 and the signal's number after Ctrl-C or an end at once.
+    exit_code: 0 after a drained end by SIGTERM; 128 and the signal's number after Ctrl-C or an end at once; 1 after the
+    loss of a rank.
     """
 
     def __init__(self) -> None:
@@ -58,6 +63,12 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._note, number)
+
+    def lose_ranks(self, reason: str) -> None:
+        """The ranks that share the model can only start anew together."""
+        logger.error("leaving, so that all ranks start anew: %s", reason)
+        self.exit_code = EXIT_RANKS_LOST
+        self.asked.set()
 
     def _note(self, number: signal.Signals) -> None:
         if self.asked.is_set():
@@ -73,6 +84,8 @@ def run(config: Config) -> int:
     Raises ConfigError for a configuration, a certificate or a policy store that cannot be used, InferFluxError when the
     port cannot be opened, ModelLoadError when no model can be loaded.
     """
+    if config.distributed.rank > 0:
+        return follow(config)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(config))
 
@@ -81,14 +94,17 @@ async def _serve(config: Config) -> int:
     signals = StopSignals()
     signals.listen()
     tls = server_context(config.server.tls)
-    find_sources(config)  # a configuration that cannot be served is refused before anything is opened
+    # A configuration that cannot be served is refused before anything is opened.
+    check_ranks(config, find_sources(config))
     metrics = Metrics()
     passphrase = passphrase_of_process()
     policy = open_policy(config, passphrase)
     audit = open_audit(config, passphrase, with_text=audit_debug_of_process(), on_result=metrics.count_audit)
 
+    on_lost = signals.lose_ranks if config.distributed.world_size > 1 else None
+
     def make_client(source: ModelSource) -> EngineClient:
-        return EngineClient(source.model, runtime_in_force(config, policy.document))
+        return EngineClient(source.model, runtime_in_force(config, policy.document), config.distributed, on_lost)
 
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
         return BackendManager(sources, make_client, on_event=_announcing(on_event))
@@ -103,6 +119,8 @@ async def _serve(config: Config) -> int:
         _announce(f"InferFlux {__version__} listens on {url}; loading {names}")
         await _serve_until_asked(models, signals)
         await _drain(admission, signals, config.server.drain_timeout_s)
+        if signals.exit_code == EXIT_RANKS_LOST:
+            await asyncio.sleep(LINGER_S)
         return signals.exit_code
     finally:
         await models.backends.close()
@@ -142,14 +160,16 @@ async def _serve_until_asked(models: Models, signals: StopSignals) -> None:
 
 
 async def _load_and_follow(models: Models) -> None:
-    """Ends only with an error: ModelLoadError when no model can be loaded, and none can come by a registry."""
+    """Ends only with an error: ModelLoadError when no model can be loaded, and none can come by a registry; ConfigError
+    when that is the configuration's fault."""
     following = asyncio.create_task(models.run())
     backends = models.backends.backends
     try:
         await models.backends.load_all()
         if models.registry is None and all(backend.error is not None for backend in backends):
             failures = "; ".join(f"{backend.id}: {backend.error}" for backend in backends)
-            raise ModelLoadError(f"no model could be loaded: {failures}")
+            misconfigured = all(isinstance(backend.failure, ConfigError) for backend in backends)
+            raise (ConfigError if misconfigured else ModelLoadError)(f"no model could be loaded: {failures}")
         await following
     finally:
         following.cancel()

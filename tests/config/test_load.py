@@ -104,6 +104,15 @@ def test_precedence_and_origin(text: str, environ: dict[str, str], flags: dict, 
             "server.cors_origins[0]: must be * or an origin such as https://example.org",
         ),
         ("distributed: {rank: 1}", "distributed.rank: rank must be < world_size (got rank 1, world_size 1)"),
+        ("distributed: {backend: mpi}", 'distributed.backend: must be one of gloo, nccl, stub (got "mpi")'),
+        (
+            "distributed: {world_size: 2, backend: stub}",
+            'distributed.backend: must be gloo or nccl with distributed.world_size 2 (got "stub")',
+        ),
+        (
+            "{distributed: {world_size: 2}, models: [{id: a}, {id: b}]}",
+            "models: must be one with distributed.world_size 2 (got 2)",
+        ),
         ("auth: {api_keys: [{name: a}]}", "auth.api_keys[0]: must have exactly one of key and key_sha256"),
         (
             "auth: {api_keys: [{key: a, scopes: []}]}",
@@ -289,7 +298,6 @@ def test_errors_cannot_forge_lines() -> None:
     [
         ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
         ("", {"INFERFLUX_RUNTIME__SPECULATIVE_DECODING__ENABLED": "true"}, "runtime.speculative_decoding.enabled"),
-        ("", {"WORLD_SIZE": "2"}, "distributed.world_size"),
     ],
 )
 def test_what_is_not_built_is_refused(text: str, environ: dict[str, str], key: str) -> None:

@@ -58,7 +58,7 @@ def test_info_and_phases_describe_the_load(tiny_model: MakeModel):
     assert info.vocab_size == VOCAB_SIZE
     assert (info.device_pages, info.page_tokens) == (20, 16)
     assert (info.dtype, info.device) == ("float32", "cpu")
-    assert [name for name, _ in executor.phases] == ["import", "weights", "pool", "warmup"]
+    assert [name for name, _ in executor.phases] == ["import", "ranks", "weights", "pool", "warmup"]
     assert all(seconds >= 0 for _, seconds in executor.phases)
 
 

@@ -31,7 +31,7 @@ class Life:
         self.engine = FakeEngine(text_bundle())
         self._capsys = capsys
         self._printed = ""
-        monkeypatch.setattr(serve, "EngineClient", lambda model, runtime: self.engine)
+        monkeypatch.setattr(serve, "EngineClient", lambda *_: self.engine)
         with_text = functools.partial(BackendManager, load_text=lambda path, template: text_bundle())
         monkeypatch.setattr(serve, "BackendManager", with_text)
 

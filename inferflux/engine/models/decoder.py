@@ -114,9 +114,13 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden], as from `hidden_states`. Returns logits float32 [S, vocab_size], the caller's."""
+        """hidden [S, hidden], as from `hidden_states`. Returns logits float32 [S, vocab_size], the caller's.
+
+        On ranks other than 0 it returns some part of them: only rank 0 samples.
+        """
         if not hidden.shape[0]:
             return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
-        logits = self._context.all_gather(self._lm_head(hidden)).float()
+        # Every rank has scored its part of the vocabulary, the last part padded.
+        logits = self._context.gather(self._lm_head(hidden))[:, : self.spec.vocab_size].float().contiguous()
         cap = self.spec.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -11,6 +11,7 @@ from inferflux.engine.layers.linear import Linear
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import RopeTable
 from inferflux.engine.models.decoder import Decoder, DecoderLayer, Layer
+from inferflux.engine.models.partition import check_partition, num_heads, num_kv_heads
 from inferflux.engine.models.spec import LayerSpec, ModelSpec, read_spec, with_max_model_len
 from inferflux.engine.models.weight_table import LayerWeights, is_ignored, weight_table
 from inferflux.engine.weights.checkpoint import Checkpoint
@@ -98,8 +99,9 @@ class _Builder:
         self.context = context
         self.loader = loader
         self._quantization = quantization
-        self._num_heads = _length(context.split(spec.num_heads, "num_heads"))
-        self._num_kv_heads = _length(context.split(spec.num_kv_heads, "num_kv_heads"))
+        check_partition(spec, context.size)
+        self._num_heads = num_heads(spec, context.size)
+        self._num_kv_heads = num_kv_heads(spec, context.size)
 
     def layer(self, layer: LayerSpec, weights: LayerWeights) -> DecoderLayer:
         output_norms = None
@@ -163,7 +165,3 @@ class _Builder:
         if scheme is None:
             return self.loader.load(weight)
         return quantize_blocks(self.loader.blocks(weight), self.loader.shape(weight), scheme)
-
-
-def _length(part: slice) -> int:
-    return int(part.stop) - int(part.start)

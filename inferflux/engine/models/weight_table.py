@@ -56,10 +56,10 @@ def weight_table(spec: ModelSpec) -> ModelWeights:
     names = FAMILIES[spec.architecture].names
     matrix = (spec.vocab_size, spec.hidden_size)
     return ModelWeights(
-        embedding=(TensorSource(f"{names.prefix}embed_tokens.weight", matrix, "column"),),
+        embedding=(TensorSource(f"{names.prefix}embed_tokens.weight", matrix, "vocabulary"),),
         layers=tuple(_layer(spec, names, f"{names.prefix}layers.{i}.") for i in range(spec.num_layers)),
         final_norm=(TensorSource(f"{names.prefix}norm.weight", (spec.hidden_size,)),),
-        lm_head=None if spec.tied_embeddings else (TensorSource(names.lm_head, matrix, "column"),),
+        lm_head=None if spec.tied_embeddings else (TensorSource(names.lm_head, matrix, "vocabulary"),),
     )
 
 
@@ -79,6 +79,7 @@ def _layer(spec: ModelSpec, names: WeightNames, prefix: str) -> LayerWeights:
     hidden = spec.hidden_size
     query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     qkv_rows, gate_up_rows = (query, key_value, key_value), (spec.intermediate_size,) * 2
+    kv_heads = (0, spec.num_kv_heads, spec.num_kv_heads)
 
     def norm(name: str, size: int = hidden) -> Weight:
         return (TensorSource(f"{prefix}{name}.weight", (size,)),)
@@ -91,8 +92,8 @@ def _layer(spec: ModelSpec, names: WeightNames, prefix: str) -> LayerWeights:
 
     return LayerWeights(
         input_norm=norm("input_layernorm"),
-        qkv=_stacked(prefix, names.qkv, qkv_rows, (hidden,)),
-        qkv_bias=_stacked(prefix, names.qkv, qkv_rows, ()) if spec.qkv_bias else None,
+        qkv=_stacked(prefix, names.qkv, qkv_rows, (hidden,), kv_heads),
+        qkv_bias=_stacked(prefix, names.qkv, qkv_rows, (), kv_heads) if spec.qkv_bias else None,
         query_norm=norm("self_attn.q_norm", spec.head_dim) if spec.qk_norm else None,
         key_norm=norm("self_attn.k_norm", spec.head_dim) if spec.qk_norm else None,
         o=matrix("self_attn.o_proj", hidden, query),
@@ -107,15 +108,22 @@ def _layer(spec: ModelSpec, names: WeightNames, prefix: str) -> LayerWeights:
     )
 
 
-def _stacked(prefix: str, names: tuple[str, ...], rows: tuple[int, ...], columns: tuple[int, ...]) -> Weight:
+def _stacked(
+    prefix: str,
+    names: tuple[str, ...],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    heads: tuple[int, ...] | None = None,
+) -> Weight:
     """Returns one source per name, or one source of all rows where the checkpoint has them stacked already.
 
-    columns: the second dimension, or () for the biases.
+    columns: the second dimension, or () for the biases. heads: see TensorSource.
     """
     suffix = "weight" if columns else "bias"
+    heads = heads or (0,) * len(rows)
     if len(names) == 1:
-        return (TensorSource(f"{prefix}{names[0]}.{suffix}", (sum(rows), *columns), "column", rows),)
+        return (TensorSource(f"{prefix}{names[0]}.{suffix}", (sum(rows), *columns), "column", rows, heads),)
     return tuple(
-        TensorSource(f"{prefix}{name}.{suffix}", (num_rows, *columns), "column")
-        for name, num_rows in zip(names, rows, strict=True)
+        TensorSource(f"{prefix}{name}.{suffix}", (num_rows, *columns), "column", heads=(num_heads,))
+        for name, num_rows, num_heads in zip(names, rows, heads, strict=True)
     )

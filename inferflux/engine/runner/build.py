@@ -10,16 +10,19 @@ import msgspec
 import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.dist.context import ParallelContext
+from inferflux.config.tree import DistributedConfig
+from inferflux.dist.channel import Channel
+from inferflux.dist.launch import START_TIMEOUT_S
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.mover import Mover
 from inferflux.engine.kv.store.opening import open_tiers
 from inferflux.engine.models.load import load_model, resolve_dtype
+from inferflux.engine.models.partition import num_kv_heads
 from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.fingerprint import fingerprint
-from inferflux.engine.runner.memory import free_memory, plan_pool
+from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
@@ -44,21 +47,22 @@ class Built(NamedTuple):
     mover: Mover | None
 
 
-def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Built:
-    """Loads the model and makes it ready; `phase(name)` is entered around each part.
+def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, phase: Phase) -> Built:
+    """Loads this rank's share of the model and makes it ready; `phase(name)` is entered around each part.
 
+    Every rank builds at once, with the same settings, and ends with the same number of pages.
     Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
     """
     path = _model_path(model)
-    device = choose_device(model)
+    context = channel.context
+    device = context.device
     with phase("weights"):
         spec = read_spec(path)
         dtype = resolve_dtype(runtime.dtype if model.dtype == "auto" else model.dtype, spec, device)
         _check_kv_dtype(runtime, dtype)
         kernels = select(device, dtype, runtime.kernels)
-        context = ParallelContext(rank=0, size=1, device=device)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
-        check_fits(model, weights, free_memory(device))
+        check_fits(model, weights, free_memory(device).shared(context.size))
         decoder = load_model(
             path,
             kernels=kernels,
@@ -71,12 +75,13 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
     grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, spec.eos_token_ids))
     with phase("pool"):
-        page = PageShape(spec.num_layers, page_tokens, spec.num_kv_heads // context.size, spec.head_dim, dtype)
-        plan = plan_pool(
-            model, runtime, spec.max_model_len, page.num_bytes, pool_memory(model, weights, free_memory(device))
-        )
+        page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), spec.head_dim, dtype)
+        free = pool_memory(model, weights, free_memory(device).shared(context.size))
+        plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
+        channel.meet(START_TIMEOUT_S)
+        plan = PoolPlan(*context.smallest(plan))
         pool = allocate_pool(plan.num_pages, page, device)
-        name = fingerprint(path, page, spec.max_model_len, model.quantization)
+        name = fingerprint(path, page, spec.max_model_len, context.rank, context.size, model.quantization)
         mover = open_tiers(runtime, pool, name, free_memory(torch.device("cpu")).num_bytes)
         runner = Runner(
             decoder,
@@ -87,22 +92,32 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, phase: Phase) -> Bu
             grammars=grammars,
         )
     with phase("warmup"):
-        warm_up(runner, min(page_tokens, plan.max_model_len))
+        warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     info = msgspec.structs.replace(info, quantization=model.quantization)
     return Built(runner, info, name, grammars, mover)
 
 
-def choose_device(model: ModelConfig) -> torch.device:
-    """Returns where to run. Raises ModelLoadError when CUDA is asked for and there is none."""
+def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.device:
+    """Returns where this rank runs. Raises ModelLoadError when CUDA is asked for and there is none, ConfigError when
+    there is not this rank's device."""
     if model.backend == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(f"{model.id}: backend: cuda: no CUDA device is available; use auto or cpu")
     use_cuda = model.backend == "cuda" or (model.backend == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    if not use_cuda:
+        return torch.device("cpu")
+    num_devices = torch.cuda.device_count()
+    index = distributed.rank % num_devices if distributed.local_rank is None else distributed.local_rank
+    if index >= num_devices:
+        raise ConfigError(f"distributed.local_rank: must be < the host's CUDA devices, {num_devices} (got {index})")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
-def warm_up(runner: Runner, num_tokens: int) -> None:
+def warm_up(runner: Runner, num_tokens: int, *, is_first: bool = True) -> None:
     """Runs a prefill of num_tokens tokens and a decode, so that the first request does not pay for first calls.
+
+    is_first: this is rank 0; all ranks do this at once.
 
     Writes page 0, which must be nobody's yet and hold num_tokens tokens; leaves slot 0 to whoever takes it.
     """
@@ -116,8 +131,14 @@ def warm_up(runner: Runner, num_tokens: int) -> None:
         num_prompt_tokens=num_tokens,
         eos_token_ids=[],
     )
-    runner.execute(StepPlan(0, [start], [Row(0, 0, token_ids, [0], sample=True)]))
-    runner.execute(StepPlan(0, [], [Row(0, num_tokens - 1, token_ids[:1], [], sample=True)]))
+    for plan in (
+        StepPlan(0, [start], [Row(0, 0, token_ids, [0], sample=True)]),
+        StepPlan(0, [], [Row(0, num_tokens - 1, token_ids[:1], [], sample=True)]),
+    ):
+        if is_first:
+            runner.execute(plan)
+        else:
+            runner.follow(plan)
 
 
 def _model_path(model: ModelConfig) -> Path:

@@ -40,6 +40,11 @@ class FreeMemory(NamedTuple):
     num_bytes: int
     limit: int | None = None
 
+    def shared(self, num_ranks: int) -> "FreeMemory":
+        """Returns what one of num_ranks ranks may count on: each has a GPU of its own, but a CPU's memory they share
+        (as if all were on this host)."""
+        return self if self.kind == "cuda" else FreeMemory(self.kind, self.num_bytes // num_ranks)
+
 
 def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_bytes: int, free: FreeMemory) -> PoolPlan:
     """Sizes the pool for requests of up to `window` tokens with pages of page_bytes bytes.

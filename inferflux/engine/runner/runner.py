@@ -108,6 +108,18 @@ class Runner:
             prompt = self._score_prompts(hidden[num_sampled:], plan.rows, batch) if batch.spans else None
             return LaunchedStep(plan.step_id, start_collecting(plan.rows, batch, draw, prompt, self._table))
 
+    def follow(self, plan: StepPlan) -> None:
+        """Computes this rank's share of the plan's rows; their results are rank 0's."""
+        with torch.inference_mode():
+            for start in plan.starts:
+                self._inputs.clear(start.slot)
+            batch = self._inputs.build(plan.rows)
+            hidden = self._decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+            # In the pieces in which rank 0 asks for them: each is a collective.
+            num_sampled = len(batch.sampled)
+            for part in (hidden[:num_sampled], *hidden[num_sampled:].split(SCORED_AT_ONCE)):
+                self._decoder.logits(part)
+
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot)
         self._table.set(start)

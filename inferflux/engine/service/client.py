@@ -11,13 +11,13 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
-from inferflux.config.tree import SchedulerPolicy
+from inferflux.config.tree import DistributedConfig, SchedulerPolicy
 from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
@@ -50,6 +50,8 @@ PING_INTERVAL_S = 1.0
 WATCHDOG_S = 60.0
 # How long a request that lost its engine before it got anything waits for the next one.
 RETRY_WAIT_S = 60.0
+# Of several ranks the others give up after `distributed.timeout_s`; this one before them.
+WATCHDOG_SHARE = 0.8
 FIRST_RESTART_PAUSE_S = 0.5
 LONGEST_RESTART_PAUSE_S = 30.0
 # An engine that served this long is healthy again: the next pause starts small.
@@ -69,11 +71,22 @@ class EngineClient:
 
     state: only READY accepts requests. info: set once READY. stats: as of the engine's last word.
     num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
+    on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
+    back alone.
     """
 
-    def __init__(self, model: ModelConfig, runtime: RuntimeConfig) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        runtime: RuntimeConfig,
+        distributed: DistributedConfig | None = None,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
         self.model = model
         self.runtime = runtime
+        self.distributed = distributed or DistributedConfig()
+        self._on_lost = on_lost
+        self._watchdog_s = WATCHDOG_S if on_lost is None else self.distributed.timeout_s * WATCHDOG_SHARE
         self.state = ClientState.STARTING
         self.info: ModelInfo | None = None
         self.phases: list[tuple[str, float]] = []
@@ -178,7 +191,7 @@ class EngineClient:
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECV_BYTES)
         reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._send(Start(self.model, self.runtime))
+        self._send(Start(self.model, self.runtime, self.distributed))
         frames: FrameReader[FromEngine] = FrameReader(FromEngine)
         first = await _first_frame(reader, frames)
         if not isinstance(first, Ready):
@@ -209,10 +222,13 @@ class EngineClient:
         finally:
             watchdog.cancel()
         if self.state is ClientState.READY:
-            self._become(ClientState.RESTARTING)
+            self._become(ClientState.RESTARTING if self._on_lost is None else ClientState.FAILED)
             logger.error("model %s: %s; it had %d requests", self.model.id, reason, len(self._mailboxes))
             self._fail_all(reason)
-            self._spawn(self._restart())
+            if self._on_lost is None:
+                self._spawn(self._restart())
+            else:
+                self._on_lost(reason)
 
     def _deliver(self, frame: Outputs) -> None:
         self.stats = frame.stats
@@ -242,8 +258,8 @@ class EngineClient:
             self._send(Ping(nonce))
             await asyncio.sleep(PING_INTERVAL_S)
             num_unanswered = 0 if self._last_word >= asked else num_unanswered + 1
-            if num_unanswered * PING_INTERVAL_S >= WATCHDOG_S and self._host is not None:
-                logger.error("model %s: engine silent for %.0f s; killing it", self.model.id, WATCHDOG_S)
+            if num_unanswered * PING_INTERVAL_S >= self._watchdog_s and self._host is not None:
+                logger.error("model %s: engine silent for %.0f s; killing it", self.model.id, self._watchdog_s)
                 self._host.kill()
                 return
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from inferflux.engine.engine import Engine
 from inferflux.engine.news import refusal_news
+from inferflux.engine.service.health import Health
 from inferflux.engine.service.protocol import (
     Abort,
     Failed,
@@ -33,7 +34,7 @@ from inferflux.engine.service.protocol import (
     ToEngine,
     encode,
 )
-from inferflux.errors import InferFluxError, RequestError
+from inferflux.errors import EngineDeadError, InferFluxError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def serve(sock: socket.socket, *, exit_when_orphaned: bool) -> None:
 
 def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
     try:
-        engine = Engine(start.model, start.runtime)
+        engine = Engine(start.model, start.runtime, start.distributed)
     except InferFluxError as error:
         _send(sock, Failed(type(error).__name__, str(error)))
         return
@@ -71,21 +72,29 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
         _send(sock, Failed(type(error).__name__, f"loading failed: {error or type(error).__name__}"))
         return
     _send(sock, Ready(engine.info, engine.executor.phases))
+    health = Health(start.distributed)
     try:
-        _loop(sock, inbox, engine)
+        _loop(sock, inbox, engine, health)
         engine.close()
     except (BrokenPipeError, ConnectionResetError):
         raise
+    except EngineDeadError as error:
+        logger.error("%s", error)
+        _send(sock, Failed(type(error).__name__, str(error)))
     except Exception as error:
         logger.exception("engine failed")
         _send(sock, Failed(type(error).__name__, "the engine failed; see its log"))
+    finally:
+        health.close()
 
 
-def _loop(sock: socket.socket, inbox: Inbox, engine: Engine) -> None:
+def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:
     while True:
         news: list[Output] = []
-        wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else None
-        for frame in _take(inbox, wait_s):
+        wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else health.idle_s
+        frames = _take(inbox, wait_s)
+        health.note(bool(frames))
+        for frame in frames:
             if isinstance(frame, Submit):
                 refused = _submit(engine, frame)
                 if refused is not None:
@@ -100,6 +109,7 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine) -> None:
                 return
         if engine.has_work or engine.has_chores:
             news += engine.step()
+        engine.beat()
         if news:
             _send(sock, Outputs(news, engine.stats()))
 

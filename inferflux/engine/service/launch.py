@@ -1,6 +1,7 @@
 """Where an engine's loop runs: in a process of its own, or in a thread of this one.
 
-Both speak the same frames over a socket pair, so the client cannot tell them apart. Imports torch only for the thread.
+Both speak the same frames over a socket pair, so the client cannot tell them apart. A rank other than 0 has no client:
+it follows rank 0 in this very process. Imports torch only for the thread and for such a rank.
 """
 
 import asyncio
@@ -10,7 +11,9 @@ import sys
 import threading
 from typing import Protocol
 
+from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.child_env import child_environment
+from inferflux.config.tree import DistributedConfig
 
 TERMINATE_GRACE_S = 5.0
 
@@ -102,3 +105,12 @@ async def launch_thread() -> tuple[RunningHost, socket.socket]:
     )
     thread.start()
     return ThreadHost(thread), ours
+
+
+def follow_first_rank(
+    model: ModelConfig, runtime: RuntimeConfig, distributed: DistributedConfig, grace_s: float
+) -> int:
+    """Computes this rank's share until rank 0 lets it go; see `follower.follow`."""
+    from inferflux.engine.service.follower import follow  # brings torch in, which rank 0's server never needs
+
+    return follow(model, runtime, distributed, grace_s)

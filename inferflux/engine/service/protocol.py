@@ -11,6 +11,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
+from inferflux.config.tree import DistributedConfig
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.sampling_params import SamplingParams
@@ -24,6 +25,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
     model: ModelConfig
     runtime: RuntimeConfig
+    distributed: DistributedConfig = DistributedConfig()
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from inferflux.dist import shares
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.weights.checkpoint import Checkpoint
 from inferflux.engine.weights.safetensors_file import SafetensorsFile, TensorEntry
@@ -47,6 +48,7 @@ class WeightLoader:
         for part in self._parts(weight):
             self._fill(part, matrix[first : first + _length(part.rows)])
             first += _length(part.rows)
+        matrix[first:].zero_()
         return result
 
     def blocks(self, weight: Weight) -> Iterator[torch.Tensor]:
@@ -63,11 +65,16 @@ class WeightLoader:
                 block = buffer[: _length(rows)]
                 self._fill(part._replace(rows=rows), block)
                 yield block
+        num_missing = self.shape(weight)[0] - sum(_length(part.rows) for part in self._parts(weight))
+        if num_missing:
+            yield buffer.new_zeros((num_missing, num_columns))
 
     def shape(self, weight: Weight) -> tuple[int, ...]:
-        """Returns the shape of this rank's share."""
+        """Returns the shape of this rank's share; where a vocabulary does not come out even, zeros fill it up."""
         parts = list(self._parts(weight))
         num_rows = sum(_length(part.rows) for part in parts)
+        if weight[0].split == "vocabulary":
+            num_rows = -(-weight[0].shape[0] // self._context.size)
         return (num_rows, _length(parts[0].columns)) if len(weight[0].shape) == 2 else (num_rows,)
 
     def _parts(self, weight: Weight) -> Iterator["_Part"]:
@@ -87,12 +94,26 @@ class WeightLoader:
         columns = slice(0, math.prod(source.shape[1:]))
         if source.split == "row":
             return [slice(0, source.shape[0])], self._context.split(columns.stop, f"{source.name}: columns")
+        rank, size = self._context.rank, self._context.size
+        if source.split == "vocabulary":
+            return [shares.padded(source.shape[0], rank, size)], columns
+        lengths = source.sections or (source.shape[0],)
         sections, start = [], 0
-        for length in source.sections or (source.shape[0],):
-            part = self._context.split(length, f"{source.name}: rows") if source.split == "column" else slice(0, length)
+        for length, num_heads in zip(lengths, source.heads or (0,) * len(lengths), strict=True):
+            part = slice(0, length)
+            if source.split == "column":
+                part = self._part(length, num_heads, source.name)
             sections.append(slice(start + part.start, start + part.stop))
             start += length
         return sections, columns
+
+    def _part(self, num_rows: int, num_heads: int, name: str) -> slice:
+        """Returns this rank's rows of a section; num_heads: see TensorSource.heads."""
+        if num_heads == 0:
+            return self._context.split(num_rows, f"{name}: rows")
+        heads = shares.repeated(num_heads, self._context.rank, self._context.size, f"{name}: key/value heads")
+        head_rows = num_rows // num_heads
+        return slice(heads.start * head_rows, heads.stop * head_rows)
 
 
 def check_tensors(checkpoint: Checkpoint, sources: Iterable[TensorSource], ignored: Callable[[str], bool]) -> None:
@@ -120,19 +141,31 @@ def check_tensors(checkpoint: Checkpoint, sources: Iterable[TensorSource], ignor
 
 
 def _copy(file: SafetensorsFile, entry: TensorEntry, rows: slice, columns: slice, destination: torch.Tensor) -> None:
-    """Copies rows and columns of a tensor into destination [rows, columns], converting its type."""
-    dtype, width = FLOAT_DTYPES[entry.dtype], math.prod(entry.shape[1:])
-    row_bytes = width * dtype.itemsize
-    offset = entry.start + rows.start * row_bytes
-    if destination.device.type == "cpu" and destination.dtype == dtype and _length(columns) == width:
-        file.read_into(_bytes(destination), offset)
+    """Copies rows and columns of a tensor into destination [rows, columns], converting its type. Reads nothing else."""
+    dtype, num_rows = FLOAT_DTYPES[entry.dtype], _length(rows)
+    if not num_rows:
         return
-    num_rows = _length(rows)
-    buffer = torch.empty((min(num_rows, max(1, BUFFER_BYTES // row_bytes)), width), dtype=dtype)
+    if destination.device.type == "cpu" and destination.dtype == dtype:
+        _read(file, entry, rows, columns, destination)
+        return
+    row_bytes = _length(columns) * dtype.itemsize
+    buffer = torch.empty((min(num_rows, max(1, BUFFER_BYTES // row_bytes)), _length(columns)), dtype=dtype)
     for first in range(0, num_rows, len(buffer)):
         chunk = buffer[: num_rows - first]
-        file.read_into(_bytes(chunk), offset + first * row_bytes)
-        destination[first : first + len(chunk)].copy_(chunk[:, columns])
+        _read(file, entry, slice(rows.start + first, rows.start + first + len(chunk)), columns, chunk)
+        destination[first : first + len(chunk)].copy_(chunk)
+
+
+def _read(file: SafetensorsFile, entry: TensorEntry, rows: slice, columns: slice, destination: torch.Tensor) -> None:
+    """Reads rows and columns into destination [rows, columns], contiguous on the CPU and of the tensor's own type."""
+    item_bytes, width = destination.dtype.itemsize, math.prod(entry.shape[1:])
+    offset, view = entry.start + (rows.start * width + columns.start) * item_bytes, _bytes(destination)
+    if _length(columns) == width:
+        file.read_into(view, offset)
+        return
+    row_bytes = _length(columns) * item_bytes
+    for row in range(_length(rows)):
+        file.read_into(view[row * row_bytes : (row + 1) * row_bytes], offset + row * width * item_bytes)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -1,0 +1,93 @@
+"""Channel: rank 0 tells the other ranks what to do next, in bytes, over a group in host memory (gloo).
+
+One broadcast carries a header and, as nearly always, all of the message; a longer one needs a second. A message may
+also be a sign of life, which every rank answers, or the last word. Knows nothing of what a message means. A rank that is
+gone or silent makes every call here raise EngineDeadError within the group's timeout.
+"""
+
+import struct
+import time
+from datetime import timedelta
+from typing import Final
+
+import torch
+import torch.distributed
+
+from inferflux.dist.context import ParallelContext
+from inferflux.dist.faults import LostRank
+
+# A step of 32 decoding rows takes about 700 bytes.
+INLINE_BYTES: Final = 4096
+_HEADER: Final = struct.Struct("<II")
+_MESSAGE, _SIGN_OF_LIFE, _LAST_WORD = range(3)
+
+
+class Channel:
+    """One per rank; every rank makes its own at the same point. Alone, nothing is sent.
+
+    Rank 0 calls `send`, `beat` and `close`; the others call `receive`. One thread.
+    """
+
+    def __init__(self, context: ParallelContext) -> None:
+        self.context = context
+        self._frame = torch.zeros(_HEADER.size + INLINE_BYTES, dtype=torch.uint8)
+        self._bytes = self._frame.numpy().data
+        self._token = torch.zeros(1, dtype=torch.int32)
+        self._last_sent = time.monotonic()
+
+    def meet(self, timeout_s: float) -> None:
+        """Returns once every rank has called this; for moments that take ranks differently long, such as a load."""
+        if self.context.control is not None:
+            with LostRank():
+                torch.distributed.monitored_barrier(self.context.control, timedelta(seconds=timeout_s))
+
+    def send(self, message: bytes) -> None:
+        """Sends the message to every other rank."""
+        if self.context.control is None:
+            return
+        body = memoryview(message)
+        self._bytes[_HEADER.size : _HEADER.size + min(len(body), INLINE_BYTES)] = body[:INLINE_BYTES]
+        self._announce(_MESSAGE, len(body))
+        if len(body) > INLINE_BYTES:
+            rest = torch.frombuffer(bytearray(body[INLINE_BYTES:]), dtype=torch.uint8)
+            self._broadcast(rest)
+
+    def beat(self, interval_s: float) -> None:
+        """Asks every rank for a sign of life and waits for it, unless something was sent less than interval_s ago."""
+        if self.context.control is not None and time.monotonic() - self._last_sent >= interval_s:
+            self._announce(_SIGN_OF_LIFE, 0)
+            self._answer()
+
+    def close(self) -> None:
+        """Tells the other ranks that this was all."""
+        if self.context.control is not None:
+            self._announce(_LAST_WORD, 0)
+
+    def receive(self) -> bytes | None:
+        """Returns the next message, b"" for a sign of life, None for the last word."""
+        self._broadcast(self._frame)
+        kind, length = _HEADER.unpack_from(self._bytes)
+        if kind == _LAST_WORD:
+            return None
+        if kind == _SIGN_OF_LIFE:
+            self._answer()
+            return b""
+        message = bytes(self._bytes[_HEADER.size : _HEADER.size + min(length, INLINE_BYTES)])
+        if length <= INLINE_BYTES:
+            return message
+        rest = torch.empty(length - INLINE_BYTES, dtype=torch.uint8)
+        self._broadcast(rest)
+        return message + rest.numpy().tobytes()
+
+    def _announce(self, kind: int, length: int) -> None:
+        _HEADER.pack_into(self._bytes, 0, kind, length)
+        self._broadcast(self._frame)
+        self._last_sent = time.monotonic()
+
+    def _answer(self) -> None:
+        with LostRank():
+            torch.distributed.all_reduce(self._token, group=self.context.control)
+
+    def _broadcast(self, tensor: torch.Tensor) -> None:
+        with LostRank():
+            torch.distributed.broadcast(tensor, 0, group=self.context.control)

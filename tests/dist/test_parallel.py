@@ -1,0 +1,69 @@
+"""Two and four ranks say what one process says, in float32, for every family, while requests are chunked and preempted."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from inferflux.sampling_params import SamplingParams
+from tests.support.engines import Result, run_requests, start_engine
+from tests.support.models import CLEAR_GAP, FAMILIES, VOCAB_SIZE, TinyModel
+from tests.support.world import World, answer
+
+PROMPT_LENGTHS = (1, 5, 9, 13)
+PARAMS = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True, logprobs=2)
+# All four start, and then find that they cannot all grow.
+RUNTIME = {
+    "scheduler": {"chunked_prefill_tokens": 7, "max_batch_tokens": 16, "max_batch_size": 4},
+    "paged_kv": {"page_tokens": 4, "device_pages": 15},
+}
+
+Answers = Callable[[str], tuple[Path, list[list[int]], list[Result]]]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with World(request.param) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_model: Callable[[str], TinyModel]) -> Answers:
+    """Returns a family's folder, prompts and what one process says to them; computed once for all worlds."""
+
+    @functools.cache
+    def answers(family: str) -> tuple[Path, list[list[int]], list[Result]]:
+        folder = tiny_model(family).folder
+        return folder, *clear_answers(folder)
+
+    return answers
+
+
+def clear_answers(folder: Path) -> tuple[list[list[int]], list[Result]]:
+    """Returns prompts and answers in which no choice is so close that rounding could decide it."""
+    engine = start_engine(folder)
+    generator = torch.Generator().manual_seed(0)
+    prompts, results = [], []
+    for length in PROMPT_LENGTHS:
+        while True:
+            prompt = torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
+            (result,) = run_requests(engine, [prompt], PARAMS)
+            if min(entry.top[0][1] - entry.top[1][1] for entry in result.logprobs) > CLEAR_GAP:
+                break
+        prompts.append(prompt)
+        results.append(result)
+    return prompts, results
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_ranks_say_what_one_process_says(world: World, family: str, one_process: Answers) -> None:
+    folder, prompts, expected = one_process(family)
+    results, num_preemptions = world.run(answer, folder, RUNTIME, prompts, PARAMS)
+    assert num_preemptions > 0, "the pool was meant to be too small for all"
+    for result, single in zip(results, expected, strict=True):
+        assert result.error is None
+        assert result.token_ids == single.token_ids
+        logprobs = [torch.tensor([entry.logprob for entry in one.logprobs]) for one in (result, single)]
+        torch.testing.assert_close(*logprobs, rtol=0, atol=1e-4)

@@ -1,0 +1,106 @@
+"""A world of ranks on this machine: processes that run the same job side by side, as torchrun's would.
+
+They are forked from one process that has imported torch, which is far cheaper than that many imports.
+"""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config.tree import DistributedConfig
+from inferflux.engine.engine import Engine
+from inferflux.engine.executor import Executor
+from inferflux.sampling_params import SamplingParams
+from tests.support.engines import Result, run_requests
+from tests.support.ports import free_port
+
+JOB_TIMEOUT_S = 120.0
+
+Job = Callable[..., Any]
+
+
+class World:
+    """`size` processes. `run(job, *args)` calls job(distributed, *args) in each, and returns rank 0's result."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.world", "inferflux.engine.runner.build"])
+        self._processes = []
+        self._pipes: list[Connection] = []
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def run(self, job: Job, *args: Any) -> Any:
+        port = free_port()
+        for rank, pipe in enumerate(self._pipes):
+            distributed = DistributedConfig(
+                rank=rank, world_size=self.size, backend="gloo", master_port=port, timeout_s=60
+            )
+            pipe.send((job, (distributed, *args)))
+        answers = [self._answer(rank) for rank in range(self.size)]
+        failures = [f"rank {rank}:\n{problem}" for rank, (_, problem) in enumerate(answers) if problem]
+        assert not failures, "\n".join(failures)
+        return answers[0][0]
+
+    def _answer(self, rank: int) -> tuple[Any, str | None]:
+        pipe = self._pipes[rank]
+        assert pipe.poll(JOB_TIMEOUT_S), f"rank {rank} hangs"
+        answer: tuple[Any, str | None] = pipe.recv()
+        return answer
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _work(pipe: Connection) -> None:
+    while True:
+        try:
+            job, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((job(*args), None))
+        except BaseException:
+            pipe.send((None, traceback.format_exc()))
+
+
+def answer(
+    distributed: DistributedConfig,
+    folder: Path,
+    runtime: dict[str, Any],
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+) -> tuple[list[Result], int] | None:
+    """A job: the engine's answers to the prompts, all at once, and how often it preempted."""
+    model = ModelConfig(id="model", path=str(folder))
+    settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
+    if distributed.rank > 0:
+        executor = Executor(model, settings, distributed)
+        for _ in executor.follow():
+            pass
+        executor.close()
+        return None
+    engine = Engine(model, settings, distributed)
+    results = run_requests(engine, prompts, params)
+    engine.close()
+    return results, engine.stats().preemptions
