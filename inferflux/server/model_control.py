@@ -88,7 +88,7 @@ class ModelControl:
     async def unload(self, model_id: str, keep: Keep) -> Backend:
         """Takes no new requests for a model and unloads it once it is not in use; a load under way is given up.
 
-        Returns what is on its way out. Raises UnknownModelError, ConfigError when it may not go, and what `keep` raises.
+        Returns what is on its way out. Raises UnknownModelError, ConfigError when it must stay, what `keep` raises.
         """
         self._require_alone()
         async with self._turn:
