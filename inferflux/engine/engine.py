@@ -126,7 +126,10 @@ class Engine:
         self.executor.beat()
 
     def close(self, flush_s: float = FLUSH_S) -> None:
-        """Ends the engine, and lets other ranks go. Where pages are kept over a restart, spends up to flush_s seconds on writing them out."""
+        """Ends the engine and lets other ranks go.
+
+        Where pages are kept over a restart, spends up to flush_s seconds on writing them out.
+        """
         if self._keeps_pages:
             self._flush(time.monotonic() + flush_s)
         self.executor.close()
