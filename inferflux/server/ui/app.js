@@ -13,7 +13,7 @@ const PERIOD_MS = 2000;
 // What a tab loads when it opens, and which of that goes on while it is open.
 const SECTIONS = {
   live: { open: refreshLive, again: refreshLive },
-  playground: { open: refreshModels },
+  playground: { open: refreshModels, again: refreshModels },
   models: { open: refreshModelTable, again: refreshModelTable },
   guardrails: { open: refreshGuardrails },
   keys: { open: refreshKeys },

@@ -13,6 +13,8 @@ export async function refreshModels() {
   const chosen = select.value;
   const { data } = await call("GET", "/v1/models");
   const usable = data.filter((model) => model.state === "ready" || model.state === "unloaded");
+  const same = usable.map((model) => model.id).join() === [...select.options].map((option) => option.value).join();
+  if (same) return;
   select.replaceChildren(...usable.map((model) => make("option", { value: model.id }, model.id)));
   const standard = usable.find((model) => model.id === chosen) ?? usable.find((model) => model.default);
   if (standard) select.value = standard.id;
@@ -121,6 +123,10 @@ async function ask(event) {
   event.preventDefault();
   const question = byId("question").value.trim();
   if (!question || running) return;
+  if (!byId("chat-model").value) {
+    byId("chat-status").textContent = "no model is ready";
+    return;
+  }
   byId("question").value = "";
   for (const old of byId("transcript").querySelectorAll(".token[tabindex='0']")) old.tabIndex = -1;
   messages.push({ role: "user", content: question });
