@@ -107,6 +107,11 @@ class LLM:
         self._news: dict[int, list[Output]] = {}
 
     @property
+    def decoder(self) -> Any:
+        """The model's layers and weights (`engine.models.decoder.Decoder`), to read or change."""
+        return self.engine.executor.decoder
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer: `encode(text, add_special_tokens=...)`, `decode(ids, ...)`."""
         return self._text.tokenizer

@@ -86,6 +86,11 @@ class Executor:
         self._runner, self.info, self.fingerprint, self._grammars, self._mover = built
 
     @property
+    def decoder(self) -> Any:
+        """The model itself (`models.decoder.Decoder`), for experiments."""
+        return self._runner.decoder
+
+    @property
     def runs_beside(self) -> bool:
         """Whether the device computes while this process goes on. Other ranks need each token before the next step."""
         return self.info.device != "cpu" and self._context.size == 1

@@ -11,7 +11,7 @@ from itertools import count
 from operator import attrgetter
 
 from inferflux.config import FairnessConfig
-from inferflux.engine.policies import Books, policy_named
+from inferflux.engine.policies import Books, Policy, policy_named
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
 
@@ -27,7 +27,11 @@ class Order:
     """num_cached: tokens of a waiting request's prefix that are cached. Raises ConfigError for an unknown policy."""
 
     def __init__(
-        self, policy: str, fairness: FairnessConfig, num_cached: Callable[[Request], int], clock: Callable[[], float]
+        self,
+        policy: str | Policy,
+        fairness: FairnessConfig,
+        num_cached: Callable[[Request], int],
+        clock: Callable[[], float],
     ) -> None:
         self._num_cached = num_cached
         self._clock = clock
@@ -35,9 +39,12 @@ class Order:
         self._turns = count()
         self.configure(policy, fairness)
 
-    def configure(self, policy: str, fairness: FairnessConfig) -> None:
-        """Puts a policy in force; all requests have to be sorted anew. Raises ConfigError, and nothing has changed."""
-        self._policy = policy_named(policy)
+    def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
+        """Puts a policy in force, by its name or one of your own; all requests have to be sorted anew.
+
+        Raises ConfigError, and nothing has changed.
+        """
+        self._policy = policy if isinstance(policy, Policy) else policy_named(policy)
         self._fairness = fairness
 
     @property

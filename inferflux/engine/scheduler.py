@@ -29,6 +29,7 @@ from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import error_news, finish_reason, token_news
 from inferflux.engine.order import Order, by_rank, check_queues
+from inferflux.engine.policies import Policy
 from inferflux.engine.request import FinishReason, Request, RequestState
 from inferflux.engine.service.protocol import Output
 from inferflux.engine.stats import EngineStats
@@ -95,8 +96,11 @@ class Scheduler:
         insort(self._waiting, request, key=by_rank)
         self._admission_blocked = False
 
-    def configure(self, policy: str, fairness: FairnessConfig) -> None:
-        """Puts another policy in force, for those that wait and run already too. Raises ConfigError."""
+    def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
+        """Puts another policy in force, by name or one of your own, for those that wait and run already too.
+
+        Raises ConfigError.
+        """
         self._order.configure(policy, fairness)
         self._order.sort(self._waiting, self._running, self._loading)
         self._admission_blocked = False

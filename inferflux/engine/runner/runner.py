@@ -77,7 +77,7 @@ class Runner:
         max_pages_per_row: int,
         grammars: Grammars | None = None,
     ) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._kv_pool = kv_pool
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
@@ -98,12 +98,12 @@ class Runner:
             if batch.following is not None:
                 places, slots = batch.following
                 batch.token_ids.index_copy_(0, places, self._newest.index_select(0, slots))
-            hidden = self._decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+            hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
             num_sampled = len(batch.sampled)
             draw = None
             if num_sampled:
                 self._observe(plan.rows, batch)
-                draw = self._sampler.draw(self._decoder.logits(hidden[:num_sampled]), batch.slots, batch.ends)
+                draw = self._sampler.draw(self.decoder.logits(hidden[:num_sampled]), batch.slots, batch.ends)
                 self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
             prompt = self._score_prompts(hidden[num_sampled:], plan.rows, batch) if batch.spans else None
             return LaunchedStep(plan.step_id, start_collecting(plan.rows, batch, draw, prompt, self._table))
@@ -114,11 +114,11 @@ class Runner:
             for start in plan.starts:
                 self._inputs.clear(start.slot)
             batch = self._inputs.build(plan.rows)
-            hidden = self._decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+            hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
             # In the pieces in which rank 0 asks for them: each is a collective.
             num_sampled = len(batch.sampled)
             for part in (hidden[:num_sampled], *hidden[num_sampled:].split(SCORED_AT_ONCE)):
-                self._decoder.logits(part)
+                self.decoder.logits(part)
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot)
@@ -141,7 +141,7 @@ class Runner:
         (target_ids,) = to_device([targets], hidden.device)
         num_top = max(int(self._table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans)
         parts = [
-            score(torch.log_softmax(self._decoder.logits(part), dim=1), part_targets, num_top)
+            score(torch.log_softmax(self.decoder.logits(part), dim=1), part_targets, num_top)
             for part, part_targets in zip(hidden.split(SCORED_AT_ONCE), target_ids.split(SCORED_AT_ONCE), strict=True)
         ]
         return Scores(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
