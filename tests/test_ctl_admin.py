@@ -167,3 +167,13 @@ def test_models(live: Live, run: Run):
     assert [line.split()[2] for line in events.splitlines()[1:]][-2:] == ["draining", "unloaded"]
     with pytest.raises(SystemExit, match="2"):
         run("models", "default")
+
+
+def test_cache(live: Live, run: Run):
+    code, table, _ = run("cache")
+    assert code == 0
+    assert [line.split()[1] for line in table.splitlines()] == ["tier", "device"]
+    assert json.loads(run("cache", "warm", "Hello there", "--json")[1])["model"] == MODEL
+    code, _, err = run("cache", "drop")
+    assert (code, err) == (1, "inferctl: this cannot be asked without a terminal; say --yes\n")
+    assert run("cache", "drop", "--yes")[1] == f"dropped: {MODEL}\n"

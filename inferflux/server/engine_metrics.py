@@ -7,10 +7,11 @@ stays in its counters. Knows no HTTP.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, UnknownMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from inferflux.server.admission import Admission
 from inferflux.server.backends import Backend, BackendManager, BackendState
+from inferflux.server.tier_metrics import tier_metrics
 
 Engines = Mapping[str, Sequence[Backend]]
 
@@ -18,7 +19,6 @@ Engines = Mapping[str, Sequence[Backend]]
 _COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Prompt tokens computed."),
     ("generation_tokens", "generation_tokens", "Tokens generated."),
-    ("prefix_cache_hit_tokens", "prefix_hit_tokens", "Prompt tokens found in the prefix cache."),
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
     ("preemptions", "preemptions", "Times a running sequence gave its pages back."),
 )
@@ -53,7 +53,7 @@ class EngineCollector:
             engines.setdefault(backend.id, []).append(backend)
         yield from self._counters(engines)
         yield from _gauges(engines)
-        yield from _page_gauges(engines)
+        yield from tier_metrics(engines, {model_id: self._manager.counts(model_id).counts() for model_id in engines})
         yield self._queue_depth(engines)
 
     def _counters(self, engines: Engines) -> Iterator[Metric]:
@@ -85,15 +85,3 @@ def _gauges(engines: Engines) -> Iterator[Metric]:
         for model_id, backends in engines.items():
             family.add_metric((model_id,), sum(map(value, backends)))
         yield family
-
-
-def _page_gauges(engines: Engines) -> Iterator[Metric]:
-    """The total is a gauge whose name ends like a counter's: left untyped, which is what linters accept."""
-    in_use = GaugeMetricFamily("inferflux_kv_pages_in_use", "KV pages held by sequences.", labels=("model", "tier"))
-    total = UnknownMetricFamily("inferflux_kv_pages_total", "KV pages the tier has room for.", labels=("model", "tier"))
-    for model_id, backends in engines.items():
-        stats = [backend.client.stats for backend in backends]
-        in_use.add_metric((model_id, "device"), sum(one.device_pages_in_use for one in stats))
-        total.add_metric((model_id, "device"), sum(one.device_pages_total for one in stats))
-    yield in_use
-    yield total

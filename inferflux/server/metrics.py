@@ -14,7 +14,6 @@ from inferflux import __version__
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
-TRANSFER_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 
 # Models come and go at run time; the series of so many are kept apart, the others share one label.
 MAX_MODEL_LABELS = 1000
@@ -43,7 +42,6 @@ class Metrics:
         self._add_generation_series()
         self._add_access_series()
         self._add_model_series()
-        self._add_transfer_series()
         self._by_model: dict[str, ModelMetrics] = {}
         self._build_info()
 
@@ -135,14 +133,6 @@ class Metrics:
     def _add_model_series(self) -> None:
         self.model_events = self._counter("model_events_total", "What happened to models.", "model", "event")
         self.model_load = self._gauge("model_load_seconds", "Time the model's last load took.", "model")
-
-    def _add_transfer_series(self) -> None:
-        self.kv_transfer = self._histogram(
-            "kv_transfer_seconds", "Time of one move of KV pages from or to a tier.", TRANSFER_BUCKETS, "tier"
-        )
-        self.kv_transfer_bytes = self._counter(
-            "kv_transfer_bytes_total", "Bytes of KV pages moved from or to a tier.", "tier"
-        )
 
     def _build_info(self) -> None:
         info = self._gauge("build_info", "Always 1; the labels name the build.", "version", "python")

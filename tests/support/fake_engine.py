@@ -56,6 +56,7 @@ class FakeEngine:
     submitted: list[Submitted] = field(default_factory=list)
     num_running: int = 0
     num_aborted: int = 0
+    num_drops: int = 0
 
     def __post_init__(self) -> None:
         self.may_load.set()
@@ -79,6 +80,9 @@ class FakeEngine:
 
     def set_fairness(self, policy: str, fairness: FairnessConfig) -> None:
         self.fairness.append((policy, fairness))
+
+    async def drop_cache(self) -> None:
+        self.num_drops += 1
 
     async def generate(
         self,

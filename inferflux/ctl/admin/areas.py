@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin import api_keys, fairness, guardrails, models, policy, pools, rate_limit
+from inferflux.ctl.admin import api_keys, cache, fairness, guardrails, models, policy, pools, rate_limit
 from inferflux.ctl.admin.area import Area
 from inferflux.ctl.client import Client
 
 AREAS: Final[Mapping[str, Area]] = MappingProxyType(
     {
         "api-keys": api_keys.AREA,
+        "cache": cache.AREA,
         "fairness": fairness.AREA,
         "guardrails": guardrails.AREA,
         "models": models.AREA,

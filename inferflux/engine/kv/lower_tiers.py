@@ -173,6 +173,10 @@ class LowerTiers:
         moves, self._moves = self._moves, []
         return moves
 
+    @property
+    def has_wipe(self) -> bool:
+        return self._wipe
+
     def take_wipe(self) -> bool:
         """Returns whether the file's pages are to be forgotten before the next plan's moves."""
         wipe, self._wipe = self._wipe, False

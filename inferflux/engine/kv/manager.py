@@ -215,7 +215,8 @@ class KVManager:
     @property
     def has_chores(self) -> bool:
         """True while the tiers have something to do that no request waits for."""
-        return self.is_writing or (self._tiers is not None and self._tiers.is_waiting_for_file)
+        tiers = self._tiers
+        return self.is_writing or (tiers is not None and (tiers.is_waiting_for_file or tiers.has_wipe))
 
     def take_moves(self) -> tuple[list[PageMove], bool]:
         """Returns the moves for the next plan, which must start in this order, and whether to wipe the file first."""

@@ -11,6 +11,7 @@ import itertools
 import logging
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -22,6 +23,8 @@ from inferflux.engine.service.launch import RunningHost, launch_process, launch_
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
     Abort,
+    CacheDropped,
+    DropCache,
     Failed,
     FrameReader,
     FromEngine,
@@ -95,6 +98,7 @@ class EngineClient:
         self.num_retries = 0
         self._settled = asyncio.Event()
         self._mailboxes: dict[int, Mailbox] = {}
+        self._drops: deque[asyncio.Future[None]] = deque()
         self._ids = itertools.count()
         self._host: RunningHost | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -175,6 +179,16 @@ class EngineClient:
         self.runtime = msgspec.structs.replace(self.runtime, scheduler=scheduler, fairness=fairness)
         self._send(SetFairness(policy, fairness))
 
+    async def drop_cache(self) -> None:
+        """Has the engine forget every cached page; returns when it has. Raises EngineDeadError when it is not there or
+        dies."""
+        if self.state is not ClientState.READY:
+            raise EngineDeadError(f"the engine of model {self.model.id} is {self.state.value}")
+        dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drops.append(dropped)
+        self._send(DropCache())
+        await dropped
+
     async def close(self) -> None:
         """Ends the engine; what still runs on it fails with EngineDeadError."""
         self._become(ClientState.CLOSED)
@@ -215,6 +229,9 @@ class EngineClient:
                         self._deliver(frame)
                     elif isinstance(frame, Pong):
                         self.stats = frame.stats
+                    elif isinstance(frame, CacheDropped):
+                        self.stats = frame.stats
+                        _answer(self._drops.popleft(), None)
                     elif isinstance(frame, Failed):
                         reason = frame.message
         except (ConnectionError, ValueError) as error:
@@ -316,6 +333,8 @@ class EngineClient:
         for mailbox in self._mailboxes.values():
             mailbox.fail(EngineDeadError(reason))
         self._mailboxes.clear()
+        while self._drops:
+            _answer(self._drops.popleft(), EngineDeadError(reason))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -329,6 +348,16 @@ async def _first_frame(reader: asyncio.StreamReader, frames: FrameReader[FromEng
         for frame in frames.feed(data):
             return frame
     return None
+
+
+def _answer(waiter: asyncio.Future[None], error: Exception | None) -> None:
+    """Ends a wait, unless nobody waits any more."""
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
 
 
 def _load_failure(model_id: str, frame: FromEngine | None) -> Exception:

@@ -19,6 +19,8 @@ from inferflux.engine.news import refusal_news
 from inferflux.engine.service.health import Health
 from inferflux.engine.service.protocol import (
     Abort,
+    CacheDropped,
+    DropCache,
     Failed,
     FrameReader,
     FromEngine,
@@ -103,6 +105,9 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
                 engine.abort(frame.request_ids)
             elif isinstance(frame, SetFairness):
                 engine.set_fairness(frame.policy, frame.fairness)
+            elif isinstance(frame, DropCache):
+                engine.drop_cache()
+                _send(sock, CacheDropped(engine.stats()))
             elif isinstance(frame, Ping):
                 _send(sock, Pong(frame.nonce, engine.stats()))
             elif isinstance(frame, Shutdown):

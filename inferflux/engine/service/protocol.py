@@ -52,6 +52,10 @@ class SetFairness(msgspec.Struct, tag="set_fairness", frozen=True):
     fairness: FairnessConfig
 
 
+class DropCache(msgspec.Struct, tag="drop_cache", frozen=True):
+    """Forget every cached page in every tier. Answered by CacheDropped."""
+
+
 class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Answered by Pong between two steps: a late answer means a stuck engine."""
 
@@ -120,13 +124,19 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
     stats: EngineStats
 
 
+class CacheDropped(msgspec.Struct, tag="cache_dropped", frozen=True):
+    """stats: with nothing cached any more."""
+
+    stats: EngineStats
+
+
 class Pong(msgspec.Struct, tag="pong", frozen=True):
     nonce: int
     stats: EngineStats
 
 
-ToEngine = Start | Submit | Abort | SetFairness | Ping | Shutdown
-FromEngine = Ready | Failed | Outputs | Pong
+ToEngine = Start | Submit | Abort | SetFairness | DropCache | Ping | Shutdown
+FromEngine = Ready | Failed | Outputs | CacheDropped | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 Frame = TypeVar("Frame")

@@ -52,9 +52,14 @@ class Principal:
 
         No value of `requested` leads into another tenant's name space: the tenant's salt has a fixed length.
         """
-        if not requested:
-            return self.salt
-        return hashlib.sha256(self.salt.ljust(hashlib.sha256().digest_size, b"\0") + requested.encode()).digest()
+        return cache_salt(self.salt, requested)
+
+
+def cache_salt(salt: bytes, requested: str | None) -> bytes:
+    """Returns a tenant's salt, narrowed by the one that a request asks for."""
+    if not requested:
+        return salt
+    return hashlib.sha256(salt.ljust(hashlib.sha256().digest_size, b"\0") + requested.encode()).digest()
 
 
 def tenant_salt(tenant: str) -> bytes:

@@ -23,12 +23,18 @@ async def change_policy(request: web.Request, what: Mapping[str, Any], change: C
     PolicyPersistError when it cannot be kept, and whatever `change` raises; then nothing has changed.
     """
     context, info = request.app[CONTEXT], request[INFO]
+    await record_change(request, what)
     assert info.principal is not None, "admin routes declare a scope"
-    if context.audit is not None:
-        await context.audit.record_admin(change_event(info, what))
     document = await context.policy.update(change)
     logger.info("%s changed the policy: %s", info.principal.id, dict(what), extra={"request_id": info.id})
     return document
+
+
+async def record_change(request: web.Request, what: Mapping[str, Any]) -> None:
+    """Puts a change that is about to be made into the audit log. Raises AuditError when it cannot be recorded."""
+    context = request.app[CONTEXT]
+    if context.audit is not None:
+        await context.audit.record_admin(change_event(request[INFO], what))
 
 
 async def finish(request: web.Request, change: Coroutine[Any, Any, Any]) -> bool:

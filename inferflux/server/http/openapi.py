@@ -6,7 +6,7 @@ Adds to `routes` what a caller wants to know of each route: what it is for, what
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache as cached
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from aiohttp import web
 from inferflux import __version__
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.middleware import PUBLIC
-from inferflux.server.http.schemas import admin, admin_models, chat, completions, health, models, pools, tokens
+from inferflux.server.http.schemas import admin, admin_models, cache, chat, completions, health, models, pools, tokens
 from inferflux.server.http.schemas.errors import ErrorBody
 from inferflux.server.policy.document import Fairness, Guardrails, RateLimit
 
@@ -57,6 +57,9 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
             "Make an API key, shown this once", admin.KeyCard, admin.NewKeyRequest
         ),
         ("DELETE", "/v1/admin/api_keys"): Operation("Revoke an API key", admin.Revoked, admin.KeyId),
+        ("GET", "/v1/admin/cache"): Operation("Show the cached pages of every tier", cache.CacheList),
+        ("DELETE", "/v1/admin/cache"): Operation("Drop every cached page", cache.Dropped, cache.DropRequest),
+        ("POST", "/v1/admin/cache/warm"): Operation("Compute a prompt ahead", cache.Warmed, cache.WarmRequest),
         ("GET", "/v1/admin/fairness"): Operation("Show how requests are ordered", Fairness),
         ("PUT", "/v1/admin/fairness"): Operation("Change how requests are ordered", Fairness, admin.FairnessRequest),
         ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", Guardrails),
@@ -149,7 +152,7 @@ def _reference(kind: Struct) -> Mapping[str, Any]:
     return _schemas()[0][kind]
 
 
-@cache
+@cached
 def _schemas() -> tuple[Mapping[Struct, Mapping[str, Any]], Mapping[str, Any]]:
     """Returns each struct's reference, and the component schemas they refer to."""
     structs: set[Struct] = {ErrorBody}

@@ -14,6 +14,7 @@ from inferflux.server.http import openapi
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.handlers import (
     admin_api_keys,
+    admin_cache,
     admin_fairness,
     admin_guardrails,
     admin_models,
@@ -51,6 +52,9 @@ ROUTES = (
     Route("GET", "/v1/admin/api_keys", "admin", admin_api_keys.list_keys),
     Route("POST", "/v1/admin/api_keys", "admin", admin_api_keys.make_key),
     Route("DELETE", "/v1/admin/api_keys", "admin", admin_api_keys.delete_key),
+    Route("GET", "/v1/admin/cache", "admin", admin_cache.get_cache),
+    Route("DELETE", "/v1/admin/cache", "admin", admin_cache.drop_cache),
+    Route("POST", "/v1/admin/cache/warm", "admin", admin_cache.warm_cache),
     Route("GET", "/v1/admin/fairness", "admin", admin_fairness.get_fairness),
     Route("PUT", "/v1/admin/fairness", "admin", admin_fairness.put_fairness),
     Route("GET", "/v1/admin/guardrails", "admin", admin_guardrails.get_guardrails),

@@ -165,7 +165,7 @@ async def test_every_metric_of_the_contract_is_there_with_its_type(site: Site):
             assert set(one.labels) <= LABELS, name
     assert {name for name in families if not name.startswith("inferflux_")} == set()
     tiers = {one.labels["tier"] for one in families["inferflux_kv_pages_in_use"].samples}
-    assert tiers == {"device"}
+    assert tiers == {"device", "cpu", "nvme"}
 
 
 async def test_openmetrics_when_asked_for(site: Site):

@@ -43,8 +43,11 @@ def _pool(context: ServerContext, backend: Backend) -> Pool:
         default=backend.id == context.backends.default_id,
         queue=Queue(server=context.admission.waiting[backend.id], engine=stats.waiting),
         batch=Batch(stats.running, limits.max_batch_size, stats.batch_tokens, limits.max_batch_tokens),
-        kv={"device": Tier(stats.device_pages_total, stats.device_pages_in_use, stats.device_pages_cached)},
-        preemptions=backend.count().counts()["preemptions"],
+        kv={
+            "device": Tier(stats.device_pages_total, stats.device_pages_in_use, stats.device_pages_cached),
+            **{tier: Tier(one.pages_total, 0, one.pages_in_use) for tier, one in stats.tiers.items()},
+        },
+        preemptions=int(backend.count().counts()["preemptions"]),
         restarts=backend.num_restarts,
         retries=backend.num_retries,
     )
