@@ -56,7 +56,7 @@ RETRY_WAIT_S = 60.0
 # Of several ranks the others give up after `distributed.timeout_s`; this one before them.
 WATCHDOG_SHARE = 0.8
 FIRST_RESTART_PAUSE_S = 0.5
-LONGEST_RESTART_PAUSE_S = 30.0
+LONGEST_RESTART_PAUSE_S = 10.0
 # An engine that served this long is healthy again: the next pause starts small.
 STEADY_S = 60.0
 
