@@ -41,8 +41,8 @@ class QuantizedWeight:
         return int(self.values.shape[0])
 
     @property
-    def num_bytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes
+    def shape(self) -> tuple[int, int]:
+        return self.num_outputs, self.num_inputs
 
     def rows(self, first: int, last: int) -> "QuantizedWeight":
         """Returns rows first..last-1, as views."""

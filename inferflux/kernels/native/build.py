@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from inferflux.config.cache_dir import cache_dir
+from inferflux.kernels import cpu_features
 
 SOURCES: Final = Path(__file__).parent
 FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
@@ -35,8 +36,8 @@ def openmp_library() -> str | None:
 
 
 def library_path(openmp: str) -> Path:
-    """Returns where the library of this machine lies, built or not."""
-    digest = hashlib.sha256(repr((FLAGS, openmp, _cpu())).encode())
+    """Returns where the library of this machine lies, built or not; a home folder may be shared by unlike machines."""
+    digest = hashlib.sha256(repr((FLAGS, openmp, cpu_features.description())).encode())
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
     return cache_dir() / f"native-{digest.hexdigest()[:20]}.so"
@@ -83,12 +84,3 @@ def _compile(command: str, folder: Path, path: Path, openmp: str) -> str | None:
             return f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
     result.replace(path)
     return None
-
-
-def _cpu() -> str:
-    """What -march=native depends on: model and features. A home folder may be shared by unlike machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return ""
-    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))

@@ -1,40 +1,122 @@
-"""Matrix product with a quantised weight: widened one cache-sized block of rows at a time, then multiplied.
+"""Matrix product with a quantised weight. The op is this module: `pack` and `run`.
 
-The op is this module: `pack` and `run`.
+values: as they came, multiplied by the native kernel (few rows) or widened one cache-sized block at a time. onednn8:
+int8 products in oneDNN, whose inputs are rounded as well: in two halves of 7 bits each, so that little is lost,
+whatever else is in the batch and however far a model's outliers lie out. On CPUs the table chooses.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
+from inferflux.kernels import cpu_features
+from inferflux.kernels.cpu_table import BUCKETS, Layout, Method, bucket_of, cpu_table
+from inferflux.kernels.native.loading import library
 from inferflux.kernels.quantized_weight import QuantizedWeight, dequantize
+from inferflux.kernels.torch.products import MAX_NATIVE_ROWS, multiply_blocks, multiply_native
 
 Tensor = torch.Tensor
 
-# Bytes of a widened block: see BLOCK_BYTES of `linear`.
-BLOCK_BYTES = 4 * 2**20
+# Of `onednn8`: see ops.QuantizedLinearOp.
+rounds_inputs = True
+
+# Smaller matrices are not worth measuring.
+MIN_MEASURED_ELEMENTS = 2**18
+# Seven bits: on CPUs without VNNI oneDNN adds pairs of products in 16 bits, which 8 would overflow.
+_STEPS = 63.0
+_ZERO = 64
+_TINY = 1e-30
 
 
 class PackedWeight(NamedTuple):
-    weight: QuantizedWeight
+    """weight: in the layout that the methods want, of which there is one per bucket of rows."""
+
+    methods: tuple[Method, ...]
+    weight: Any
     bias: Tensor | None
+
+
+class Rounded(NamedTuple):
+    """A matrix as oneDNN wants it, with what it is made of."""
+
+    values: Any
+    scales: Tensor
+    zeros: Tensor
 
 
 def pack(weight: QuantizedWeight, bias: Tensor | None) -> PackedWeight:
     """See `ops.QuantizedLinearOp.pack`."""
-    return PackedWeight(weight, bias)
+    if weight.values.device.type != "cpu":
+        return PackedWeight((_ELSEWHERE,) * len(BUCKETS), weight, bias)
+    layouts = quantized_layouts(weight.scheme)
+    num_elements = weight.num_outputs * weight.num_inputs
+    if num_elements < MIN_MEASURED_ELEMENTS:
+        return PackedWeight(layouts[0].defaults(), layouts[0].arrange(weight), bias)
+    choice = cpu_table().choose(
+        f"{weight.scheme} {weight.num_outputs}x{weight.num_inputs}",
+        layouts,
+        lambda elements: weight.rows(0, max(1, elements // weight.num_inputs)),
+        torch.float32,
+    )
+    return PackedWeight(choice.methods, choice.layout.arrange(weight), bias)
 
 
 def run(packed: PackedWeight, x: Tensor) -> Tensor:
     """See `ops.QuantizedLinearOp.run`."""
-    weight, bias = packed
+    methods, weight, bias = packed
+    return methods[bucket_of(x.shape[0])].run(weight, x, bias)
+
+
+def quantized_layouts(scheme: str) -> tuple[Layout, ...]:
+    """Returns the layouts of a matrix on a CPU, the default first."""
+    native = (Method("native", _native, MAX_NATIVE_ROWS),) if library().reason is None else ()
+    values = Layout("values", lambda weight: weight, (*native, Method("widened", _widened)))
+    if scheme != "int8" or not cpu_features.has_onednn():
+        return (values,)
+    return values, Layout("onednn8", _reorder, (Method("onednn8", _multiply_rounded),))
+
+
+def _native(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    if x.dtype == torch.float64:
+        return _elsewhere(weight, x, bias)
+    return multiply_native(weight.values, weight.scales, x, bias)
+
+
+def _widened(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    if x.dtype == torch.float64:
+        return _elsewhere(weight, x, bias)
+    shape = (weight.num_outputs, weight.num_inputs)
+    return multiply_blocks(x, bias, shape, lambda first, last: dequantize(weight.rows(first, last), torch.float32))
+
+
+def _elsewhere(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    rows, y = x.to(wide), torch.empty((len(x), weight.num_outputs), dtype=x.dtype, device=x.device)
-    wide_bias = None if bias is None else bias.to(wide)
-    step = max(1, BLOCK_BYTES // (wide.itemsize * weight.num_inputs))
-    for first in range(0, weight.num_outputs, step):
-        last = min(first + step, weight.num_outputs)
-        block = dequantize(weight.rows(first, last), wide)
-        y[:, first:last] = functional.linear(rows, block, None if wide_bias is None else wide_bias[first:last])
-    return y
+    matrix = dequantize(weight, x.dtype if x.device.type != "cpu" else wide)
+    y = functional.linear(x.to(matrix.dtype), matrix, None if bias is None else bias.to(matrix.dtype))
+    return y.to(x.dtype)
+
+
+def _reorder(weight: QuantizedWeight) -> Rounded:
+    values = torch.ops.onednn.qlinear_prepack(weight.values.contiguous(), None)
+    zeros = torch.zeros(weight.num_outputs, dtype=torch.int32)
+    return Rounded(values, weight.scales.flatten(), zeros)
+
+
+def _multiply_rounded(weight: Rounded, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Each row is scaled to +-63 and rounded; what is left of it, to +-0.5, is scaled to +-63 as well and is a row of
+    its own."""
+    rows = x.float()
+    largest = torch.linalg.vector_norm(rows, float("inf"), dim=1, keepdim=True).clamp_(min=_TINY)
+    scaled = rows * (_STEPS / largest)
+    high = scaled.round()
+    low = scaled.sub_(high).mul_(2 * _STEPS).round_()
+    inputs = torch.cat((high, low)).add_(_ZERO).to(torch.uint8)
+    both: Tensor = torch.ops.onednn.qlinear_pointwise(
+        inputs, 1.0, _ZERO, weight.values, weight.scales, weight.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    y = torch.add(both[: len(x)], both[len(x) :], alpha=0.5 / _STEPS).mul_(largest / _STEPS)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
+
+
+_ELSEWHERE = Method("widened", _elsewhere)
