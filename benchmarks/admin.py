@@ -3,9 +3,9 @@
     python -m benchmarks.admin                      # about a minute
     python -m benchmarks.admin --requests 200 --rounds 1
 
-Runs the server's own rooms without HTTP and engine, on prompts of 1,000 characters (and, for the blocklist alone,
-16,000), and counts the process's CPU time, the audit log's thread and its writing included. Each part is measured
-alone, too. Writes benchmarks/results/admin.json unless --out says otherwise.
+Runs the server's own rooms at full speed, without HTTP and engine, on prompts of 1,000 characters (the blocklist alone
+on 16,000, too), and counts the process's CPU time, the audit log's thread and its writing included. Each part is
+measured alone, too. Writes benchmarks/results/admin.json unless --out says otherwise.
 """
 
 import argparse

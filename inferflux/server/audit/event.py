@@ -3,7 +3,6 @@
 Texts become keyed digests here, unless the operator asked for the texts themselves. Knows no file.
 """
 
-import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
@@ -70,12 +69,11 @@ def record_of(event: AuditEvent, seconds: float, keys: AuditKeys, *, with_text: 
 def text_digest(texts: Iterable[str], keys: AuditKeys) -> str:
     """Returns the HMAC-SHA256, in hexadecimal, of the texts: of each its length in UTF-8 (8 bytes, big-endian) and its
     UTF-8."""
-    digest = hmac.new(keys.text, digestmod=hashlib.sha256)
+    pieces: list[bytes] = []
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.hexdigest()
+        pieces += (len(data).to_bytes(8, "big"), data)
+    return hmac.digest(keys.text, b"".join(pieces), "sha256").hex()
 
 
 def _short(text: str | None) -> str | None:

@@ -59,6 +59,7 @@ class AuditFile:
         self._size = 0
         self._head = GENESIS
         self._recent: deque[_Batch] = deque()
+        self._recent_bytes = 0
 
     def append(self, records: Sequence[Record], *, durable: bool) -> None:
         """Appends the records; durable: when it returns, a power cut leaves them there.
@@ -161,6 +162,7 @@ class AuditFile:
         self.sync()
         self._drop()
         self._recent.clear()
+        self._recent_bytes = 0
 
     def _check_size(self, descriptor: int) -> None:
         size = os.fstat(descriptor).st_size
@@ -191,9 +193,9 @@ class AuditFile:
     def _remember(self, data: bytes) -> None:
         now, recent = time.monotonic(), self._recent
         recent.append(_Batch(now, self._head, data))
-        num_bytes = sum(len(batch.data) for batch in recent)
-        while len(recent) > 1 and (num_bytes > REPEAT_BYTES or recent[0].time < now - REPEAT_S):
-            num_bytes -= len(recent.popleft().data)
+        self._recent_bytes += len(data)
+        while len(recent) > 1 and (self._recent_bytes > REPEAT_BYTES or recent[0].time < now - REPEAT_S):
+            self._recent_bytes -= len(recent.popleft().data)
 
     def _drop(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
