@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inferflux.ctl import main
-from inferflux.engine.stats import EngineStats
+from inferflux.engine.stats import EngineStats, TierStats
 from tests.support.http_server import KEY, MODEL
 from tests.support.live_server import Live
 
@@ -96,16 +96,22 @@ def test_pools(live: Live, run: Run):
     live.site.engine.stats = EngineStats(
         running=3, waiting=2, batch_tokens=40, device_pages_total=64, device_pages_in_use=9, device_pages_cached=5
     )
+    live.site.engine.stats.tiers["cpu"] = TierStats(pages_total=100, pages_in_use=7)
     live.site.engine.num_restarts = 1
     code, out, _ = run("pools")
     assert code == 0
-    for word in ("ready", "priority_age", "0 of 1024", "3/128", "40/2048", "device 9/64"):
+    for word in ("ready", "priority_age", "0 of 1024", "3/128", "40/2048", "device 9/64, cpu 7/100"):
         assert word in out
     answer = json.loads(run("pools", "--json")[1])
     assert (answer["ready"], answer["server"]["max_queue"]) == (True, 1024)
     (pool,) = answer["pools"]
     assert pool["queue"] == {"server": 0, "engine": 2}
-    assert pool["kv"]["device"] == {"pages_total": 64, "pages_in_use": 9, "pages_cached": 5}
+    assert pool["kv"]["device"] == {
+        "pages_total": 64,
+        "pages_in_use": 9,
+        "pages_cached": 5,
+        "state": "on",
+    }
     assert (pool["model"], pool["state"], pool["default"], pool["restarts"]) == (MODEL, "ready", True, 1)
     live.site.admission.close()
     assert "not ready: draining" in run("pools")[1]

@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from inferflux.engine.stats import EngineStats
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, ServerContext
 from inferflux.server.http.handlers.health import not_ready_reason
@@ -43,11 +44,18 @@ def _pool(context: ServerContext, backend: Backend) -> Pool:
         default=backend.id == context.backends.default_id,
         queue=Queue(server=context.admission.waiting[backend.id], engine=stats.waiting),
         batch=Batch(stats.running, limits.max_batch_size, stats.batch_tokens, limits.max_batch_tokens),
-        kv={
-            "device": Tier(stats.device_pages_total, stats.device_pages_in_use, stats.device_pages_cached),
-            **{tier: Tier(one.pages_total, 0, one.pages_in_use) for tier, one in stats.tiers.items()},
-        },
+        kv=_tiers(stats),
         preemptions=int(backend.count().counts()["preemptions"]),
         restarts=backend.num_restarts,
         retries=backend.num_retries,
     )
+
+
+def _tiers(stats: EngineStats) -> dict[str, Tier]:
+    """The device's pages, then those of the lower tiers there are: all that is in use there is there to be found."""
+    device = Tier(stats.device_pages_total, stats.device_pages_in_use, stats.device_pages_cached)
+    below = {
+        name: Tier(tier.pages_total, tier.pages_in_use, tier.pages_in_use, tier.state)
+        for name, tier in stats.tiers.items()
+    }
+    return {"device": device, **below}

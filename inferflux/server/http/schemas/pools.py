@@ -31,11 +31,13 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Tier(msgspec.Struct, frozen=True):
-    """pages_in_use: held by sequences. pages_cached: kept for prompts that begin alike, and given up when needed."""
+    """pages_in_use: held by sequences; of a lower tier, filled. pages_cached: kept for prompts that begin alike, and
+    given up when needed. state: on, full or off."""
 
     pages_total: int
     pages_in_use: int
     pages_cached: int
+    state: str = "on"
 
 
 class Pool(msgspec.Struct, frozen=True):
