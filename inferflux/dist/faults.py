@@ -1,8 +1,12 @@
 """What the collectives say of a rank that is gone or silent, as an error of ours. Knows no collective; no torch."""
 
+import re
 from types import TracebackType
+from typing import Final
 
 from inferflux.errors import EngineDeadError
+
+_SOURCE_LINE: Final = re.compile(r"^\[\S+:\d+\] ")
 
 
 class LostRank:
@@ -21,5 +25,6 @@ class LostRank:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns an error's first line; torch's go on with stack traces."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Returns what an error says, without the source line before it and the advice and stack traces after it."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return _SOURCE_LINE.sub("", line).partition(" This is typically")[0]

@@ -18,6 +18,7 @@ from inferflux.errors import ConfigError, EngineDeadError
 START_TIMEOUT_S: Final = 600.0
 # A collective gives up this much earlier than `distributed.timeout_s`, so that there is time left to say so and leave.
 COLLECTIVE_SHARE: Final = 0.75
+_ATTEMPT: Final = "TORCHELASTIC_RESTART_COUNT"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -38,6 +39,8 @@ def launch(
     try:
         # The rendezvous waits longer than any collective may, so that a slow host is not a dead one.
         store, rank, size = next(rendezvous(_url(config), timeout=timedelta(seconds=start_timeout_s)))
+        # torchrun's store outlives a restart, and the dead group's addresses are still in it.
+        store = torch.distributed.PrefixStore(f"attempt {os.environ.get(_ATTEMPT, 0)}", store)
         torch.distributed.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=_bound(backend, device)
         )
