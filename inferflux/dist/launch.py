@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 import torch.distributed
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from inferflux.config.tree import DistributedConfig
@@ -40,7 +41,7 @@ def launch(
         # The rendezvous waits longer than any collective may, so that a slow host is not a dead one.
         store, rank, size = next(rendezvous(_url(config), timeout=timedelta(seconds=start_timeout_s)))
         # torchrun's store outlives a restart, and the dead group's addresses are still in it.
-        store = torch.distributed.PrefixStore(f"attempt {os.environ.get(_ATTEMPT, 0)}", store)
+        store = PrefixStore(f"attempt {os.environ.get(_ATTEMPT, 0)}", store)
         torch.distributed.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=_bound(backend, device)
         )
