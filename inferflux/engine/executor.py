@@ -83,7 +83,7 @@ class Executor:
         self._channel = Channel(self._context)
         self._beat_interval_s = beat_interval_s(distributed.timeout_s)
         built = build_runner(model, runtime, self._channel, self._phase)
-        self._runner, self.info, self.fingerprint, self._grammars, self._mover = built
+        self._runner, self.info, self.fingerprint, self._grammars, self._moves = built
 
     @property
     def decoder(self) -> Any:
@@ -100,13 +100,11 @@ class Executor:
         engine has failed and must not be used again."""
         if self._context.control is not None:
             self._channel.send(encode_plan(plan))
-        if self._mover is None:
+        if self._moves is None:
             return self._runner.launch(plan)
-        if plan.wipe:
-            self._mover.wipe()
-        self._mover.start(plan.moves)
+        self._moves.start(plan)
         rows = self._runner.launch(plan) if plan.rows else _NoRows(plan.step_id)
-        return _WithMoves(rows, partial(self._mover.poll, wait=plan.wait))
+        return _WithMoves(rows, partial(self._moves.poll, wait=plan.wait))
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Computes one step, as `launch` and its result."""
@@ -132,13 +130,21 @@ class Executor:
         decoder = msgspec.msgpack.Decoder(StepPlan)
         while (message := self._channel.receive()) is not None:
             if message:
-                self._runner.follow(decoder.decode(message))
+                self._follow(decoder.decode(message))
             yield
+
+    def _follow(self, plan: StepPlan) -> None:
+        if self._moves is not None:
+            self._moves.start(plan)
+        if plan.rows:
+            self._runner.follow(plan)
+        if self._moves is not None:
+            self._moves.poll(wait=plan.wait)
 
     def close(self) -> None:
         """Closes what is open, lets the other ranks go and leaves their group; no step may follow."""
-        if self._mover is not None:
-            self._mover.close()
+        if self._moves is not None:
+            self._moves.close()
         if self._context.rank == 0:
             self._channel.close()
         self._leave(self._context)

@@ -7,118 +7,16 @@ without tiers was not sure (rounding depends on what else is in the batch) may d
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.engine.engine import Engine
 from inferflux.engine.kv.store import page_file
-from inferflux.engine.service.protocol import Submit
-from inferflux.engine.stats import TierStats
-from inferflux.engine.step import TokenLogprobs
-from inferflux.sampling_params import SamplingParams
 from tests.support.models import TinyModel
+from tests.support.tier_workload import assert_same, drain, make_workload, run, start, wait_for_file
 
 MakeModel = Callable[[str], TinyModel]
-
-# Differences of log-probabilities that rounding cannot turn round.
-CLEAR = {"float32": 1e-3, "bfloat16": 0.25}
-PAGE_TOKENS = 8
-
-
-@dataclass
-class Script:
-    """One request: when it comes, and after how many of its tokens its caller leaves (None: stays)."""
-
-    arrival: int
-    prompt: list[int]
-    params: SamplingParams
-    leaves_after: int | None = None
-
-
-@dataclass
-class Said:
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-
-def make_workload(seed: int, num_requests: int) -> list[Script]:
-    """Requests that share prefixes of every length, in bursts, some of them given up."""
-    rng = random.Random(seed)
-    stems = [[rng.randrange(5, 300) for _ in range(160)] for _ in range(6)]
-    scripts = []
-    for index in range(num_requests):
-        prompt = rng.choice(stems)[: rng.randrange(8, 160)] + [rng.randrange(5, 300) for _ in range(rng.randrange(6))]
-        params = SamplingParams(max_tokens=rng.randrange(1, 24), temperature=0.0, ignore_eos=True, logprobs=2)
-        leaves_after = rng.randrange(1, 12) if rng.random() < 0.1 else None
-        scripts.append(Script(index // 8 * 12, prompt, params, leaves_after))
-    return scripts
-
-
-def start(folder: Path, dtype: str, **runtime: Any) -> Engine:
-    paged_kv = {"page_tokens": PAGE_TOKENS, **runtime.pop("paged_kv", {})}
-    scheduler = {"max_batch_size": 6, "max_batch_tokens": 96, "chunked_prefill_tokens": 40}
-    tree = {"dtype": dtype, "paged_kv": paged_kv, "scheduler": scheduler, **runtime}
-    return Engine(ModelConfig(id="tiny", path=str(folder)), msgspec.convert(tree, RuntimeConfig))
-
-
-def run(engine: Engine, scripts: list[Script]) -> list[Said]:
-    """Plays the workload, checking the books after every few steps."""
-    said = [Said() for _ in scripts]
-    step = submitted = 0
-    while submitted < len(scripts) or engine.has_work:
-        while submitted < len(scripts) and scripts[submitted].arrival <= step:
-            engine.submit(Submit(submitted, scripts[submitted].prompt, scripts[submitted].params))
-            submitted += 1
-        for output in engine.step():
-            one = said[output.request_id]
-            one.tokens += output.token_ids
-            one.logprobs += output.logprobs or []
-            limit = scripts[output.request_id].leaves_after
-            if limit is not None and len(one.tokens) >= limit:
-                engine.abort([output.request_id])
-        step += 1
-        if step % 8 == 0:
-            engine.check_integrity()
-    engine.check_integrity()
-    return said
-
-
-def assert_same(actual: list[Said], expected: list[Said], dtype: str) -> None:
-    num_sure = 0
-    for got, true in zip(actual, expected, strict=True):
-        for index, (token, other) in enumerate(zip(got.tokens, true.tokens, strict=False)):
-            (_, best), (_, second) = true.logprobs[index].top[:2]
-            if token != other:
-                assert best - second < CLEAR[dtype], f"token {index}: {token}, not {other}"
-                break
-            num_sure += 1
-    num_all = sum(len(true.tokens) for true in expected)
-    assert num_sure > 0.8 * num_all, "too little was compared"
-
-
-def drain(engine: Engine) -> None:
-    """Lets the chores end, as an idle engine does."""
-    deadline = time.monotonic() + 20
-    while engine.kv.is_writing and time.monotonic() < deadline:
-        engine.step()
-        time.sleep(0.001)
-
-
-def tier(engine: Engine, name: str) -> TierStats:
-    return engine.stats().tiers[name]
-
-
-def wait_for_file(engine: Engine, state: str = "on") -> None:
-    deadline = time.monotonic() + 20
-    while tier(engine, "nvme").state != state:
-        assert time.monotonic() < deadline, f"the file is {tier(engine, 'nvme').state}, not {state}"
-        engine.step()
-        time.sleep(0.001)
 
 
 @pytest.fixture

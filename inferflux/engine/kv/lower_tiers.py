@@ -199,8 +199,6 @@ class LowerTiers:
         elif move.file is not None:
             self._file.settle(move.file, ok)
             self._host.unpin(move.host)
-            if not ok and self._host.find(move.name) == move.host:
-                self._unstored[move.host] = None
         return arrival
 
     def note_file(self, news: FileNews) -> None:
@@ -211,11 +209,13 @@ class LowerTiers:
         if news.state == "off":
             self._file.clear()
             self._file.resize(0)
-        elif news.pages is not None:
+            return
+        if news.pages is not None:
             self._file.refill(news.num_slots, news.pages)
-            self._unstored = OrderedDict.fromkeys(slot for slot, name in self._host if not self._file.knows(name))
         else:
             self._file.resize(news.num_slots)
+        # Those whose stores failed, too.
+        self._unstored = OrderedDict.fromkeys(slot for slot, name in self._host if not self._file.knows(name))
 
     def clear(self) -> None:
         """Forgets every page in both tiers, and has the file forget them, too."""

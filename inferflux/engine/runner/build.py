@@ -15,8 +15,8 @@ from inferflux.dist.channel import Channel
 from inferflux.dist.launch import START_TIMEOUT_S
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
-from inferflux.engine.kv.store.mover import Mover
 from inferflux.engine.kv.store.opening import open_tiers
+from inferflux.engine.kv.store.shared_moves import SharedMoves
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.partition import num_kv_heads
 from inferflux.engine.models.spec import ModelSpec, read_spec
@@ -38,13 +38,13 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 class Built(NamedTuple):
     """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on. grammars: where
-    the runner will look for a request's grammar. mover: None without lower tiers."""
+    the runner will look for a request's grammar. moves: None without lower tiers."""
 
     runner: Runner
     info: ModelInfo
     fingerprint: bytes
     grammars: Grammars
-    mover: Mover | None
+    moves: SharedMoves | None
 
 
 def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, phase: Phase) -> Built:
@@ -82,7 +82,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
         plan = PoolPlan(*context.smallest(plan))
         pool = allocate_pool(plan.num_pages, page, device)
         name = fingerprint(path, page, spec.max_model_len, context.rank, context.size, model.quantization)
-        mover = open_tiers(runtime, pool, name, free_memory(torch.device("cpu")).num_bytes)
+        free = free_memory(torch.device("cpu")).shared(context.size)
+        moves = open_tiers(runtime, pool, name, context, free.num_bytes)
         runner = Runner(
             decoder,
             kernels,
@@ -95,7 +96,7 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     info = msgspec.structs.replace(info, quantization=model.quantization)
-    return Built(runner, info, name, grammars, mover)
+    return Built(runner, info, name, grammars, moves)
 
 
 def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.device:

@@ -1,0 +1,69 @@
+"""SharedMoves: the page moves of all ranks as one. A move has ended when every rank's share of it has.
+
+Every rank starts the same moves in the same order and polls after the same plans, so that one small all-reduce per
+plan, and none while nothing is under way, tells all of them the same. The file's news are rank 0's: where another
+rank's file differs, its moves fail and the page is a miss.
+"""
+
+from typing import Final, Literal
+
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.kv.store.mover import Mover, Report
+from inferflux.engine.step import FileNews, MoveResult, StepPlan
+
+# What a rank says of a move: 0, or one more than its error's place. The least of all ranks' words holds.
+_UNDER_WAY: Final = 0
+_ERRORS: Final[tuple[Literal["io", "damaged"] | None, ...]] = ("io", "damaged", None)
+
+
+class SharedMoves:
+    """One per rank, around the rank's own mover."""
+
+    def __init__(self, mover: Mover, context: ParallelContext) -> None:
+        self._mover = mover
+        self._context = context
+        self._under_way: list[int] = []
+        self._ended: dict[int, MoveResult] = {}
+        self._news: list[FileNews] = []
+
+    def start(self, plan: StepPlan) -> None:
+        """Starts what the plan moves; before its rows are computed."""
+        if plan.wipe:
+            self._mover.wipe()
+        self._mover.start(plan.moves)
+        if self._context.size > 1:
+            self._under_way += [move.id for move in plan.moves]
+
+    def poll(self, *, wait: bool) -> Report:
+        """Returns what has ended on every rank; once after each plan, on every rank."""
+        report = self._mover.poll(wait=wait)
+        if self._context.size == 1:
+            return report
+        self._ended |= {result.id: result for result in report.moves}
+        self._news += report.file_news
+        results = self._shared_results() if self._under_way else []
+        # A file that is on again has no moves of before under way, which may yet be so on another rank.
+        news, self._news = ([], self._news) if self._under_way and self._turns_on() else (self._news, [])
+        return Report(results, news)
+
+    def close(self) -> None:
+        self._mover.close()
+
+    def _shared_results(self) -> list[MoveResult]:
+        words = self._context.smallest([self._word(move_id) for move_id in self._under_way])
+        results, left = [], []
+        for move_id, word in zip(self._under_way, words, strict=True):
+            if word == _UNDER_WAY:
+                left.append(move_id)
+            else:
+                own = self._ended.pop(move_id)
+                results.append(MoveResult(move_id, own.seconds, _ERRORS[word - 1]))
+        self._under_way = left
+        return results
+
+    def _turns_on(self) -> bool:
+        return any(news.pages is not None for news in self._news)
+
+    def _word(self, move_id: int) -> int:
+        result = self._ended.get(move_id)
+        return _UNDER_WAY if result is None else 1 + _ERRORS.index(result.error)
