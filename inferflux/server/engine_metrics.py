@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from inferflux.server.admission import Admission
-from inferflux.server.backends import Backend, BackendManager, BackendState
+from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.tier_metrics import tier_metrics
 
 Engines = Mapping[str, Sequence[Backend]]
@@ -33,7 +33,7 @@ _LOSSES: tuple[tuple[str, str, Callable[[Backend], int]], ...] = (
 _GAUGES: tuple[tuple[str, str, Callable[[Backend], float]], ...] = (
     ("running_requests", "Sequences the engine computes now.", lambda backend: backend.client.stats.running),
     ("batch_tokens", "Tokens in the engine's last step.", lambda backend: backend.client.stats.batch_tokens),
-    ("model_ready", "1 while the model takes requests.", lambda backend: backend.state is BackendState.READY),
+    ("model_ready", "1 while the model takes requests.", lambda backend: backend.serves),
 )
 
 

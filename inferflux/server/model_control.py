@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import msgspec
 
 from inferflux.config import Config, ModelConfig
-from inferflux.errors import ConfigError
+from inferflux.errors import RequestError
 from inferflux.server.backends import Backend, BackendManager
+from inferflux.server.errors import SupersededError
 from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded
 from inferflux.server.model_source import ModelSource, configured_models, find_source, named_source, require_source
 from inferflux.server.policy.document import LoadedModel, ModelChanges, PolicyDocument
@@ -48,7 +49,8 @@ class ModelControl:
     @property
     def withheld(self) -> Sequence[str]:
         """Ids that the files ask for and the API has unloaded."""
-        return self._policy.document.models.unloaded
+        named = {model.id for model in (*self._configured, *self.registered)}
+        return [one for one in self._policy.document.models.unloaded if one in named]
 
     def origin(self, model_id: str) -> Origin | None:
         """Who asked for a model; None when it is not wanted (any more)."""
@@ -61,7 +63,7 @@ class ModelControl:
         Raises ConfigError for a folder that is not there, else as BackendManager.loaded.
         """
         wanted = merge(self._configured, registered, self._policy.document.models)
-        sources = [self._source(one) for one in wanted.models.values() if self._served.get(one.model.id) != one]
+        sources = [self._source(one) for one in wanted.models.values() if not self._is_there(one)]
 
         async def note() -> None:
             self.registered = registered
@@ -78,17 +80,20 @@ class ModelControl:
         changes = with_loaded(ModelChanges(), model, default=default)
         wanted = merge((), (), changes).models[model.id]
 
+        backend = self.manager.serving(model.id)
+        stays = backend is not None and backend.serves and self._is_there(wanted)
+
         async def kept() -> None:
+            if stays and self.manager.serving(model.id) is not backend:
+                raise SupersededError(f'another change took "{model.id}" away meanwhile')
             await keep(_on_models(lambda present: with_loaded(present, model, default=default)))
 
-        backend = self.manager.serving(model.id)
-        stays = backend is not None and backend.serves and self._served[model.id].model == wanted.model
         await self._change([] if stays else [self._source(wanted)], kept)
 
     async def unload(self, model_id: str, keep: Keep) -> Backend:
         """Takes no new requests for a model and unloads it once it is not in use; a load under way is given up.
 
-        Returns what is on its way out. Raises UnknownModelError, ConfigError when it must stay, what `keep` raises.
+        Returns what is on its way out. Raises UnknownModelError, RequestError when it must stay, what `keep` raises.
         """
         self._require_alone()
         async with self._turn:
@@ -111,9 +116,9 @@ class ModelControl:
             self._settle(())
 
     def _require_alone(self) -> None:
-        """Raises ConfigError when other ranks hold a share of the model: they cannot change with it."""
+        """Raises RequestError when other ranks hold a share of the model: they cannot change with it."""
         if self._num_ranks > 1:
-            raise ConfigError(f"models: {self._num_ranks} ranks share one model and start and end with it")
+            raise RequestError(f"id: {self._num_ranks} ranks share one model and start and end with it", param="id")
 
     async def _change(self, sources: Iterable[ModelSource], keep: Callable[[], Awaitable[None]]) -> None:
         """Loads, keeps, switches; leaves nothing behind when one of them fails or the caller is cancelled."""
@@ -133,6 +138,11 @@ class ModelControl:
         wanted = self.wanted
         self.manager.settle(staged, tuple(wanted.models), wanted.default)
         self._served = {one: wanted.models[one] for one in wanted.models if self.manager.serving(one) is not None}
+
+    def _is_there(self, wanted: WantedModel) -> bool:
+        """Whether requests get this very model, whoever asked for it."""
+        served = self._served.get(wanted.model.id)
+        return served is not None and served.model == wanted.model
 
     def _source(self, wanted: WantedModel) -> ModelSource:
         """Where to load from. Raises ConfigError; the demo model stands in for the configuration's models only."""

@@ -117,7 +117,7 @@ async def _serve(config: Config) -> int:
         url = await _open_port(runner, config.server, tls)
         names = ", ".join(backend.id for backend in models.backends.backends) or "no model"
         _announce(f"InferFlux {__version__} listens on {url}; loading {names}")
-        await _serve_until_asked(models, signals)
+        await _serve_until_asked(models, signals, admission)
         await _drain(admission, signals, config.server.drain_timeout_s)
         if signals.exit_code == EXIT_RANKS_LOST:
             await asyncio.sleep(LINGER_S)
@@ -143,8 +143,8 @@ async def _open_port(runner: web.AppRunner, server: ServerConfig, tls: ssl.SSLCo
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-async def _serve_until_asked(models: Models, signals: StopSignals) -> None:
-    """Returns when asked to stop. Raises ModelLoadError when there turns out to be nothing to serve."""
+async def _serve_until_asked(models: Models, signals: StopSignals, admission: Admission) -> None:
+    """Returns when asked to stop, the door closed. Raises ModelLoadError when there is nothing to serve after all."""
     if models.registry is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, models.registry.look_soon)
     asked = asyncio.create_task(signals.asked.wait())
@@ -153,6 +153,7 @@ async def _serve_until_asked(models: Models, signals: StopSignals) -> None:
         await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
         if work.done() and not asked.done():
             work.result()
+        admission.close()
     finally:
         for task in (work, asked):
             task.cancel()

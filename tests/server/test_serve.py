@@ -29,6 +29,7 @@ class Life:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.engine = FakeEngine(text_bundle())
+        self.registry: dict[str, Any] = {}
         self._capsys = capsys
         self._printed = ""
         monkeypatch.setattr(serve, "EngineClient", lambda *_: self.engine)
@@ -37,7 +38,7 @@ class Life:
 
     @asynccontextmanager
     async def run(self, **server: Any) -> AsyncIterator["asyncio.Task[int]"]:
-        tree = {"server": {"http_port": 0, **server}, "auth": {"allow_anonymous": True}}
+        tree = {"server": {"http_port": 0, **server}, "auth": {"allow_anonymous": True}, "registry": self.registry}
         task = asyncio.create_task(serve._serve(msgspec.convert(tree, Config)))
         try:
             yield task
@@ -160,3 +161,26 @@ def test_a_missing_model_without_a_stub_does_not_even_open_the_port():
     tree = {"models": [{"id": "m", "path": "/no/such"}], "runtime": {"allow_stub": False}}
     with pytest.raises(ConfigError, match="/no/such is not a folder"):
         serve.run(msgspec.convert(tree, Config))
+
+
+async def test_the_registry_is_followed_and_looked_at_on_sighup(life: Life, tmp_path: Path):
+    """With a registry a server without any model that loads stays: the file may be mended."""
+    path = tmp_path / "registry.yaml"
+    path.write_text("models: [{id: a, path: stub}]", encoding="utf-8")
+    life.registry = {"path": str(path), "poll_interval_ms": 3_600_000}
+    life.engine.load_error = ModelLoadError("config.json: broken")
+    async with life.run() as task, aiohttp.ClientSession() as session:
+        url = await life.printed(r"listens on (http\S+); loading a")
+        async with asyncio.timeout(5):
+            while await readiness(url, session) != "no_model":
+                await asyncio.sleep(0.01)
+        life.engine = FakeEngine(text_bundle())
+        path.write_text("models: [{id: b, path: stub}]", encoding="utf-8")
+        signal.raise_signal(signal.SIGHUP)
+        assert await life.printed(r"(b \(the demo model\) ready)")
+        async with asyncio.timeout(5):
+            while await readiness(url, session) is not None:
+                await asyncio.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            assert await task == 0

@@ -124,8 +124,10 @@ class EngineClient:
         """
         try:
             return await self._launch()
-        except BaseException:
+        except BaseException as error:
             self._become(ClientState.FAILED)
+            if isinstance(error, asyncio.CancelledError) and self._host is not None:
+                self._host.kill()  # it has nothing to finish, and would not hear a word before it has loaded
             await self._stop_host()
             raise
 

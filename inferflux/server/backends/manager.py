@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from inferflux.engine.text import load_text
 from inferflux.errors import InferFluxError, ModelLoadError, did_you_mean
-from inferflux.server.backends.backend import Backend, LoadText, MakeClient
+from inferflux.server.backends.backend import Backend, BackendState, LoadText, MakeClient
 from inferflux.server.backends.totals import EngineTotals
 from inferflux.server.errors import NotReadyError, NotReadyReason, SupersededError, UnknownModelError
 from inferflux.server.model_source import ModelSource
@@ -246,9 +246,14 @@ class BackendManager:
         await backend.drain()
         del self._leaving[backend]
         self._past.setdefault(backend.id, EngineTotals()).add(backend.count().counts())
-        self._on_event(backend, "unloaded" if load is None else "withdrawn")
+        if load is None:
+            self._on_event(backend, "unloaded")
+        elif backend.failure is None:
+            self._on_event(backend, "withdrawn")
 
     def _note_load(self, backend: Backend) -> None:
+        if backend.state is BackendState.DRAINING:
+            return  # it was replaced or removed while it loaded, and how that ended is nobody's concern
         self._on_event(backend, "loaded" if backend.error is None else "failed")
         self._choose_default()
 
