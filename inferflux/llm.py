@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -21,7 +22,7 @@ from inferflux.engine.service.protocol import Output, Submit
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
 from inferflux.errors import EngineError, RequestError
-from inferflux.sampling_params import SamplingParams
+from inferflux.sampling_params import Pooling, SamplingParams
 
 Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -144,6 +145,26 @@ class LLM:
         finally:
             self._stop(list(running))
         return generations
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling | None = None) -> list[list[float]]:
+        """Returns a vector of length 1 for every prompt, in their order; prompts are as `generate` takes them.
+
+        pooling: how the model's states become one vector; None: as the model was made for.
+        Raises RequestError when a prompt cannot be run; then nothing is computed.
+        """
+        params = SamplingParams(max_tokens=1, pooling=pooling or self.engine.info.pooling)
+        running: dict[int, _Running] = {}
+        try:
+            for prompt in _as_batch(prompts):
+                self._start(running, self._encode(prompt), params)
+            vectors: dict[int, list[float]] = {request_id: [] for request_id in running}
+            for request_id, output in self._run(running, progress=False):
+                _apply(running.pop(request_id), output)
+                assert output.vector is not None, "a pooled request ends with its vector"
+                vectors[request_id] = np.frombuffer(output.vector, "<f4").tolist()
+        finally:
+            self._stop(list(running))
+        return list(vectors.values())
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
         """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.

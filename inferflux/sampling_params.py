@@ -20,6 +20,9 @@ MAX_TOKEN_ID = 2**31 - 1
 MAX_GRAMMAR_CHARS = 256 * 1024
 
 
+Pooling = Literal["last", "mean", "cls"]
+
+
 class Grammar(msgspec.Struct, frozen=True):
     """What a whole answer must look like. json: `text` is a JSON schema; regex: a regular expression that matches all
     of it; lark: a Lark grammar in llguidance's dialect.
@@ -42,6 +45,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop: strings that end the output and are not part of it. min_tokens: neither EOS nor a stop ends it before.
     logprobs: None: none; k: the chosen token's log-probability and the k likeliest tokens' besides.
     prompt_logprobs: the same for the prompt's own tokens (turns prefix-cache reads off for the request).
+    pooling: the prompt is to become one vector, and nothing is generated: the model's last hidden states, of its `last`
+        or its first (`cls`) token, or the `mean` of all (which turns prefix-cache reads off for the request).
     grammar: what the answer must look like. Tokens it does not allow are never drawn, and end-of-text is one of them
         until it may end; where it must end, that comes whatever min_tokens says. A stop string or max_tokens may cut
         the answer short.
@@ -68,6 +73,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
+    pooling: Pooling | None = None
 
     @property
     def reads_tokens(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from inferflux.ctl import main
 from inferflux.errors import EngineDeadError
-from tests.support.fake_engine import REPLY, WINDOW
+from tests.support.fake_engine import EMBEDDING_SIZE, REPLY, WINDOW
 from tests.support.http_server import KEY, KEYED, MODEL
 from tests.support.live_server import Live
 
@@ -73,6 +73,14 @@ def test_json_of_answers_and_events(live: Live, run: Run):
     assert json.loads(out)["choices"][0]["message"]["content"] == REPLY
     _, out, _ = run("completion", "Hi", "--json", "--stream", "--max-tokens", "100")
     assert "".join(json.loads(line)["choices"][0]["text"] for line in out.splitlines()) == REPLY
+
+
+def test_embed_prints_a_vector_a_line(live: Live, run: Run):
+    _, out, _ = run("embed", "one", "two")
+    vectors = [[float(number) for number in line.split(" ")] for line in out.splitlines()]
+    assert [len(vector) for vector in vectors] == [EMBEDDING_SIZE, EMBEDDING_SIZE]
+    _, out, _ = run("embed", "one", "--dimensions", "2", "--json")
+    assert len(json.loads(out)["data"][0]["embedding"]) == 2
 
 
 def test_a_dash_reads_standard_input(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path):

@@ -109,3 +109,16 @@ def test_params_must_match_prompts(llm: LLM) -> None:
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="nowhere"):
         LLM(tmp_path / "nowhere")
+
+
+def test_embeddings_of_prompts_of_every_kind(llm: LLM) -> None:
+    ids = llm.tokenizer.encode("one", add_special_tokens=True)
+    by_text, by_ids, other = llm.embed(["one", ids, [{"role": "user", "content": "two"}]])
+    assert by_text == by_ids
+    assert len(by_text) == len(other) == 64
+    assert sum(number * number for number in other) == pytest.approx(1)
+    (mean,) = llm.embed("one and another", pooling="mean")
+    assert mean != llm.embed("one and another")[0]
+    with pytest.raises(RequestError):
+        llm.embed(["fine", []])
+    assert not llm.engine.has_work

@@ -2,16 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from inferflux.ctl.admin import areas
 from inferflux.ctl.client import Client
-from inferflux.ctl.show import print_json, print_models, print_status, printable
+from inferflux.ctl.show import print_embeddings, print_json, print_models, print_status, printable
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
 _OPTIONS: Final = ("model", "max_tokens", "temperature")
 
 Command = Callable[[Client, argparse.Namespace], Awaitable[None]]
@@ -42,14 +43,20 @@ async def chat(client: Client, args: argparse.Namespace) -> None:
     await _generate(client, CHAT, body, args, chat_text)
 
 
+async def embed(client: Client, args: argparse.Namespace) -> None:
+    body = {"input": [read_text(text) for text in args.text], **options(args, ("model", "dimensions"))}
+    answer = await client.post(EMBEDDINGS, body)
+    print_json(answer) if args.json else print_embeddings(answer["data"])
+
+
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
-    {"status": status, "models": models, "completion": completion, "chat": chat, "admin": areas.run}
+    {"status": status, "models": models, "completion": completion, "chat": chat, "embed": embed, "admin": areas.run}
 )
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
+def options(args: argparse.Namespace, names: Sequence[str] = _OPTIONS) -> dict[str, Any]:
     """Returns the request fields that were given on the command line; the server has defaults for the others."""
-    given = {name: getattr(args, name) for name in _OPTIONS}
+    given = {name: getattr(args, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 

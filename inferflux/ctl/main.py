@@ -84,6 +84,10 @@ def _build_parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", parents=[common, generate], help="ask something")
     chat.add_argument("message", metavar="MESSAGE", nargs="?", help="the question; - reads standard input")
     chat.add_argument("--interactive", action="store_true", help="a conversation at the terminal")
+    embed = commands.add_parser("embed", parents=[common], help="texts to vectors, one a line")
+    embed.add_argument("text", metavar="TEXT", nargs="+", help="a text; - reads standard input")
+    embed.add_argument("--model", metavar="ID", help="default: the server's default model")
+    embed.add_argument("--dimensions", type=int, metavar="N", help="only the first N numbers of each vector")
     admin = commands.add_parser("admin", help="keys and limits; needs a key with the scope admin")
     add_areas(admin, common, _common_options(argument_default=argparse.SUPPRESS))
     return parser

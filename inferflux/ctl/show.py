@@ -58,6 +58,12 @@ def print_models(models: Iterable[dict[str, Any]]) -> None:
     print_table(columns, rows)
 
 
+def print_embeddings(items: Iterable[dict[str, Any]]) -> None:
+    """One vector a line, its numbers with spaces between."""
+    for item in items:
+        print(" ".join(f"{number:.6g}" for number in item["embedding"]))
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """On a terminal long cells fold; elsewhere each row is one line, whole."""
     table = Table(box=None, show_header=bool(columns), pad_edge=False)

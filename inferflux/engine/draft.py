@@ -42,7 +42,7 @@ class StepDraft:
             self._decode_rows.append(Row(slot, start, [0], new_pages, True, follows=True))
         else:
             start = len(request.tokens) - 1
-            self._decode_rows.append(Row(slot, start, request.tokens[-1:], new_pages, True))
+            self._decode_rows.append(Row(slot, start, request.tokens[-1:], new_pages, True, pool=_is_summed(request)))
         self._decoding.append(request)
         self.num_tokens += 1
 
@@ -61,6 +61,7 @@ class StepDraft:
                 sample=is_last,
                 score=score,
                 next_token_id=tokens[end] if score and not is_last else None,
+                pool=_is_summed(request),
             )
         )
         self.prefilling.append(request)
@@ -84,3 +85,8 @@ class StepDraft:
 
     def plan(self, step_id: int, moves: list[PageMove], *, wait: bool, wipe: bool) -> StepPlan:
         return StepPlan(step_id, self._starts, self._decode_rows + self._prefill_rows, moves, wait, wipe)
+
+
+def _is_summed(request: Request) -> bool:
+    """Whether every token of the request goes into its vector."""
+    return request.sampling.pooling == "mean"

@@ -74,10 +74,12 @@ class Engine:
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
         prompt, sampling = submit.prompt_token_ids, submit.sampling
-        self._check_prompt(prompt)
+        self._check_prompt(prompt, sampling)
         self._check_token_ids(sampling)
         window = self.info.max_model_len
         total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
+        if sampling.pooling is not None:
+            total = len(prompt) + 1
         request = Request(
             id=submit.request_id,
             prompt_token_ids=prompt,
@@ -166,11 +168,15 @@ class Engine:
                 refused.append(refusal_news(request.id, RequestError(message, param=param, code=refusal.code)))
         return refused
 
-    def _check_prompt(self, prompt: list[int]) -> None:
+    def _check_prompt(self, prompt: list[int], sampling: SamplingParams) -> None:
         if not prompt:
             raise RequestError("prompt: must have at least one token", param="prompt")
+        if sampling.pooling is None and not self.info.generates:
+            raise RequestError("model: this model makes embeddings only", param="model")
+        if sampling.pooling == "cls" and self.info.generates:
+            raise RequestError("pooling: must be last or mean: this model's first token sees no other", param="pooling")
         window = self.info.max_model_len
-        if len(prompt) >= window:
+        if len(prompt) > window or (len(prompt) == window and sampling.pooling is None):
             raise RequestError(
                 f"prompt: has {len(prompt)} tokens, which leaves no room to answer in this model's window of {window}",
                 param="prompt",

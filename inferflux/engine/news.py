@@ -42,6 +42,13 @@ def token_news(
     )
 
 
+def vector_news(request: Request, vector: bytes) -> Output:
+    """Returns the news of a request that has become a vector, and so ends."""
+    return Output(
+        request.id, finish_reason="stop", num_cached_tokens=request.num_cached, queue_s=_queue_s(request), vector=vector
+    )
+
+
 def refusal_news(request_id: int, error: RequestError) -> Output:
     """Returns the news of a request that this model cannot run."""
     return Output(request_id, finish_reason="error", error=str(error), error_param=error.param, error_code=error.code)

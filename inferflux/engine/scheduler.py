@@ -27,7 +27,7 @@ from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.draft import StepDraft
 from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.news import error_news, finish_reason, token_news
+from inferflux.engine.news import error_news, finish_reason, token_news, vector_news
 from inferflux.engine.order import Order, by_rank, check_queues
 from inferflux.engine.policies import Policy
 from inferflux.engine.request import FinishReason, Request, RequestState
@@ -80,7 +80,7 @@ class Scheduler:
         """
         num_tokens = len(request.tokens)
         assert request.max_total_tokens > num_tokens > 0, "nothing to compute or nothing to generate"
-        if not self._kv.fits(num_tokens + 1):
+        if not self._kv.fits(num_tokens + (request.sampling.pooling is None)):
             raise RequestError(
                 f"prompt: has {num_tokens} tokens, which with one of output is more than the KV pool's "
                 f"{self._kv.capacity_tokens}",
@@ -204,11 +204,7 @@ class Scheduler:
         assert {request.id for request in self._requests.values() if request.num_planned} == flown
 
     def _num_decoding(self) -> int:
-        count = 0
-        for request in self._running:
-            if request.num_due == 1:
-                count += 1
-        return count
+        return [request.num_due for request in self._running].count(1)
 
     def _give_way(self) -> None:
         """Brings the queues up to date. Where nobody can be admitted, running requests yield their places as the policy
@@ -351,6 +347,9 @@ class Scheduler:
 
     def _append(self, request: Request, result: RowOutput) -> Output:
         """Appends a sampled token, ends the request when it is its last, and returns the news."""
+        if result.vector is not None:
+            self._end(request, "stop")
+            return vector_news(request, result.vector)
         token_id = result.token_id
         assert token_id is not None, "the row was to sample"
         request.tokens.append(token_id)

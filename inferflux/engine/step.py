@@ -35,6 +35,8 @@ class Row(msgspec.Struct, frozen=True):
     sample: the last token's logits yield the request's next token.
     score: also return the log-probability of each token that follows within this chunk and of `next_token_id`.
     next_token_id: the prompt token after this chunk, for `score`; None at the prompt's end.
+    pool: the hidden states of all its tokens go into the request's vector. A request with `SamplingParams.pooling` has
+        its vector instead of a next token when `sample` says so.
     follows: the only token is the one that the step before sampled for this slot, whose value was not known when this
         was planned: the runner has it, `token_ids` holds a 0 in its place.
     """
@@ -47,6 +49,7 @@ class Row(msgspec.Struct, frozen=True):
     score: bool = False
     next_token_id: int | None = None
     follows: bool = False
+    pool: bool = False
 
 
 Tier = Literal["cpu", "nvme"]
@@ -130,6 +133,7 @@ class RowOutput(msgspec.Struct, frozen=True):
     """The result of one row. token_id is None when the row did not sample.
 
     prompt_logprobs: for a scored row, one entry per scored token, in order.
+    vector: of a pooled request, its float32 numbers, little-endian.
     error: this row failed (others did not); the request must end.
     """
 
@@ -137,6 +141,7 @@ class RowOutput(msgspec.Struct, frozen=True):
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    vector: bytes | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True):

@@ -97,14 +97,15 @@ class Choice:
     """One sequence: its deltas as they come, and afterwards all it led to.
 
     index: its place in the answer. stream: text, token ids and log-probabilities so far. prompt_logprobs: one entry
-    per prompt token after the first, when asked for. guard: what holds text back and may end it. times: when it
-    was where.
+    per prompt token after the first, when asked for. vector: what a pooled prompt became. guard: what holds text back
+    and may end it. times: when it was where.
     """
 
     def __init__(self, index: int, job: Job, backend: Backend, watch: Watch, guard: DeltaGuard | None = None) -> None:
         self.index = index
         self.job = job
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self.vector: bytes | None = None
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
         self.stream = TextStream(backend.text.tokenizer, job.sampling, job.prompt_token_ids, shown=job.shown)
@@ -157,6 +158,8 @@ class Choice:
     def _note(self, output: Output) -> None:
         if output.prompt_logprobs is not None:
             self.prompt_logprobs += output.prompt_logprobs
+        if output.vector is not None:
+            self.vector = output.vector
         if output.num_cached_tokens:
             self.num_cached_tokens = output.num_cached_tokens
         times = self.times
@@ -173,16 +176,19 @@ class Choice:
             times.last_token = now
 
 
-def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str) -> None:
-    """Raises RequestError when a prompt is empty, too long for the model's window, or not of its vocabulary."""
+def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str, *, embeds: bool = False) -> None:
+    """Raises RequestError when a prompt is empty, too long for the model's window, or not of its vocabulary, or when it
+    is to be continued by a model that does not do that. embeds: it is to become a vector."""
+    if not (embeds or info.generates):
+        raise RequestError("model: this model makes embeddings only: see /v1/embeddings", param="model")
     if not prompt_token_ids:
         raise RequestError(f"{param}: must have at least one token", param=param)
     if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocab_size:
         raise RequestError(f"{param}: token ids must be >= 0 and < {info.vocab_size}", param=param)
-    if len(prompt_token_ids) >= info.max_model_len:
+    if len(prompt_token_ids) > info.max_model_len - (not embeds):
+        excess = "is more than" if embeds else "leaves no room for an answer in"
         raise RequestError(
-            f"{param}: has {len(prompt_token_ids)} tokens, which leaves no room for an answer "
-            f"in the model's window of {info.max_model_len}",
+            f"{param}: has {len(prompt_token_ids)} tokens, which {excess} the model's window of {info.max_model_len}",
             param=param,
             code="context_length_exceeded",
         )

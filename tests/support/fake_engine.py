@@ -1,6 +1,8 @@
 """An engine that says what it is told to, one token a step: for tests of everything above the process border."""
 
 import asyncio
+import math
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -16,6 +18,7 @@ from inferflux.sampling_params import SamplingParams
 REPLY = "Hello there, I am InferFlux 😀 and I count: 1, 2, 3."
 WINDOW = 256
 LOGPROB = -0.5
+EMBEDDING_SIZE = 6
 
 
 @dataclass
@@ -39,6 +42,7 @@ class FakeEngine:
     text: TextBundle
     reply: str = REPLY
     window: int = WINDOW
+    generates: bool = True
     pause_s: float = 0.0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     fail_at: int | None = None
@@ -69,7 +73,17 @@ class FakeEngine:
             raise self.load_error
         (eos,) = self.text.tokenizer.eos_token_ids
         self.info = ModelInfo(
-            "Fake", 1000, self.text.tokenizer.vocab_size, self.window, "float32", "cpu", 16, 64, [eos]
+            "Fake",
+            1000,
+            self.text.tokenizer.vocab_size,
+            self.window,
+            "float32",
+            "cpu",
+            16,
+            64,
+            [eos],
+            embedding_size=EMBEDDING_SIZE,
+            generates=self.generates,
         )
         self.state = ClientState.READY
         return self.info
@@ -112,6 +126,8 @@ class FakeEngine:
 
     def outputs(self, prompt: list[int], sampling: SamplingParams) -> list[Output]:
         """Returns the news of one sequence."""
+        if sampling.pooling is not None:
+            return [Output(len(self.submitted), finish_reason="stop", queue_s=0.001, vector=vector_of(prompt))]
         tokens, reason = self._tokens(len(prompt), sampling)
         scored = None
         if sampling.prompt_logprobs is not None:
@@ -149,3 +165,9 @@ def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
     """The token itself is the likeliest; the ids after it follow."""
     top = [(token_id + place, LOGPROB - place) for place in range(num_top)]
     return TokenLogprobs(token_id, LOGPROB, 1, top)
+
+
+def vector_of(prompt: list[int]) -> bytes:
+    """EMBEDDING_SIZE numbers, of length 1, that depend on the prompt."""
+    numbers = [1.0 + (token_id % 7) for token_id in (prompt * EMBEDDING_SIZE)[:EMBEDDING_SIZE]]
+    return array("f", [number / math.hypot(*numbers) for number in numbers]).tobytes()

@@ -74,7 +74,8 @@ class KVManager:
         """Returns the pages that hold the request's longest cached prefix, leaving at least one token to compute.
 
         Takes no reference: the pages are the caller's only until the next call that changes the pool. Mutates nothing
-        but `request.page_names`. Requests whose prompt is still to be scored find nothing: they need every logit.
+        but `request.page_names`. Requests whose prompt is still to be scored or pooled find nothing: they need every
+        token.
         """
         if not self._reads_prefix(request):
             return []
@@ -322,7 +323,8 @@ class KVManager:
 
     def _reads_prefix(self, request: Request) -> bool:
         scores_prompt = request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0
-        return self._prefix_cache and not scores_prompt
+        sums_prompt = request.sampling.pooling not in (None, "last")
+        return self._prefix_cache and not (scores_prompt or sums_prompt)
 
     def _name(self, request: Request, position: int) -> bytes:
         if position >= len(request.page_names):

@@ -168,4 +168,5 @@ def _describe(spec: ModelSpec, page: PageShape, device: torch.device, num_pages:
         device_pages=num_pages,
         eos_token_ids=list(spec.eos_token_ids),
         page_bytes=page.num_bytes,
+        embedding_size=spec.hidden_size,
     )

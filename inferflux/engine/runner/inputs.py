@@ -27,6 +27,14 @@ class ScoredSpan(NamedTuple):
     targets: list[int]
 
 
+class PooledSpan(NamedTuple):
+    """One pooled row: its number, and its tokens among the pooled ones."""
+
+    row: int
+    first: int
+    num_tokens: int
+
+
 class Following(NamedTuple):
     """Tokens that the step before sampled: their places among the T tokens, and the slots they were sampled for."""
 
@@ -37,10 +45,10 @@ class Following(NamedTuple):
 class Batch(NamedTuple):
     """One step, ready for the decoder, once the tokens that follow the step before are filled in.
 
-    token_ids int64 [T]. logit_indices int64 [S + Q]: first the last token of each of the S sampling rows, in order of
-    rows, then every scored token. sampled: the numbers of those rows; slots, ends int64 [S]: their slots, and the
-    position their next token will have; sampled_slots: the slots once more, on the device. spans: who the Q scored
-    tokens belong to. following: None when there are none.
+    token_ids int64 [T]. logit_indices int64 [S + Q + P]: first the last token of each of the S sampling rows, in order
+    of rows, then every scored and every pooled token. sampled: the numbers of those rows; slots, ends int64 [S]: their
+    slots, and the position their next token will have; sampled_slots: the slots once more, on the device. spans: who
+    the Q scored tokens belong to; pooled: the same of the P pooled ones. following: None when there are none.
     """
 
     token_ids: torch.Tensor
@@ -51,7 +59,16 @@ class Batch(NamedTuple):
     ends: Ints
     sampled_slots: torch.Tensor
     spans: list[ScoredSpan]
+    pooled: list[PooledSpan]
     following: Following | None
+
+    @property
+    def num_scored(self) -> int:
+        return sum(len(span.targets) for span in self.spans)
+
+    @property
+    def num_pooled(self) -> int:
+        return sum(span.num_tokens for span in self.pooled)
 
 
 class _Layout(NamedTuple):
@@ -89,7 +106,8 @@ class InputBuilder:
         sampled = [index for index, row in enumerate(rows) if row.sample]
         spans, scored = _scored_tokens(rows, layout.query_starts)
         token_ids = np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, len(layout.positions))
-        logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored))
+        pooled, summed = _pooled_tokens(rows, layout.query_starts)
+        logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored, *summed))
         slots = layout.slots[sampled]
         following = _following(rows, layout)
         arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following]
@@ -112,6 +130,7 @@ class InputBuilder:
             ends=layout.ends[sampled],
             sampled_slots=tensors[7],
             spans=spans,
+            pooled=pooled,
             following=Following(*tensors[8:]) if following else None,
         )
 
@@ -165,4 +184,18 @@ def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[Scored
             spans.append(ScoredSpan(index, first, targets))
             tokens.append(query_starts[index] + np.arange(len(targets)))
             first += len(targets)
+    return spans, tokens
+
+
+def _pooled_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[PooledSpan], list[Ints]]:
+    """All tokens of the rows that are pooled."""
+    spans: list[PooledSpan] = []
+    tokens: list[Ints] = []
+    first = 0
+    for index, row in enumerate(rows):
+        if row.pool:
+            num_tokens = len(row.token_ids)
+            spans.append(PooledSpan(index, first, num_tokens))
+            tokens.append(query_starts[index] + np.arange(num_tokens))
+            first += num_tokens
     return spans, tokens

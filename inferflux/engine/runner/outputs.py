@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from inferflux.engine.runner.inputs import Batch
+from inferflux.engine.runner.pooling import Vectors
 from inferflux.engine.sampling.logprobs import Scores, describe
 from inferflux.engine.sampling.sampler import Draw
 from inferflux.engine.sampling.state import CONSTRAINED, SamplerTable
@@ -24,7 +25,12 @@ _NO_RESULT = RowOutput()
 
 
 def start_collecting(
-    rows: list[Row], batch: Batch, draw: Draw | None, prompt: Scores | None, table: SamplerTable
+    rows: list[Row],
+    batch: Batch,
+    draw: Draw | None,
+    prompt: Scores | None,
+    vectors: Vectors | None,
+    table: SamplerTable,
 ) -> Callable[[], list[RowOutput]]:
     """Starts bringing a step's results to the host. draw: of batch.sampled; prompt: the scores of batch.spans.
 
@@ -33,7 +39,11 @@ def start_collecting(
     tensors: list[torch.Tensor] = []
     if draw is not None:
         tensors += [draw.token_ids, draw.peaks, *(draw.scores or ())]
-    wait = start_to_host([*tensors, *(prompt or ())])
+    num_drawn = len(tensors)
+    tensors += prompt or ()
+    if vectors is not None:
+        tensors.append(vectors.values)
+    wait = start_to_host(tensors)
     num_top = [] if draw is None else table.num_logprobs[batch.slots[draw.scored]].tolist()
     refused = {} if draw is None else _refused_by_grammar(batch, table)
     num_prompt_top = [int(table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans]
@@ -42,11 +52,13 @@ def start_collecting(
         arrays = wait()
         outputs = [_NO_RESULT] * len(rows)
         if draw is not None:
-            _fill_drawn(outputs, batch, draw, arrays[: len(tensors)], num_top)
+            _fill_drawn(outputs, batch, draw, arrays[:num_drawn], num_top)
             for row, message in refused.items():
                 outputs[row] = RowOutput(error=message)
         if prompt is not None:
-            _fill_scored(outputs, batch, arrays[len(tensors) :], num_prompt_top)
+            _fill_scored(outputs, batch, arrays[num_drawn:], num_prompt_top)
+        if vectors is not None:
+            _fill_vectors(outputs, vectors, arrays[-1])
         return outputs
 
     return finish
@@ -83,3 +95,10 @@ def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], nu
             described = describe(part, [num_top] * len(span.targets))
             output = RowOutput(output.token_id, output.logprobs, prompt_logprobs=described)
         outputs[span.row] = output
+
+
+def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> None:
+    """In place of the tokens that were drawn besides, for nobody asked for them."""
+    for row, value in zip(vectors.rows, values, strict=True):
+        if outputs[row].error is None:
+            outputs[row] = RowOutput(vector=value.astype("<f4").tobytes())

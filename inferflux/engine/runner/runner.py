@@ -13,6 +13,7 @@ import torch
 
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.outputs import start_collecting
+from inferflux.engine.runner.pooling import Pooler
 from inferflux.engine.sampling.logprobs import Scores, score
 from inferflux.engine.sampling.sampler import Sampler
 from inferflux.engine.sampling.state import SamplerTable
@@ -82,6 +83,7 @@ class Runner:
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
+        self._pooler = Pooler()
         # The newest token of each slot, for rows planned before anybody knew it.
         self._newest = torch.zeros(max_batch_size, dtype=torch.int64, device=kv_pool.device)
 
@@ -105,8 +107,10 @@ class Runner:
                 self._observe(plan.rows, batch)
                 draw = self._sampler.draw(self.decoder.logits(hidden[:num_sampled]), batch.slots, batch.ends)
                 self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
-            prompt = self._score_prompts(hidden[num_sampled:], plan.rows, batch) if batch.spans else None
-            return LaunchedStep(plan.step_id, start_collecting(plan.rows, batch, draw, prompt, self._table))
+            scored, pooled = hidden[num_sampled:].split((batch.num_scored, batch.num_pooled))
+            prompt = self._score_prompts(scored, plan.rows, batch) if batch.spans else None
+            vectors = self._pooler.pool(hidden[:num_sampled], pooled, plan.rows, batch)
+            return LaunchedStep(plan.step_id, start_collecting(plan.rows, batch, draw, prompt, vectors, self._table))
 
     def follow(self, plan: StepPlan) -> None:
         """Computes this rank's share of the plan's rows; their results are rank 0's."""
@@ -117,12 +121,14 @@ class Runner:
             hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
             # In the pieces in which rank 0 asks for them: each is a collective.
             num_sampled = len(batch.sampled)
-            for part in (hidden[:num_sampled], *hidden[num_sampled:].split(SCORED_AT_ONCE)):
+            scored = hidden[num_sampled : num_sampled + batch.num_scored]
+            for part in (hidden[:num_sampled], *scored.split(SCORED_AT_ONCE)):
                 self.decoder.logits(part)
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot)
         self._table.set(start)
+        self._pooler.begin(start)
 
     def _observe(self, rows: list[Row], batch: Batch) -> None:
         """Lets penalties and grammars see the tokens that came after a row's history."""

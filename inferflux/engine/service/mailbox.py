@@ -72,6 +72,7 @@ def merge(first: Output, second: Output) -> Output:
         error_code=second.error_code,
         num_cached_tokens=max(first.num_cached_tokens, second.num_cached_tokens),
         queue_s=first.queue_s if first.queue_s is not None else second.queue_s,
+        vector=first.vector or second.vector,
     )
 
 

@@ -14,7 +14,7 @@ from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
-from inferflux.sampling_params import SamplingParams
+from inferflux.sampling_params import Pooling, SamplingParams
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("<I")
@@ -67,7 +67,8 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the server may say of a loaded model. page_bytes: of one KV page."""
+    """What the server may say of a loaded model. pooling: how prompts become vectors unless asked otherwise.
+    embedding_size: numbers in a vector. generates: whether it can continue a prompt, too. page_bytes: of a KV page."""
 
     architecture: str
     num_parameters: int
@@ -80,6 +81,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     eos_token_ids: list[int]
     quantization: str | None = None
     page_bytes: int = 0
+    pooling: Pooling = "last"
+    embedding_size: int = 0
+    generates: bool = True
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -101,7 +105,8 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 
     finish_reason: stop, length, abort, error or None while it runs. stop_token_id: the id that ended it, if one did
     (it is the last of token_ids). error_param and error_code name the field of a request that was refused.
-    queue_s: seconds from submission to the first step, sent with the first news.
+    queue_s: seconds from submission to the first step, sent with the first news. vector: what a pooled prompt became,
+    float32 little-endian.
     """
 
     request_id: int
@@ -115,6 +120,7 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     error_code: str | None = None
     num_cached_tokens: int = 0
     queue_s: float | None = None
+    vector: bytes | None = None
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):

@@ -8,16 +8,16 @@ from aiohttp import web
 
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, INFO
-from inferflux.server.http.schemas.generate import GenerateRequest
+from inferflux.server.http.schemas.generate import CallerRequest, GenerateRequest
 from inferflux.server.http.schemas.messages import Message
 from inferflux.server.policy.guardrails import texts_in, texts_of_json, texts_of_parts
 from inferflux.server.policy.opa import Question
 
 # What carries text; the other fields are what a policy may decide on besides.
-_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "model", "tools"))
+_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "input", "model", "tools"))
 
 
-async def check_input(request: web.Request, backend: Backend, body: GenerateRequest, texts: Sequence[str]) -> None:
+async def check_input(request: web.Request, backend: Backend, body: CallerRequest, texts: Sequence[str]) -> None:
     """Lets a request's texts pass, with what its answer is asked to look like, and notes them for the audit log.
 
     Raises GuardrailBlockedError.
@@ -71,15 +71,17 @@ async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequ
     return await context.text_work.run(lambda: [decode(ids, skip_special_tokens=False) for ids in token_ids])
 
 
-def _texts_of_shape(body: GenerateRequest) -> Iterator[str]:
+def _texts_of_shape(body: CallerRequest) -> Iterator[str]:
     """Yields every text in a schema, choice, pattern or grammar for the answer, which may dictate what it says."""
+    if not isinstance(body, GenerateRequest):
+        return
     shapes = [shape for shape in (body.response_format, body.structured_outputs) if shape is not None]
     yield from texts_in([msgspec.to_builtins(shape) for shape in shapes])
     if body.structured_outputs is not None and isinstance(body.structured_outputs.json, str):
         yield from texts_of_json(body.structured_outputs.json)
 
 
-def _parameters(body: GenerateRequest) -> Mapping[str, Any]:
+def _parameters(body: CallerRequest) -> Mapping[str, Any]:
     fields = {name: getattr(body, name) for name in body.__struct_fields__ if name not in _TEXT_FIELDS}
     given = {name: value for name, value in fields.items() if value is not None}
     parameters: dict[str, Any] = msgspec.to_builtins(given, str_keys=True)

@@ -16,7 +16,18 @@ from aiohttp import web
 from inferflux import __version__
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.middleware import PUBLIC
-from inferflux.server.http.schemas import admin, admin_models, cache, chat, completions, health, models, pools, tokens
+from inferflux.server.http.schemas import (
+    admin,
+    admin_models,
+    cache,
+    chat,
+    completions,
+    embeddings,
+    health,
+    models,
+    pools,
+    tokens,
+)
 from inferflux.server.http.schemas.errors import ErrorBody
 from inferflux.server.policy.document import Fairness, Guardrails, RateLimit
 
@@ -45,6 +56,9 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
         ),
         ("POST", "/v1/completions"): Operation(
             "Continue prompts", completions.Completion, completions.CompletionRequest, completions.Completion
+        ),
+        ("POST", "/v1/embeddings"): Operation(
+            "Texts to vectors", embeddings.EmbeddingList, embeddings.EmbeddingRequest
         ),
         ("GET", "/v1/models"): Operation("List the models", models.ModelList),
         ("GET", "/v1/models/{id}"): Operation("Show one model", models.ModelCard),

@@ -15,7 +15,7 @@ from inferflux.server.errors import BusyError, SlowBodyError
 from inferflux.server.generation import Caller
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.generate import GenerateRequest
+from inferflux.server.http.schemas.generate import CallerRequest
 from inferflux.server.http.schemas.structured import Asked
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -117,7 +117,15 @@ def _check_room(backend: Backend) -> None:
         raise BusyError(f'the model "{backend.id}" has {limit} requests, as many as it may have', RETRY_AFTER_S)
 
 
-def caller_of(request: web.Request, body: GenerateRequest) -> Caller:
+async def tokens_of(request: web.Request, backend: Backend, prompts: Sequence[str | list[int]]) -> Sequence[list[int]]:
+    """Returns the token ids of prompts, which are all texts or all token ids. Raises RequestError."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if texts:
+        return await request.app[CONTEXT].text_work.encode(backend.text, texts)
+    return [prompt for prompt in prompts if not isinstance(prompt, str)]
+
+
+def caller_of(request: web.Request, body: CallerRequest) -> Caller:
     """Returns on whose behalf, and with which of the wishes in `body`, a job runs."""
     principal = request[INFO].principal
     assert principal is not None, "routes that generate declare a scope"

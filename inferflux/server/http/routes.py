@@ -23,6 +23,7 @@ from inferflux.server.http.handlers import (
     admin_rate_limit,
     chat,
     completions,
+    embeddings,
     health,
     models,
     tokens,
@@ -45,6 +46,7 @@ class Route:
 ROUTES = (
     Route("POST", "/v1/chat/completions", "generate", chat.chat_completions),
     Route("POST", "/v1/completions", "generate", completions.completions),
+    Route("POST", "/v1/embeddings", "generate", embeddings.embeddings),
     Route("GET", "/v1/models", "read", models.list_models),
     Route("GET", "/v1/models/{id:.+}", "read", models.get_model),
     Route("POST", "/tokenize", "read", tokens.tokenize),

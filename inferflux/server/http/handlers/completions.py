@@ -1,7 +1,5 @@
 """POST /v1/completions."""
 
-from collections.abc import Sequence
-
 from aiohttp import web
 
 from inferflux.errors import RequestError
@@ -9,10 +7,9 @@ from inferflux.sampling_params import Grammar
 from inferflux.server.backends import Backend
 from inferflux.server.generation import Caller, Job, check_prompt, fit_max_tokens
 from inferflux.server.http.answer import send_stream, send_whole
-from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
-from inferflux.server.http.requests import caller_of, find_grammar, read_body, use_backend
+from inferflux.server.http.requests import caller_of, find_grammar, read_body, tokens_of, use_backend
 from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 
 
@@ -21,7 +18,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body.check()
     backend = await use_backend(request, body.model)
     prompts = body.prompts()
-    token_ids = await _token_ids(request, backend, prompts)
+    token_ids = await tokens_of(request, backend, prompts)
     caller = caller_of(request, body)
     asked = body.asked_grammar()
     grammar = await find_grammar(request, backend, [] if asked is None else [asked])
@@ -31,13 +28,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
     await check_input(request, backend, body, await texts_of_prompts(request, backend, prompts))
     send = send_stream if body.stream else send_whole
     return await send(request, backend, jobs, CompletionFormat(body, prompts, backend))
-
-
-async def _token_ids(request: web.Request, backend: Backend, prompts: Sequence[str | list[int]]) -> Sequence[list[int]]:
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    if texts:
-        return await request.app[CONTEXT].text_work.encode(backend.text, texts)
-    return [prompt for prompt in prompts if not isinstance(prompt, str)]
 
 
 def _jobs(

@@ -47,10 +47,26 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of both routes. `priority`, `cache_salt` and `return_token_ids` are the server's own extensions."""
+class CallerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model, and on whose terms. `priority` and `cache_salt` are the server's own extensions."""
 
     model: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+
+    def check(self) -> None:
+        """Raises RequestError for what the types do not refuse."""
+        if self.priority is not None and abs(self.priority) > MAX_PRIORITY:
+            raise RequestError(
+                f"priority: must be >= -{MAX_PRIORITY} and <= {MAX_PRIORITY} (got {self.priority})", param="priority"
+            )
+        if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_LENGTH:
+            raise RequestError(f"cache_salt: must have 1 to {MAX_CACHE_SALT_LENGTH} characters", param="cache_salt")
+
+
+class GenerateRequest(CallerRequest, frozen=True, kw_only=True):
+    """The fields of both generate routes. `return_token_ids` is the server's own extension."""
+
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -68,8 +84,6 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -85,14 +99,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raises RequestError for what neither the types nor SamplingParams refuse."""
+        super().check()
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options: needs stream: true", param="stream_options")
-        if self.priority is not None and abs(self.priority) > MAX_PRIORITY:
-            raise RequestError(
-                f"priority: must be >= -{MAX_PRIORITY} and <= {MAX_PRIORITY} (got {self.priority})", param="priority"
-            )
-        if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_LENGTH:
-            raise RequestError(f"cache_salt: must have 1 to {MAX_CACHE_SALT_LENGTH} characters", param="cache_salt")
 
     def sampling(
         self,
