@@ -17,8 +17,8 @@ from inferflux.errors import ConfigError
 from inferflux.server.tls import server_context
 from tests.support.certificates import certificate_of, new_key, write_certificate, write_key
 from tests.support.http_server import KEY, KEYED, running_server
+from tests.support.programs import ROOT, program
 
-ROOT = Path(__file__).parent.parent.parent
 Files = tuple[Path, Path]
 
 
@@ -51,7 +51,8 @@ async def run(*command: str, **environment: str) -> tuple[int, str]:
 
 async def connect(url: str, files: Files, *options: str) -> tuple[int, str]:
     address = url.removeprefix("https://")
-    client = ("openssl", "s_client", "-connect", address, "-CAfile", str(files[0]))
+    openssl = program("openssl", "the package of that name")
+    client = (openssl, "s_client", "-connect", address, "-CAfile", str(files[0]))
     return await run(*client, "-verify_return_error", "-verify_ip", "127.0.0.1", *options)
 
 

@@ -1,6 +1,6 @@
 """A real OpenID Connect provider as a process of its own: npm's oidc-provider, at the versions its lock file pins.
 
-`start_provider` installs it where npm is at hand and the packages can be reached; otherwise it says why not.
+`install` does so where npm is at hand and the packages can be reached; otherwise it says why not.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ AUDIENCE = "https://inferflux.example"
 ES256_RESOURCE = f"{AUDIENCE}/es256"
 OTHER_AUDIENCE = "https://other.example"
 _CLIENT = {"client_id": "robot", "client_secret": "a secret for tests"}
-_INSTALL_TIMEOUT_S = 120
+_INSTALL_TIMEOUT_S = 60
 
 
 class UnavailableError(Exception):
@@ -63,9 +63,8 @@ class Provider:
 
 
 @asynccontextmanager
-async def start_provider() -> AsyncIterator[Provider]:
-    """Raises UnavailableError."""
-    node = await asyncio.to_thread(_install)
+async def start_provider(node: str) -> AsyncIterator[Provider]:
+    """node: what `install` returned."""
     process = await asyncio.create_subprocess_exec(
         node,
         "provider.mjs",
@@ -81,8 +80,8 @@ async def start_provider() -> AsyncIterator[Provider]:
         await process.wait()
 
 
-def _install() -> str:
-    """Installs the packages once; returns node's path."""
+def install() -> str:
+    """Installs the packages once; returns node's path. Raises UnavailableError."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise UnavailableError("needs node and npm")
@@ -98,7 +97,7 @@ def _install() -> str:
 
 
 def _run_npm(npm: str) -> None:
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0", "--fetch-timeout=15000"]
     try:
         done = subprocess.run(
             command, cwd=FOLDER, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False

@@ -18,17 +18,23 @@ from tests.support.real_oidc import (
     OTHER_AUDIENCE,
     Provider,
     UnavailableError,
+    install,
     start_provider,
 )
 
 
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
+@pytest.fixture(scope="module")
+def node() -> str:
     try:
-        async with start_provider() as running:
-            yield running
+        return install()
     except UnavailableError as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+async def provider(node: str) -> AsyncIterator[Provider]:
+    async with start_provider(node) as running:
+        yield running
 
 
 @pytest.fixture
