@@ -18,7 +18,7 @@ from inferflux.errors import ConfigError, did_you_mean
 OPS: Final = ("attention", "linear", "quantized_linear", "norm", "add_norm", "rope", "activation", "sampling")
 
 # Best first; each is a package `inferflux.kernels.NAME`.
-BUILT_IN: Final = ("native", "torch", "reference")
+BUILT_IN: Final = ("triton", "native", "torch", "reference")
 ENTRY_POINT_GROUP: Final = "inferflux.kernels"
 
 # Ops that share a file with another.

@@ -65,7 +65,7 @@ def test_check_covers_only_what_the_file_has(wrong_norm: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--backend", "tritn"], "no kernels called 'tritn'; accepted: native, torch, reference"),
+        (["--backend", "tritn"], "no kernels called 'tritn'; accepted: triton, native, torch, reference"),
         (["--module", "missing.py"], "'missing.py' cannot be imported"),
         (["--module", "json"], "nothing to check: json: activation: it has no activation"),
     ],

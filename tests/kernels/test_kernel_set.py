@@ -76,6 +76,8 @@ def test_torch_serves_everything_on_a_cpu_without_a_compiler(monkeypatch: pytest
     kernels = kernel_set.select(CPU, torch.bfloat16)
     assert [choice.backend for choice in kernels.choices] == ["torch"] * len(OPS)
     assert ("native", "there is no C++ compiler to build it with") in choice_of(kernels, "norm").refused
+    refused = dict(choice_of(kernels, "attention").refused)
+    assert "CUDA" in refused["triton"] or "not installed" in refused["triton"]
 
 
 def test_every_op_has_a_slot_and_a_key() -> None:
@@ -129,7 +131,7 @@ def test_an_installed_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     points = importlib.metadata.EntryPoints([point])
     monkeypatch.setattr(backends, "entry_points", lambda group: points)
     assert select(norm="fast").norm is find_backend("reference").find("norm")
-    with pytest.raises(ConfigError, match="accepted: auto, native, torch, reference, fast, a module"):
+    with pytest.raises(ConfigError, match="accepted: auto, triton, native, torch, reference, fast, a module"):
         select(norm="slow-kernels")
 
 

@@ -1,15 +1,31 @@
-"""Triton kernels: paged attention, norms, rotary embedding with the KV write, gated activations.
+"""Triton kernels for NVIDIA GPUs: every op but the plain `linear`, which is left to the vendor's library.
 
-Correct under Triton's interpreter; not yet measured on a GPU, so `auto` prefers torch's and `triton` must be asked for.
+Correct under Triton's interpreter (TRITON_INTERPRET=1) and compiled for an H100 by the tests; sizes in `tuning`.
 """
 
+from importlib.util import find_spec
+from typing import Final
+
 import torch
+
+# The first with bfloat16 in its tensor cores (Ampere).
+MIN_CAPABILITY: Final = (8, 0)
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Returns why `op` cannot run here, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if dtype not in DTYPES:
+        return f"not written for {str(dtype).removeprefix('torch.')}"
     from triton import knobs
 
-    if device.type != "cuda" and not knobs.runtime.interpret:
+    if knobs.runtime.interpret:
+        return None
+    if device.type != "cuda":
         return "Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f"needs compute capability 8.0 or newer (this is {capability[0]}.{capability[1]})"
     return None

@@ -304,7 +304,7 @@ def _chunks(
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2], BLOCK_M=block_m,
-        BLOCK_N=_block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
+        BLOCK_N=tuning.block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
         PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return output
@@ -337,7 +337,7 @@ def _decode(
         scale, soft_cap or 0.0, window or 0,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
         SPLIT_TOKENS=split_tokens, BLOCK_M=max(tile.block_m, triton.next_power_of_2(group)),
-        BLOCK_N=_block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
+        BLOCK_N=tuning.block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
         PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if num_splits > 1:
@@ -346,10 +346,6 @@ def _decode(
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split_tokens,
         )  # fmt: skip
     return output
-
-
-def _block_n(tile: tuning.AttentionTile, dtype: torch.dtype) -> int:
-    return min(tile.block_n, tuning.FLOAT32_BLOCK_N) if dtype == torch.float32 else tile.block_n
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from inferflux.kernels.triton import tuning
+
 
 @triton.jit
 def _rope_kernel(
@@ -28,33 +30,36 @@ def _rope_kernel(
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
 ):
-    """Program (token, head): head < NUM_HEADS a query, then the keys, then the values."""
+    """Program (token, block of heads): heads below NUM_HEADS are queries, then come the keys, then the values."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    dims = tl.arange(0, BLOCK)
-    mask = dims < HEAD_DIM
-    source = qkv + token * stride_token + head * stride_head
-    values = tl.load(source + dims, mask=mask, other=0.0)
-    if ROTARY_DIM > 0 and head < NUM_HEADS + NUM_KV_HEADS:
+    heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    dims = tl.arange(0, BLOCK_DIM)
+    inside = (heads < NUM_HEADS + 2 * NUM_KV_HEADS)[:, None] & (dims < HEAD_DIM)[None, :]
+    sources = qkv + token * stride_token + heads[:, None] * stride_head
+    values = tl.load(sources + dims[None, :], mask=inside, other=0.0)
+    if ROTARY_DIM > 0:
         HALF: tl.constexpr = ROTARY_DIM // 2
         rotary = dims < ROTARY_DIM
-        partner = tl.load(source + tl.where(dims < HALF, dims + HALF, dims - HALF), mask=rotary, other=0.0)
+        turns = inside & rotary[None, :] & (heads < NUM_HEADS + NUM_KV_HEADS)[:, None]
+        partners = tl.where(dims < HALF, dims + HALF, dims - HALF)
+        partner = tl.load(sources + partners[None, :], mask=turns, other=0.0)
         sign = tl.where(dims < HALF, -1.0, 1.0)
         angle_cos = tl.load(cos + token * stride_cos + dims, mask=rotary, other=1.0).to(tl.float32)
-        angle_sin = tl.load(sin + token * stride_cos + dims, mask=rotary, other=0.0).to(tl.float32)
-        rotated = values.to(tl.float32) * angle_cos + sign * partner.to(tl.float32) * angle_sin
-        values = rotated.to(values.dtype)
-    if head < NUM_HEADS:
-        tl.store(output + (token * NUM_HEADS + head) * HEAD_DIM + dims, values, mask=mask)
-    else:
-        kv_index = head - NUM_HEADS
-        is_value = kv_index // NUM_KV_HEADS
-        slot = tl.load(slots + token)
-        target = slot // PAGE_TOKENS * stride_page + slot % PAGE_TOKENS * stride_slot
-        target += is_value * stride_value + kv_index % NUM_KV_HEADS * stride_kv_head
-        tl.store(kv_pages + target + dims, values.to(kv_pages.dtype.element_ty), mask=mask)
+        angle_sin = tl.load(sin + token * stride_cos + dims, mask=rotary, other=0.0).to(tl.float32) * sign
+        rotated = values.to(tl.float32) * angle_cos[None, :] + partner.to(tl.float32) * angle_sin[None, :]
+        values = tl.where(turns, rotated.to(values.dtype), values)
+    is_query = (heads < NUM_HEADS)[:, None]
+    targets = output + (token * NUM_HEADS + heads[:, None]) * HEAD_DIM
+    tl.store(targets + dims[None, :], values, mask=inside & is_query)
+    kv_heads = heads - NUM_HEADS
+    slot = tl.load(slots + token)
+    page = kv_pages + slot // PAGE_TOKENS * stride_page + slot % PAGE_TOKENS * stride_slot
+    places = page + (kv_heads // NUM_KV_HEADS) * stride_value + kv_heads % NUM_KV_HEADS * stride_kv_head
+    cached = values.to(kv_pages.dtype.element_ty)
+    tl.store(places[:, None] + dims[None, :], cached, mask=inside & (heads >= NUM_HEADS)[:, None])
 
 
 def rope(
@@ -73,11 +78,12 @@ def rope(
     # Without rotation the tables are never read; any tensor serves as the pointer.
     cos_table, sin_table = (qkv, qkv) if cos is None or sin is None else (cos, sin)
     assert cos_table.stride(0) == sin_table.stride(0)
-    _rope_kernel[(num_tokens, all_heads)](
+    block_heads = tuning.rope_heads(all_heads)
+    _rope_kernel[(num_tokens, triton.cdiv(all_heads, block_heads))](
         output, qkv, cos_table, sin_table, kv_pages, slots,
         qkv.stride(0), qkv.stride(1), cos_table.stride(0),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3),
         NUM_HEADS=num_heads, NUM_KV_HEADS=kv_pages.shape[3], HEAD_DIM=head_dim, ROTARY_DIM=rotary_dim,
-        PAGE_TOKENS=kv_pages.shape[2], BLOCK=triton.next_power_of_2(head_dim), num_warps=1,
+        PAGE_TOKENS=kv_pages.shape[2], BLOCK_HEADS=block_heads, BLOCK_DIM=triton.next_power_of_2(head_dim), num_warps=4,
     )  # fmt: skip
     return output

@@ -6,6 +6,9 @@ that did would recompile, or change a row's result with its neighbours.
 
 from dataclasses import dataclass
 
+import torch
+from triton import knobs, next_power_of_2
+
 
 @dataclass(frozen=True)
 class AttentionTile:
@@ -37,6 +40,67 @@ FLOAT32_BLOCK_N = 32
 DECODE_SPLIT_TOKENS = 512
 
 
+# Triton's interpreter pays by the step, whatever its size: fewer and larger ones there, of this many tokens.
+INTERPRETED_BLOCK_N = 256
+
+
+def block_n(attention_tile: AttentionTile, dtype: torch.dtype) -> int:
+    """Returns how many cached tokens an inner step takes of queries in `dtype`."""
+    if knobs.runtime.interpret:
+        return INTERPRETED_BLOCK_N
+    size = attention_tile.block_n
+    return min(size, FLOAT32_BLOCK_N) if dtype == torch.float32 else size
+
+
 def tile(table: dict[int, AttentionTile], padded_head_dim: int) -> AttentionTile:
     """Returns the tile for the smallest listed head size that holds `padded_head_dim`."""
     return next(table[size] for size in sorted(table) if padded_head_dim <= size)
+
+
+# Logits per inner step and the warps that share them. Not yet measured on a GPU: the search compares every logit with
+# 16 candidates in float64, which are then 32 numbers a thread.
+SAMPLING_BLOCK = 1024
+SAMPLING_WARPS = 16
+# Two steps for a vocabulary of 32000.
+INTERPRETED_SAMPLING_BLOCK = 16384
+
+
+def sampling_block(vocab_size: int) -> int:
+    """One for all vocabularies, but for the interpreter, which also pays for what is masked."""
+    if knobs.runtime.interpret:
+        return min(next_power_of_2(vocab_size), INTERPRETED_SAMPLING_BLOCK)
+    return SAMPLING_BLOCK
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """block_m: rows of x, block_n: outputs, per program; block_k: inputs per inner step."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# By rows of x at most. Not yet measured on a GPU. Few rows: narrow programs, so that a matrix of 4096 outputs occupies
+# all 132 multiprocessors of an H100/H200. block_k is one for all, so that sums are cut alike whatever the batch.
+PRODUCT = {
+    16: ProductTile(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4),
+    64: ProductTile(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3),
+}
+LARGE_PRODUCT = ProductTile(block_m=128, block_n=128, block_k=128, num_warps=8, num_stages=2)
+
+
+def product_tile(num_rows: int) -> ProductTile:
+    if knobs.runtime.interpret:
+        return LARGE_PRODUCT
+    return next((tile for limit, tile in PRODUCT.items() if num_rows <= limit), LARGE_PRODUCT)
+
+
+# Heads per program of the rotation. Not yet measured on a GPU: 8 of 128 dims are 8 numbers for each thread of 4 warps.
+ROPE_HEADS = 8
+
+
+def rope_heads(all_heads: int) -> int:
+    return next_power_of_2(all_heads) if knobs.runtime.interpret else ROPE_HEADS

@@ -1,0 +1,171 @@
+"""Sampling without waiting for the device: one program per row, filters found by a search over the bits of the logits.
+
+Logits are compared as integers that order like the floats do. The threshold of top_k (or top_p) is the largest integer
+above which there are still k tokens (or the mass wanted), found four bits at a time: eight passes over a row that lies
+in the L2 cache. A row pays only for the filters it has. Masses are summed in float64, as the op demands.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from inferflux.kernels.ops import TOP_P_TOLERANCE
+from inferflux.kernels.triton import tuning
+
+
+@triton.jit
+def _keys(values):
+    """float32 -> uint32 that order alike; both zeros are one."""
+    bits = (values + 0.0).to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return ordered.to(tl.uint32, bitcast=True) ^ 0x80000000
+
+
+@triton.jit
+def _load(row_pointer, start, vocab_size, BLOCK: tl.constexpr):
+    columns = start + tl.arange(0, BLOCK)
+    return tl.load(row_pointer + columns, mask=columns < vocab_size, other=float("-inf"))
+
+
+@triton.jit
+def _weights(values, largest, temperature, least):
+    """exp((value - largest) / temperature), 0 where the key is below `least`; float64."""
+    weights = tl.exp((values - largest) / temperature)
+    return tl.where(_keys(values) >= least, weights, 0.0).to(tl.float64)
+
+
+@triton.jit
+def _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK: tl.constexpr):
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, vocab_size, BLOCK):
+        total += _weights(_load(row_pointer, start, vocab_size, BLOCK), largest, temperature, least)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _largest(row_pointer, vocab_size, BLOCK: tl.constexpr):
+    """The largest logit, and the first token that has it."""
+    largest = float("-inf")
+    token = 0
+    for start in range(0, vocab_size, BLOCK):
+        values = _load(row_pointer, start, vocab_size, BLOCK)
+        peak = tl.max(values, 0)
+        first = tl.min(tl.where(values == peak, start + tl.arange(0, BLOCK), vocab_size), 0)
+        token = tl.where(peak > largest, first, token)
+        largest = tl.maximum(largest, peak)
+    return largest, token
+
+
+@triton.jit
+def _least_of_top_k(row_pointer, vocab_size, top_k, BLOCK: tl.constexpr):
+    """The largest key that at least top_k tokens reach."""
+    digits = tl.arange(0, 16).to(tl.uint32)
+    least = tl.zeros([], tl.uint32)
+    for step in tl.static_range(8):
+        candidates = least + (digits << (28 - 4 * step))
+        counts = tl.zeros([16], tl.int32)
+        for start in range(0, vocab_size, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            keys = _keys(_load(row_pointer, start, vocab_size, BLOCK))
+            reached = (keys[:, None] >= candidates[None, :]) & (columns < vocab_size)[:, None]
+            counts += tl.sum(reached.to(tl.int32), 0)
+        # Candidates grow and counts fall: those that pass are the first ones, and the first of all always does.
+        passed = tl.sum((counts >= top_k).to(tl.int32), 0)
+        least += (passed - 1).to(tl.uint32) << (28 - 4 * step)
+    return least
+
+
+@triton.jit
+def _least_of_top_p(row_pointer, vocab_size, largest, temperature, least, wanted, BLOCK: tl.constexpr):
+    """The largest key, `least` or above, such that the tokens that reach it have the wanted mass."""
+    digits = tl.arange(0, 16).to(tl.uint32)
+    found = tl.zeros([], tl.uint32)
+    for step in tl.static_range(8):
+        candidates = found + (digits << (28 - 4 * step))
+        masses = tl.zeros([16], tl.float64)
+        for start in range(0, vocab_size, BLOCK):
+            values = _load(row_pointer, start, vocab_size, BLOCK)
+            weights = _weights(values, largest, temperature, least)
+            reached = _keys(values)[:, None] >= candidates[None, :]
+            masses += tl.sum(tl.where(reached, weights[:, None], 0.0), 0)
+        passed = tl.maximum(tl.sum((masses >= wanted).to(tl.int32), 0), 1)
+        found += (passed - 1).to(tl.uint32) << (28 - 4 * step)
+    return tl.maximum(least, found)
+
+
+@triton.jit
+def _draw(row_pointer, vocab_size, largest, temperature, least, target, BLOCK: tl.constexpr):
+    """The first token, in order of ids, with which the running sum exceeds `target`."""
+    start = 0
+    passed = tl.zeros([], tl.float64)
+    weights = _weights(_load(row_pointer, start, vocab_size, BLOCK), largest, temperature, least)
+    mass = tl.sum(weights, 0)
+    while (passed + mass <= target) & (start + BLOCK < vocab_size):
+        passed += mass
+        start += BLOCK
+        weights = _weights(_load(row_pointer, start, vocab_size, BLOCK), largest, temperature, least)
+        mass = tl.sum(weights, 0)
+    columns = start + tl.arange(0, BLOCK)
+    exceeds = (passed + tl.cumsum(weights, 0) > target) & (weights > 0.0)
+    first = tl.min(tl.where(exceeds, columns, vocab_size), 0)
+    # Two ways to sum may differ in the last place: then it is the last token of the block that has any mass.
+    last = tl.max(tl.where(weights > 0.0, columns, 0), 0)
+    return tl.where(first < vocab_size, first, last)
+
+
+@triton.jit(do_not_specialize=["vocab_size", "stride_row"])
+def _sampling_kernel(
+    tokens,  # int64 [B]
+    logits,
+    temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
+    uniforms,
+    vocab_size,
+    stride_row,
+    TOP_P_TOLERANCE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (row)."""
+    row = tl.program_id(0).to(tl.int64)
+    row_pointer = logits + row * stride_row
+    largest, token = _largest(row_pointer, vocab_size, BLOCK)
+    temperature = tl.load(temperatures + row)
+    if temperature > 0.0:
+        top_k = tl.load(top_ks + row)
+        top_p = tl.load(top_ps + row).to(tl.float64)
+        min_p = tl.load(min_ps + row)
+        least = tl.zeros([], tl.uint32)
+        if (top_k > 0) & (top_k < vocab_size):
+            least = _least_of_top_k(row_pointer, vocab_size, top_k, BLOCK)
+        if top_p < 1.0:
+            wanted = (top_p - TOP_P_TOLERANCE) * _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK)
+            least = _least_of_top_p(row_pointer, vocab_size, largest, temperature, least, wanted, BLOCK)
+        if min_p > 0.0:
+            # exp((x - largest) / temperature) >= min_p, as a bound on x.
+            least = tl.maximum(least, _keys(largest + temperature * tl.log(min_p)))
+        target = tl.load(uniforms + row) * _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK)
+        token = _draw(row_pointer, vocab_size, largest, temperature, least, target, BLOCK)
+    tl.store(tokens + row, token.to(tl.int64))
+
+
+def sampling(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    uniform: torch.Tensor,
+) -> torch.Tensor:
+    """See `ops.SamplingOp`. Leaves logits as they are."""
+    if logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    num_rows, vocab_size = logits.shape
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    columns = [column.contiguous() for column in (temperature, top_k, top_p, min_p, uniform)]
+    _sampling_kernel[(num_rows,)](
+        tokens, logits, *columns, vocab_size, logits.stride(0),
+        TOP_P_TOLERANCE=TOP_P_TOLERANCE, BLOCK=tuning.sampling_block(vocab_size), num_warps=tuning.SAMPLING_WARPS,
+    )  # fmt: skip
+    return tokens
