@@ -61,13 +61,26 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"device": str(device), "dtype": args.dtype, "ops": _as_json(kernels, states)}, indent=2))
         return 0
-    table = Table(title=f"kernels on {device} in {args.dtype}, best first")
-    for column in ("op", *_listed()):
-        table.add_column(column)
-    for op, row in states.items():
-        table.add_row(op, *map(escape, row.values()))
-    Console().print(table)
+    _print_states(states, f"kernels on {device} in {args.dtype}, best first")
     return 0
+
+
+def _print_states(states: dict[str, dict[str, str]], title: str) -> None:
+    """The table says who serves; below it stands why others do not, each reason once."""
+    table = Table(title=title)
+    table.add_column("op", no_wrap=True)
+    for column in _listed():
+        table.add_column(column)
+    refused: dict[str, list[str]] = {}
+    for op, row in states.items():
+        table.add_row(op, *(state.partition(":")[0] for state in row.values()))
+        for name, state in row.items():
+            if state.startswith("refused"):
+                refused.setdefault(f"{name} {state}", []).append(op)
+    console = Console()
+    console.print(table)
+    for reason, ops in refused.items():
+        console.print(escape(f"{reason} ({', '.join(ops)})"), soft_wrap=True)
 
 
 def _listed() -> tuple[str, ...]:
