@@ -29,8 +29,8 @@ element of a list has its index in the name (`INFERFLUX_MODELS__0__PATH`).
 
 Keys marked *not yet* are known and refused: what they ask for is not built yet.
 
-Without any model the demo model is served, unless `runtime.allow_stub` is false. Paths are relative to the working
-directory.
+Without any model and without `registry.path` the demo model is served, unless `runtime.allow_stub` is false. Paths are
+relative to the working directory.
 """
 
 _BOUNDS: Final = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))

@@ -78,7 +78,12 @@ class ModelRegistry:
         try:
             while True:
                 asked = await self._wait(pause_s)
-                settled = await self.look(follow, asked=asked)
+                try:
+                    settled = await self.look(follow, asked=asked)
+                except Exception as error:  # the models that run must not end with the one who looks after a file
+                    logger.exception("looking at %s failed", self.status.path)
+                    self._refuse(error)
+                    settled = True
                 pause_s = self._interval_s if settled else min(SETTLE_S, self._interval_s)
         finally:
             await self._stop_attempt()
@@ -110,7 +115,7 @@ class ModelRegistry:
 
     async def _try(self, text: str, follow: Follow) -> None:
         try:
-            models = parse_registry(text)
+            models = await asyncio.to_thread(parse_registry, text)
             if self.status.state == "ok":
                 self.status = msgspec.structs.replace(self.status, state="loading")
             await follow(models)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from inferflux.engine.text import load_text
-from inferflux.errors import InferFluxError, ModelLoadError, did_you_mean
+from inferflux.errors import ModelLoadError, did_you_mean
 from inferflux.server.backends.backend import Backend, BackendState, LoadText, MakeClient
 from inferflux.server.backends.totals import EngineTotals
 from inferflux.server.errors import NotReadyError, NotReadyReason, SupersededError, UnknownModelError
@@ -127,8 +127,8 @@ class BackendManager:
         return staged
 
     async def loaded(self, staged: Sequence[Backend]) -> None:
-        """Returns when what was staged has been loaded. Raises ModelLoadError, ConfigError or EngineDeadError for the
-        first that failed, SupersededError when another change took the place of this one."""
+        """Returns when what was staged has been loaded. Raises ModelLoadError for the first that failed,
+        SupersededError when another change took the place of this one."""
         self.require_staged(staged)
         pending = {self._incoming[backend.id].task for backend in staged}
         while pending:
@@ -209,10 +209,9 @@ class BackendManager:
         """Raises what it failed with."""
         await self.gone(backend.id)
         await self._load(backend)
-        if isinstance(backend.failure, InferFluxError):
-            raise backend.failure
-        if backend.failure is not None:
-            raise ModelLoadError(backend.error) from backend.failure
+        if backend.error is not None:
+            named = backend.error if backend.id in backend.error else f"{backend.id}: {backend.error}"
+            raise ModelLoadError(named) from backend.failure
 
     def _is_incoming(self, backend: Backend) -> bool:
         load = self._incoming.get(backend.id)
