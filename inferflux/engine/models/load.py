@@ -12,7 +12,7 @@ from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import RopeTable
 from inferflux.engine.models.decoder import Decoder, DecoderLayer, Layer
 from inferflux.engine.models.partition import check_partition, num_heads, num_kv_heads
-from inferflux.engine.models.spec import LayerSpec, ModelSpec, read_spec, with_max_model_len
+from inferflux.engine.models.spec import CheckpointDtype, LayerSpec, ModelSpec, read_spec, with_max_model_len
 from inferflux.engine.models.weight_table import LayerWeights, is_ignored, weight_table
 from inferflux.engine.weights.checkpoint import Checkpoint
 from inferflux.engine.weights.heap import release_free_memory
@@ -66,7 +66,7 @@ def load_model(
         )
 
 
-def resolve_dtype(name: str, spec: ModelSpec, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, checkpoint_dtype: CheckpointDtype, device: torch.device) -> torch.dtype:
     """Returns the type to compute in. `auto`: the checkpoint's own on an accelerator; on a CPU bfloat16 where the
     checkpoint has 16 bits and the CPU computes in bfloat16, else float32.
 
@@ -77,8 +77,8 @@ def resolve_dtype(name: str, spec: ModelSpec, device: torch.device) -> torch.dty
             raise ConfigError(f"dtype: must be one of auto, {', '.join(_DTYPES)} (got {name!r})")
         return _DTYPES[name]
     if device.type != "cpu":
-        return _DTYPES[spec.checkpoint_dtype]
-    if spec.checkpoint_dtype == "float32" or not torch.backends.mkldnn.is_available():
+        return _DTYPES[checkpoint_dtype]
+    if checkpoint_dtype == "float32" or not torch.backends.mkldnn.is_available():
         return torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 

@@ -11,6 +11,7 @@ from typing import Literal, cast
 from inferflux.engine.layers.rope_spec import LinearScaling, LongRopeScaling, RopeSpec, YarnScaling
 from inferflux.engine.models.catalog import FAMILIES, FULL, SLIDING, BiasRule, Family, rotating_layers
 from inferflux.engine.models.config_reader import ConfigReader
+from inferflux.engine.models.encoder_spec import ENCODERS
 from inferflux.engine.models.read_rope import MAX_POSITIONS, read_rope
 from inferflux.engine.weights.json_object import read_json_object
 from inferflux.errors import ModelLoadError, did_you_mean
@@ -156,7 +157,7 @@ def _architecture(config: ConfigReader) -> str:
     supported = [name for name in names if name in FAMILIES]
     if not supported:
         hint = did_you_mean(names[0], FAMILIES) if names else ""
-        raise config.fail("architectures", f"one of {', '.join(FAMILIES)}{hint}")
+        raise config.fail("architectures", f"one of {', '.join((*FAMILIES, *ENCODERS))}{hint}")
     return supported[0]
 
 

@@ -17,10 +17,13 @@ from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.opening import open_tiers
 from inferflux.engine.kv.store.shared_moves import SharedMoves
+from inferflux.engine.models.encoder_spec import encoder_architecture, read_pooling
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.partition import num_kv_heads
 from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
+from inferflux.engine.runner.build_encoder import build_encoder
+from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
 from inferflux.engine.runner.runner import Runner
@@ -29,9 +32,9 @@ from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import load_tokenizer
-from inferflux.errors import ConfigError, ModelLoadError
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from inferflux.kernels.kernel_set import select
-from inferflux.sampling_params import SamplingParams
+from inferflux.sampling_params import Pooling, SamplingParams
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -40,7 +43,7 @@ class Built(NamedTuple):
     """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on. grammars: where
     the runner will look for a request's grammar. moves: None without lower tiers."""
 
-    runner: Runner
+    runner: Runner | EncoderRunner
     info: ModelInfo
     fingerprint: bytes
     grammars: Grammars
@@ -56,9 +59,12 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
     path = _model_path(model)
     context = channel.context
     device = context.device
+    if encoder_architecture(path) is not None:
+        encoder = build_encoder(path, model, runtime, context, phase)
+        return Built(encoder.runner, encoder.info, encoder.fingerprint, Grammars(_no_vocabulary), None)
     with phase("weights"):
         spec = read_spec(path)
-        dtype = resolve_dtype(runtime.dtype if model.dtype == "auto" else model.dtype, spec, device)
+        dtype = resolve_dtype(runtime.dtype if model.dtype == "auto" else model.dtype, spec.checkpoint_dtype, device)
         _check_kv_dtype(runtime, dtype)
         kernels = select(device, dtype, runtime.kernels)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
@@ -95,8 +101,13 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
     with phase("warmup"):
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
-    info = msgspec.structs.replace(info, quantization=model.quantization)
+    pooling: Pooling = "mean" if read_pooling(path) == "mean" else "last"
+    info = msgspec.structs.replace(info, quantization=model.quantization, pooling=pooling)
     return Built(runner, info, name, grammars, moves)
+
+
+def _no_vocabulary() -> Vocabulary:
+    raise RequestError("this model generates nothing")
 
 
 def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.device:

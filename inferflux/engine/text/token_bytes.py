@@ -75,16 +75,23 @@ def _stage(spec: Mapping[str, Any]) -> tuple[_Stage | None, bool]:
             return _replace(old, new), False
         case {"type": "Metaspace", "replacement": str(mark)}:
             return _replace(mark, " "), spec.get("prepend_scheme", "always") != "never"
+        case {"type": "WordPiece", "prefix": str(prefix)}:
+            return _word_piece(prefix), True
         case {"type": "Strip", "content": " ", "start": 1, "stop": 0}:
             return None, True
     raise ModelLoadError(
         f"tokenizer.json: decoder stage {dict(spec)!r:.120} is not supported; supported are ByteLevel, ByteFallback, "
-        "Fuse, Metaspace, Replace of a string and Strip of one leading space, alone or in a Sequence"
+        "Fuse, Metaspace, WordPiece, Replace of a string and Strip of one leading space, alone or in a Sequence"
     )
 
 
 def _replace(old: str, new: str) -> _Stage:
     return lambda token: token.replace(old, new)
+
+
+def _word_piece(prefix: str) -> _Stage:
+    """A piece continues a word when it has the prefix; a space stands before the others."""
+    return lambda token: token.removeprefix(prefix) if token.startswith(prefix) else " " + token
 
 
 def _byte_token(token: str) -> str | bytes:

@@ -1,0 +1,82 @@
+"""From the configuration to an EncoderRunner: the same door as `build`, for models that only embed."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.models.encoder_spec import read_encoder_spec, read_pooling
+from inferflux.engine.models.load import resolve_dtype
+from inferflux.engine.models.load_encoder import load_encoder
+from inferflux.engine.runner.budget import check_fits, weight_bytes
+from inferflux.engine.runner.encoder_runner import EncoderRunner
+from inferflux.engine.runner.fingerprint import fingerprint
+from inferflux.engine.runner.memory import free_memory
+from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.step import Row, RowStart, StepPlan
+from inferflux.errors import ConfigError
+from inferflux.kernels.kernel_set import select
+from inferflux.sampling_params import SamplingParams
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+class BuiltEncoder(NamedTuple):
+    runner: EncoderRunner
+    info: ModelInfo
+    fingerprint: bytes
+
+
+def build_encoder(
+    path: Path, model: ModelConfig, runtime: RuntimeConfig, context: ParallelContext, phase: Phase
+) -> BuiltEncoder:
+    """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
+    if context.size > 1:
+        raise ConfigError("distributed.world_size: must be 1 for an encoder model")
+    if model.quantization is not None:
+        raise ConfigError("models[].quantization: is not supported for encoder models")
+    with phase("weights"):
+        spec = read_encoder_spec(path, model.max_model_len)
+        dtype = resolve_dtype(
+            runtime.dtype if model.dtype == "auto" else model.dtype, spec.checkpoint_dtype, context.device
+        )
+        check_fits(model, weight_bytes(spec.num_parameters, dtype.itemsize, None), free_memory(context.device))
+        kernels = select(context.device, dtype, runtime.kernels)
+        encoder = load_encoder(path, spec, kernels=kernels, dtype=dtype, context=context)
+    runner = EncoderRunner(encoder)
+    with phase("warmup"):
+        _warm_up(runner)
+    page_tokens = runtime.paged_kv.page_tokens
+    info = ModelInfo(
+        architecture=spec.architecture,
+        num_parameters=spec.num_parameters,
+        vocab_size=spec.vocab_size,
+        max_model_len=spec.max_model_len,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(context.device),
+        page_tokens=page_tokens,
+        # Pages in the books only: as many as a full batch can ask for, so that they never limit anybody.
+        device_pages=runtime.scheduler.max_batch_size * math.ceil(spec.max_model_len / page_tokens),
+        eos_token_ids=[],
+        pooling=read_pooling(path) or "mean",
+        embedding_size=spec.hidden_size,
+        generates=False,
+    )
+    return BuiltEncoder(runner, info, fingerprint(path, dtype))
+
+
+def _warm_up(runner: EncoderRunner) -> None:
+    """Runs a text, so that the first request does not pay for first calls; leaves slot 0 to whoever takes it."""
+    start = RowStart(
+        slot=0,
+        request_id=0,
+        sampling=SamplingParams(pooling="mean"),
+        seed=0,
+        history=[0],
+        num_prompt_tokens=1,
+        eos_token_ids=[],
+    )
+    runner.execute(StepPlan(0, [start], [Row(0, 0, [0], [0], sample=True)]))

@@ -1,0 +1,70 @@
+"""Encoders: the vectors that transformers computes, in batches of every length, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferflux import LLM
+from inferflux.config import RuntimeConfig
+from inferflux.config.tree import SchedulerConfig
+from inferflux.engine.models.encoder_spec import encoder_architecture, read_encoder_spec
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
+from tests.support.encoders import NUM_POSITIONS, WORDS, reference, write_encoder
+
+PROMPTS = [[5, 6, 7], list(range(2, 40)), [9], [8, 7, 6, 5] * 6, [11, 12], list(range(40, 2, -1))]
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "XLMRoberta"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_vectors_are_those_of_transformers(tmp_path: Path, kind: str, pooling: str) -> None:
+    model = write_encoder(tmp_path, kind)
+    chunks = RuntimeConfig(scheduler=SchedulerConfig(chunked_prefill_tokens=5, max_batch_tokens=16, max_batch_size=4))
+    for runtime in (None, chunks):
+        vectors = LLM(tmp_path, dtype="float32", runtime=runtime).embed(PROMPTS, pooling=pooling)  # type: ignore[arg-type]
+        for vector, prompt in zip(vectors, PROMPTS, strict=True):
+            np.testing.assert_allclose(vector, reference(model, prompt, pooling), atol=2e-5)
+
+
+@pytest.mark.parametrize(("setting", "pooling"), [(None, "mean"), ("mean_tokens", "mean"), ("cls_token", "cls")])
+def test_the_folder_says_how_to_pool(tmp_path: Path, setting: str | None, pooling: str) -> None:
+    model = write_encoder(tmp_path, pooling=setting)
+    llm = LLM(tmp_path, dtype="float32")
+    (vector,) = llm.embed("InferFlux serves models!")
+    token_ids = [WORDS.index(word) for word in ("[CLS]", "infer", "##flux", "serves", "models", "!", "[SEP]")]
+    np.testing.assert_allclose(vector, reference(model, token_ids, pooling), atol=2e-5)
+
+
+def test_half_precision_comes_near(tmp_path: Path) -> None:
+    model = write_encoder(tmp_path)
+    (vector,) = LLM(tmp_path, dtype="bfloat16").embed([PROMPTS[1]])
+    assert np.dot(vector, reference(model, PROMPTS[1], "mean")) > 0.99
+
+
+def test_it_generates_nothing(tmp_path: Path) -> None:
+    write_encoder(tmp_path)
+    llm = LLM(tmp_path, dtype="float32")
+    with pytest.raises(RequestError, match="embeddings only"):
+        llm.generate("page")
+    assert len(llm.embed([[5] * NUM_POSITIONS])[0]) == 48
+    with pytest.raises(RequestError) as refused:
+        llm.embed([[5] * (NUM_POSITIONS + 1)])
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
+    write_encoder(tmp_path, "Roberta")
+    assert encoder_architecture(tmp_path) == "RobertaModel"
+    assert read_encoder_spec(tmp_path, None).max_model_len == NUM_POSITIONS - 2
+    with pytest.raises(ModelLoadError, match="max_model_len"):
+        read_encoder_spec(tmp_path, NUM_POSITIONS)
+    write_encoder(tmp_path / "odd", hidden_act="tanh")
+    with pytest.raises(ModelLoadError, match="hidden_act"):
+        read_encoder_spec(tmp_path / "odd", None)
+    with pytest.raises((ConfigError, ModelLoadError), match="pooling_mode"):
+        LLM(_with_pooling(tmp_path / "max"))
+
+
+def _with_pooling(folder: Path) -> Path:
+    write_encoder(folder, pooling="max_tokens")
+    return folder
