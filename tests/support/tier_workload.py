@@ -45,7 +45,9 @@ def make_workload(seed: int, num_requests: int) -> list[Script]:
     scripts = []
     for index in range(num_requests):
         prompt = rng.choice(stems)[: rng.randrange(8, 160)] + [rng.randrange(5, 300) for _ in range(rng.randrange(6))]
-        params = SamplingParams(max_tokens=rng.randrange(1, 24), temperature=0.0, ignore_eos=True, logprobs=2)
+        # The long ones find that they cannot all grow.
+        max_tokens = 64 if rng.random() < 0.1 else rng.randrange(1, 13)
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, logprobs=2)
         leaves_after = rng.randrange(1, 12) if rng.random() < 0.1 else None
         scripts.append(Script(index // 8 * 12, prompt, params, leaves_after))
     return scripts

@@ -45,6 +45,7 @@ class FileTier:
         self._users: dict[PageFile, int] = {}
         self._is_full = False
         self._was_opened = False
+        self._is_header_due = False
         self._retry_at = clock()
         self._pause_s = FIRST_PAUSE_S
 
@@ -121,10 +122,12 @@ class FileTier:
         file = self._file
         if file is not None:
             file.forget()
+            self._is_header_due = True
         return self._write_header
 
     def close(self) -> None:
         """Closes the file, unless a call to it hangs; without `keep` removes it."""
+        self._write_header()
         with self._lock:
             file, self._file = self._file, None
             if file is not None and not self._users.get(file):
@@ -134,9 +137,10 @@ class FileTier:
 
     def _write_header(self) -> None:
         with self._borrow() as file:
-            if file is not None:
+            if file is not None and self._is_header_due:
                 try:
                     file.write_header()
+                    self._is_header_due = False
                 except OSError as error:
                     self._turn_off(file, error)
 

@@ -1,0 +1,144 @@
+"""The file tier's health: off when the file fails, full when the disk is, and back when a later try succeeds."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferflux.engine.kv.store import page_file
+from inferflux.engine.kv.store.file_tier import FIRST_PAUSE_S, FileTier
+from inferflux.engine.kv.store.page_file import ALIGNMENT, Layout, open_page_file
+from inferflux.engine.step import FileNews
+
+LAYOUT = Layout(page_bytes=5000, name=b"m" * 32)
+MAX_BYTES = ALIGNMENT + 10 * LAYOUT.slot_bytes
+NAME = b"n" * 32
+PAGE = memoryview(bytes(range(250)) * 20)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def make(path: Path, clock: Clock, *, keep: bool = True) -> FileTier:
+    return FileTier(path, LAYOUT, MAX_BYTES, keep=keep, clock=clock)
+
+
+def news_of(tier: FileTier) -> list[FileNews]:
+    news = []
+    while not tier.news.empty():
+        news.append(tier.news.get())
+    return news
+
+
+def failing(code: int) -> Callable[..., Any]:
+    def fail(*_args: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("operation", ["write_at", "read_at"])
+def test_an_io_error_turns_it_off_until_a_later_try(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, operation: str
+):
+    tier = make(tmp_path / "kv", clock)
+    tier.open()
+    assert tier.store(2, NAME, PAGE) is None
+    assert news_of(tier) == [FileNews("on", 10, [], 0)]
+    buffer = memoryview(bytearray(5000))
+    with monkeypatch.context() as patch:
+        patch.setattr(page_file, operation, failing(errno.EIO))
+        move = tier.store if operation == "write_at" else tier.load
+        assert move(2, NAME, buffer) == "io"
+        assert (tier.store(3, NAME, PAGE), tier.load(2, NAME, buffer)) == ("io", "io"), "off: nothing is tried"
+        assert news_of(tier) == [FileNews("off", 0)]
+        assert not tier.may_open
+        clock.now += FIRST_PAUSE_S
+        assert tier.may_open
+        tier.open()
+        clock.now += FIRST_PAUSE_S
+        assert not tier.may_open, "the second pause is longer"
+    clock.now += FIRST_PAUSE_S
+    tier.open()
+    news = news_of(tier)[-1]
+    assert news.state == "on"
+    assert news.pages == [(2, NAME)]
+    assert tier.load(2, NAME, buffer) is None
+    assert buffer == PAGE
+    tier.close()
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(page_file, "GROWTH_BYTES", 2 * LAYOUT.slot_bytes)
+    tier = make(tmp_path / "kv", clock)
+    tier.open()
+    assert tier.store(0, NAME, PAGE) is None
+    news_of(tier)
+    with monkeypatch.context() as patch:
+        patch.setattr(page_file, "allocate", failing(errno.ENOSPC))
+        assert tier.store(5, b"o" * 32, PAGE) == "io"
+        assert news_of(tier) == [FileNews("full", 2)]
+        assert tier.store(1, b"o" * 32, PAGE) is None, "there is room in what was set aside"
+        assert tier.load(0, NAME, memoryview(bytearray(5000))) is None
+        tier.offer_again()
+        assert news_of(tier) == []
+    clock.now += FIRST_PAUSE_S
+    tier.offer_again()
+    assert news_of(tier) == [FileNews("on", 10)]
+    assert tier.store(5, b"p" * 32, PAGE) is None
+    tier.close()
+
+
+def test_a_path_that_cannot_be_written_is_no_error_but_off(tmp_path: Path, clock: Clock):
+    (tmp_path / "file").touch()
+    tier = make(tmp_path / "file" / "kv", clock)
+    tier.open()
+    assert news_of(tier) == [FileNews("off", 0)]
+    (tmp_path / "file").unlink()
+    clock.now += FIRST_PAUSE_S
+    tier.open()
+    assert news_of(tier)[-1].state == "on"
+    tier.close()
+
+
+def test_a_file_in_use_is_left_alone_and_taken_over_later(tmp_path: Path, clock: Clock):
+    first = open_page_file(tmp_path / "kv", LAYOUT, MAX_BYTES)
+    first.begin(keep=True)
+    first.write(4, NAME, PAGE)
+    tier = make(tmp_path / "kv", clock)
+    tier.open()
+    assert news_of(tier) == [FileNews("off", 0)]
+    first.close()
+    clock.now += FIRST_PAUSE_S
+    tier.open()
+    assert news_of(tier) == [FileNews("on", 10, [(4, NAME)], 0)]
+    tier.close()
+
+
+def test_what_is_not_kept_is_emptied_and_removed(tmp_path: Path, clock: Clock):
+    for keep in (True, False):
+        tier = make(tmp_path / "kv", clock, keep=keep)
+        tier.open()
+        assert news_of(tier) == [FileNews("on", 10, [], 0)]
+        assert tier.store(0, NAME, PAGE) is None
+        tier.close()
+        assert (tmp_path / "kv").exists() == keep
+
+
+def test_a_folder_gets_a_file_named_after_the_layout(tmp_path: Path, clock: Clock):
+    tier = make(tmp_path, clock)
+    tier.open()
+    assert [path.name for path in tmp_path.iterdir()] == ["6d6d6d6d6d6d6d6d.kv"]
+    tier.close()
