@@ -4,6 +4,8 @@ Holds what ranking needs to remember (the policy in force, the tenants' counters
 the pages are the scheduler's. One thread calls everything here.
 """
 
+import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -11,6 +13,7 @@ from itertools import count
 from operator import attrgetter
 
 from inferflux.config import FairnessConfig
+from inferflux.engine.pace import StepPace
 from inferflux.engine.policies import Books, Policy, policy_named
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
@@ -19,6 +22,9 @@ by_rank = attrgetter("rank")
 
 # Looking up a prefix takes time: of a longer queue only the oldest are looked up.
 MAX_LOOKED_UP = 128
+
+# A tenant's share of the machine's time, less what is lost on the way: prefills of others, a step just begun.
+_SHARE = 0.8
 
 _URGENT, _USUAL = 0, 1
 
@@ -37,6 +43,9 @@ class Order:
         self._clock = clock
         self._tenants = TenantCounters()
         self._turns = count()
+        self._pace = StepPace()
+        self._most_rows = math.inf
+        self._looks = False
         self.configure(policy, fairness)
 
     def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
@@ -104,6 +113,43 @@ class Order:
             if ahead.rank < again.rank:
                 spent.append(request)
         return spent
+
+    def note_step(self, num_rows: int, seconds: float) -> None:
+        """Takes in how long a step took that decoded and did nothing else."""
+        if self._policy.shares:
+            self._pace.note(num_rows, seconds)
+
+    def next_rows(self, running: list[Request]) -> list[Request]:
+        """Returns which of the running requests the next step computes: all of them, unless that would slow down a
+        tenant that asks for little to less than its share of the machine. Then the ones beyond sit it out."""
+        self._most_rows = self._limit() if self._policy.shares else math.inf
+        if len(running) <= self._most_rows:
+            return running
+        self.sort(running)
+        return running[: int(self._most_rows)]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the next step is to be a small one, in prompts too."""
+        return self._most_rows < math.inf
+
+    def may_start(self, request: Request, running: Sequence[Request]) -> bool:
+        """Whether a request would be among the next rows."""
+        return len(running) < self._most_rows or bisect_left(running, request.rank, key=by_rank) < self._most_rows
+
+    def _limit(self) -> float:
+        """Most rows of a step with which no tenant's requests take much longer than the number of tenants times what
+        they take alone. No limit where no tenant has so few requests that it matters. While nobody knows how steps grow
+        with their rows, every other one is small, to find out."""
+        counts = self._tenants.num_requests
+        if len(counts) < 2:
+            return math.inf
+        rows = self._pace.rows_within(_SHARE * len(counts))
+        if rows is None:
+            self._looks = not self._looks
+            return len(counts) if self._looks else math.inf
+        rows = max(rows, len(counts))
+        return math.inf if min(counts.values()) * len(counts) > rows else rows
 
     def victim(self, request: Request, running: Sequence[Request]) -> Request | None:
         """Returns whose place a waiting request may take; None when it has to wait for one to fall free.

@@ -132,8 +132,10 @@ class Scheduler:
         if self._waiting:
             self._give_way()
         num_preemptions = stats.preemptions
-        draft = StepDraft(self._max_batch_tokens - self._num_decoding())
-        self._plan_running(draft)
+        rows = self._order.next_rows(self._running)
+        budget = self._max_batch_tokens - [request.num_due for request in rows].count(1)
+        draft = StepDraft(min(budget, self._max_chunk_tokens) if self._order.is_limited else budget)
+        self._plan_running(draft, rows)
         if stats.preemptions == num_preemptions:
             self._admit(draft)
         planned = draft.requests
@@ -148,8 +150,8 @@ class Scheduler:
         for row, request in zip(plan.rows, planned, strict=True):
             request.num_planned += len(row.token_ids)
             request.num_pending += row.sample
-        rows = [(request, request.num_preemptions) for request in planned]
-        self._in_flight.append(Flight(stats.steps, rows, self._clock(), draft.num_prefill_tokens))
+        lives = [(request, request.num_preemptions) for request in planned]
+        self._in_flight.append(Flight(stats.steps, lives, self._clock(), draft.num_prefill_tokens))
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
@@ -162,7 +164,10 @@ class Scheduler:
             self._kv.end_moves(output.moves, output.file_news)
             self._admission_blocked = False
         if plan.rows:
-            self._kv.rates.note_step(flight.num_prefill_tokens, plan.num_tokens, self._clock() - flight.started)
+            seconds = self._clock() - flight.started
+            self._kv.rates.note_step(flight.num_prefill_tokens, plan.num_tokens, seconds)
+            if not flight.num_prefill_tokens:
+                self._order.note_step(plan.num_tokens, seconds)
         commit = self._kv.commit
         news: list[Output] = []
         for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
@@ -203,9 +208,6 @@ class Scheduler:
         flown = {request.id for request in chain.from_iterable(map(living, self._in_flight))}
         assert {request.id for request in self._requests.values() if request.num_planned} == flown
 
-    def _num_decoding(self) -> int:
-        return [request.num_due for request in self._running].count(1)
-
     def _give_way(self) -> None:
         """Brings the queues up to date. Where nobody can be admitted, running requests yield their places as the policy
         wants it: all whose turn is over, or one to a request that may take it."""
@@ -233,12 +235,14 @@ class Scheduler:
                 return not self._kv.has_room(num_wanted)
         return False
 
-    def _plan_running(self, draft: StepDraft) -> None:
-        """Gives every running request its share of the step, as far as budget and pages go."""
+    def _plan_running(self, draft: StepDraft, rows: list[Request]) -> None:
+        """Gives these running requests, the first ones, their shares of the step, as far as budget and pages go."""
         allocate, add_decode = self._kv.allocate, draft.add_decode
         # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
-        for request in self._running:
+        for request in rows:
             num_due = request.num_due
+            if request.slot is None:
+                return
             if num_due == 1:
                 count = request.num_planned + 1
                 pages = allocate(request, count)
@@ -283,12 +287,14 @@ class Scheduler:
         kv = self._kv
         in_flight = chain.from_iterable(map(living, self._in_flight))
         computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
-        num_reserved = sum(map(self._num_pages_to_come, self._running + self._loading))
+        num_reserved = sum(map(kv.num_pages_to_come, self._running + self._loading))
         num_passed_over = 0
         while self._free_slots and draft.prefill_budget > 0:
             if num_passed_over == min(MAX_PASSED_OVER, len(self._waiting)):
                 return
             request = self._waiting[num_passed_over]
+            if not self._order.may_start(request, self._running):
+                return
             matched = kv.match_prefix(request)
             awaited = kv.awaited_name(request, len(matched))
             if awaited in computing or kv.is_coming(awaited):
@@ -302,7 +308,7 @@ class Scheduler:
                 del self._waiting[num_passed_over]
                 request.state = RequestState.LOADING
                 insort(self._loading, request, key=by_rank)
-                num_reserved += self._num_pages_to_come(request)
+                num_reserved += kv.num_pages_to_come(request)
                 continue
             max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
             if not kv.admit(request, matched, max_tokens, num_reserved):
@@ -315,7 +321,7 @@ class Scheduler:
             count = min(request.num_uncomputed, max_tokens)
             draft.add_prefill(request, count, request.pages.copy(), request.id in self._scores)
             computing |= {kv.computing_name(request)} - {None}
-            num_reserved += self._num_pages_to_come(request)
+            num_reserved += kv.num_pages_to_come(request)
             if self._order.shares:
                 self._order.sort(self._waiting)
 
@@ -326,11 +332,6 @@ class Scheduler:
         request.state = RequestState.WAITING
         insort(self._waiting, request, key=by_rank)
         self._admission_blocked = False
-
-    def _num_pages_to_come(self, request: Request) -> int:
-        """Pages a running or loading request needs for its known tokens and the next page_tokens it may generate."""
-        num_soon = min(len(request.tokens) + self._kv.page_tokens, request.max_total_tokens - 1)
-        return self._kv.num_pages_for(num_soon) - len(request.pages)
 
     def _start(self, request: Request) -> None:
         """Makes a request that has just been given pages a running one."""

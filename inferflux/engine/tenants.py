@@ -5,6 +5,7 @@ after a pause is lifted to the least served of those present, so nobody saves up
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 PROMPT_TOKEN: Final = 1
@@ -24,9 +25,14 @@ class TenantCounters:
     def served(self, tenant: str) -> int:
         return self._served.get(tenant, 0)
 
+    @property
+    def num_requests(self) -> Mapping[str, int]:
+        """Of every tenant that has some here."""
+        return self._num_requests
+
     def enter(self, tenant: str) -> None:
         """Notes one more request of this tenant's."""
-        if self._num_requests[tenant] == 0:
+        if tenant not in self._num_requests:
             self._served[tenant] = max(self.served(tenant), self._least_served(otherwise=self._floor))
         self._num_requests[tenant] += 1
 
@@ -45,7 +51,7 @@ class TenantCounters:
 
     def _least_served(self, otherwise: int) -> int:
         """Of the tenants with requests here; `otherwise` when there are none."""
-        return min((self._served[tenant] for tenant, count in self._num_requests.items() if count), default=otherwise)
+        return min(map(self._served.__getitem__, self._num_requests), default=otherwise)
 
     def _forget(self) -> None:
         """Drops whoever would be lifted anyway."""

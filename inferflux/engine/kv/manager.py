@@ -83,6 +83,11 @@ class KVManager:
         limit = (len(request.tokens) - 1) // self.page_tokens
         return self.index.longest_chain(self._name(request, position) for position in range(limit))
 
+    def num_pages_to_come(self, request: Request) -> int:
+        """Pages a request still needs for its known tokens and the next page_tokens it may generate."""
+        num_soon = min(len(request.tokens) + self.page_tokens, request.max_total_tokens - 1)
+        return self.num_pages_for(num_soon) - len(request.pages)
+
     def num_cached_tokens(self, request: Request) -> int:
         """Returns how many tokens of a waiting request's longest cached prefix need not be computed."""
         return len(self.match_prefix(request)) * self.page_tokens
