@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import admin, churn, offline, serving
+from benchmarks import admin, churn, offline, paged_attention, serving
 from benchmarks.shapes import SHAPES, write_model
 
 
@@ -31,6 +31,16 @@ def test_admin_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     measured = json.loads(out.read_text())["results"]["cpu"]
     assert set(measured) == {"whole", "authenticate", "limit", "blocklist", "audit", "blocklist_long"}
     assert all(part["min_us"] > 0 for part in measured.values())
+
+
+def test_paged_attention_is_measured_beside_contiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "attention.json"
+    monkeypatch.setattr(paged_attention, "BATCHES", ((1, 20), (3, 33)))
+    monkeypatch.setattr("sys.argv", ["paged_attention", "--shapes", "toy", "--rounds", "1", "--out", str(out)])
+    paged_attention.main()
+    lines = json.loads(out.read_text())["results"]["lines"]
+    assert [(line["rows"], line["tokens"]) for line in lines] == [(1, 20), (3, 33)]
+    assert all(line["contiguous_us"] > 0 and line["torch_us"] > 0 for line in lines)
 
 
 def test_serving_streams_every_answer(

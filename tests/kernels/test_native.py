@@ -1,5 +1,6 @@
 """The native kernels: right on every case, built once, and out of the way where they cannot be built."""
 
+import fcntl
 import time
 from pathlib import Path
 
@@ -86,12 +87,19 @@ def test_without_a_compiler_the_reason_says_so(monkeypatch: pytest.MonkeyPatch, 
 def test_a_failing_compiler_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "compiler", lambda: "false")
     assert str(build.build(tmp_path / "native.so", "libgomp.so")).startswith("false failed")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [build.LOCK]
 
 
-def test_only_one_process_builds(tmp_path: Path) -> None:
-    (tmp_path / "native.lock").touch()
-    assert build.build(tmp_path / "native.so", "libgomp.so") == "another process is building it"
+def test_only_one_process_builds_and_one_that_was_killed_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "compiler", lambda: "false")
+    (tmp_path / f"{build.WORK}left-behind").mkdir()
+    with (tmp_path / build.LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert build.build(tmp_path / "native.so", "libgomp.so") == "another process is building it"
+    assert str(build.build(tmp_path / "native.so", "libgomp.so")).startswith("false failed")
+    assert [path.name for path in tmp_path.iterdir()] == [build.LOCK]
 
 
 @pytest.mark.skipif(OPENMP is None, reason="torch without GNU OpenMP")

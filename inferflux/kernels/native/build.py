@@ -3,12 +3,11 @@
 One file per machine, torch and source, in the user's cache; a change of any of them is another file. Knows no kernel.
 """
 
+import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +17,8 @@ from inferflux.kernels import cpu_features
 SOURCES: Final = Path(__file__).parent
 FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 COMPILERS: Final = ("g++", "c++")
+LOCK: Final = "native.lock"
+WORK: Final = "native-build-"
 TIMEOUT_S: Final = 180.0
 
 
@@ -53,19 +54,17 @@ def build(path: Path, openmp: str) -> str | None:
         return f"there is no C++ compiler ({', '.join(COMPILERS)})"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = path.with_suffix(".lock")
-        if lock.exists() and time.time() - lock.stat().st_mtime > 2 * TIMEOUT_S:
-            lock.unlink(missing_ok=True)
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
+        with (path.parent / LOCK).open("w") as lock:
+            # Held until it is closed, or this process ends in the middle.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left_behind in path.parent.glob(f"{WORK}*"):
+                shutil.rmtree(left_behind, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=WORK) as folder:
+                return _compile(command, Path(folder), path, openmp)
+    except BlockingIOError:
         return "another process is building it"
     except OSError as error:
         return f"{path.parent} cannot be written: {error.strerror or error}"
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-            return _compile(command, Path(folder), path, openmp)
-    finally:
-        lock.unlink(missing_ok=True)
 
 
 def _compile(command: str, folder: Path, path: Path, openmp: str) -> str | None:

@@ -33,7 +33,7 @@ static inline void dot4(const uint8_t* w, const float* scales, const float* even
   for (long g = 0; g < groups; g++) {
     Floats part[MT] = {};
     for (int k = 0; k < 16; k += W) {
-      Ints u = __builtin_convertvector(load<UBytes>(w + g * 16 + k), Ints);
+      Ints u = widen(w + g * 16 + k);
       Floats low = __builtin_convertvector((u & 15) - 8, Floats), high = __builtin_convertvector((u >> 4) - 8, Floats);
       for (int m = 0; m < MT; m++) {
         part[m] += low * load<Floats>(even + m * groups * 16 + g * 16 + k);
