@@ -21,118 +21,176 @@ struct AttentionCall {
   int32_t threads;
 };
 
-constexpr long SPLIT = 256, CHUNK = 16, MAX_HEAD_DIM = 256, MAX_GROUP = 16;
+constexpr long SPLIT = 128, CHUNK = 16, MAX_HEAD_DIM = 256;
 
+// Positions first..last-1 of one row, for all its heads: a page's keys and values lie together and are read in order.
 struct Part {
-  long row, token, head, first, last, slot;
+  long row, token, first, last;
 };
 
-template <class E>
-static void attend(const AttentionCall& c, const Part& part, float* state) {
-  typedef typename E::T T;
-  const long D = c.head_dim, G = c.num_heads / c.num_kv_heads, N = c.page_tokens;
-  const T* q = (const T*)c.query + part.token * c.query_stride + part.head * G * D;
-  const int32_t* pages = c.table + part.row * c.table_stride;
-  float query[MAX_GROUP * MAX_HEAD_DIM], scores[MAX_GROUP][CHUNK];
-  for (long i = 0; i < G * D; i++) query[i] = E::read1(q + i) * c.scale;
-  float *mixed = state, *peaks = state + G * D, *sums = peaks + G;
-  for (long i = 0; i < G * D; i++) mixed[i] = 0;
-  for (long g = 0; g < G; g++) peaks[g] = -INFINITY, sums[g] = 0;
-  for (long start = part.first; start < part.last;) {
-    // A chunk lies in one page.
-    long stop = (start / N + 1) * N;
-    if (stop > start + CHUNK) stop = start + CHUNK;
-    if (stop > part.last) stop = part.last;
-    const long count = stop - start;
-    const T* keys =
-        (const T*)c.pages + pages[start / N] * c.page_stride + (start % N) * c.token_stride + part.head * D;
-    const T* values = keys + c.part_stride;
+// GT query heads that share a key head, at once: a key is widened once for all of them.
+template <class E, int GT>
+static inline int score_heads(const typename E::T* keys, long stride, const float* query, long D, long count,
+                              float (*scores)[CHUNK]) {
+  for (long n = 0; n < count; n++) {
+    const typename E::T* key = keys + n * stride;
+    Floats acc[GT] = {};
+    long d = 0;
+    for (; d + W <= D; d += W) {
+      Floats k = E::read(key + d);
+      for (int g = 0; g < GT; g++) acc[g] += k * load<Floats>(query + g * D + d);
+    }
+    for (int g = 0; g < GT; g++) {
+      float s = sum(acc[g]);
+      for (long j = d; j < D; j++) s += E::read1(key + j) * query[g * D + j];
+      scores[g][n] = s;
+    }
+  }
+  return GT;
+}
+
+template <class E, int GT>
+static inline int mix_heads(const typename E::T* values, long stride, float* mixed, long D, long count,
+                            const float (*scores)[CHUNK]) {
+  long d = 0;
+  for (; d + W <= D; d += W) {
+    Floats acc[GT];
+    for (int g = 0; g < GT; g++) acc[g] = load<Floats>(mixed + g * D + d);
     for (long n = 0; n < count; n++) {
-      const T* key = keys + n * c.token_stride;
-      for (long g = 0; g < G; g++) {
-        Floats acc = {};
-        long d = 0;
-        for (; d + W <= D; d += W) acc += E::read(key + d) * load<Floats>(query + g * D + d);
-        float s = sum(acc);
-        for (; d < D; d++) s += E::read1(key + d) * query[g * D + d];
-        scores[g][n] = s;
-      }
+      Floats v = E::read(values + n * stride + d);
+      for (int g = 0; g < GT; g++) acc[g] += v * scores[g][n];
     }
-    for (long g = 0; g < G; g++) {
-      for (long n = count; n < CHUNK; n++) scores[g][n] = -INFINITY;
-      float peak = peaks[g];
-      if (c.soft_cap > 0)
-        for (long n = 0; n < CHUNK; n += W)
-          store(scores[g] + n, tanh(load<Floats>(scores[g] + n) / c.soft_cap) * c.soft_cap);
-      for (long n = 0; n < count; n++) peak = scores[g][n] > peak ? scores[g][n] : peak;
-      float shrink = peaks[g] == -INFINITY ? 0.0f : expf(peaks[g] - peak), total = 0;
-      for (long n = 0; n < CHUNK; n += W) store(scores[g] + n, exp(load<Floats>(scores[g] + n) - peak));
-      for (long n = 0; n < count; n++) total += scores[g][n];
-      sums[g] = sums[g] * shrink + total;
-      peaks[g] = peak;
-      if (shrink != 1.0f)
-        for (long d = 0; d < D; d++) mixed[g * D + d] *= shrink;
-    }
-    for (long g = 0; g < G; g++) {
-      long d = 0;
-      for (; d + W <= D; d += W) {
-        Floats acc = load<Floats>(mixed + g * D + d);
-        for (long n = 0; n < count; n++) acc += E::read(values + n * c.token_stride + d) * scores[g][n];
-        store(mixed + g * D + d, acc);
-      }
-      for (; d < D; d++)
-        for (long n = 0; n < count; n++) mixed[g * D + d] += E::read1(values + n * c.token_stride + d) * scores[g][n];
-    }
-    start = stop;
+    for (int g = 0; g < GT; g++) store(mixed + g * D + d, acc[g]);
+  }
+  for (; d < D; d++)
+    for (int g = 0; g < GT; g++)
+      for (long n = 0; n < count; n++) mixed[g * D + d] += E::read1(values + n * stride + d) * scores[g][n];
+  return GT;
+}
+
+// Both return how many of the `left` heads they did.
+template <class E>
+static inline int score(const typename E::T* keys, long stride, const float* query, long D, long count,
+                        float (*scores)[CHUNK], long left) {
+  switch (left) {
+    case 1: return score_heads<E, 1>(keys, stride, query, D, count, scores);
+    case 2: return score_heads<E, 2>(keys, stride, query, D, count, scores);
+    case 3: return score_heads<E, 3>(keys, stride, query, D, count, scores);
+    default: return score_heads<E, 4>(keys, stride, query, D, count, scores);
   }
 }
 
 template <class E>
-static void merge(const AttentionCall& c, const Part* parts, long count, const float* states, long size) {
-  const long D = c.head_dim, G = c.num_heads / c.num_kv_heads;
-  typename E::T* out = (typename E::T*)c.out + (parts->token * c.num_heads + parts->head * G) * D;
-  for (long g = 0; g < G; g++) {
+static inline int mix(const typename E::T* values, long stride, float* mixed, long D, long count,
+                      const float (*scores)[CHUNK], long left) {
+  switch (left) {
+    case 1: return mix_heads<E, 1>(values, stride, mixed, D, count, scores);
+    case 2: return mix_heads<E, 2>(values, stride, mixed, D, count, scores);
+    case 3: return mix_heads<E, 3>(values, stride, mixed, D, count, scores);
+    default: return mix_heads<E, 4>(values, stride, mixed, D, count, scores);
+  }
+}
+
+// One head's new scores join its running peak and sum; they become weights in place. Returns what shrinks the old sums.
+static inline float weigh(float* scores, long count, float soft_cap, float* peak, float* total) {
+  for (long n = count; n < CHUNK; n++) scores[n] = -INFINITY;
+  if (soft_cap > 0)
+    for (long n = 0; n < CHUNK; n += W) store(scores + n, tanh(load<Floats>(scores + n) / soft_cap) * soft_cap);
+  float most = *peak, added = 0;
+  for (long n = 0; n < count; n++) most = scores[n] > most ? scores[n] : most;
+  for (long n = 0; n < CHUNK; n += W) store(scores + n, exp(load<Floats>(scores + n) - most));
+  for (long n = 0; n < count; n++) added += scores[n];
+  float shrink = *peak == -INFINITY ? 0.0f : *peak == most ? 1.0f : expf(*peak - most);
+  *total = *total * shrink + added;
+  *peak = most;
+  return shrink;
+}
+
+// state: [H, D] sums of values, then H peaks and H totals.
+template <class E>
+static void attend(const AttentionCall& c, const Part& part, float* state) {
+  typedef typename E::T T;
+  const long D = c.head_dim, H = c.num_heads, G = H / c.num_kv_heads, N = c.page_tokens;
+  const T* q = (const T*)c.query + part.token * c.query_stride;
+  const int32_t* pages = c.table + part.row * c.table_stride;
+  std::vector<float> query(H * D), scores_(H * CHUNK);
+  float(*scores)[CHUNK] = (float(*)[CHUNK])scores_.data();
+  float *mixed = state, *peaks = state + H * D, *totals = peaks + H;
+  for (long i = 0; i < H * D; i++) query[i] = E::read1(q + i) * c.scale, mixed[i] = 0;
+  for (long h = 0; h < H; h++) peaks[h] = -INFINITY, totals[h] = 0;
+  for (long start = part.first, stop; start < part.last; start = stop) {
+    // A chunk lies in one page.
+    stop = (start / N + 1) * N;
+    if (stop > start + CHUNK) stop = start + CHUNK;
+    if (stop > part.last) stop = part.last;
+    const long count = stop - start;
+    const T* keys = (const T*)c.pages + pages[start / N] * c.page_stride + (start % N) * c.token_stride;
+    const T* values = keys + c.part_stride;
+    if (stop < part.last) {
+      // Pages lie anywhere, so the processor cannot guess the next one.
+      const T* next = (const T*)c.pages + pages[stop / N] * c.page_stride + (stop % N) * c.token_stride;
+      for (long i = 0; i < count * c.token_stride; i += 64 / sizeof(T)) {
+        __builtin_prefetch(next + i);
+        __builtin_prefetch(next + c.part_stride + i);
+      }
+    }
+    for (long h = 0; h < H;) {
+      long left = G - h % G;
+      h += score<E>(keys + h / G * D, c.token_stride, query.data() + h * D, D, count, scores + h, left);
+    }
+    for (long h = 0; h < H; h++) {
+      float shrink = weigh(scores[h], count, c.soft_cap, peaks + h, totals + h);
+      if (shrink != 1.0f)
+        for (long d = 0; d < D; d++) mixed[h * D + d] *= shrink;
+    }
+    for (long h = 0; h < H;) {
+      long left = G - h % G;
+      h += mix<E>(values + h / G * D, c.token_stride, mixed + h * D, D, count, scores + h, left);
+    }
+  }
+}
+
+template <class E>
+static void merge(const AttentionCall& c, const Part& part, long count, const float* states, long size) {
+  const long D = c.head_dim, H = c.num_heads;
+  typename E::T* out = (typename E::T*)c.out + part.token * H * D;
+  for (long h = 0; h < H; h++) {
     float peak = -INFINITY, total = 0, mixed[MAX_HEAD_DIM] = {};
-    for (long p = 0; p < count; p++) peak = fmaxf(peak, states[p * size + G * D + g]);
+    for (long p = 0; p < count; p++) peak = fmaxf(peak, states[p * size + H * D + h]);
     for (long p = 0; p < count; p++) {
       const float* state = states + p * size;
-      float weight = expf(state[G * D + g] - peak);
-      total += weight * state[G * D + G + g];
-      for (long d = 0; d < D; d++) mixed[d] += weight * state[g * D + d];
+      float weight = expf(state[H * D + h] - peak);
+      total += weight * state[H * D + H + h];
+      for (long d = 0; d < D; d++) mixed[d] += weight * state[h * D + d];
     }
-    for (long d = 0; d < D; d++) E::write1(out + g * D + d, mixed[d] / total);
+    for (long d = 0; d < D; d++) E::write1(out + h * D + d, mixed[d] / total);
   }
 }
 
 template <class E>
 static void attention(const AttentionCall& c) {
-  const long D = c.head_dim, G = c.num_heads / c.num_kv_heads, size = G * D + 2 * G;
+  const long size = c.num_heads * (c.head_dim + 2);
   std::vector<Part> parts;
   std::vector<long> firsts;
-  long work = 0;
   for (long r = 0; r < c.num_rows; r++) {
     long row = c.rows[2 * r], length = c.lengths[row];
-    long seen = c.window && length > c.window ? length - c.window : 0;
-    work += (length - seen) * c.num_heads * D;
-    for (long head = 0; head < c.num_kv_heads; head++) {
-      firsts.push_back(parts.size());
-      for (long first = seen; first < length;) {
-        long last = (first / SPLIT + 1) * SPLIT;
-        if (last > length) last = length;
-        parts.push_back({row, (long)c.rows[2 * r + 1], head, first, last, (long)parts.size()});
-        first = last;
-      }
+    firsts.push_back(parts.size());
+    for (long first = c.window && length > c.window ? length - c.window : 0; first < length;) {
+      long last = (first / SPLIT + 1) * SPLIT;
+      if (last > length) last = length;
+      parts.push_back({row, (long)c.rows[2 * r + 1], first, last});
+      first = last;
     }
   }
   firsts.push_back(parts.size());
-  std::vector<float> states(parts.size() * size);
-  const long num_parts = parts.size(), num_heads = firsts.size() - 1;
-#pragma omp parallel num_threads(c.threads) if (work > 50000)
+  const long num_parts = parts.size();
+  std::vector<float> states(num_parts * size);
+#pragma omp parallel num_threads(c.threads) if (num_parts > 1)
   {
 #pragma omp for schedule(dynamic, 1)
     for (long p = 0; p < num_parts; p++) attend<E>(c, parts[p], states.data() + p * size);
 #pragma omp for schedule(static)
-    for (long h = 0; h < num_heads; h++)
-      merge<E>(c, &parts[firsts[h]], firsts[h + 1] - firsts[h], states.data() + firsts[h] * size, size);
+    for (long r = 0; r < c.num_rows; r++)
+      merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], states.data() + firsts[r] * size, size);
   }
 }

@@ -39,9 +39,15 @@ static inline Floats splat(float x) { return Floats{} + x; }
 static inline Ints bits(Floats v) { return (Ints)v; }
 
 static inline float sum(Floats v) {
-  float s = 0;
-  for (int i = 0; i < W; i++) s += v[i];
-  return s;
+#if defined(__AVX512F__)
+  v += __builtin_shuffle(v, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+  v += __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
+  v += __builtin_shuffle(v, Ints{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+#else
+  v += __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3});
+  v += __builtin_shuffle(v, Ints{2, 3, 0, 1, 6, 7, 4, 5});
+#endif
+  return v[0] + v[1];
 }
 
 // e^x to 2 units in the last place for x <= 88; 0 below -87 (Cephes' polynomial).
