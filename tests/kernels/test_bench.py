@@ -40,7 +40,7 @@ def named(op: str, name: str) -> Workload:
 def test_a_strangers_file_runs_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = tmp_path / "mine.py"
     module.write_text(MY_NORM)
-    assert run(tmp_path / "out", "--op", "norm", "--module", str(module)) == 0
+    assert run(tmp_path / "out", "--op", "norm", "--backend", "torch", "--module", str(module)) == 0
     report = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert {entry["backend"] for entry in report["entries"]} == {"torch", str(module)}
     assert {(pair["first"], pair["second"]) for pair in report["pairs"]} == {("torch", str(module))}
@@ -74,7 +74,7 @@ def test_a_kernel_that_fails_is_named_and_the_others_are_measured(
 ) -> None:
     module = tmp_path / "broken.py"
     module.write_text("def norm(x, weight, eps):\n    raise RuntimeError('out of registers')\n")
-    assert run(tmp_path / "out", "--op", "norm", "--module", str(module)) == 1
+    assert run(tmp_path / "out", "--op", "norm", "--backend", "torch", "--module", str(module)) == 1
     assert f"{module} norm 1x64 float32: RuntimeError: out of registers" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert {entry["backend"] for entry in report["entries"]} == {"torch"}

@@ -100,6 +100,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
         )
     with phase("warmup"):
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
+        if runtime.cuda_graphs == "auto" and device.type == "cuda" and context.size == 1:
+            runner.record_graphs(plan.max_model_len)
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     pooling: Pooling = "mean" if read_pooling(path) == "mean" else "last"
     info = msgspec.structs.replace(info, quantization=model.quantization, pooling=pooling)

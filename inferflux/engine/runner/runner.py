@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from inferflux.engine.runner.graphs import Decoded, DecodeGraphs, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.outputs import start_collecting
 from inferflux.engine.runner.pooling import Pooler
@@ -79,7 +80,9 @@ class Runner:
         grammars: Grammars | None = None,
     ) -> None:
         self.decoder = decoder
+        self._kernels = kernels
         self._kv_pool = kv_pool
+        self._graphs: DecodeGraphs | None = None
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
@@ -100,12 +103,13 @@ class Runner:
             if batch.following is not None:
                 places, slots = batch.following
                 batch.token_ids.index_copy_(0, places, self._newest.index_select(0, slots))
-            hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
             num_sampled = len(batch.sampled)
+            decoded = None if self._graphs is None else self._graphs.run(batch)
+            hidden, logits = decoded or self._decode(batch)
             draw = None
             if num_sampled:
                 self._observe(plan.rows, batch)
-                draw = self._sampler.draw(self.decoder.logits(hidden[:num_sampled]), batch.slots, batch.ends)
+                draw = self._sampler.draw(logits, batch.slots, batch.ends)
                 self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
             scored, pooled = hidden[num_sampled:].split((batch.num_scored, batch.num_pooled))
             prompt = self._score_prompts(scored, plan.rows, batch) if batch.spans else None
@@ -124,6 +128,16 @@ class Runner:
             scored = hidden[num_sampled : num_sampled + batch.num_scored]
             for part in (hidden[:num_sampled], *scored.split(SCORED_AT_ONCE)):
                 self.decoder.logits(part)
+
+    def record_graphs(self, max_model_len: int) -> None:
+        """Records decode steps as CUDA graphs, if they can be had. Writes slot 0 of page 0, which must be nobody's."""
+        self._graphs = record_decode_graphs(
+            self.decoder, self._kernels, self._kv_pool, len(self._newest), max_model_len
+        )
+
+    def _decode(self, batch: Batch) -> Decoded:
+        hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+        return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot)

@@ -199,6 +199,9 @@ def _split_kernel(
     split = tl.program_id(2)
     kv_length = tl.load(kv_lengths + row)
     kv_start = split * SPLIT_TOKENS
+    # Launched for longer rows than this one; nobody merges what it does not have.
+    if kv_start >= kv_length:
+        return
     kv_end = tl.minimum(kv_start + SPLIT_TOKENS, kv_length)
     if HAS_WINDOW:
         kv_start = tl.maximum(kv_start, tl.maximum(kv_length - window, 0) // BLOCK_N * BLOCK_N)

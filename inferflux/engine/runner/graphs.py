@@ -1,0 +1,218 @@
+"""DecodeGraphs: decode steps recorded once at load, so that launching one costs the host one call and not hundreds.
+
+A recording has fixed sizes: a step of fewer rows is padded to the next size with copies of its first row, which write
+the same keys and values to the same place once more, and whose logits nobody looks at. Kernels are recorded for
+contexts of up to some length; the lengths themselves are read on the device. Knows no scheduler and no sampling.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+import torch
+
+from inferflux.engine.runner.inputs import Batch
+from inferflux.errors import InferFluxError
+from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.metadata import AttentionMetadata
+
+logger = logging.getLogger(__name__)
+
+# Rows of the recordings. Between two sizes at most half of a step is padding, which costs little while weights are what
+# is read.
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Context lengths grow by this factor: a launch for the longest context would be mostly idle programs for short ones.
+FIRST_LENGTH: Final = 2048
+LENGTH_FACTOR: Final = 4
+# Backends whose attention reads lengths on the host, where a recording cannot see them change.
+_READS_HOST_LENGTHS: Final = frozenset({"native", "torch", "reference"})
+
+# Runs a step once, recording it; the function returned does what was recorded again.
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class GraphDecoder(Protocol):
+    """What is recorded of a model."""
+
+    def hidden_states(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
+    ) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+class Decoded(NamedTuple):
+    """hidden [rows, hidden], logits float32 [rows, V]: good until the next step of these graphs is run."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Graph:
+    """One recording: the inputs it reads, the results it writes."""
+
+    token_ids: torch.Tensor
+    metadata: AttentionMetadata
+    decoded: Decoded | None = None
+    replay: Callable[[], None] | None = None
+
+
+class DecodeGraphs:
+    """Steps of each of `sizes` rows for contexts of up to each of `lengths` tokens, all recorded when this is made.
+
+    Recording writes slot 0 of page 0, which must be nobody's yet.
+    """
+
+    def __init__(
+        self,
+        decoder: GraphDecoder,
+        kv_pool: torch.Tensor,
+        sizes: Sequence[int],
+        lengths: Sequence[int],
+        record: Record,
+    ) -> None:
+        self._decoder = decoder
+        self._kv_pool = kv_pool
+        self._sizes = sorted(sizes)
+        self._lengths = sorted(lengths)
+        # One set of inputs for all: a recording of fewer rows reads the first ones.
+        num_pages = -(-self._lengths[-1] // kv_pool.shape[3])
+        self._inputs = _make_inputs(self._sizes[-1], num_pages, kv_pool.device)
+        # Largest first, so that the others fit into the memory it took.
+        self._graphs = {
+            (size, length): self._record(size, length, record)
+            for size in reversed(self._sizes)
+            for length in reversed(self._lengths)
+        }
+
+    def run(self, batch: Batch) -> Decoded | None:
+        """Runs a step that only decodes. None: it is of another kind, or larger than what was recorded."""
+        metadata = batch.metadata
+        num_rows = metadata.num_rows
+        is_decode = metadata.max_query_length == 1 and len(batch.sampled) == num_rows == len(batch.logit_indices)
+        size = next((size for size in self._sizes if size >= num_rows), None)
+        length = next((length for length in self._lengths if length >= metadata.max_kv_length), None)
+        if not is_decode or size is None or length is None:
+            return None
+        graph = self._graphs[size, length]
+        _fill(graph, batch, size)
+        assert graph.replay is not None
+        assert graph.decoded is not None
+        graph.replay()
+        return Decoded(*(tensor[:num_rows] for tensor in graph.decoded))
+
+    def _record(self, size: int, length: int, record: Record) -> _Graph:
+        graph = _Graph(self._inputs.token_ids[:size], _view(self._inputs.metadata, size, length))
+        indices = self._inputs.metadata.query_starts[:size].long()
+
+        def step() -> None:
+            hidden = self._decoder.hidden_states(graph.token_ids, graph.metadata, self._kv_pool, indices)
+            graph.decoded = Decoded(hidden, self._decoder.logits(hidden))
+
+        graph.replay = record(step)
+        return graph
+
+
+def record_decode_graphs(
+    decoder: GraphDecoder, kernels: KernelSet, kv_pool: torch.Tensor, max_batch_size: int, max_model_len: int
+) -> DecodeGraphs | None:
+    """Returns the recordings for a GPU; None, with a line in the log, where they cannot be had."""
+    attention = next(choice.backend for choice in kernels.choices if choice.op == "attention")
+    if attention in _READS_HOST_LENGTHS:
+        logger.info("no CUDA graphs: attention is %s's, which needs the host in every step", attention)
+        return None
+    try:
+        with torch.inference_mode():
+            return DecodeGraphs(decoder, kv_pool, sizes_to(max_batch_size), lengths_to(max_model_len), CudaRecorder())
+    except (RuntimeError, InferFluxError) as error:
+        logger.warning("no CUDA graphs, every kernel is launched by itself: %s", error)
+        torch.cuda.synchronize()
+        return None
+
+
+class CudaRecorder:
+    """Records with CUDA graphs, all in one pool of memory: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
+        # Once outside: what is compiled or allocated on a first call must not be recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            step()
+        return graph.replay
+
+
+def sizes_to(max_batch_size: int) -> list[int]:
+    """Returns the sizes to record: none above what can occur, the largest that can occur among them if it is not too
+    large."""
+    sizes = [size for size in SIZES if size < max_batch_size]
+    return [*sizes, max_batch_size] if max_batch_size <= SIZES[-1] else sizes
+
+
+def lengths_to(max_model_len: int) -> list[int]:
+    return list(_lengths_to(max_model_len))
+
+
+def _lengths_to(max_model_len: int) -> Iterator[int]:
+    length = FIRST_LENGTH
+    while length < max_model_len:
+        yield length
+        length *= LENGTH_FACTOR
+    yield max_model_len
+
+
+def _make_inputs(size: int, num_pages: int, device: torch.device) -> _Graph:
+    """A step of rows that hold one token each, in slot 0 of page 0."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    metadata = AttentionMetadata(
+        query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
+        kv_lengths=zeros(size, dtype=torch.int32).fill_(1),
+        page_table=zeros(size, num_pages, dtype=torch.int32),
+        slots=zeros(size),
+        positions=zeros(size),
+        query_lengths_host=(1,) * size,
+        kv_lengths_host=(1,) * size,
+    )
+    return _Graph(zeros(size), metadata)
+
+
+def _view(metadata: AttentionMetadata, size: int, length: int) -> AttentionMetadata:
+    """The first `size` rows; to whoever asks on the host, each is as long as the recording allows."""
+    return AttentionMetadata(
+        query_starts=metadata.query_starts[: size + 1],
+        kv_lengths=metadata.kv_lengths[:size],
+        page_table=metadata.page_table[:size],
+        slots=metadata.slots[:size],
+        positions=metadata.positions[:size],
+        query_lengths_host=(1,) * size,
+        kv_lengths_host=(length,) * size,
+    )
+
+
+def _fill(graph: _Graph, batch: Batch, size: int) -> None:
+    """Copies the batch in, its first row once more for every row that is missing."""
+    given, target = batch.metadata, graph.metadata
+    num_rows, num_pages = given.num_rows, given.page_table.shape[1]
+    pairs = [
+        (graph.token_ids, batch.token_ids),
+        (target.kv_lengths, given.kv_lengths),
+        (target.page_table[:, :num_pages], given.page_table),
+        (target.slots, given.slots),
+        (target.positions, given.positions),
+    ]
+    for fixed, values in pairs:
+        fixed[:num_rows].copy_(values)
+        if num_rows < size:
+            fixed[num_rows:].copy_(values[:1].expand(size - num_rows, *values.shape[1:]))

@@ -1,0 +1,116 @@
+"""Decode graphs without a GPU: a recording here is a function that reads the same fixed inputs again.
+
+What CUDA adds is checked by scripts/gpu_check.sh, on one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from inferflux.engine.runner.graphs import DecodeGraphs, lengths_to, record_decode_graphs, sizes_to
+from inferflux.engine.runner.inputs import Batch, InputBuilder
+from inferflux.engine.step import Row
+from inferflux.kernels.kernel_set import select
+from inferflux.kernels.metadata import AttentionMetadata
+
+CPU = torch.device("cpu")
+PAGE_TOKENS = 4
+
+
+class FixedDecoder:
+    """Answers with what it reads on the device, and writes each token to its slot: all that a recording may do."""
+
+    def __init__(self) -> None:
+        self.calls: list[AttentionMetadata] = []
+
+    def hidden_states(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
+    ) -> torch.Tensor:
+        self.calls.append(metadata)
+        kv_pool.view(-1, *kv_pool.shape[4:])[metadata.slots] = token_ids.float().view(-1, 1, 1)
+        last_page = metadata.page_table.gather(1, ((metadata.kv_lengths.long() - 1) // PAGE_TOKENS).unsqueeze(1))
+        columns = (token_ids, metadata.positions, metadata.kv_lengths, metadata.slots, last_page.squeeze(1))
+        return torch.stack([column.float() for column in columns], dim=1)[indices]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * 2
+
+
+@pytest.fixture
+def decoder() -> FixedDecoder:
+    return FixedDecoder()
+
+
+@pytest.fixture
+def graphs(decoder: FixedDecoder) -> DecodeGraphs:
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        return step
+
+    pool = torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1)
+    return DecodeGraphs(decoder, pool, sizes=(1, 2, 4), lengths=(8, 32), record=record)
+
+
+def batch_of(*lengths: int, **row: Any) -> Batch:
+    """Rows with contexts of these lengths, each about to compute its last token."""
+    builder = InputBuilder(8, 10, PAGE_TOKENS, CPU)
+    rows = []
+    for slot, length in enumerate(lengths):
+        pages = list(range(8 * slot + 1, 8 * slot + 1 + -(-length // PAGE_TOKENS)))
+        rows.append(Row(**{"slot": slot, "start": length - 1, "token_ids": [100 + slot], "new_pages": pages,
+                           "sample": True, **row}))  # fmt: skip
+    return builder.build(rows)
+
+
+@pytest.mark.parametrize("lengths", [(5,), (5, 8), (3, 30, 9), (1, 1, 1, 1)])
+def test_a_padded_step_says_what_the_plain_one_says(graphs: DecodeGraphs, lengths: tuple[int, ...]) -> None:
+    batch = batch_of(*lengths)
+    decoded = graphs.run(batch)
+    assert decoded is not None
+    plain = FixedDecoder().hidden_states(
+        batch.token_ids, batch.metadata, torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1), batch.logit_indices
+    )
+    assert torch.equal(decoded.hidden, plain)
+    assert torch.equal(decoded.logits, 2 * plain)
+
+
+def test_one_step_leaves_nothing_behind_for_the_next(graphs: DecodeGraphs) -> None:
+    graphs.run(batch_of(30, 31, 32, 29))
+    decoded = graphs.run(batch_of(2, 3, 4))
+    assert decoded is not None
+    assert decoded.hidden[:, 2].tolist() == [2.0, 3.0, 4.0]
+
+
+def test_padding_writes_where_the_first_row_writes(graphs: DecodeGraphs) -> None:
+    graphs.run(batch_of(5, 6, 7))
+    written = graphs._kv_pool.flatten().nonzero().flatten().tolist()
+    assert len(written) == 3
+
+
+def test_the_smallest_recording_that_holds_the_step_is_taken(graphs: DecodeGraphs, decoder: FixedDecoder) -> None:
+    for lengths, expected in (((5,), (1, 8)), ((5, 9), (2, 32)), ((8, 1, 1), (4, 8))):
+        graphs.run(batch_of(*lengths))
+        metadata = decoder.calls[-1]
+        assert (metadata.num_rows, metadata.max_kv_length) == expected
+
+
+def test_other_steps_are_not_for_graphs(graphs: DecodeGraphs) -> None:
+    assert graphs.run(batch_of(5, 6, 7, 5, 5)) is None, "more rows than were recorded"
+    assert graphs.run(batch_of(33)) is None, "longer than was recorded"
+    assert graphs.run(batch_of(9, token_ids=[1, 2], start=7)) is None, "several tokens of a row"
+    assert graphs.run(batch_of(9, sample=False)) is None, "the last token of a chunk, but not of its prompt"
+
+
+def test_sizes_and_lengths() -> None:
+    assert sizes_to(1) == [1]
+    assert sizes_to(48) == [1, 2, 4, 8, 16, 32, 48]
+    assert sizes_to(1000)[-1] == 256
+    assert lengths_to(512) == [512]
+    assert lengths_to(40960) == [2048, 8192, 32768, 40960]
+
+
+def test_attention_that_needs_the_host_is_not_recorded(decoder: FixedDecoder) -> None:
+    kernels = select(CPU, torch.float32)
+    assert record_decode_graphs(decoder, kernels, torch.zeros(1), 4, 100) is None
