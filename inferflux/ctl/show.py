@@ -37,6 +37,8 @@ def print_status(status: dict[str, Any]) -> None:
         ("running", health["queue"]["running"]),
         ("waiting", health["queue"]["waiting"]),
     ]
+    if "registry" in health:
+        rows.append(("registry", health["registry"]))
     print_table((), rows)
     print()
     print_table(("model", "state", "default"), [_health_row(model) for model in health["models"]])

@@ -31,7 +31,7 @@ Follow = Callable[[Sequence[ModelConfig]], Awaitable[None]]
 
 class RegistryStatus(msgspec.Struct, frozen=True):
     """state: ok (what the file says is served), loading (a change is under way), error (the last one was refused).
-    error: why, since when it is so."""
+    error: why."""
 
     path: str
     state: Literal["ok", "loading", "error"] = "loading"

@@ -115,9 +115,17 @@ async def test_a_file_that_is_not_there_yet(followed: Followed):
         assert await states(site) == {}
         assert (await site.get("/readyz"))[1]["reason"] == "no_model"
         assert (await listed(site))["registry"]["state"] == "error"
+        assert (await site.get("/healthz"))[1]["registry"] == "error"
         followed.write("a")
         assert await followed.look(site) is None
         assert (await site.get("/readyz"))[0] == 200
+        health = (await site.get("/healthz"))[1]
+        assert (health["status"], health["registry"]) == ("ok", "ok")
+        followed.path.write_text("models: nothing", encoding="utf-8")
+        assert "must be a list" in (await followed.look(site) or "")
+        health = (await site.get("/healthz"))[1]
+        assert (health["status"], health["registry"]) == ("degraded", "error")
+        assert str(followed.path) not in str(health), "anybody may read it"
 
 
 async def test_the_api_decides_over_the_file_and_is_remembered(followed: Followed, tmp_path: Path):

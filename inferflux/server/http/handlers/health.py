@@ -4,6 +4,7 @@ import time
 from typing import Final
 
 from aiohttp import web
+from msgspec import UNSET
 
 from inferflux import __version__
 from inferflux.server.http.context import CONTEXT, ServerContext
@@ -30,14 +31,16 @@ async def healthz(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     manager, admission = context.backends, context.admission
     models = [ModelHealth(one.id, one.state.value, one.id == manager.default_id) for one in manager.backends]
-    healthy = not_ready_reason(context) is None and not any(model.state in _DEGRADED for model in models)
+    registry = context.models.registry.status.state if context.models.registry is not None else UNSET
+    broken = registry == "error" or any(model.state in _DEGRADED for model in models)
     waiting = sum(admission.waiting.values()) + sum(one.client.stats.waiting for one in manager.engines)
     health = Health(
-        status="ok" if healthy else "degraded",
+        status="degraded" if broken or not_ready_reason(context) is not None else "ok",
         version=__version__,
         uptime_s=round(time.monotonic() - context.started, 3),
         queue=QueueHealth(admission.running, waiting),
         models=models,
+        registry=registry,
     )
     return json_response(health)
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -24,8 +25,11 @@ class QueueHealth(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
+    """registry: whether the last edit of registry.yaml is in force; the administrators' routes say why not."""
+
     status: Literal["ok", "degraded"]
     version: str
     uptime_s: float
     queue: QueueHealth
     models: list[ModelHealth]
+    registry: Literal["ok", "loading", "error"] | UnsetType = UNSET
