@@ -6,10 +6,12 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 
 from inferflux.errors import EngineDeadError
-from tests.support.fake_engine import REPLY
+from tests.support.fake_engine import EMBEDDING_SIZE, REPLY
 from tests.support.http_server import KEY, KEYED, MODEL, Site, running_server, text_bundle
+from tests.support.templates import bundle
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -111,3 +113,43 @@ async def test_leaving_a_stream_aborts(client: AsyncOpenAI, site: Site):
         while site.engine.num_running:
             await asyncio.sleep(0.01)
     assert site.engine.num_aborted == 1
+
+
+async def test_embeddings(client: AsyncOpenAI):
+    """The SDK asks for base64 by itself and decodes it."""
+    answer = await client.embeddings.create(model=MODEL, input=["one", "two"])
+    assert [len(item.embedding) for item in answer.data] == [EMBEDDING_SIZE, EMBEDDING_SIZE]
+    plain = await client.embeddings.create(model=MODEL, input="one", encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(answer.data[0].embedding)
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+async def test_parse_gives_objects(client: AsyncOpenAI, site: Site):
+    site.engine.reply = '{"name": "Ann", "age": 7}'
+    answer = await client.chat.completions.parse(model=MODEL, messages=MESSAGES, response_format=Person)
+    assert answer.choices[0].message.parsed == Person(name="Ann", age=7)
+    grammar = site.engine.submitted[0].sampling.grammar
+    assert grammar is not None
+    assert grammar.kind == "json"
+
+
+async def test_tools_whole_and_streamed():
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    async with running_server(KEYED, text=bundle()) as site:
+        site.engine.reply = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
+        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key=KEY, max_retries=0) as client:
+            whole = await client.chat.completions.create(model=MODEL, messages=MESSAGES, tools=[tool])
+            async with client.chat.completions.stream(model=MODEL, messages=MESSAGES, tools=[tool]) as stream:
+                final = await stream.get_final_completion()
+    for answer in (whole, final):
+        (choice,) = answer.choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        assert choice.message.tool_calls is not None
+        (call,) = choice.message.tool_calls
+        assert call.type == "function"
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Bonn"}')

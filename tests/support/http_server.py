@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from inferflux.config import Config
+from inferflux.engine.service.client import EngineClient
 from inferflux.engine.text import TextBundle, load_text
 from inferflux.server.admission import Admission, open_admission
 from inferflux.server.audit import AuditLog
@@ -95,10 +96,11 @@ def text_bundle() -> TextBundle:
 
 @asynccontextmanager
 async def running_server(
-    config: dict[str, Any] | None = None, *, load: bool = True, text: TextBundle | None = None
+    config: dict[str, Any] | None = None, *, load: bool = True, text: TextBundle | None = None, real: bool = False
 ) -> AsyncIterator[Site]:
     """text: the models' tokenizer and template, which may need a larger window. load: models are loaded before the body
-    runs; else the body does it with `site.backends.load_all()`.
+    runs; else the body does it with `site.backends.load_all()`. real: the models of the configuration run, each in a
+    thread.
 
     A `policy.store` in the configuration is opened without a passphrase."""
     tree = msgspec.convert(OPEN if config is None else config, Config)
@@ -110,6 +112,9 @@ async def running_server(
         return engines[source.model.id]
 
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
+        if real:
+            runtime = msgspec.structs.replace(tree.runtime, isolation="inline")
+            return BackendManager(sources, lambda source: EngineClient(source.model, runtime), on_event=on_event)
         return BackendManager(sources, make, load_text=lambda _path, _template: bundle, on_event=on_event)
 
     metrics = Metrics()
