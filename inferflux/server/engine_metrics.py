@@ -51,23 +51,11 @@ class EngineCollector:
         engines: dict[str, list[Backend]] = {}
         for backend in self._manager.engines:
             engines.setdefault(backend.id, []).append(backend)
-        yield from self._counters(engines)
-        yield from _gauges(engines)
-        yield from tier_metrics(engines, {model_id: self._manager.counts(model_id).counts() for model_id in engines})
-        yield self._queue_depth(engines)
-
-    def _counters(self, engines: Engines) -> Iterator[Metric]:
         counts = {model_id: self._manager.counts(model_id).counts() for model_id in engines}
-        for series, name, text in _COUNTERS:
-            family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
-            for model_id in engines:
-                family.add_metric((model_id,), counts[model_id][name])
-            yield family
-        for series, text, value in _LOSSES:
-            family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
-            for model_id, backends in engines.items():
-                family.add_metric((model_id,), sum(map(value, backends)))
-            yield family
+        yield from _counters(engines, counts)
+        yield from _gauges(engines)
+        yield from tier_metrics(engines, counts)
+        yield self._queue_depth(engines)
 
     def _queue_depth(self, engines: Engines) -> Metric:
         family = GaugeMetricFamily(
@@ -77,6 +65,19 @@ class EngineCollector:
             waiting = sum(backend.client.stats.waiting for backend in backends)
             family.add_metric((model_id,), self._admission.waiting[model_id] + waiting)
         return family
+
+
+def _counters(engines: Engines, counts: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:
+    for series, name, text in _COUNTERS:
+        family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
+        for model_id in engines:
+            family.add_metric((model_id,), counts[model_id][name])
+        yield family
+    for series, text, value in _LOSSES:
+        family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
+        for model_id, backends in engines.items():
+            family.add_metric((model_id,), sum(map(value, backends)))
+        yield family
 
 
 def _gauges(engines: Engines) -> Iterator[Metric]:

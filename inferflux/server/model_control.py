@@ -90,19 +90,18 @@ class ModelControl:
 
         await self._change([] if stays else [self._source(wanted)], kept)
 
-    async def unload(self, model_id: str, keep: Keep) -> Backend:
+    async def unload(self, model_id: str, keep: Keep) -> None:
         """Takes no new requests for a model and unloads it once it is not in use; a load under way is given up.
 
-        Returns what is on its way out. Raises UnknownModelError, RequestError when it must stay, what `keep` raises.
+        Raises UnknownModelError, RequestError when it must stay, what `keep` raises.
         """
         self._require_alone()
         async with self._turn:
-            backend = self.manager.find(model_id)
+            self.manager.find(model_id)
             base = [model.id for model in (*self._configured, *self.registered)]
             await keep(_on_models(lambda present: with_unloaded(present, model_id, base)))
             self.manager.withdraw(model_id)
             self._settle(())
-            return backend
 
     async def set_default(self, model_id: str | None, keep: Keep) -> None:
         """Makes a model the default from the next request on; None: the one the files say.

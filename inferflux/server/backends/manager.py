@@ -183,8 +183,11 @@ class BackendManager:
         while True:
             await asyncio.sleep(LOOK_S)
             for backend in tuple(self._backends.values()):
-                if _is_idle(backend, time.monotonic()) and await backend.sleep():
-                    self._on_event(backend, "idle_unloaded")
+                try:
+                    if _is_idle(backend, time.monotonic()) and await backend.sleep():
+                        self._on_event(backend, "idle_unloaded")
+                except Exception:  # one engine that does not end well must not end the care for the others
+                    logger.exception("unloading model %s failed", backend.id)
                 backend.retry()
 
     async def close(self) -> None:
