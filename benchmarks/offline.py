@@ -1,12 +1,15 @@
 """Offline throughput: InferFlux beside transformers' `generate`, on the same random weights, in one run, in turns.
 
-    python -m benchmarks.offline --shapes S M --dtypes float32 --rounds 2
+    python -m benchmarks.offline --shapes S M --dtypes float32 bfloat16 --rounds 2
+    python -m benchmarks.offline --shapes S M --quantization none int8 int4
 
-Each (system, shape, dtype) runs in a process of its own, so that memory figures are its own. A system too slow for the
-time limit is recorded as such. Results go to benchmarks/results/offline.json unless --out says otherwise.
+Each (system, shape, dtype, quantization) runs in a process of its own, so that memory figures are its own; transformers
+runs without quantization only. A system too slow for the time limit is recorded as such. Results go to
+benchmarks/results/offline.json unless --out says otherwise.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -24,17 +27,19 @@ from rich.table import Table
 from benchmarks import record
 from benchmarks.shapes import SHAPES, write_model
 from benchmarks.workloads import WORKLOADS, Job
+from inferflux.kernels.cases.quantized import SCHEMES
 
 # Runs jobs to their end; returns (seconds to the first token of the first job, seconds in all).
 Run = Callable[[list[Job]], tuple[float, float]]
 
+NONE = "none"
 STATIC_BATCH = 8  # rows per padded batch of `generate`; larger ones pad more than they gain here
 
 
-def inferflux(folder: Path, dtype: str) -> Run:
+def inferflux(folder: Path, dtype: str, quantization: str | None = None) -> Run:
     from inferflux import LLM, SamplingParams
 
-    llm = LLM(folder, dtype=dtype, max_model_len=2048)
+    llm = LLM(folder, dtype=dtype, quantization=quantization, max_model_len=2048)
 
     def run(jobs: list[Job]) -> tuple[float, float]:
         params = [SamplingParams(max_tokens=job.num_output, temperature=0, ignore_eos=True) for job in jobs]
@@ -53,9 +58,10 @@ def inferflux(folder: Path, dtype: str) -> Run:
     return run
 
 
-def transformers(folder: Path, dtype: str) -> Run:
+def transformers(folder: Path, dtype: str, quantization: str | None = None) -> Run:
     from transformers import AutoModelForCausalLM
 
+    assert quantization is None, "the yardstick is the float model"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     def generate(jobs: list[Job], num_output: int) -> None:
@@ -87,7 +93,7 @@ def transformers(folder: Path, dtype: str) -> Run:
     return run
 
 
-SYSTEMS: dict[str, Callable[[Path, str], Run]] = {"inferflux": inferflux, "transformers": transformers}
+SYSTEMS: dict[str, Callable[[Path, str, str | None], Run]] = {"inferflux": inferflux, "transformers": transformers}
 
 
 def measure(run: Run, workload: str, seed: int) -> dict[str, float]:
@@ -107,7 +113,8 @@ def measure(run: Run, workload: str, seed: int) -> dict[str, float]:
 def child(arguments: argparse.Namespace) -> None:
     """Loads one system and prints one JSON line per workload and round."""
     start = time.perf_counter()
-    run = SYSTEMS[arguments.child](Path(arguments.folder), arguments.dtypes[0])
+    (scheme,) = arguments.quantization
+    run = SYSTEMS[arguments.child](Path(arguments.folder), arguments.dtypes[0], None if scheme == NONE else scheme)
     print(json.dumps({"workload": "load", "load_s": time.perf_counter() - start}), flush=True)
     measure(run, "single", seed=999)
     for seed in range(arguments.rounds):
@@ -117,10 +124,13 @@ def child(arguments: argparse.Namespace) -> None:
     print(json.dumps({"workload": "memory", "peak_rss_mb": peak / 1e6}), flush=True)
 
 
-def run_child(system: str, folder: Path, dtype: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
+def run_child(
+    system: str, folder: Path, dtype: str, arguments: argparse.Namespace, scheme: str = NONE
+) -> dict[str, list[float]]:
     """Returns figure name → one value per round; `timeout` when the time limit cut it off."""
     command = [sys.executable, "-m", "benchmarks.offline", "--child", system, "--folder", str(folder)]
-    command += ["--dtypes", dtype, "--rounds", str(arguments.rounds), "--workloads", *arguments.workloads]
+    command += ["--dtypes", dtype, "--quantization", scheme]
+    command += ["--rounds", str(arguments.rounds), "--workloads", *arguments.workloads]
     figures: dict[str, list[float]] = {}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit_s, check=False)
@@ -156,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["S"])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--quantization", nargs="+", choices=[NONE, *SCHEMES], default=[NONE])
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=2)
@@ -173,9 +184,11 @@ def main() -> None:
         results[shape] = {}
         for dtype in arguments.dtypes:
             folder = write_model(arguments.cache / f"{shape}-{dtype}", SHAPES[shape], getattr(torch, dtype))
-            for system in arguments.systems:
-                results[shape][f"{system} {dtype}"] = run_child(system, folder, dtype, arguments)
-                show({shape: results[shape]})
+            for scheme, system in itertools.product(arguments.quantization, arguments.systems):
+                if scheme == NONE or system == "inferflux":
+                    name = f"{system} {dtype}" if scheme == NONE else f"{system} {scheme} {dtype}"
+                    results[shape][name] = run_child(system, folder, dtype, arguments, scheme)
+                    show({shape: results[shape]})
     print(record.write("offline", results, arguments.out))
 
 

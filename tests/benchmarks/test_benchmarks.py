@@ -19,9 +19,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_systems_answer_the_same_workload(cache: Path) -> None:
     for system in offline.SYSTEMS.values():
-        run = system(cache / "toy-float32", "float32")
+        run = system(cache / "toy-float32", "float32", None)
         assert offline.measure(run, "single", seed=0)["decode_tok_s"] > 0
         assert offline.measure(run, "prefill", seed=0)["prefill_tok_s"] > 0
+
+
+def test_offline_runs_quantised_variants_beside_the_float_ones(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "offline.json"
+    arguments = ["offline", "--shapes", "toy", "--systems", "inferflux", "--quantization", "none", "int8"]
+    arguments += ["--workloads", "single", "--rounds", "1", "--cache", str(cache), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", arguments)
+    offline.main()
+    runs = json.loads(out.read_text())["results"]["toy"]
+    assert set(runs) == {"inferflux float32", "inferflux int8 float32"}
+    assert all(figures["single.decode_tok_s"][0] > 0 for figures in runs.values())
 
 
 def test_admin_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
