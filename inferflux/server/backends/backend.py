@@ -17,7 +17,7 @@ from typing import Final
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.text import TextBundle
-from inferflux.errors import InferFluxError
+from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.backends.totals import EngineTotals
 from inferflux.server.errors import NotReadyError, NotReadyReason, UnknownModelError
 from inferflux.server.model_source import ModelSource
@@ -225,8 +225,11 @@ class Backend:
         if self._text is not None:
             return self._text
         model = self.source.model
-        assert model.path is not None, "a source has a folder"
-        return await asyncio.to_thread(self._load_text, Path(model.path), model.chat_template)
+        assert model.path is not None, "a source names a folder"
+        folder = Path(model.path)
+        if not await asyncio.to_thread(folder.is_dir):
+            raise ModelLoadError(f"{folder} is not a folder")
+        return await asyncio.to_thread(self._load_text, folder, model.chat_template)
 
     async def _end_client(self) -> None:
         await self.client.close()

@@ -103,10 +103,10 @@ async def test_at_the_start_each_model_stands_for_itself(followed: Followed):
     text = followed.path.read_text(encoding="utf-8")
     followed.path.write_text(text + "  - {id: lost, path: /no/such/folder}\n", encoding="utf-8")
     async with running_server(followed.config, load=False) as site:
-        site.engines["lost"].load_error = ModelLoadError("/no/such/folder: no such folder")
         await site.backends.load_all()
         assert await states(site) == {"base": "ready", "a": "ready", "lost": "failed"}
-        assert site.backends.find("lost").source.fallback is None, "nothing stands in for it"
+        lost = site.backends.find("lost")
+        assert (lost.error, lost.source.fallback) == ("/no/such/folder is not a folder", None)
 
 
 async def test_a_file_that_is_not_there_yet(followed: Followed):
