@@ -70,7 +70,9 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def setup_logging(level: str, log_format: LogFormat, stream: TextIO | None = None) -> None:
-    """Sends every record at `level` or above to `stream` (stderr). Libraries' own loggers stay at warning or above."""
+    """Sends every record at `level` or above, and Python's warnings, to `stream` (stderr). Libraries' own loggers stay
+    at warning or above."""
+    logging.captureWarnings(True)
     handler = _Handler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()

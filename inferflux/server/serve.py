@@ -19,6 +19,7 @@ from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
 from inferflux.errors import ConfigError, InferFluxError, ModelLoadError
+from inferflux.log import JsonFormatter, LogFormat
 from inferflux.server.admission import Admission, open_admission
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
@@ -104,10 +105,11 @@ async def _serve(config: Config) -> int:
     on_lost = signals.lose_ranks if config.distributed.world_size > 1 else None
 
     def make_client(source: ModelSource) -> EngineClient:
-        return EngineClient(source.model, runtime_in_force(config, policy.document), config.distributed, on_lost)
+        runtime = runtime_in_force(config, policy.document)
+        return EngineClient(source.model, runtime, config.distributed, on_lost, config.logging)
 
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
-        return BackendManager(sources, make_client, on_event=_announcing(on_event))
+        return BackendManager(sources, make_client, on_event=_announcing(on_event, config.logging.format))
 
     models = open_models(config, policy, ModelEvents(metrics.model_event), make_manager)
     admission = open_admission(config.server, policy.document.fairness.policy)
@@ -116,7 +118,7 @@ async def _serve(config: Config) -> int:
     try:
         url = await _open_port(runner, config.server, tls)
         names = ", ".join(backend.id for backend in models.backends.backends) or "no model"
-        _announce(f"InferFlux {__version__} listens on {url}; loading {names}")
+        _announce(f"InferFlux {__version__} listens on {url}; loading {names}", config.logging.format)
         await _serve_until_asked(models, signals, admission)
         await _drain(admission, signals, config.server.drain_timeout_s)
         if signals.exit_code == EXIT_RANKS_LOST:
@@ -191,19 +193,21 @@ async def _drain(admission: Admission, signals: StopSignals, timeout_s: float) -
         logger.warning("stopping with %d requests unfinished", admission.running)
 
 
-def _announce(line: str) -> None:
-    """Tells whoever started the server, if they still listen."""
+def _announce(line: str, log_format: LogFormat) -> None:
+    """Tells whoever started the server, if they still listen; a program that reads JSON, in JSON."""
+    if log_format == "json":
+        line = JsonFormatter().format(logger.makeRecord(logger.name, logging.INFO, __file__, 0, line, (), None))
     with contextlib.suppress(OSError):
         print(line, flush=True)
 
 
-def _announcing(on_event: OnEvent) -> OnEvent:
+def _announcing(on_event: OnEvent, log_format: LogFormat) -> OnEvent:
     """Returns `on_event`, which then tells of each model that is ready, too."""
 
     def note(backend: Backend, event: str) -> None:
         on_event(backend, event)
         if event == "loaded":
-            _announce(_ready_line(backend))
+            _announce(_ready_line(backend), log_format)
 
     return note
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig, SchedulerPolicy
+from inferflux.config.tree import DistributedConfig, LoggingConfig, SchedulerPolicy
 from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
@@ -75,7 +75,7 @@ class EngineClient:
     state: only READY accepts requests. info: set once READY. stats: as of the engine's last word.
     num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
     on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
-    back alone.
+    back alone. log: how the engine's own process logs.
     """
 
     def __init__(
@@ -84,11 +84,13 @@ class EngineClient:
         runtime: RuntimeConfig,
         distributed: DistributedConfig | None = None,
         on_lost: Callable[[str], None] | None = None,
+        log: LoggingConfig | None = None,
     ) -> None:
         self.model = model
         self.runtime = runtime
         self.distributed = distributed or DistributedConfig()
         self._on_lost = on_lost
+        self._log = log or LoggingConfig()
         self._watchdog_s = WATCHDOG_S if on_lost is None else self.distributed.timeout_s * WATCHDOG_SHARE
         self.state = ClientState.STARTING
         self.info: ModelInfo | None = None
@@ -202,8 +204,8 @@ class EngineClient:
         self._fail_all("the engine was shut down")
 
     async def _launch(self) -> ModelInfo:
-        launch = launch_process if self.runtime.isolation == "process" else launch_thread
-        self._host, ours = await launch()
+        inline = self.runtime.isolation == "inline"
+        self._host, ours = await (launch_thread() if inline else launch_process(self._log))
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECV_BYTES)
         reader, self._writer = await asyncio.open_connection(sock=ours)

@@ -1,7 +1,8 @@
 """The engine's own process: read frames, step the engine, write frames.
 
-Run as `python -m inferflux.engine.service.host FD`, FD being one end of a socket pair; or `serve` in a thread for
-`runtime.isolation: inline`. Leaves when told to, or when the other end goes away.
+Run as `python -m inferflux.engine.service.host FD LEVEL FORMAT`, FD being one end of a socket pair, the others
+`logging.*`; or `serve` in a thread for `runtime.isolation: inline`. Leaves when told to, or when the other end goes
+away.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from inferflux.engine.service.protocol import (
     encode,
 )
 from inferflux.errors import EngineDeadError, InferFluxError, RequestError
+from inferflux.log import setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +164,9 @@ def main() -> NoReturn:
     # Signals meant for the server reach its whole process group; the server decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    serve(socket.socket(fileno=int(sys.argv[1])), exit_when_orphaned=True)
+    _, descriptor, level, log_format = sys.argv
+    setup_logging(level, "json" if log_format == "json" else "text")
+    serve(socket.socket(fileno=int(descriptor)), exit_when_orphaned=True)
     logging.shutdown()
     # Taking torch and the weights down piece by piece would keep the server waiting for a second or two.
     os._exit(0)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.child_env import child_environment
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import DistributedConfig, LoggingConfig
 
 TERMINATE_GRACE_S = 5.0
 
@@ -74,8 +74,8 @@ class ThreadHost:
         return None
 
 
-async def launch_process() -> tuple[RunningHost, socket.socket]:
-    """Starts the loop in a child process; returns it with this side's end of the socket pair."""
+async def launch_process(log: LoggingConfig) -> tuple[RunningHost, socket.socket]:
+    """Starts the loop in a child process, which logs as `log` says; returns it with this side's end of the pair."""
     ours, theirs = socket.socketpair()
     try:
         process = await asyncio.create_subprocess_exec(
@@ -83,6 +83,8 @@ async def launch_process() -> tuple[RunningHost, socket.socket]:
             "-m",
             "inferflux.engine.service.host",
             str(theirs.fileno()),
+            log.level,
+            log.format,
             pass_fds=(theirs.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
             env=child_environment(),

@@ -4,6 +4,7 @@ Uses real engine processes (about two seconds each to start), so few tests share
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
+from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.protocol import Output
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
@@ -134,6 +136,24 @@ async def test_a_thread_instead_of_a_process(folder: Path) -> None:
     await client.close()
     with pytest.raises(EngineDeadError):
         await collect(client, GREEDY)
+
+
+async def test_its_log_lines_read_like_the_servers(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tier = NvmeOffloadConfig(path=str(tmp_path / "kv"), max_gb=0.01)
+    log = LoggingConfig(level="info", format="json")
+    runtime = RuntimeConfig(dtype="float32", nvme_offload=tier)
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime, log=log)
+    await client.start()
+    printed = ""
+    async with asyncio.timeout(20):
+        while "is on" not in printed:
+            await asyncio.sleep(0.05)
+            printed += capfd.readouterr().err
+    await client.close()
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert [record["level"] for record in records if "is on" in record["message"]] == ["info"]
 
 
 async def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
