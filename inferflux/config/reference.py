@@ -12,6 +12,7 @@ from inferflux.config.descriptions import DESCRIPTIONS
 from inferflux.config.env import MODEL_PATH, SHORT_NAMES, TORCHRUN_NAMES
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE
 from inferflux.config.schema import ANY_INDEX, Key, core, default_of, format_key, schema_leaves
+from inferflux.config.tree import MAX_INTEGER
 from inferflux.config.unsupported import UNSUPPORTED
 
 _INTRODUCTION: Final = """# Configuration reference
@@ -24,8 +25,8 @@ An unknown key, a wrong type or a value out of range stops the start with exit c
 where and what is accepted. YAML is read as YAML 1.2: booleans are `true` and `false`.
 
 Every key is also an environment variable: `INFERFLUX_`, then its path in upper case joined by `__`. An empty variable
-counts as unset. Lists are separated by commas or JSON, lists of sections and mappings are JSON, `null` is none; an
-element of a list has its index in the name (`INFERFLUX_MODELS__0__PATH`).
+counts as unset. Integers are at most 2147483647. Lists are separated by commas or JSON, lists of sections and mappings
+are JSON, `null` is none; an element of a list has its index in the name (`INFERFLUX_MODELS__0__PATH`).
 
 Keys marked *not yet* are known and refused: what they ask for is not built yet.
 
@@ -96,7 +97,7 @@ def _accepted(kind: inspect.Type) -> str:
 
 def _range(inner: Any) -> str:
     bounds = [(sign, getattr(inner, name, None)) for name, sign in _BOUNDS]
-    return "".join(f" {sign} {bound}" for sign, bound in bounds if bound is not None)
+    return "".join(f" {sign} {bound}" for sign, bound in bounds if bound is not None and bound != MAX_INTEGER)
 
 
 def _default(value: Any) -> str:

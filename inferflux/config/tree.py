@@ -10,9 +10,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Count = Annotated[int, Meta(ge=0)]
-Priority = Annotated[int, Meta(ge=-(2**31 - 1), le=2**31 - 1)]
-Positive = Annotated[int, Meta(ge=1)]
+MAX_INTEGER = 2**31 - 1
+
+Count = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
+Priority = Annotated[int, Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=604800)]
 Gigabytes = Annotated[float, Meta(gt=0, le=1e6)]
@@ -101,7 +103,7 @@ class SchedulerConfig(Section, frozen=True):
 class FairnessConfig(Section, frozen=True):
     enable_preemption: bool = True
     high_priority_threshold: Priority = 10
-    max_timeslice_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    max_timeslice_tokens: Count = 0
 
 
 class PagedKvConfig(Section, frozen=True):
@@ -120,7 +122,7 @@ class NvmeOffloadConfig(Section, frozen=True):
     path: Text | None = None
     workers: Annotated[int, Meta(ge=1, le=64)] = 2
     queue_depth: Annotated[int, Meta(ge=1, le=4096)] = 64
-    max_gb: Annotated[float, Meta(gt=0)] = 16.0
+    max_gb: Gigabytes = 16.0
     persist: bool = False
 
 
@@ -179,7 +181,7 @@ class ApiKeyConfig(Section, frozen=True):
     scopes: tuple[Scope, ...] = ("generate", "read")
     rate_limit_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
-    max_priority: int = 0
+    max_priority: Priority = 0
 
 
 class AuthConfig(Section, frozen=True):
@@ -213,7 +215,7 @@ class LoggingConfig(Section, frozen=True):
 
 class RegistryConfig(Section, frozen=True):
     path: Text | None = None
-    poll_interval_ms: Annotated[int, Meta(ge=50)] = 2000
+    poll_interval_ms: Annotated[int, Meta(ge=50, le=MAX_INTEGER)] = 2000
 
 
 class DistributedConfig(Section, frozen=True):

@@ -13,8 +13,6 @@ from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.policy.document import MAX_TERMS, Fairness, Guardrails, RateLimit
 
-MAX_PRIORITY = 2**31 - 1
-
 # What listings and logs show on one line.
 Label = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
@@ -27,7 +25,7 @@ class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: Label | None = None
     rate_limit_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
-    max_priority: Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    max_priority: Priority = 0
 
     def record(self, new: NewKey, created: int) -> KeyRecord:
         return KeyRecord(
@@ -137,7 +135,7 @@ class FairnessRequest(msgspec.Struct, frozen=True, kw_only=True):
     policy: SchedulerPolicy | UnsetType = UNSET
     enable_preemption: bool | UnsetType = UNSET
     high_priority_threshold: Priority | UnsetType = UNSET
-    max_timeslice_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | UnsetType = UNSET
+    max_timeslice_tokens: Count | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
         return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
