@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from inferflux import __version__
-from inferflux.errors import ConfigError, InferFluxError, did_you_mean
+from inferflux.errors import ConfigError, InferFluxError, RequestError, did_you_mean
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
         return code
-    except ConfigError as error:
+    except (ConfigError, RequestError) as error:
         return _fail(error, EXIT_USAGE)
     except InferFluxError as error:
         return _fail(error, EXIT_FAILED)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from inferflux import cli
-from inferflux.errors import ConfigError, ModelLoadError
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,6 +66,7 @@ def fake_command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ("error", "code", "line"),
     [
         (ConfigError("c.yaml: a: is wrong"), 2, "c.yaml: a: is wrong\n"),
+        (RequestError("top_p: must be <= 1"), 2, "top_p: must be <= 1\n"),
         (ModelLoadError("no weights in /m"), 1, "inferflux: no weights in /m\n"),
         (KeyboardInterrupt(), 130, ""),
     ],

@@ -126,6 +126,8 @@ def test_the_address_may_end_in_v1(live: Live, run: Run):
         ["completion"],
         ["completion", "Hi", "--max-tokens", "many"],
         ["models", "--url", "localhost:8080"],
+        ["models", "--url", "http://user:secret@localhost:8080"],
+        ["models", "--api-key", "one\ntwo"],
     ],
 )
 def test_usage_errors_exit_2_on_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]):

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 from inferflux import __version__
 from inferflux.config.client_env import API_KEY, URL, read_client_environment
+from inferflux.config.urls import is_http_url
 from inferflux.ctl.admin.areas import add_areas
 from inferflux.ctl.client import Client
 from inferflux.ctl.commands import COMMANDS, options
@@ -37,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(parser, args)
     environment = read_client_environment()
     url = args.url or environment.url
-    if not url.startswith(("http://", "https://")):
-        parser.error(f"the server's address must begin with http:// or https:// (got {url!r})")
-    client = Client(url, args.api_key or environment.api_key)
+    api_key = args.api_key or environment.api_key
+    if not is_http_url(url):
+        parser.error(f"the server's address must be an http or https URL, without a user (got {url!r})")
+    if api_key is not None and not api_key.isprintable():
+        parser.error("the API key must be one line of printable characters")
+    client = Client(url, api_key)
     try:
         if getattr(args, "interactive", False):
             return converse(client, options(args))

@@ -123,7 +123,6 @@ def _step(scheduler: Scheduler, runner: Runner) -> tuple[float, float, float]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1 (got {value})")
-    return value
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1 (got {text})")
+    return int(text)
