@@ -5,12 +5,14 @@ route templates, statuses, a few words; never a user's text or key. Knows no HTT
 """
 
 import platform
+from typing import get_args
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from inferflux import __version__
+from inferflux.server.access.principal import FailureReason
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -124,6 +126,8 @@ class Metrics:
         self.rate_limited = self._counter("rate_limited_total", "Requests answered with status 429.", "reason")
         self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests a guardrail refused.", "reason")
         self.audit_records = self._counter("audit_records_total", "Records written to the audit log.")
+        for failure in get_args(FailureReason):
+            self.auth_failures.labels(failure)
         for limit in ("requests", "tokens", "attempts", "queue_full"):
             self.rate_limited.labels(limit)
         self.audit_dropped = self._counter("audit_records_dropped_total", "Records that are missing in the audit log.")

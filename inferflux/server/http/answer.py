@@ -53,7 +53,8 @@ async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job
         problem = problem_of(error, info.id)
         info.outcome = problem.status
         extra = {"request_id": info.id}
-        logger.error("a stream failed: %s", error, exc_info=error if problem.unexpected else None, extra=extra)
+        reason = str(error) or problem.message
+        logger.error("a stream failed: %s", reason, exc_info=error if problem.unexpected else None, extra=extra)
         with contextlib.suppress(ConnectionError):
             await events.send(event(problem.body()))
     return events.response

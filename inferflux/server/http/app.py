@@ -13,7 +13,14 @@ from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors
 from inferflux.server.http.limits import add_limit_headers
-from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, authenticate, observe, shape_errors
+from inferflux.server.http.middleware import (
+    REQUEST_ID_HEADER,
+    SERVER_NAME,
+    authenticate,
+    observe,
+    request_id,
+    shape_errors,
+)
 from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
@@ -58,7 +65,9 @@ def build_app(
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         response.headers[hdrs.SERVER] = SERVER_NAME
-        if INFO in request:
+        if INFO not in request:  # refused before the middleware: an Expect that nobody understands
+            response.headers[REQUEST_ID_HEADER] = request_id(request.headers.get(REQUEST_ID_HEADER))
+        else:
             response.headers[REQUEST_ID_HEADER] = request[INFO].id
             add_limit_headers(request[INFO], response.headers)
         add_cors_headers(request, response, origins)

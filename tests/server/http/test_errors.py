@@ -174,9 +174,10 @@ async def test_head_is_answered_like_get(site: Site, method: str):
 async def test_expect_continue(site: Site):
     async with site.session.post(site.url + "/v1/completions", json=PROMPT, expect100=True) as response:
         assert response.status == 200
-    headers = {"Expect": "the unexpected"}
+    headers = {"Expect": "the unexpected", "x-request-id": "mine"}
     async with site.session.post(site.url + "/v1/completions", json=PROMPT, headers=headers) as response:
         assert response.status == 417
+        assert response.headers["x-request-id"] == "mine"
         assert "error" in await response.json()
 
 

@@ -69,6 +69,12 @@ async def sample(site: Site, name: str, **labels: str) -> float:
     return sum(one.value for one in found if labels.items() <= one.labels.items())
 
 
+async def test_refusals_are_counted_from_the_start(site: Site):
+    page = await metrics_page(site)
+    for reason in ("missing", "malformed", "unknown", "invalid", "expired", "unavailable"):
+        assert f'inferflux_auth_failures_total{{reason="{reason}"}} 0.0' in page
+
+
 async def test_probes_while_loading_then_ready_then_restarting_then_draining():
     async with running_server(load=False) as site:
         engine = site.engine
