@@ -13,7 +13,6 @@ from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, sche
 
 UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
     {
-        "runtime.paged_kv.dtype": ("fp8", "int8"),
         "runtime.speculative_decoding.enabled": None,
         "adapters": None,
     }

@@ -19,6 +19,8 @@ OPS: Final = ("attention", "linear", "quantized_linear", "norm", "add_norm", "ro
 
 # Best first; each is a package `inferflux.kernels.NAME`.
 BUILT_IN: Final = ("triton", "native", "torch", "reference")
+# Those that read or write cached keys and values.
+KV_OPS: Final = frozenset({"attention", "rope"})
 ENTRY_POINT_GROUP: Final = "inferflux.kernels"
 
 # Ops that share a file with another.
@@ -34,8 +36,11 @@ class Backend(NamedTuple):
     name: str
     module: ModuleType
 
-    def refusal(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Returns why this backend cannot serve `op` there, or None when it can."""
+    def refusal(self, op: str, device: torch.device, dtype: torch.dtype, *, narrow_kv: bool = False) -> str | None:
+        """Returns why this backend cannot serve `op` there, or None when it can. narrow_kv: keys and values are cached
+        in 8 bits, which a backend that can says by `NARROW_KV = True`."""
+        if narrow_kv and op in KV_OPS and not getattr(self.module, "NARROW_KV", False):
+            return "it does not know keys and values of 8 bits"
         supports = getattr(self.module, "supports", None)
         reason: str | None = None if supports is None else supports(op, device, dtype)
         if reason is not None:

@@ -26,6 +26,8 @@ from inferflux.kernels.ops import (
 )
 
 AUTO: Final = "auto"
+# Says why a backend will not do, or None.
+Refusal = Callable[[Backend], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,12 @@ class KernelSet:
     choices: tuple[Choice, ...] = ()
 
 
-def select(device: torch.device, dtype: torch.dtype, overrides: KernelsConfig | None = None) -> KernelSet:
+def select(
+    device: torch.device, dtype: torch.dtype, overrides: KernelsConfig | None = None, *, narrow_kv: bool = False
+) -> KernelSet:
     """Returns the best implementation of each op for `device` and `dtype`, or the one `overrides` names.
 
+    narrow_kv: keys and values are cached in 8 bits (see `narrow_kv`).
     Raises ConfigError when a named backend is unknown, cannot be imported, lacks the op or refuses it.
     """
     settings = overrides or KernelsConfig()
@@ -64,30 +69,33 @@ def select(device: torch.device, dtype: torch.dtype, overrides: KernelsConfig | 
     choices = []
     for op in OPS:
         wanted = getattr(settings, op)
-        choice = _best(op, device, dtype) if wanted == AUTO else _named(op, wanted, find, device, dtype)
+        refusal = functools.partial(Backend.refusal, op=op, device=device, dtype=dtype, narrow_kv=narrow_kv)
+        if wanted == AUTO:
+            choice = _best(op, refusal)
+        else:
+            choice = _named(op, wanted, find, refusal, f"{str(dtype).removeprefix('torch.')} on {device}")
         ops[op] = find(choice.backend).find(op)
         choices.append(choice)
     return KernelSet(**ops, choices=tuple(choices))
 
 
-def _best(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
+def _best(op: str, refusal: Refusal) -> Choice:
     refused: list[tuple[str, str]] = []
     for name in BUILT_IN:
-        reason = find_backend(name).refusal(op, device, dtype)
+        reason = refusal(find_backend(name))
         if reason is None:
             return Choice(op, name, tuple(refused))
         refused.append((name, reason))
     raise AssertionError(f"no backend has {op}: {refused}")
 
 
-def _named(op: str, name: str, find: Callable[[str], Backend], device: torch.device, dtype: torch.dtype) -> Choice:
+def _named(op: str, name: str, find: Callable[[str], Backend], refusal: Refusal, where: str) -> Choice:
     key = f"runtime.kernels.{op}"
     try:
         backend = find(name)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
-    reason = backend.refusal(op, device, dtype)
+    reason = refusal(backend)
     if reason is not None:
-        wanted = f"{op} in {str(dtype).removeprefix('torch.')} on {device}"
-        raise ConfigError(f"{key}: {name} cannot serve {wanted}: {reason}")
+        raise ConfigError(f"{key}: {name} cannot serve {op} in {where}: {reason}")
     return Choice(op, name)

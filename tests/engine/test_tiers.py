@@ -211,3 +211,16 @@ def test_dropping_the_cache_drops_it_in_every_tier(model: Path, few: Played, sma
     wait_for_file(engine)
     assert tier(engine, "nvme").pages_in_use == 0, "what was dropped comes back after a restart"
     engine.close()
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_narrow_pages_say_the_same_with_tiers_as_without(model: Path, few: Played, small: dict[str, Any], kind: str):
+    scripts, _ = few
+    alone = start(model, "float32", paged_kv={"device_pages": 440, "dtype": kind})
+    expected = run(alone, scripts)
+    assert alone.info.page_bytes == 8 * 4 * 2 * 2 * (16 + 4)
+    small["paged_kv"] |= {"cpu_pages": 12, "dtype": kind}
+    engine = start(model, "float32", **small)
+    wait_for_file(engine)
+    assert_same(run(engine, scripts), expected, "float32")
+    engine.close()

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import msgspec
 import torch
@@ -34,7 +35,10 @@ from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import load_tokenizer
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from inferflux.kernels.kernel_set import select
+from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES
 from inferflux.sampling_params import Pooling, SamplingParams
+
+_NARROW: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3fn})
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -65,8 +69,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
     with phase("weights"):
         spec = read_spec(path)
         dtype = resolve_dtype(runtime.dtype if model.dtype == "auto" else model.dtype, spec.checkpoint_dtype, device)
-        _check_kv_dtype(runtime, dtype)
-        kernels = select(device, dtype, runtime.kernels)
+        kv_dtype = _kv_dtype(runtime, dtype)
+        kernels = select(device, dtype, runtime.kernels, narrow_kv=kv_dtype in LARGEST_CODE)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
         check_fits(model, weights, free_memory(device).shared(context.size))
         decoder = load_model(
@@ -81,7 +85,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
     grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, spec.eos_token_ids))
     with phase("pool"):
-        page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), spec.head_dim, dtype)
+        width = spec.head_dim + (SCALE_BYTES if kv_dtype in LARGEST_CODE else 0)
+        page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), width, kv_dtype)
         free = pool_memory(model, weights, free_memory(device).shared(context.size))
         plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
         channel.meet(START_TIMEOUT_S)
@@ -104,7 +109,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
             runner.record_graphs(plan.max_model_len)
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     pooling: Pooling = "mean" if read_pooling(path) == "mean" else "last"
-    info = msgspec.structs.replace(info, quantization=model.quantization, pooling=pooling)
+    own_dtype = str(dtype).removeprefix("torch.")
+    info = msgspec.structs.replace(info, dtype=own_dtype, quantization=model.quantization, pooling=pooling)
     return Built(runner, info, name, grammars, moves)
 
 
@@ -163,10 +169,16 @@ def _model_path(model: ModelConfig) -> Path:
     return Path(model.path)
 
 
-def _check_kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> None:
-    name, accepted = runtime.paged_kv.dtype, str(dtype).removeprefix("torch.")
-    if name not in ("auto", accepted):
-        raise ConfigError(f'runtime.paged_kv.dtype: must be auto or the model\'s dtype, {accepted} (got "{name}")')
+def _kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> torch.dtype:
+    """Returns the type of cached keys and values of a model that computes in `dtype`."""
+    name, own = runtime.paged_kv.dtype, str(dtype).removeprefix("torch.")
+    if name in _NARROW:
+        return _NARROW[name]
+    if name not in ("auto", own):
+        raise ConfigError(
+            f'runtime.paged_kv.dtype: must be auto, int8, fp8 or the model\'s dtype, {own} (got "{name}")'
+        )
+    return dtype
 
 
 def _describe(spec: ModelSpec, page: PageShape, device: torch.device, num_pages: int, max_model_len: int) -> ModelInfo:

@@ -2,3 +2,8 @@
 
 Everything is computed in float32 or wider and rounded once, at the end.
 """
+
+from typing import Final
+
+# Reads and writes pages of 8 bits (see `narrow_kv`).
+NARROW_KV: Final = True

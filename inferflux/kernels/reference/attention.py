@@ -3,6 +3,7 @@
 import torch
 
 from inferflux.kernels.metadata import AttentionMetadata
+from inferflux.kernels.narrow_kv import as_bytes, is_narrow, widen
 
 Tensor = torch.Tensor
 
@@ -24,7 +25,7 @@ def attention(
         zip(metadata.query_lengths_host, metadata.kv_lengths_host, strict=True)
     ):
         tokens = slice(first, first + num_queries)
-        key, value = _row_context(kv_pages, metadata.page_table[row], length)
+        key, value = _row_context(kv_pages, metadata.page_table[row], length, wide)
         scores = _scores(query[tokens].to(wide), key.to(wide)) * scale
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
@@ -34,10 +35,10 @@ def attention(
     return output
 
 
-def _row_context(kv_pages: Tensor, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _row_context(kv_pages: Tensor, pages: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns the row's keys and values in order of position, [length, K, D] each."""
-    page_tokens = kv_pages.shape[2]
-    own_pages = kv_pages[pages[: -(-length // page_tokens)].long()]
+    own = pages[: -(-length // kv_pages.shape[2])].long()
+    own_pages = widen(as_bytes(kv_pages)[own], kv_pages.dtype, dtype) if is_narrow(kv_pages) else kv_pages[own]
     key, value = (own_pages[:, which].flatten(0, 1)[:length] for which in (0, 1))
     return key, value
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from inferflux.kernels.narrow_kv import as_bytes, is_narrow, narrow
+
 Tensor = torch.Tensor
 
 
@@ -13,6 +15,9 @@ def rope(
     query, key, value = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if cos is not None and sin is not None:
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    if is_narrow(kv_pages):
+        key, value = narrow(key, kv_pages.dtype), narrow(value, kv_pages.dtype)
+        kv_pages = as_bytes(kv_pages)
     for token, slot in enumerate(slots.tolist()):
         page, offset = divmod(slot, page_tokens)
         kv_pages[page, 0, offset] = key[token]

@@ -1,1 +1,6 @@
 """The fast path on CPUs and the fallback everywhere else: stock PyTorch operators, as few and as large as possible."""
+
+from typing import Final
+
+# Reads and writes pages of 8 bits (see `narrow_kv`).
+NARROW_KV: Final = True

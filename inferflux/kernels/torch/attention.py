@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from inferflux.kernels.metadata import AttentionMetadata
+from inferflux.kernels.narrow_kv import as_bytes, is_narrow, widen
 from inferflux.kernels.torch.attention_plan import (
     AttentionPlan,
     DecodeGroup,
@@ -91,7 +92,7 @@ def _decode(
     output: Tensor, query: Tensor, kv_pages: Tensor, group: DecodeGroup, scale: float, soft_cap: float | None
 ) -> None:
     """Query heads that share a key head stand as its queries: [n, K, H / K, D] against [n, K, slots, D]."""
-    num_rows, num_kv_heads, head_dim = len(group.tokens), *kv_pages.shape[3:]
+    num_rows, num_kv_heads, head_dim = len(group.tokens), kv_pages.shape[3], query.shape[2]
     context = (num_rows, -1, num_kv_heads, head_dim)
     seen = slice(group.start, group.stop)
     key = _gather(kv_pages[:, 0], group.pages, group.hidden, query.dtype).view(context)[:, seen].transpose(1, 2)
@@ -111,7 +112,7 @@ def _prefill(
     output: Tensor, query: Tensor, kv_pages: Tensor, row: PrefillRow, scale: float, soft_cap: float | None
 ) -> None:
     """Key heads stand as the batch and the query heads that share one as its heads: [K, H / K, queries, D]."""
-    num_kv_heads, head_dim = kv_pages.shape[3:]
+    num_kv_heads, head_dim = kv_pages.shape[3], query.shape[2]
     context = [_gather(kv_pages[:, which], row.pages, None, query.dtype).transpose(0, 1) for which in (0, 1)]
     for block in row.blocks:
         shape = (block.last - block.first, num_kv_heads, -1, head_dim)
@@ -130,8 +131,12 @@ def _prefill(
 
 
 def _gather(pages_of_layer: Tensor, pages: Tensor, hidden: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """pages_of_layer [P, N, K, D] -> [pages * N, K, D], the hidden slots zeroed: a mask does not stop a NaN."""
-    context = pages_of_layer.index_select(0, pages).flatten(0, 1)
+    """pages_of_layer [P, N, K, D], or narrow -> [pages * N, K, D], hidden slots zeroed: a mask does not stop a NaN."""
+    if is_narrow(pages_of_layer):
+        rows = as_bytes(pages_of_layer).index_select(0, pages).flatten(0, 1)
+        context = widen(rows, pages_of_layer.dtype, dtype)
+    else:
+        context = pages_of_layer.index_select(0, pages).flatten(0, 1)
     if hidden is not None:
         context.index_fill_(0, hidden, 0)
     return context.to(dtype)

@@ -2,6 +2,8 @@
 
 import torch
 
+from inferflux.kernels.narrow_kv import as_bytes, is_narrow, narrow
+
 Tensor = torch.Tensor
 
 
@@ -14,8 +16,11 @@ def rope(
     if cos is not None and sin is not None:
         _rotate(qkv[:, : num_all_heads - num_kv_heads, : cos.shape[-1]], cos, sin)
     # Keys and values are neighbours in qkv and in a page, so that one write takes both.
-    key_value = qkv[:, num_heads:].view(num_tokens, 2, num_kv_heads, head_dim).to(kv_pages.dtype)
-    _write(kv_pages, slots, key_value)
+    key_value = qkv[:, num_heads:].view(num_tokens, 2, num_kv_heads, head_dim)
+    if is_narrow(kv_pages):
+        _write(as_bytes(kv_pages), slots, narrow(key_value, kv_pages.dtype))
+    else:
+        _write(kv_pages, slots, key_value.to(kv_pages.dtype))
     return qkv[:, :num_heads]
 
 
