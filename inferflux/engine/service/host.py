@@ -117,7 +117,8 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         if engine.has_work or engine.has_chores:
             news += engine.step()
         engine.beat()
-        if news:
+        # After an abort nothing else might come to tell that pages are free.
+        if news or any(isinstance(frame, Abort) for frame in frames):
             _send(sock, Outputs(news, engine.stats()))
 
 
