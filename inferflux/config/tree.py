@@ -141,6 +141,7 @@ class KernelsConfig(Section, frozen=True):
     add_norm: Text = "auto"
     rope: Text = "auto"
     activation: Text = "auto"
+    moe: Text = "auto"
     sampling: Text = "auto"
 
 

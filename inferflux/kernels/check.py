@@ -114,8 +114,8 @@ def _poisoned_memory() -> Iterator[None]:
 def _call(op: str, implementation: Any, inputs: Inputs) -> tuple[Tensor, ...]:
     """Returns all that the op computes: its results, and the pages that rope writes."""
     if op in PACKED_OPS:
-        weight, bias, x = inputs.positional
-        return (implementation.run(implementation.pack(weight, bias), x),)
+        packed = implementation.pack(*inputs.positional[:2])
+        return (implementation.run(packed, *inputs.positional[2:]),)
     result = implementation(*inputs.positional, **inputs.keywords)
     if op == "rope":
         return result, inputs.positional[3]

@@ -19,6 +19,7 @@ from inferflux.kernels.ops import (
     AddNormOp,
     AttentionOp,
     LinearOp,
+    MoeOp,
     NormOp,
     QuantizedLinearOp,
     RopeOp,
@@ -50,6 +51,7 @@ class KernelSet:
     add_norm: AddNormOp
     rope: RopeOp
     activation: ActivationOp
+    moe: MoeOp
     sampling: SamplingOp
     choices: tuple[Choice, ...] = ()
 

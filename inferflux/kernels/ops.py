@@ -8,6 +8,7 @@ Shape letters are those of `metadata`. Inputs may be strided unless said otherwi
 unless said otherwise.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal, Protocol
 
 import torch
@@ -103,6 +104,23 @@ class QuantizedLinearOp(Protocol):
 
     def run(self, packed: Any, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out], in x's dtype; accumulated in float32 at least."""
+        ...
+
+
+class MoeOp(Protocol):
+    """A mixture of experts: each token goes through a few gated MLPs, whose outputs are weighed and added."""
+
+    def pack(self, gate_up: Iterable[Tensor], down: Iterable[Tensor]) -> Any:
+        """gate_up: [2I, hidden] of each of E experts, down: [hidden, I]; taken in turn, one expert after another, so
+        that they may be loaded as they are taken. As `LinearOp.pack`."""
+        ...
+
+    def run(self, packed: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, kind: ActivationKind) -> Tensor:
+        """x [T, hidden], expert_ids int64 [T, k], weights float32 [T, k].
+
+        Ids are >= 0 and <= E; E is nobody's (an expert of another rank) and adds nothing. Returns the sum over k of
+        weights * down(kind(gate(x)) * up(x)), [T, hidden] in x's dtype, summed in float32 at least.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ import torch
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import CLEAR_GAP, FAMILIES, VOCAB_SIZE, TinyModel
-from tests.support.world import World, answer
+from tests.support.world import World, answer, answer_all_to_all
 
 PROMPT_LENGTHS = (1, 5, 9, 13)
 PARAMS = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True, logprobs=2)
@@ -61,7 +61,20 @@ def clear_answers(folder: Path) -> tuple[list[list[int]], list[Result]]:
 def test_ranks_say_what_one_process_says(world: World, family: str, one_process: Answers) -> None:
     folder, prompts, expected = one_process(family)
     results, num_preemptions = world.run(answer, folder, RUNTIME, prompts, PARAMS)
+    assert_same(results, expected)
     assert num_preemptions > 0, "the pool was meant to be too small for all"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
+def test_experts_rows_may_go_all_to_all(world: World, family: str, one_process: Answers) -> None:
+    """Two experts per token and four ranks: the rows of two ranks are not sent at all."""
+    if world.size < 4:
+        pytest.skip("with two ranks an all-reduce moves no more")
+    folder, prompts, expected = one_process(family)
+    assert_same(world.run(answer_all_to_all, folder, RUNTIME, prompts, PARAMS)[0], expected)
+
+
+def assert_same(results: list[Result], expected: list[Result]) -> None:
     for result, single in zip(results, expected, strict=True):
         assert result.error is None
         assert result.token_ids == single.token_ids

@@ -57,6 +57,7 @@ _LONG_ROPE = {
     "long_factor": [1.5 + 0.5 * i for i in range(6)],
     "attention_factor": 1.2,
 }
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "decoder_sparse_step": 1}
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "tie_word_embeddings": True, "sliding_window": 20}
 
 
@@ -103,6 +104,10 @@ FAMILIES: Mapping[str, Builder] = {
             "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2,
         }),
         ("qwen3", "Qwen3ForCausalLM", {"head_dim": 24}),
+        ("mixtral", "MixtralForCausalLM", {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 24}),
+        ("qwen2_moe", "Qwen2MoeForCausalLM", {**_EXPERTS, "shared_expert_intermediate_size": 48}),
+        ("qwen3_moe", "Qwen3MoeForCausalLM", {**_EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+        ("olmoe", "OlmoeForCausalLM", {"num_experts": 8, "num_experts_per_tok": 2}),
         ("smollm3", "SmolLM3ForCausalLM", {"no_rope_layers": [1, 0, 1, 0]}),
         ("phi3", "Phi3ForCausalLM", {"partial_rotary_factor": 0.75, "sliding_window": 40}),
         ("phi3_longrope", "Phi3ForCausalLM", {

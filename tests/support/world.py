@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 
@@ -17,6 +18,7 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.executor import Executor
+from inferflux.engine.layers import mixture
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests
 from tests.support.ports import free_port
@@ -104,3 +106,9 @@ def answer(
     results = run_requests(engine, prompts, params)
     engine.close()
     return results, engine.stats().preemptions
+
+
+def answer_all_to_all(*arguments: Any) -> tuple[list[Result], int] | None:
+    """As `answer`, with experts' rows sent to the rank that adds them up, however few tokens there are."""
+    with patch.object(mixture, "ALL_TO_ALL_TOKENS", 1):
+        return answer(*arguments)

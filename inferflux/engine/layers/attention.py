@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from inferflux.dist.context import ParallelContext
+from inferflux.engine.layers.head_norm import HeadNorm
 from inferflux.engine.layers.linear import Linear
 from inferflux.engine.layers.rope import Angles
 from inferflux.kernels.kernel_set import KernelSet
@@ -32,14 +33,10 @@ class AttentionShape:
     scale: float
     soft_cap: float | None
     rope: int | None
-    norm_eps: float
 
 
 class Attention:
-    """Projects to queries, keys and values, normalises heads if asked, rotates, caches, attends and projects back.
-
-    head_norm [H + K, D]: the weights of the query and key norm, one row per head, or None.
-    """
+    """Projects to queries, keys and values, normalises heads if asked, rotates, caches, attends and projects back."""
 
     def __init__(
         self,
@@ -48,7 +45,7 @@ class Attention:
         shape: AttentionShape,
         qkv: Linear,
         output: Linear,
-        head_norm: Tensor | None,
+        head_norm: HeadNorm | None,
     ) -> None:
         self._kernels = kernels
         self._context = context
@@ -63,8 +60,7 @@ class Attention:
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = self._qkv(hidden).view(-1, num_heads + 2 * num_kv_heads, shape.head_dim)
         if self._head_norm is not None:
-            rotated = qkv[:, : num_heads + num_kv_heads]
-            rotated.copy_(kernels.norm(rotated, self._head_norm, shape.norm_eps))
+            self._head_norm(qkv[:, : num_heads + num_kv_heads])
         cos, sin = (None, None) if shape.rope is None else step.angles[shape.rope]
         query = kernels.rope(qkv, cos, sin, kv_pages, metadata.slots, num_heads=num_heads)
         mixed = kernels.attention(

@@ -13,6 +13,7 @@ from inferflux.engine.models.weight_names import (
     GEMMA_MULTIMODAL_NAMES,
     GEMMA_NAMES,
     LLAMA_NAMES,
+    MIXTRAL_NAMES,
     WeightNames,
 )
 
@@ -28,12 +29,29 @@ def _all_full(config: ConfigReader, num_layers: int) -> LayerTypes:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureKeys:
+    """Under which keys a family's configs keep the sizes of its mixtures of experts.
+
+    normalise: whether the chosen experts' weights are made to add up to 1; `from_config` reads `norm_topk_prob`.
+    shared: an expert that every token goes through, of `shared_expert_intermediate_size`.
+    """
+
+    num_experts: tuple[str, ...] = ("num_experts", "num_local_experts")
+    expert_size: str = "moe_intermediate_size"
+    normalise: BiasRule = "from_config"
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """What sets one family apart.
 
     layer_types: (config, num_layers) -> one of FULL and SLIDING per layer.
     defaults: what its configs may leave out.
     qkv_bias, o_bias: `from_config` reads `attention_bias`. mlp_bias: reads `mlp_bias`, else there is none.
+    qk_norm: queries and keys are normalised, head by head; qk_norm_whole: all heads of a token as one.
+    mixture: MLPs are mixtures of experts, in the layers that `decoder_sparse_step` and `mlp_only_layers` say.
+    unsupported: keys that must be null or absent.
     nope: reads `no_rope_layers`. norm_offset: norms multiply by 1 + weight. sandwich_norms: attention and MLP outputs
     are normalised too. scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
     config_section: where the language model's keys are, in a config of several models.
@@ -46,6 +64,9 @@ class Family:
     o_bias: BiasRule = "never"
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_whole: bool = False
+    mixture: MixtureKeys | None = None
+    unsupported: tuple[str, ...] = ()
     nope: bool = False
     norm_offset: bool = False
     sandwich_norms: bool = False
@@ -57,6 +78,10 @@ class Family:
 
 def _all_sliding(config: ConfigReader, num_layers: int) -> LayerTypes:
     return (SLIDING if "sliding_window" in config else FULL,) * num_layers
+
+
+def _all_sliding_if_used(config: ConfigReader, num_layers: int) -> LayerTypes:
+    return _all_sliding(config, num_layers) if config.flag("use_sliding_window") else (FULL,) * num_layers
 
 
 def _listed(config: ConfigReader, num_layers: int) -> LayerTypes | None:
@@ -94,6 +119,13 @@ def rotating_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
         return tuple(bool(flag) for flag in config.numbers("no_rope_layers", num_layers, 0, 1))
     interval = config.integer("no_rope_layer_interval", 1, 2**20)
     return tuple((i + 1) % interval != 0 for i in range(num_layers))
+
+
+def sparse_layers(config: ConfigReader, num_layers: int) -> tuple[bool, ...]:
+    """Which layers have experts: every `decoder_sparse_step`-th, but for those in `mlp_only_layers`."""
+    step = config.optional_integer("decoder_sparse_step", 1, 2**20) or 1
+    dense = config.integers("mlp_only_layers", 0, num_layers - 1)
+    return tuple((i + 1) % step == 0 and i not in dense for i in range(num_layers))
 
 
 _COMMON: Mapping[str, object] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
@@ -153,6 +185,48 @@ FAMILIES: Mapping[str, Family] = {
         qkv_bias="from_config",
         o_bias="from_config",
         qk_norm=True,
+    ),
+    "MixtralForCausalLM": Family(
+        names=MIXTRAL_NAMES,
+        defaults={
+            **_COMMON,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 8,
+            "rope_theta": 1e6,
+        },
+        layer_types=_all_sliding,
+        mixture=MixtureKeys(expert_size="intermediate_size", normalise="always"),
+    ),
+    "Qwen2MoeForCausalLM": Family(
+        defaults={**_QWEN, "num_experts_per_tok": 4, "num_experts": 60},
+        layer_types=_sliding_above,
+        qkv_bias="always",
+        mixture=MixtureKeys(shared=True),
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        defaults={**_QWEN, "num_experts_per_tok": 8},
+        layer_types=_all_sliding_if_used,
+        qkv_bias="from_config",
+        o_bias="from_config",
+        qk_norm=True,
+        mixture=MixtureKeys(),
+    ),
+    "OlmoeForCausalLM": Family(
+        defaults={
+            **_COMMON,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "num_experts_per_tok": 8,
+            "num_experts": 64,
+        },
+        qkv_bias="from_config",
+        o_bias="from_config",
+        qk_norm_whole=True,
+        mixture=MixtureKeys(expert_size="intermediate_size"),
+        unsupported=("clip_qkv",),
     ),
     "SmolLM3ForCausalLM": Family(
         defaults={

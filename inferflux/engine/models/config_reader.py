@@ -79,6 +79,15 @@ class ConfigReader:
             raise self.fail(key, f"a list of {length} numbers >= {low:g} and <= {high:g}")
         return tuple(float(item) for item in value)
 
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of integers; a missing key is an empty tuple."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(type(item) is int and low <= item <= high for item in value):
+            raise self.fail(key, f"a list of integers >= {low} and <= {high}")
+        return tuple(value)
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id or a list of ids; a missing key is an empty tuple."""
         value = self._values.get(key)

@@ -12,6 +12,7 @@ from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.attention import Attention, Step
 from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.linear import Linear
+from inferflux.engine.layers.mixture import Mixture
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import RopeTable
 from inferflux.engine.models.spec import ModelSpec
@@ -34,7 +35,7 @@ class DecoderLayer:
         kernels: KernelSet,
         eps: float,
         attention: Attention,
-        mlp: GatedMlp,
+        mlp: GatedMlp | Mixture,
         input_norms: tuple[Tensor, Tensor],
         output_norms: tuple[Tensor, Tensor] | None,
     ) -> None:
@@ -65,6 +66,7 @@ class DecoderLayer:
 class Decoder:
     """A loaded model.
 
+    expert_load int64 [experts]: tokens that went to each expert so far, all layers together.
     `layers` is a plain list of callables (see DecoderLayer.__call__). To read or
     change activations, put a callable of your own in a layer's place; the stream after a layer is hidden + residual,
     and both may be overwritten later, so clone what you keep.
@@ -81,9 +83,11 @@ class Decoder:
         final_norm: Tensor,
         lm_head: Linear,
         ropes: tuple[RopeTable, ...],
+        expert_load: Tensor | None = None,
     ) -> None:
         self.spec = spec
         self.layers = layers
+        self.expert_load = expert_load
         self.dtype = final_norm.dtype
         self._kernels = kernels
         self._context = context

@@ -7,7 +7,9 @@ import torch
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.attention import Attention, AttentionShape
 from inferflux.engine.layers.embedding import Embedding
+from inferflux.engine.layers.head_norm import HeadNorm, PerHeadNorm, WholeNorm
 from inferflux.engine.layers.linear import Linear
+from inferflux.engine.layers.mixture import Mixture, MixtureShape, SharedExpert
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import RopeTable
 from inferflux.engine.models.decoder import Decoder, DecoderLayer, Layer
@@ -44,6 +46,8 @@ def load_model(
     Raises ModelLoadError when the folder is not sound or not supported, ConfigError when ranks cannot share it.
     """
     spec = with_max_model_len(read_spec(path), max_model_len)
+    if quantization is not None and spec.mixture is not None:
+        raise ConfigError("models[].quantization: must be null: experts are not quantised yet")
     table = weight_table(spec)
     with Checkpoint(path) as checkpoint:
         check_tensors(checkpoint, table.sources(), lambda name: is_ignored(spec, name))
@@ -62,6 +66,7 @@ def load_model(
             layers=layers,
             final_norm=builder.norm(table.final_norm),
             lm_head=Linear(kernels, head),
+            expert_load=builder.expert_load,
             ropes=tuple(RopeTable(rope, spec.max_model_len, dtype, device) for rope in spec.ropes),
         )
 
@@ -99,6 +104,8 @@ class _Builder:
         self.context = context
         self.loader = loader
         self._quantization = quantization
+        num_experts = 0 if spec.mixture is None else spec.mixture.num_experts
+        self.expert_load = torch.zeros(num_experts, dtype=torch.int64, device=context.device)
         check_partition(spec, context.size)
         self._num_heads = num_heads(spec, context.size)
         self._num_kv_heads = num_kv_heads(spec, context.size)
@@ -112,16 +119,37 @@ class _Builder:
             self.kernels,
             self.spec.norm_eps,
             self._attention(layer, weights),
-            GatedMlp(
-                self.kernels,
-                self.context,
-                self.spec.activation,
-                self._linear(weights.gate_up, weights.gate_up_bias),
-                self._linear(weights.down, weights.down_bias),
-            ),
+            self._mixture(weights) if layer.sparse else self._mlp(weights),
             (self.norm(weights.input_norm), self.norm(weights.mlp_input_norm)),
             output_norms,
         )
+
+    def _mlp(self, weights: LayerWeights) -> GatedMlp:
+        assert weights.gate_up is not None
+        assert weights.down is not None
+        gate_up = self._linear(weights.gate_up, weights.gate_up_bias)
+        return GatedMlp(
+            self.kernels, self.context, self.spec.activation, gate_up, self._linear(weights.down, weights.down_bias)
+        )
+
+    def _mixture(self, weights: LayerWeights) -> Mixture:
+        mixture, kernels = self.spec.mixture, self.kernels
+        assert mixture is not None
+        assert weights.router is not None
+        mine = self.context.split(mixture.num_experts, "num_experts")
+        load = self.loader.load
+        experts = kernels.moe.pack(map(load, weights.experts_gate_up[mine]), map(load, weights.experts_down[mine]))
+        shape = MixtureShape(mixture.num_experts, mixture.per_token, mixture.normalise, self.spec.activation)
+        router, shared = load(weights.router), self._shared_expert(weights)
+        return Mixture(
+            kernels, self.context, shape, router=router, experts=experts, shared=shared, load=self.expert_load
+        )
+
+    def _shared_expert(self, weights: LayerWeights) -> SharedExpert | None:
+        if weights.gate_up is None or weights.down is None or weights.shared_gate is None:
+            return None
+        gate_up, down = self._linear(weights.gate_up, None), self._linear(weights.down, None)
+        return SharedExpert(self.kernels, self.spec.activation, gate_up, down, self.loader.load(weights.shared_gate))
 
     def norm(self, weight: Weight) -> Tensor:
         """Returns a norm's weight, Gemma's 1 + w computed in float32."""
@@ -138,7 +166,6 @@ class _Builder:
             scale=spec.attention_scale,
             soft_cap=spec.attention_soft_cap,
             rope=layer.rope,
-            norm_eps=spec.norm_eps,
         )
         return Attention(
             self.kernels,
@@ -149,12 +176,17 @@ class _Builder:
             self._head_norm(weights),
         )
 
-    def _head_norm(self, weights: LayerWeights) -> Tensor | None:
-        """Returns [H + K, D]: the query norm's weight for each query head, the key norm's for each key head."""
+    def _head_norm(self, weights: LayerWeights) -> HeadNorm | None:
         if weights.query_norm is None or weights.key_norm is None:
             return None
-        query = self.norm(weights.query_norm).expand(self._num_heads, -1)
-        return torch.cat((query, self.norm(weights.key_norm).expand(self._num_kv_heads, -1)))
+        spec, query, key = self.spec, self.norm(weights.query_norm), self.norm(weights.key_norm)
+        if spec.qk_norm_whole:
+            both = (query.view(self._num_heads, -1), key.view(self._num_kv_heads, -1))
+            widths = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim)
+            copies = self.context.size * self._num_kv_heads // spec.num_kv_heads
+            return WholeNorm(self.context, both, widths, copies, spec.norm_eps)
+        rows = torch.cat((query.expand(self._num_heads, -1), key.expand(self._num_kv_heads, -1)))
+        return PerHeadNorm(self.kernels, rows, spec.norm_eps)
 
     def _linear(self, weight: Weight, bias: Weight | None) -> Linear:
         matrix = self.matrix(weight, self._quantization)

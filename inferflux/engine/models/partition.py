@@ -11,7 +11,11 @@ def check_partition(spec: ModelSpec, size: int) -> None:
     """
     num_heads(spec, size)
     num_kv_heads(spec, size)
-    shares.even(spec.intermediate_size, 0, size, "intermediate_size")
+    if not all(layer.sparse for layer in spec.layers):
+        shares.even(spec.intermediate_size, 0, size, "intermediate_size")
+    if spec.mixture is not None:
+        shares.even(spec.mixture.num_experts, 0, size, "num_experts")
+        shares.even(spec.mixture.shared_size, 0, size, "shared_expert_intermediate_size")
 
 
 def num_heads(spec: ModelSpec, size: int) -> int:

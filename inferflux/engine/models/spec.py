@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Literal, cast
 
 from inferflux.engine.layers.rope_spec import LinearScaling, LongRopeScaling, RopeSpec, YarnScaling
-from inferflux.engine.models.catalog import FAMILIES, FULL, SLIDING, BiasRule, Family, rotating_layers
+from inferflux.engine.models.catalog import (
+    FAMILIES,
+    FULL,
+    SLIDING,
+    BiasRule,
+    Family,
+    MixtureKeys,
+    rotating_layers,
+    sparse_layers,
+)
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.encoder_spec import ENCODERS
 from inferflux.engine.models.read_rope import MAX_POSITIONS, read_rope
@@ -24,6 +33,7 @@ MAX_HIDDEN_SIZE = 2**17
 MAX_INTERMEDIATE_SIZE = 2**20
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
+MAX_EXPERTS = 4096
 MAX_HEAD_DIM = 1024
 _ACTIVATIONS = {
     "silu": "silu",
@@ -39,10 +49,26 @@ _DTYPES = {name: name for name in ("float32", "bfloat16", "float16")}
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """window: how many of the latest positions a query sees, its own included; None: all.
-    rope: index into ModelSpec.ropes; None: queries and keys are not rotated."""
+    rope: index into ModelSpec.ropes; None: queries and keys are not rotated.
+    sparse: its MLP is a mixture of experts."""
 
     window: int | None
     rope: int | None
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureSpec:
+    """A mixture of experts (`LayerSpec.sparse`): each token goes through `per_token` of `num_experts` gated MLPs.
+
+    normalise: their weights are made to add up to 1. shared_size: of the expert that every token goes through; 0: none.
+    """
+
+    num_experts: int
+    per_token: int
+    expert_size: int
+    normalise: bool
+    shared_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +78,7 @@ class ModelSpec:
     max_position_embeddings: the length the config gives. max_model_len: the length it is served with.
     checkpoint_dtype: what the config says its tensors are.
     eos_token_ids: every id that ends an answer, ids outside the vocabulary (which cannot be sampled) left out.
+    qk_norm: queries and keys are normalised head by head; qk_norm_whole: all heads of a token as one vector.
     norm_offset: norms multiply by 1 + weight. sandwich_norms: attention and MLP outputs are normalised too.
     embedding_scale multiplies embeddings; attention_scale multiplies q.k. Soft caps: see kernels.ops; None: off.
     """
@@ -80,6 +107,8 @@ class ModelSpec:
     qk_norm: bool
     norm_offset: bool
     sandwich_norms: bool
+    qk_norm_whole: bool = False
+    mixture: MixtureSpec | None = None
     tied_embeddings: bool = False
     checkpoint_dtype: CheckpointDtype = "float32"
     eos_token_ids: tuple[int, ...] = ()
@@ -88,12 +117,21 @@ class ModelSpec:
     def num_parameters(self) -> int:
         """Weights of the whole model, tied ones counted once."""
         query, key_value = self.num_heads * self.head_dim, 2 * self.num_kv_heads * self.head_dim
-        layer = self.hidden_size * (2 * query + key_value + 3 * self.intermediate_size)
+        layer = self.hidden_size * (2 * query + key_value)
         layer += self.hidden_size * (4 if self.sandwich_norms else 2) + (2 * self.head_dim if self.qk_norm else 0)
         layer += (query + key_value if self.qkv_bias else 0) + (self.hidden_size if self.o_bias else 0)
-        layer += 2 * self.intermediate_size + self.hidden_size if self.mlp_bias else 0
+        layer += query + key_value // 2 if self.qk_norm_whole else 0
+        mlps = sum(self._num_mlp_parameters(one.sparse) for one in self.layers)
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return embeddings + self.num_layers * layer + self.hidden_size
+        return embeddings + self.num_layers * layer + mlps + self.hidden_size
+
+    def _num_mlp_parameters(self, sparse: bool) -> int:
+        if not sparse or self.mixture is None:
+            biases = 2 * self.intermediate_size + self.hidden_size if self.mlp_bias else 0
+            return 3 * self.hidden_size * self.intermediate_size + biases
+        mixture = self.mixture
+        per_input = mixture.num_experts * (1 + 3 * mixture.expert_size) + 3 * mixture.shared_size
+        return self.hidden_size * (per_input + (1 if mixture.shared_size else 0))
 
     @property
     def longest_model_len(self) -> int:
@@ -125,6 +163,9 @@ def read_spec(path: Path) -> ModelSpec:
             raise reader.fail("quantization_config", "absent: quantised checkpoints are not supported")
     if config.flag("use_bidirectional_attention"):
         raise config.fail("use_bidirectional_attention", "false: only causal models are supported")
+    for key in family.unsupported:
+        if key in config:
+            raise config.fail(key, "null: it is not supported")
     spec = _build(architecture, family, config)
     eos_token_ids = tuple(i for i in _eos_token_ids(path, top, config) if i < spec.vocab_size)
     # In a config of several models, the outer object says whether the language model's embeddings are tied.
@@ -193,6 +234,21 @@ def _build(architecture: str, family: Family, config: ConfigReader) -> ModelSpec
         qk_norm=family.qk_norm,
         norm_offset=family.norm_offset,
         sandwich_norms=family.sandwich_norms,
+        qk_norm_whole=family.qk_norm_whole,
+        mixture=_mixture(family.mixture, config) if family.mixture is not None else None,
+    )
+
+
+def _mixture(keys: MixtureKeys, config: ConfigReader) -> MixtureSpec:
+    count = next((key for key in keys.num_experts if key in config), keys.num_experts[0])
+    num_experts = config.integer(count, 1, MAX_EXPERTS)
+    normalise = config.flag("norm_topk_prob") if keys.normalise == "from_config" else keys.normalise == "always"
+    return MixtureSpec(
+        num_experts=num_experts,
+        per_token=config.integer("num_experts_per_tok", 1, num_experts),
+        expert_size=config.integer(keys.expert_size, 1, MAX_INTERMEDIATE_SIZE),
+        normalise=normalise,
+        shared_size=config.integer("shared_expert_intermediate_size", 1, MAX_INTERMEDIATE_SIZE) if keys.shared else 0,
     )
 
 
@@ -218,12 +274,13 @@ def _layers(
     """Returns the layers and the distinct ropes they refer to. sizes: head_dim, max_position_embeddings."""
     types = family.layer_types(config, num_layers)
     rotates = rotating_layers(config, num_layers) if family.nope else (True,) * num_layers
+    sparse = sparse_layers(config, num_layers) if family.mixture is not None else (False,) * num_layers
     window = config.integer("sliding_window", 1, MAX_POSITIONS) if SLIDING in types else None
     by_type = {kind: read_rope(config, kind, *sizes) for kind in sorted(set(types))}
     ropes = tuple(dict.fromkeys(by_type.values()))
     layers = tuple(
-        LayerSpec(None if kind == FULL else window, ropes.index(by_type[kind]) if rotating else None)
-        for kind, rotating in zip(types, rotates, strict=True)
+        LayerSpec(None if kind == FULL else window, ropes.index(by_type[kind]) if rotating else None, is_sparse)
+        for kind, rotating, is_sparse in zip(types, rotates, sparse, strict=True)
     )
     return layers, ropes
 

@@ -10,6 +10,8 @@ class WeightNames:
     prefix: before all names but the output head's. Names of a layer follow `{prefix}layers.N.` and, except in the
     last three fields, are followed by `.weight` or `.bias`.
     qkv, gate_up: the tensors to stack, or the one tensor of checkpoints that have them stacked already.
+    router, experts, shared_expert: of mixtures of experts only; expert N's are `{experts}.N.{name}`, the shared one's
+    as an MLP's, and `{shared_expert}_gate`.
     attention_output_norm, mlp_output_norm: of families with sandwich norms only.
     ignored_in_layer: full names in a layer that may be there and are not needed. ignored_prefixes: whole parts of a
     checkpoint that are not served (a vision tower).
@@ -19,6 +21,12 @@ class WeightNames:
     lm_head: str = "lm_head.weight"
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    router: str = "mlp.gate"
+    experts: str = "mlp.experts"
+    expert_gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    expert_down: str = "down_proj"
+    shared_expert: str = "mlp.shared_expert"
     attention_output_norm: str = ""
     mlp_input_norm: str = "post_attention_layernorm"
     mlp_output_norm: str = ""
@@ -27,6 +35,12 @@ class WeightNames:
 
 
 LLAMA_NAMES = WeightNames()
+MIXTRAL_NAMES = WeightNames(
+    router="block_sparse_moe.gate",
+    experts="block_sparse_moe.experts",
+    expert_gate_up=("w1", "w3"),
+    expert_down="w2",
+)
 FUSED_NAMES = WeightNames(qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",))
 GEMMA_NAMES = WeightNames(
     attention_output_norm="post_attention_layernorm",

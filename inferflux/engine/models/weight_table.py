@@ -5,6 +5,8 @@ Knows names and shapes, and which dimension ranks share; reads nothing. No torch
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any
 
 from inferflux.engine.models.catalog import FAMILIES
 from inferflux.engine.models.spec import ModelSpec
@@ -17,6 +19,8 @@ class LayerWeights:
     """One layer's weights; None: the model has none. H, K, D: heads, key/value heads, head size.
 
     qkv [(H + 2K) * D, hidden], o [hidden, H * D], gate_up [2 * intermediate, hidden], down [hidden, intermediate].
+    Of a mixture of experts gate_up and down are the shared one's, if there is one; router [experts, hidden]; expert N's
+    two matrices stand in experts_gate_up[N] and experts_down[N].
     """
 
     input_norm: Weight
@@ -28,11 +32,15 @@ class LayerWeights:
     o_bias: Weight | None
     attention_output_norm: Weight | None
     mlp_input_norm: Weight
-    gate_up: Weight
+    gate_up: Weight | None
     gate_up_bias: Weight | None
-    down: Weight
+    down: Weight | None
     down_bias: Weight | None
     mlp_output_norm: Weight | None
+    router: Weight | None
+    shared_gate: Weight | None
+    experts_gate_up: tuple[Weight, ...]
+    experts_down: tuple[Weight, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,9 @@ class ModelWeights:
         yield from (*self.embedding, *self.final_norm, *(self.lm_head or ()))
         for layer in self.layers:
             for field in fields(layer):
-                yield from getattr(layer, field.name) or ()
+                if not field.name.startswith("experts_"):
+                    yield from getattr(layer, field.name) or ()
+            yield from chain.from_iterable((*layer.experts_gate_up, *layer.experts_down))
 
 
 def weight_table(spec: ModelSpec) -> ModelWeights:
@@ -57,7 +67,9 @@ def weight_table(spec: ModelSpec) -> ModelWeights:
     matrix = (spec.vocab_size, spec.hidden_size)
     return ModelWeights(
         embedding=(TensorSource(f"{names.prefix}embed_tokens.weight", matrix, "vocabulary"),),
-        layers=tuple(_layer(spec, names, f"{names.prefix}layers.{i}.") for i in range(spec.num_layers)),
+        layers=tuple(
+            _layer(spec, names, f"{names.prefix}layers.{i}.", layer.sparse) for i, layer in enumerate(spec.layers)
+        ),
         final_norm=(TensorSource(f"{names.prefix}norm.weight", (spec.hidden_size,)),),
         lm_head=None if spec.tied_embeddings else (TensorSource(names.lm_head, matrix, "vocabulary"),),
     )
@@ -75,37 +87,80 @@ def is_ignored(spec: ModelSpec, name: str) -> bool:
     return name.startswith(layers) and number.isdigit() and rest in names.ignored_in_layer
 
 
-def _layer(spec: ModelSpec, names: WeightNames, prefix: str) -> LayerWeights:
+def _layer(spec: ModelSpec, names: WeightNames, prefix: str, is_sparse: bool) -> LayerWeights:
     hidden = spec.hidden_size
     query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    qkv_rows, gate_up_rows = (query, key_value, key_value), (spec.intermediate_size,) * 2
-    kv_heads = (0, spec.num_kv_heads, spec.num_kv_heads)
+    qkv_rows, kv_heads = (query, key_value, key_value), (0, spec.num_kv_heads, spec.num_kv_heads)
 
     def norm(name: str, size: int = hidden) -> Weight:
         return (TensorSource(f"{prefix}{name}.weight", (size,)),)
-
-    def matrix(name: str, rows: int, columns: int) -> Weight:
-        return (TensorSource(f"{prefix}{name}.weight", (rows, columns), "row"),)
-
-    def row_bias(name: str) -> Weight:
-        return (TensorSource(f"{prefix}{name}.bias", (hidden,), "row_bias"),)
 
     return LayerWeights(
         input_norm=norm("input_layernorm"),
         qkv=_stacked(prefix, names.qkv, qkv_rows, (hidden,), kv_heads),
         qkv_bias=_stacked(prefix, names.qkv, qkv_rows, (), kv_heads) if spec.qkv_bias else None,
-        query_norm=norm("self_attn.q_norm", spec.head_dim) if spec.qk_norm else None,
-        key_norm=norm("self_attn.k_norm", spec.head_dim) if spec.qk_norm else None,
-        o=matrix("self_attn.o_proj", hidden, query),
-        o_bias=row_bias("self_attn.o_proj") if spec.o_bias else None,
+        query_norm=_head_norm(spec, f"{prefix}self_attn.q_norm.weight", query, 0),
+        key_norm=_head_norm(spec, f"{prefix}self_attn.k_norm.weight", key_value, spec.num_kv_heads),
+        o=_row(f"{prefix}self_attn.o_proj.weight", hidden, query),
+        o_bias=_row_bias(f"{prefix}self_attn.o_proj.bias", hidden) if spec.o_bias else None,
         attention_output_norm=norm(names.attention_output_norm) if spec.sandwich_norms else None,
         mlp_input_norm=norm(names.mlp_input_norm),
-        gate_up=_stacked(prefix, names.gate_up, gate_up_rows, (hidden,)),
-        gate_up_bias=_stacked(prefix, names.gate_up, gate_up_rows, ()) if spec.mlp_bias else None,
-        down=matrix("mlp.down_proj", hidden, spec.intermediate_size),
-        down_bias=row_bias("mlp.down_proj") if spec.mlp_bias else None,
         mlp_output_norm=norm(names.mlp_output_norm) if spec.sandwich_norms else None,
+        **(_experts(spec, names, prefix) if is_sparse else _mlp(spec, names, prefix)),
     )
+
+
+def _mlp(spec: ModelSpec, names: WeightNames, prefix: str) -> dict[str, Any]:
+    """Returns the fields of LayerWeights that an MLP has."""
+    hidden, rows = spec.hidden_size, (spec.intermediate_size,) * 2
+    return {
+        "gate_up": _stacked(prefix, names.gate_up, rows, (hidden,)),
+        "gate_up_bias": _stacked(prefix, names.gate_up, rows, ()) if spec.mlp_bias else None,
+        "down": _row(f"{prefix}{names.down}.weight", hidden, spec.intermediate_size),
+        "down_bias": _row_bias(f"{prefix}{names.down}.bias", hidden) if spec.mlp_bias else None,
+        "router": None,
+        "shared_gate": None,
+        "experts_gate_up": (),
+        "experts_down": (),
+    }
+
+
+def _experts(spec: ModelSpec, names: WeightNames, prefix: str) -> dict[str, Any]:
+    """Returns the fields of LayerWeights that a mixture of experts has. Ranks have whole experts."""
+    assert spec.mixture is not None, "only a model with a mixture has sparse layers"
+    hidden, size, shared = spec.hidden_size, spec.mixture.expert_size, spec.mixture.shared_size
+    folders = [f"{prefix}{names.experts}.{index}." for index in range(spec.mixture.num_experts)]
+    shared_names = tuple(f"{names.shared_expert}.{name}" for name in names.expert_gate_up)
+    return {
+        "gate_up": _stacked(prefix, shared_names, (shared, shared), (hidden,)) if shared else None,
+        "gate_up_bias": None,
+        "down": _row(f"{prefix}{names.shared_expert}.{names.expert_down}.weight", hidden, shared) if shared else None,
+        "down_bias": None,
+        "router": (TensorSource(f"{prefix}{names.router}.weight", (spec.mixture.num_experts, hidden)),),
+        "shared_gate": (TensorSource(f"{prefix}{names.shared_expert}_gate.weight", (1, hidden)),) if shared else None,
+        "experts_gate_up": tuple(
+            tuple(TensorSource(f"{folder}{name}.weight", (size, hidden)) for name in names.expert_gate_up)
+            for folder in folders
+        ),
+        "experts_down": tuple(
+            (TensorSource(f"{folder}{names.expert_down}.weight", (hidden, size)),) for folder in folders
+        ),
+    }
+
+
+def _row(name: str, rows: int, columns: int) -> Weight:
+    return (TensorSource(name, (rows, columns), "row"),)
+
+
+def _row_bias(name: str, size: int) -> Weight:
+    return (TensorSource(name, (size,), "row_bias"),)
+
+
+def _head_norm(spec: ModelSpec, name: str, width: int, num_heads: int) -> Weight | None:
+    """width: of all heads together. num_heads: see TensorSource.heads."""
+    if spec.qk_norm_whole:
+        return (TensorSource(name, (width,), "column", heads=(num_heads,)),)
+    return (TensorSource(name, (spec.head_dim,)),) if spec.qk_norm else None
 
 
 def _stacked(

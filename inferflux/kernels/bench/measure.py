@@ -110,7 +110,6 @@ def _num_calls(contender: Contender, sampler: Sampler) -> int:
 
 def _call(op: str, implementation: Any, inputs: Inputs) -> Callable[[], object]:
     if op in PACKED_OPS:
-        weight, bias, x = inputs.positional
-        packed = implementation.pack(weight, bias)
-        return lambda: implementation.run(packed, x)
+        packed = implementation.pack(*inputs.positional[:2])
+        return lambda: implementation.run(packed, *inputs.positional[2:])
     return lambda: implementation(*inputs.positional, **inputs.keywords)

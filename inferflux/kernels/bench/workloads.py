@@ -17,6 +17,8 @@ from inferflux.kernels.quantized_weight import INT4_GROUP, Scheme, quantize
 
 # Page-major pools of two layers: one layer's view is strided, as in a model.
 NUM_LAYERS = 2
+NUM_EXPERTS = 8
+EXPERTS_PER_TOKEN = 2
 
 
 def workloads_of(op: str, shape: LayerShape) -> tuple[Workload, ...]:
@@ -100,6 +102,28 @@ def _quantized_inputs(scheme: Scheme, rows: int, columns: int, count: int) -> Bu
     def build(dtype: torch.dtype, device: torch.device) -> Inputs:
         weight = quantize(_normal(dtype, device, rows, columns, scale=columns**-0.5), scheme)
         return Inputs((weight, None, _normal(dtype, device, count, columns)))
+
+    return build
+
+
+def _moe(shape: LayerShape) -> Iterator[Workload]:
+    """Two of eight experts, each a quarter as wide as the layer's MLP."""
+    hidden, inner = shape.hidden, shape.intermediate // 4
+    for count in shape.batches:
+        num_used = min(NUM_EXPERTS, EXPERTS_PER_TOKEN * count)
+        cost = Cost(3 * num_used * hidden * inner + 2 * count * hidden, 6 * EXPERTS_PER_TOKEN * count * hidden * inner)
+        yield Workload(
+            "moe", f"{EXPERTS_PER_TOKEN} of {NUM_EXPERTS}, {count}", cost, True, _moe_inputs(hidden, inner, count)
+        )
+
+
+def _moe_inputs(hidden: int, inner: int, count: int) -> Build:
+    def build(dtype: torch.dtype, device: torch.device) -> Inputs:
+        gate_up = _normal(dtype, device, NUM_EXPERTS, 2 * inner, hidden, scale=hidden**-0.5)
+        down = _normal(dtype, device, NUM_EXPERTS, hidden, inner, scale=inner**-0.5)
+        ids = torch.arange(EXPERTS_PER_TOKEN * count, device=device).view(count, EXPERTS_PER_TOKEN) % NUM_EXPERTS
+        weights = torch.full(ids.shape, 1 / EXPERTS_PER_TOKEN, device=device)
+        return Inputs((gate_up, down, _normal(dtype, device, count, hidden), ids, weights, "silu"))
 
     return build
 
@@ -190,6 +214,7 @@ _WORKLOADS: Final[Mapping[str, Callable[[LayerShape], Iterator[Workload]]]] = Ma
         "add_norm": _add_norm,
         "rope": _rope,
         "activation": _activation,
+        "moe": _moe,
         "sampling": _sampling,
     }
 )

@@ -1,0 +1,42 @@
+"""Cases of moe: odd sizes, experts with many tokens and with none, pairs that are nobody's."""
+
+from collections.abc import Callable
+
+import torch
+
+from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+
+
+def moe_cases() -> NamedCases:
+    for num_tokens, num_experts, per_token in ((0, 4, 2), (1, 8, 2), (5, 3, 1), (33, 8, 3), (70, 2, 2)):
+        yield f"{num_tokens} tokens, {per_token} of {num_experts}", _moe((num_tokens, num_experts, per_token))
+    yield "some experts elsewhere", _moe((19, 6, 2), num_here=4)
+    yield "all experts elsewhere", _moe((3, 6, 2), num_here=0)
+    yield "one expert for all", _moe((40, 5, 1), only=3)
+
+
+def _moe(
+    sizes: tuple[int, int, int], *, num_here: int | None = None, only: int | None = None
+) -> Callable[[Draw], Inputs]:
+    """sizes: tokens, experts, experts per token. num_here: ids from there on are nobody's."""
+    num_tokens, num_experts, per_token = sizes
+    hidden, inner = 70, 33
+    here = num_experts if num_here is None else num_here
+
+    def build(draw: Draw) -> Inputs:
+        scores = torch.rand((num_tokens, num_experts), generator=draw.generator)
+        ids = scores.topk(per_token, dim=1).indices if only is None else torch.full((num_tokens, per_token), only)
+        weights = torch.rand((num_tokens, per_token), generator=draw.generator)
+        count = max(here, 1)
+        return Inputs(
+            (
+                draw.normal(count, 2 * inner, hidden, scale=hidden**-0.5),
+                draw.normal(count, hidden, inner, scale=inner**-0.5),
+                draw.normal(num_tokens, hidden + 3)[:, :-3],
+                ids.clamp(max=count).masked_fill(ids >= here, count).to(draw.device),
+                weights.to(draw.device),
+                "silu",
+            )
+        )
+
+    return build

@@ -1,0 +1,137 @@
+"""Mixture of experts as two grouped matrix products, each one launch. The op is this module: `pack` and `run`.
+
+Pairs of token and expert are sorted by expert and padded to whole tiles, so that a tile has one expert; a table says
+which. All of that happens on the device: nothing waits, and a CUDA graph can capture it.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from inferflux.kernels.ops import ActivationKind
+from inferflux.kernels.triton.activation import activation
+
+# Not yet measured on a GPU. Small row tiles: a decode step gives an expert a handful of tokens.
+BLOCK_PAIRS = 16
+BLOCK_OUT = 64
+BLOCK_IN = 32
+
+
+class Experts(NamedTuple):
+    """gate_up [E, 2I, hidden], down [E, hidden, I]."""
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+class Tiles(NamedTuple):
+    """pairs int64 [num_tiles * BLOCK_PAIRS]: token * k + place, or the number of pairs where there is none.
+    experts int64 [num_tiles]: whose tile it is; E: nobody's."""
+
+    pairs: torch.Tensor
+    experts: torch.Tensor
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _grouped_kernel(
+    output,
+    x,
+    weight,
+    scales,
+    pairs,
+    experts,
+    num_pairs,
+    PAIRS_PER_ROW: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_OUT: tl.constexpr,
+    NUM_IN: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program (i, j): tile i's pairs, the j-th BLOCK_N outputs: output[pair] = x[pair // PAIRS_PER_ROW] @ weight.T."""
+    tile = tl.program_id(0)
+    expert = tl.load(experts + tile)
+    if expert < NUM_EXPERTS:
+        mine = tl.load(pairs + tile * BLOCK_M + tl.arange(0, BLOCK_M))
+        there = mine < num_pairs
+        outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        rows = mine // PAIRS_PER_ROW
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for first in range(0, NUM_IN, BLOCK_K):
+            ins = first + tl.arange(0, BLOCK_K)
+            a = tl.load(
+                x + rows[:, None] * NUM_IN + ins[None, :], mask=there[:, None] & (ins < NUM_IN)[None, :], other=0.0
+            )
+            b = tl.load(
+                weight + (expert * NUM_OUT + outs)[None, :] * NUM_IN + ins[:, None],
+                mask=(outs < NUM_OUT)[None, :] & (ins < NUM_IN)[:, None],
+                other=0.0,
+            )
+            total = tl.dot(a, b, total, input_precision="ieee")
+        if SCALED:
+            total *= tl.load(scales + mine, mask=there, other=0.0).to(tl.float32)[:, None]
+        tl.store(
+            output + mine[:, None] * NUM_OUT + outs[None, :],
+            total.to(output.dtype.element_ty),
+            mask=there[:, None] & (outs < NUM_OUT)[None, :],
+        )
+
+
+def pack(gate_up: Iterable[torch.Tensor], down: Iterable[torch.Tensor]) -> Experts:
+    """See `ops.MoeOp.pack`."""
+    both = list(zip(gate_up, down, strict=True))
+    return Experts(torch.stack([one for one, _ in both]), torch.stack([other for _, other in both]))
+
+
+def run(
+    experts: Experts, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, kind: ActivationKind
+) -> torch.Tensor:
+    """See `ops.MoeOp.run`."""
+    num_tokens, per_token = expert_ids.shape
+    tiles = sort_into_tiles(expert_ids.flatten(), experts.down.shape[0])
+    x, scales = x.contiguous(), weights.flatten()
+    # What no expert writes, since its pair is nobody's, must not be garbage.
+    inner = x.new_zeros((num_tokens * per_token, experts.gate_up.shape[1]))
+    _multiply(inner, x, experts.gate_up, tiles, per_token, None)
+    parts = x.new_zeros((num_tokens * per_token, x.shape[1]), dtype=torch.float32)
+    _multiply(parts, activation(inner, kind), experts.down, tiles, 1, scales)
+    return parts.view(num_tokens, per_token, x.shape[1]).sum(1).to(x.dtype)
+
+
+def sort_into_tiles(expert_ids: torch.Tensor, num_experts: int) -> Tiles:
+    """expert_ids int64 [pairs], each <= num_experts. Never asks the device how many there are."""
+    num_pairs, device = expert_ids.shape[0], expert_ids.device
+    num_tiles = triton.cdiv(num_pairs, BLOCK_PAIRS) + num_experts + 1
+    counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=device)
+    counts.scatter_add_(0, expert_ids, torch.ones_like(expert_ids))
+    ends = (-(-counts // BLOCK_PAIRS)).cumsum(0)
+    order = expert_ids.argsort(stable=True)
+    sorted_ids = expert_ids[order]
+    rank_in_expert = torch.arange(num_pairs, device=device) - (counts.cumsum(0) - counts)[sorted_ids]
+    first_tile = ends - -(-counts // BLOCK_PAIRS)
+    pairs = torch.full((num_tiles * BLOCK_PAIRS,), num_pairs, dtype=torch.int64, device=device)
+    pairs.scatter_(0, first_tile[sorted_ids] * BLOCK_PAIRS + rank_in_expert, order)
+    owners = torch.searchsorted(ends, torch.arange(num_tiles, device=device), right=True)
+    return Tiles(pairs, owners.clamp_(max=num_experts))
+
+
+def _multiply(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    tiles: Tiles,
+    pairs_per_row: int,
+    scales: torch.Tensor | None,
+) -> None:
+    num_experts, num_out, num_in = weight.shape
+    grid = (tiles.experts.shape[0], triton.cdiv(num_out, BLOCK_OUT))
+    _grouped_kernel[grid](
+        output, x, weight, output if scales is None else scales, tiles.pairs, tiles.experts, output.shape[0],
+        PAIRS_PER_ROW=pairs_per_row, NUM_EXPERTS=num_experts, NUM_OUT=num_out, NUM_IN=num_in,
+        SCALED=scales is not None, BLOCK_M=BLOCK_PAIRS, BLOCK_N=BLOCK_OUT, BLOCK_K=BLOCK_IN,
+    )  # fmt: skip
