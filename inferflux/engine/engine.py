@@ -27,6 +27,8 @@ from inferflux.sampling_params import SamplingParams
 # How long the end of an engine may take that keeps its pages: its host is killed after 5 s.
 FLUSH_S = 4.0
 SUNK_AT_ONCE = 32
+# The experts' load lies on the device: fetched now and then, it costs a step nothing.
+EXPERT_LOAD_INTERVAL_S = 1.0
 
 
 class Engine:
@@ -59,6 +61,8 @@ class Engine:
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
         self._anteroom = Anteroom()
         self._random = random.Random()
+        self._expert_tokens: list[int] = []
+        self._next_load_time = 0.0
         self._max_in_flight = 2 if (self.executor.runs_beside if overlap is None else overlap) else 1
         self._in_flight: deque[tuple[StepPlan, Launched]] = deque()
 
@@ -137,7 +141,11 @@ class Engine:
         self.executor.close()
 
     def stats(self) -> EngineStats:
-        return self.scheduler.stats()
+        stats, now = self.scheduler.stats(), time.monotonic()
+        if now >= self._next_load_time:
+            self._expert_tokens, self._next_load_time = self.executor.expert_tokens(), now + EXPERT_LOAD_INTERVAL_S
+        stats.expert_tokens = self._expert_tokens
+        return stats
 
     def check_integrity(self) -> None:
         """Asserts that every page is accounted for; for tests and idle moments."""

@@ -90,6 +90,11 @@ class Executor:
         """The model itself (`models.decoder.Decoder`), for experiments."""
         return self._runner.decoder
 
+    def expert_tokens(self) -> list[int]:
+        """Returns how many tokens each expert got so far, all layers together; waits for the device."""
+        load = getattr(self._runner.decoder, "expert_load", None)
+        return [] if load is None else load.tolist()
+
     @property
     def runs_beside(self) -> bool:
         """Whether the device computes while this process goes on. Other ranks need each token before the next step."""

@@ -46,7 +46,7 @@ class TierStats(msgspec.Struct):
 class EngineStats(msgspec.Struct):
     """Gauges: running, waiting (loading ones included), loading, batch_tokens (tokens of the last step),
     device_pages_*. Counters: the rest. prefix_hit_tokens: those of lower tiers included. tiers: the lower ones there
-    are, `cpu` and `nvme`."""
+    are, `cpu` and `nvme`. expert_tokens: what each expert of a mixture got, all layers together."""
 
     running: int = 0
     waiting: int = 0
@@ -63,3 +63,4 @@ class EngineStats(msgspec.Struct):
     preemptions: int = 0
     evictions: int = 0
     tiers: dict[str, TierStats] = {}
+    expert_tokens: list[int] = []

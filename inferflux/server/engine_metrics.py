@@ -55,6 +55,7 @@ class EngineCollector:
         yield from _counters(engines, counts)
         yield from _gauges(engines)
         yield from tier_metrics(engines, counts)
+        yield _expert_tokens(engines)
         yield self._queue_depth(engines)
 
     def _queue_depth(self, engines: Engines) -> Metric:
@@ -86,3 +87,16 @@ def _gauges(engines: Engines) -> Iterator[Metric]:
         for model_id, backends in engines.items():
             family.add_metric((model_id,), sum(map(value, backends)))
         yield family
+
+
+def _expert_tokens(engines: Engines) -> Metric:
+    """Counted by the engines that run now: a restart begins at zero, as with any counter of a process."""
+    family = CounterMetricFamily(
+        "inferflux_expert_tokens",
+        "Tokens each expert of a mixture got, all layers together.",
+        labels=("model", "expert"),
+    )
+    for model_id, backends in engines.items():
+        for expert, counts in enumerate(zip(*(one.client.stats.expert_tokens for one in backends), strict=False)):
+            family.add_metric((model_id, str(expert)), sum(counts))
+    return family

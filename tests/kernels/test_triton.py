@@ -61,7 +61,7 @@ def interpret(*command: str) -> None:
 
 
 @pytest.mark.parametrize("ops", [["attention"], ["rope", "norm", "add_norm", "activation"], ["quantized_linear"],
-                                 ["sampling"]], ids=lambda ops: ops[0])  # fmt: skip
+                                 ["sampling"], ["moe"]], ids=lambda ops: ops[0])  # fmt: skip
 def test_every_kernel_passes_its_check(ops: list[str]) -> None:
     options = [option for op in ops for option in ("--op", op)]
     interpret("-m", "inferflux", "kernels", "check", "--backend", "triton", "--dtype", "float32", *options)
@@ -73,7 +73,7 @@ def test_bfloat16_where_no_matrices_are_multiplied() -> None:
 
 
 def test_float16_products() -> None:
-    options = ["--op", "quantized_linear", "--dtype", "float16"]
+    options = ["--op", "quantized_linear", "--op", "moe", "--dtype", "float16"]
     interpret("-m", "inferflux", "kernels", "check", "--backend", "triton", *options)
 
 
@@ -81,6 +81,8 @@ def test_a_decoded_row_does_not_depend_on_the_batch() -> None:
     interpret("-c", ALONE_AND_BESIDE)
 
 
+# moe uses that op between its own kernels.
+ACTIVATION = "inferflux.kernels.triton.activation"
 SHAPE = dataclasses.replace(
     SHAPES["large"],
     decodes=((2, 1100),),
@@ -108,18 +110,19 @@ def _inputs_of(workload: Workload) -> Inputs:
     return workload.build(torch.bfloat16, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("op", ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "sampling"])
+@pytest.mark.parametrize(
+    "op", ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "moe", "sampling"]
+)
 def test_kernels_compile_for_an_h100(op: str) -> None:
     from tests.support.triton_compile import catch_launches
 
     backend: Backend = find_backend("triton")
     found = backend.find(op)
     module = importlib.import_module(found.__name__ if op in PACKED_OPS else found.__module__)
-    with catch_launches(module) as launches:
+    with catch_launches(module) as launches, catch_launches(importlib.import_module(ACTIVATION)):
         for _, (positional, keywords) in launched(op):
             if op in PACKED_OPS:
-                weight, bias, x = positional
-                found.run(found.pack(weight, bias), x)
+                found.run(found.pack(*positional[:2]), *positional[2:])
             else:
                 found(*positional, **keywords)
     assert launches
@@ -131,8 +134,8 @@ def test_no_length_specialises_a_compile() -> None:
     """What counts requests, tokens or pages, or strides over them, is one type to the compiler, whatever its value."""
     from triton.runtime.jit import JITFunction
 
-    lengths = {"num_rows", "num_splits", "window", "stride_table", "vocab_size"}
-    for name in ("attention", "quantized_linear", "sampling", "norm", "rope", "activation"):
+    lengths = {"num_pairs", "num_rows", "num_splits", "window", "stride_table", "vocab_size"}
+    for name in ("attention", "quantized_linear", "moe", "sampling", "norm", "rope", "activation"):
         module = importlib.import_module(f"inferflux.kernels.triton.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, JITFunction)):
             if kernel.__name__.endswith("_kernel"):
