@@ -195,7 +195,7 @@ def test_missing_keys_are_named(tmp_path, key):
 def test_unsupported_architecture_lists_the_supported_ones(tmp_path):
     with pytest.raises(ModelLoadError) as caught:
         read_spec(
-            write(tmp_path, {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "auto_map": {"AutoModel": "x.y"}})
+            write(tmp_path, {**LLAMA, "architectures": ["Qwen3NextForCausalLM"], "auto_map": {"AutoModel": "x.y"}})
         )
     assert all(name in str(caught.value) for name in FAMILIES)
     assert 'did you mean "Qwen3ForCausalLM"?' in str(caught.value)
