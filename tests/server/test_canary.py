@@ -176,5 +176,5 @@ async def test_no_canary_gets_out(server: Served, tmp_path: Path) -> None:
     assert "/v1/chat/completions" in seen["traces"]
     assert {"audit.log", "audit.log.key", "policy.enc", "policy.enc.bak", "server.log"} <= seen.keys()
     for place, text in seen.items():
-        for secret in (MARK, made.rpartition("_")[2]):
+        for secret in (MARK, made.split("_", 2)[2]):
             assert secret not in text, f"{place}: {text[max(0, text.find(secret) - 300) : text.find(secret) + 100]}"
