@@ -46,10 +46,14 @@ class TextWork:
         return await self.run(_encode, text, prompts)
 
     async def chat_prompt(
-        self, text: TextBundle, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        text: TextBundle,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
     ) -> ChatPrompt:
         """Returns the rendered conversation, ready for the answer. Raises RequestError."""
-        return await self.run(lambda: text.chat_prompt(messages, tools=tools))
+        return await self.run(lambda: text.chat_prompt(messages, tools=tools, variables=variables))
 
     async def encode_chat(self, text: TextBundle, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Returns the token ids of the rendered conversation, ready for the answer. Raises RequestError."""

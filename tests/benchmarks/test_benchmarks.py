@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import admin, churn, offline, paged_attention, serving
+from benchmarks import admin, churn, offline, paged_attention, serving, structured
 from benchmarks.shapes import SHAPES, write_model
+from inferflux import LLM
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,11 @@ def test_churn_fails_no_request_and_gets_the_memory_back(tmp_path: Path, monkeyp
     model = loaded["bytes"] - before["bytes"]
     assert model > 50e6, "an engine is not that small"
     assert loaded["bytes"] - after["bytes"] > 0.8 * model
+
+
+def test_structured_answers_are_judged(cache: Path) -> None:
+    results = structured.measure(LLM(cache / "toy-float32", dtype="float32"), num_schemas=4, max_tokens=150)
+    assert results["schemas"] == 4
+    assert results["valid"] == results["finished"] > 0
+    assert structured.judge('{"a": 1}', {"required": ["b"]})
+    assert structured.judge("{", {})

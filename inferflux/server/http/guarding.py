@@ -14,7 +14,7 @@ from inferflux.server.policy.guardrails import texts_in, texts_of_json, texts_of
 from inferflux.server.policy.opa import Question
 
 # What carries text; the other fields are what a policy may decide on besides.
-_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "input", "model", "tools"))
+_TEXT_FIELDS: Final = frozenset(("messages", "prompt", "input", "model", "tools", "chat_template_kwargs"))
 
 
 async def check_input(request: web.Request, backend: Backend, body: CallerRequest, texts: Sequence[str]) -> None:

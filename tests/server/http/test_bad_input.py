@@ -58,6 +58,7 @@ ROUTED: dict[str, dict[str, list[Any]]] = {
         "tools": [[{"type": "function", "function": {"name": "f"}}], {}, [{"type": "function"}], [{"type": "custom"}]],
         "tool_choice": ["required", "some", {"type": "function"}, {"type": "function", "function": {"name": "f"}}],
         "parallel_tool_calls": ["yes", 1],
+        "chat_template_kwargs": ["x", [], 1],
         "functions": [[{"name": "f"}]],
         "modalities": [["audio"]],
         "audio": [{"voice": "x"}],

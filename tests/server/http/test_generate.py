@@ -233,6 +233,13 @@ async def test_default_tokens_shrink_to_what_the_window_holds(site: Site):
     assert site.engine.submitted[0].sampling.max_tokens == 3
 
 
+async def test_half_a_character_is_no_news(site: Site):
+    site.engine.reply = "😀" * 3  # four tokens each
+    events = await site.events(CHAT, {"messages": MESSAGES})
+    texts = [choice["delta"].get("content") for event in events[:-1] for choice in event["choices"]]
+    assert texts == ["", "😀", "😀", "😀", None]
+
+
 @pytest.mark.parametrize(
     ("fields", "grammar"),
     [

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from inferflux.engine.text.answer.formats import TOOL_FORMATS
 from inferflux.engine.text.answer.reader import AnswerReader
 from inferflux.engine.text.answer.reasoning import ReasoningReader
 from inferflux.server.http.formats.reading import Reading
-from tests.support.http_server import MODEL, OPEN, Site, running_server
+from tests.support.http_server import MODEL, OPEN, Site, read_events, running_server
 from tests.support.templates import bundle, template
 from tests.support.tokenizers import write_byte_level
 
@@ -203,9 +204,14 @@ async def test_guards_see_what_a_tool_is_called_with(hidden: str):
         body = {"messages": ASK, "tools": TOOLS}
         status, answer = await site.post(CHAT, body)
         assert (status, answer["error"]["code"]) == (403, "guardrail_blocked")
-        async with site.session.post(site.url + CHAT, json={**body, "stream": True}) as response:
+        stream = {**body, "stream": True, "return_token_ids": True, "logprobs": True}
+        async with site.session.post(site.url + CHAT, json=stream) as response:
             text = await response.text()
         assert hidden not in text
+        events = list(read_events(text)) if response.status == 200 else []
+        choices = [choice for event in events[:-1] for choice in event["choices"]]
+        sent = [token_id for choice in choices for token_id in choice.get("token_ids", [])]
+        assert "dden" not in site.engine.text.tokenizer.decode(sent, skip_special_tokens=False)
         assert response.status == 403 or "content_filter" in text
         site.engine.reply = REPLIES["hermes"]
         _, answer = await site.post(CHAT, body)
@@ -294,3 +300,19 @@ async def test_markers_that_are_special_tokens_are_seen(tmp_path: Path):
         assert put_together(await site.events(CHAT, body)) == without_ids(answer["choices"][0])
         _, answer = await site.post(CHAT, {"messages": ASK})
         assert answer["choices"][0]["message"]["content"] == f"So.weather{CITY}now{{}}"
+
+
+async def test_the_template_takes_further_names():
+    source = "{{ mode }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    with TemporaryDirectory() as folder:
+        text = load_text(write_byte_level(Path(folder), chat_template=source))
+    async with running_server({**OPEN, "guardrails": {"blocklist": ["forbidden"]}}, text=text) as site:
+        for mode, status in (("short ", 200), ("forbidden", 403)):
+            given, _ = await site.post(CHAT, {"messages": ASK, "chat_template_kwargs": {"mode": mode}})
+            assert given == status
+        (submitted,) = site.engine.submitted
+        prompt = text.tokenizer.decode(submitted.prompt_token_ids, skip_special_tokens=False)
+        assert prompt == "short Weather?"
+        for name in ("messages", "tools", "add_generation_prompt"):
+            status, answer = await site.post(CHAT, {"messages": ASK, "chat_template_kwargs": {name: []}})
+            assert (status, answer["error"]["param"]) == (400, "chat_template_kwargs")

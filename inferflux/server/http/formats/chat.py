@@ -43,6 +43,7 @@ class ChatFormat:
         self._vet = blocks
         self._opened: set[int] = set()
         self._readings: dict[int, Reading] = {}
+        self._kept: dict[int, tuple[list[int], list[TokenLogprobs]]] = {}
 
     def blocks(self, choice: Choice) -> bool:
         return choice.index in self._readings and self._readings[choice.index].blocked
@@ -52,16 +53,17 @@ class ChatFormat:
         return msgspec.json.encode(ChatCompletion(choices=whole, **self._envelope.fields(choices)))
 
     def events(self, choice: Choice, delta: TextDelta) -> bytes:
-        tokens_shown = delta.token_ids and (self._with_token_ids or delta.logprobs is not None)
         said, finish_reason = self._said(choice, delta)
+        token_ids, logprobs = self._tokens(choice, delta)
+        tokens_shown = token_ids and (self._with_token_ids or logprobs is not None)
         if not (said or finish_reason or tokens_shown):
             return b""
         news = ChunkChoice(
             index=choice.index,
-            delta=said or Delta(),
-            logprobs=self._logprobs(delta.logprobs),
+            delta=said or (Delta() if finish_reason or self._plan.reads else Delta(content="")),
+            logprobs=self._logprobs(logprobs),
             finish_reason=cast("FinishReason | None", finish_reason),
-            token_ids=delta.token_ids if self._with_token_ids else UNSET,
+            token_ids=token_ids if self._with_token_ids else UNSET,
         )
         return self._opening(choice.index) + self._envelope.chunk(news)
 
@@ -71,12 +73,22 @@ class ChatFormat:
     def _said(self, choice: Choice, delta: TextDelta) -> tuple[Delta | None, str | None]:
         """Returns what the delta adds to the message, and how the choice ended if it has."""
         if not self._plan.reads:
-            text = delta.text
-            has_tokens = delta.token_ids and not delta.finish_reason
-            return Delta(content=text) if text or has_tokens else None, delta.finish_reason
+            return Delta(content=delta.text) if delta.text else None, delta.finish_reason
         reading = self._reading(choice)
         said = reading.delta(delta.text, last=delta.finish_reason is not None)
         return said, reading.finish_reason(delta.finish_reason)
+
+    def _tokens(self, choice: Choice, delta: TextDelta) -> tuple[list[int], list[TokenLogprobs] | None]:
+        """Returns the tokens that may leave: no earlier than the call they spell, when that is kept back."""
+        if self._vet is None or self._plan.tools is None:
+            return delta.token_ids, delta.logprobs
+        token_ids, logprobs = self._kept.setdefault(choice.index, ([], []))
+        token_ids += delta.token_ids
+        logprobs += delta.logprobs or ()
+        if self._reading(choice).holds:
+            return [], None if delta.logprobs is None else []
+        del self._kept[choice.index]
+        return token_ids, None if delta.logprobs is None else logprobs
 
     def _reading(self, choice: Choice) -> Reading:
         if choice.index not in self._readings:

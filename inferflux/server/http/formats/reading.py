@@ -30,6 +30,11 @@ class Reading:
         self._held: list[CallPiece] = []
         self._has_content = False
 
+    @property
+    def holds(self) -> bool:
+        """Whether a call is kept back, for now or for good."""
+        return self.blocked or bool(self._held)
+
     def finish_reason(self, reason: str | None) -> str | None:
         """Returns the API's word for how the answer ended."""
         if self.blocked:

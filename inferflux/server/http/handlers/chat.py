@@ -11,6 +11,7 @@ from inferflux.server.http.guarding import check_input, texts_of_messages, texts
 from inferflux.server.http.requests import caller_of, find_grammar, read_body, use_backend
 from inferflux.server.http.schemas.chat import CHAT
 from inferflux.server.http.schemas.messages import template_messages
+from inferflux.server.policy.guardrails import texts_in
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -22,9 +23,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     assert info is not None, "a ready backend has been described"
     plan = plan_chat(body, backend.text)
     texts = texts_of_messages(body.messages) + texts_of_tools(plan.use.definitions)
+    texts += texts_in(body.chat_template_kwargs)
     await check_input(request, backend, body, texts)
     context = request.app[CONTEXT]
-    token_ids, opened = await context.text_work.chat_prompt(backend.text, messages, plan.use.definitions)
+    token_ids, opened = await context.text_work.chat_prompt(
+        backend.text, messages, plan.use.definitions, body.chat_template_kwargs
+    )
     check_prompt(token_ids, info, "messages")
     max_tokens = fit_max_tokens(len(token_ids), body.token_limit, None, info)
     thoughts = plan.thoughts(opened=opened)

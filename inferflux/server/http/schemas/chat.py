@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: request, answer and stream chunk."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +15,8 @@ CHUNK_OBJECT = "chat.completion.chunk"
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
+    """chat_template_kwargs: further names for the chat template, such as enable_thinking."""
+
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -22,6 +24,7 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def check(self) -> None:
         super().check()
