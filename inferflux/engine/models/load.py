@@ -51,24 +51,37 @@ def load_model(
     table = weight_table(spec)
     with Checkpoint(path) as checkpoint:
         check_tensors(checkpoint, table.sources(), lambda name: is_ignored(spec, name))
-        builder = _Builder(spec, kernels, context, WeightLoader(checkpoint, context, device, dtype), quantization)
-        head_scheme: Scheme | None = "int8" if quantization == "int4" else quantization
-        embedding = builder.matrix(table.embedding, head_scheme if table.lm_head is None else None)
-        layers: list[Layer] = [
-            builder.layer(layer, weights) for layer, weights in zip(spec.layers, table.layers, strict=True)
-        ]
-        head = embedding if table.lm_head is None else builder.matrix(table.lm_head, head_scheme)
-        return Decoder(
-            spec,
-            kernels,
-            context,
-            embedding=Embedding(embedding, spec.embedding_scale, context, dtype),
-            layers=layers,
-            final_norm=builder.norm(table.final_norm),
-            lm_head=Linear(kernels, head),
-            expert_load=builder.expert_load,
-            ropes=tuple(RopeTable(rope, spec.max_model_len, dtype, device) for rope in spec.ropes),
-        )
+        loader = WeightLoader(checkpoint, context, device, dtype)
+        return build_decoder(spec, loader, kernels, context, quantization)
+
+
+def build_decoder(
+    spec: ModelSpec,
+    loader: WeightLoader,
+    kernels: KernelSet,
+    context: ParallelContext,
+    quantization: Scheme | None = None,
+) -> Decoder:
+    """Puts the model together from what `loader` gives, onto its device."""
+    table = weight_table(spec)
+    builder = _Builder(spec, kernels, context, loader, quantization)
+    head_scheme: Scheme | None = "int8" if quantization == "int4" else quantization
+    embedding = builder.matrix(table.embedding, head_scheme if table.lm_head is None else None)
+    layers: list[Layer] = [
+        builder.layer(layer, weights) for layer, weights in zip(spec.layers, table.layers, strict=True)
+    ]
+    head = embedding if table.lm_head is None else builder.matrix(table.lm_head, head_scheme)
+    return Decoder(
+        spec,
+        kernels,
+        context,
+        embedding=Embedding(embedding, spec.embedding_scale, context, loader.dtype),
+        layers=layers,
+        final_norm=builder.norm(table.final_norm),
+        lm_head=Linear(kernels, head),
+        expert_load=builder.expert_load,
+        ropes=tuple(RopeTable(rope, spec.max_model_len, loader.dtype, loader.device) for rope in spec.ropes),
+    )
 
 
 def resolve_dtype(name: str, checkpoint_dtype: CheckpointDtype, device: torch.device) -> torch.dtype:

@@ -38,11 +38,11 @@ class WeightLoader:
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._context = context
-        self._device = device
+        self.device = device
 
     def load(self, weight: Weight, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Returns this rank's share of the weight: `[rows, columns]`, or `[rows]` for a vector."""
-        result = torch.empty(self.shape(weight), dtype=dtype or self.dtype, device=self._device)
+        result = torch.empty(self.shape(weight), dtype=dtype or self.dtype, device=self.device)
         matrix = result.view(result.shape[0], -1)
         first = 0
         for part in self._parts(weight):
@@ -58,7 +58,7 @@ class WeightLoader:
         """
         num_columns = self.shape(weight)[1]
         step = max(1, BUFFER_BYTES // (num_columns * self.dtype.itemsize))
-        buffer = torch.empty((step, num_columns), dtype=self.dtype, device=self._device)
+        buffer = torch.empty((step, num_columns), dtype=self.dtype, device=self.device)
         for part in self._parts(weight):
             for first in range(part.rows.start, part.rows.stop, step):
                 rows = slice(first, min(first + step, part.rows.stop))

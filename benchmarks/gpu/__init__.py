@@ -1,0 +1,1 @@
+"""What `scripts/gpu_check.sh` runs on a machine with a GPU, one section per file."""

@@ -1,0 +1,73 @@
+"""Every kernel against the reference on the device, and collectives through NCCL in a group of one."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import torch
+
+from inferflux.config.tree import DistributedConfig
+from inferflux.dist.launch import launch, leave
+from inferflux.kernels.backends import OPS, find_backend
+from inferflux.kernels.check import check_op, dtypes_of
+
+
+def kernels(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
+    """Checks in processes side by side: most of the time goes into compiling."""
+    tasks = [(op, dtype) for op in OPS for dtype in dtypes_of(op)]
+    if toy:
+        tasks = [("norm", torch.float32)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=spawn) as pool:
+        futures = {pool.submit(_check, op, str(dtype), str(device)): (op, dtype) for op, dtype in tasks}
+        for future in as_completed(futures):
+            op, dtype = futures[future]
+            try:
+                figures = future.result()
+            except Exception as error:
+                figures = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
+            yield f"{op} {str(dtype).removeprefix('torch.')}", figures
+
+
+def _check(op: str, dtype: str, device: str) -> dict[str, Any]:
+    # float32 means float32 to the rivals too.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    name = "triton" if device.startswith("cuda") else "torch"
+    backend = find_backend(name)
+    kind = getattr(torch, dtype.removeprefix("torch."))
+    if backend.refusal(op, torch.device(device), kind) is not None:
+        backend = find_backend("torch")
+    results = list(check_op(backend.find(op), op, kind, torch.device(device)))
+    problems = [f"{result.case}: {result.problem}" for result in results if not result.ok]
+    finite = [result.error for result in results if result.error != float("inf")]
+    return {
+        "ok": not problems,
+        "backend": backend.name,
+        "cases": len(results),
+        "largest_error": max(finite, default=None),
+        "problems": problems[:20],
+    }
+
+
+def collectives(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
+    """World size 1 through the path that several ranks take."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    start = time.perf_counter()
+    context = launch(DistributedConfig(rank=0, world_size=1, backend=backend, master_port=29555), device)
+    yield "group", {"ok": True, "backend": backend, "seconds": time.perf_counter() - start}
+    values = torch.arange(1024.0, device=device).view(2, 512)
+    sums = context.all_reduce(values.clone())
+    joined = context.all_gather(values, dim=0)
+    yield "results", {"ok": bool(torch.equal(sums, values) and torch.equal(joined, values))}
+    if device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        fixed = values.clone()
+        with torch.cuda.graph(graph):
+            context.all_reduce(fixed)
+        graph.replay()
+        torch.cuda.synchronize()
+        yield "in a CUDA graph", {"ok": bool(torch.equal(fixed, values))}
+    leave(context)

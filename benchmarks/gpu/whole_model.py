@@ -1,0 +1,107 @@
+"""Whole models on the GPU: decode at batch 1 beside the time of reading the weights, and many requests at once."""
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.models import Loop, config_of, make_loop, weight_bytes
+from benchmarks.workloads import Job
+from inferflux.dist.context import ParallelContext
+from inferflux.kernels.bench.roofline import CUDA_PROBE, TOY_PROBE, measure_roofline
+
+
+def decode(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
+    """Llama-3-8B's shape at batch 1: tokens per second, and the share of the weight-bandwidth roofline."""
+    context = ParallelContext(rank=0, size=1, device=device)
+    name, num_output = ("toy", 8) if toy else ("llama-3-8b", 256)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    copy = measure_roofline(device, (dtype,), TOY_PROBE if toy else CUDA_PROBE).bytes_per_s
+    for graphs in (True, False):
+        loop = make_loop(name, context, num_pages=256, max_model_len=2048, max_batch_size=4, graphs=graphs)
+        num_bytes = weight_bytes(loop.decoder, dtype)
+        seconds = _seconds_per_token(loop, num_output)
+        yield (
+            f"graphs {'on' if graphs else 'off'}",
+            {
+                "recorded": loop.runner._graphs is not None,
+                "tokens_per_s": 1 / seconds,
+                "ms_per_token": seconds * 1e3,
+                "weight_gb": num_bytes / 1e9,
+                "copy_gb_per_s": copy / 1e9,
+                "share_of_roofline": num_bytes / copy / seconds,
+            },
+        )
+        del loop
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _seconds_per_token(loop: Loop, num_output: int) -> float:
+    """The difference of a long and a short answer to one prompt: what prefill takes cancels out. Best of three."""
+    prompt = list(range(2, 130))
+    loop.run([Job(prompt, 8)])
+    return min((loop.run([Job(prompt, 8 + num_output)]) - loop.run([Job(prompt, 8)])) / num_output for _ in range(3))
+
+
+def jobs_of(num_requests: int, vocab_size: int, longest: int) -> list[Job]:
+    """The nano-vllm workload: 100 to 1024 tokens in, 100 to 1024 out."""
+    rng = random.Random(0)
+    low = min(100, longest // 2)
+    return [
+        Job([rng.randrange(2, vocab_size) for _ in range(rng.randint(low, longest))], rng.randint(low, longest))
+        for _ in range(num_requests)
+    ]
+
+
+def workload(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
+    """256 requests, Qwen3-0.6B's shape, random weights: output tokens per second."""
+    name, num_requests, longest = ("toy", 4, 20) if toy else ("qwen3-0.6b", 256, 1024)
+    context = ParallelContext(rank=0, size=1, device=device)
+    num_pages = num_requests * (2 * longest // 16 + 1)
+    loop = make_loop(name, context, num_pages=num_pages, max_model_len=4096, max_batch_size=num_requests)
+    vocab_size = config_of(name)["vocab_size"]
+    loop.run(jobs_of(4, vocab_size, min(longest, 64)))
+    jobs = jobs_of(num_requests, vocab_size, longest)
+    seconds = loop.run(jobs)
+    outputs = sum(job.num_output for job in jobs)
+    yield "inferflux", {"seconds": seconds, "output_tokens": outputs, "output_tokens_per_s": outputs / seconds}
+
+
+def rival(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
+    """The same requests by transformers' continuous batching: a quarter of them first, in case all take too long."""
+    if device.type == "cpu":
+        yield "transformers", {"skipped": "its continuous batching needs a GPU"}
+        return
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    name, num_requests, longest = ("toy", 4, 20) if toy else ("qwen3-0.6b", 256, 1024)
+    config = AutoConfig.for_model(**{key: value for key, value in config_of(name).items() if key != "torch_dtype"})
+    config.pad_token_id = 1
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    settings = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=1, max_new_tokens=longest)
+    for count in (num_requests // 4, num_requests):
+        jobs = jobs_of(num_requests, config.vocab_size, longest)[:count]
+        manager = model.init_continuous_batching(generation_config=settings)
+        manager.start()
+        start = time.perf_counter()
+        for index, job in enumerate(jobs):
+            manager.add_request(job.prompt, request_id=str(index), max_new_tokens=job.num_output)
+        outputs = sum(_finished(manager) for _ in jobs)
+        seconds = time.perf_counter() - start
+        manager.stop(block=True)
+        figures = {"seconds": seconds, "output_tokens": outputs, "output_tokens_per_s": outputs / seconds}
+        yield f"transformers, {count} requests", figures
+
+
+def _finished(manager: Any) -> int:
+    """Waits for the next request to finish; returns how many tokens it has."""
+    while True:
+        result = manager.get_result(timeout=60)
+        if result is None:
+            raise TimeoutError("no result for a minute")
+        if result.is_finished():
+            return len(result.generated_tokens)

@@ -1,0 +1,69 @@
+"""`scripts/gpu_check.sh` without a GPU: it says so; and its sections, dry-run at toy size, yield what they promise."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import attention, check, correctness, whole_model
+from benchmarks.gpu.check import run_all
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    done = subprocess.run(
+        [ROOT / "scripts" / "gpu_check.sh", "--out", str(tmp_path)],
+        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no CUDA device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        (whole_model.decode, {"graphs on", "graphs off"}),
+        (whole_model.workload, {"inferflux"}),
+        (whole_model.rival, {"transformers"}),
+        (attention.measure, {"roofline", "decode 3x40", "prefill 24 after 8"}),
+        (correctness.collectives, {"group", "results"}),
+    ],
+)
+def test_a_section_yields_its_figures(
+    section: Callable[[torch.device, bool], Iterator[tuple[str, Any]]], names: set[str]
+) -> None:
+    figures = dict(section(CPU, True))
+    assert figures.keys() == names
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_a_section_that_fails_keeps_its_figures_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child process is played: one ends well, one writes a figure and is cut off."""
+
+    def child(name: str, out: Path, toy: bool, limit: float) -> str:
+        (out / f"{name}.json").write_text(json.dumps({"first": {"ok": True}}))
+        return "ok" if name == "kernels" else "stopped after 1 s"
+
+    monkeypatch.setattr(check, "_run_child", child)
+    assert run_all(["decode", "kernels"], tmp_path, toy=True) == 1
+    sections = json.loads((tmp_path / "gpu_check.json").read_text())["sections"]
+    assert {name: section["status"] for name, section in sections.items()} == {
+        "decode": "stopped after 1 s",
+        "kernels": "ok",
+    }
+    assert sections["decode"]["figures"] == {"first": {"ok": True}}
+    assert run_all(["kernels"], tmp_path, toy=True) == 0
