@@ -21,7 +21,7 @@ from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Output, Submit
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
-from inferflux.errors import EngineError, RequestError
+from inferflux.errors import ConfigError, EngineError, RequestError
 from inferflux.sampling_params import Pooling, SamplingParams
 
 Message = dict[str, Any]
@@ -92,16 +92,7 @@ class LLM:
         runtime: RuntimeConfig | None = None,
     ) -> None:
         path = demo_model_path() if str(model) == STUB else Path(model)
-        config = msgspec.convert(
-            {
-                "id": path.name or "model",
-                "path": str(path),
-                "dtype": dtype,
-                "quantization": quantization,
-                "max_model_len": max_model_len,
-            },
-            ModelConfig,
-        )
+        config = _model_config(path, dtype=dtype, quantization=quantization, max_model_len=max_model_len)
         self._text: TextBundle = load_text(path, chat_template)
         self.engine = Engine(config, runtime or RuntimeConfig())
         self._ids = itertools.count()
@@ -189,11 +180,12 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self._text.tokenizer.encode(prompt, add_special_tokens=True)
-        messages = [item for item in prompt if isinstance(item, dict)]
-        token_ids = [item for item in prompt if isinstance(item, int)]
-        if len(messages) == len(prompt) > 0:
+        items: Sequence[Any] = prompt if isinstance(prompt, Sequence) else (prompt,)
+        messages = [item for item in items if isinstance(item, dict)]
+        token_ids = [item for item in items if type(item) is int]
+        if len(messages) == len(items) > 0:
             return self._text.encode_chat(messages)
-        if len(token_ids) == len(prompt):
+        if len(token_ids) == len(items):
             return token_ids
         raise RequestError("prompt: must be a string, a list of token ids or a list of messages", param="prompt")
 
@@ -248,6 +240,15 @@ def _apply(run: _Running, output: Output) -> TextDelta:
         run.generation.prompt_logprobs = output.prompt_logprobs
     run.generation.num_cached_tokens = max(run.generation.num_cached_tokens, output.num_cached_tokens)
     return delta
+
+
+def _model_config(path: Path, **settings: Any) -> ModelConfig:
+    """Raises ConfigError. The id is for messages only: a folder's name may have letters that an id may not."""
+    try:
+        return msgspec.convert({"id": "model", "path": str(path), **settings}, ModelConfig)
+    except msgspec.ValidationError as error:
+        words, _, key = str(error).partition(" - at `$.")
+        raise ConfigError(f"{key.rstrip('`')}: {words[:1].lower()}{words[1:]}") from None
 
 
 def _as_batch(prompts: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inferflux import LLM, SamplingParams
-from inferflux.errors import ModelLoadError, RequestError
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from tests.support.models import FAMILIES, write_tokenizer
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
@@ -99,6 +99,14 @@ def test_one_bad_prompt_runs_none(llm: LLM) -> None:
     assert not llm.engine.has_work
 
 
+@pytest.mark.parametrize("prompt", [5.5, True, None])
+def test_what_is_no_prompt_is_refused(llm: LLM, prompt: object) -> None:
+    with pytest.raises(RequestError, match="must be a string"):
+        llm.generate([[prompt]])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="must be a string"):
+        llm.generate(["fine", prompt])  # type: ignore[list-item]
+
+
 def test_params_must_match_prompts(llm: LLM) -> None:
     with pytest.raises(RequestError, match="one per prompt"):
         llm.generate(["a", "b"], [GREEDY])
@@ -106,9 +114,14 @@ def test_params_must_match_prompts(llm: LLM) -> None:
         next(llm.stream("a", SamplingParams(n=2)))
 
 
+def test_a_setting_that_cannot_be_is_named() -> None:
+    with pytest.raises(ConfigError, match="dtype: invalid enum value 'float12'"):
+        LLM("stub", dtype="float12")
+
+
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="nowhere"):
-        LLM(tmp_path / "nowhere")
+    with pytest.raises(ModelLoadError, match="no where"):
+        LLM(tmp_path / "no where")
 
 
 def test_embeddings_of_prompts_of_every_kind(llm: LLM) -> None:
