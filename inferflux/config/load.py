@@ -75,6 +75,15 @@ def check_servable(loaded: LoadedConfig) -> None:
         raise ConfigError(escape(_render(fault, loaded.path, loaded.origins)))
 
 
+def located(loaded: LoadedConfig, error: ConfigError) -> ConfigError:
+    """Returns an error that was found after loading with the origin of the key that its message begins with."""
+    origins = {
+        format_key(key[:length]): origin for key, origin in loaded.origins.items() for length in range(1, len(key) + 1)
+    }
+    origin = origins.get(str(error).partition(": ")[0])
+    return error if origin is None else ConfigError(f"{origin}: {error}")
+
+
 def _passphrase_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
     has_secrets = config.policy.store is not None or config.logging.audit_log is not None
     if policy_passphrase(environ) is not None and not has_secrets:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from inferflux.config.commands import config_help, load_from_process
-from inferflux.config.load import check_servable
+from inferflux.config.load import check_servable, located
+from inferflux.errors import ConfigError
 from inferflux.log import setup_logging
 from inferflux.server.serve import run as run_server
 
@@ -29,4 +30,7 @@ def run(args: argparse.Namespace) -> int:
     setup_logging(loaded.config.logging.level, loaded.config.logging.format)
     for warning in loaded.warnings:
         _logger.warning(warning)
-    return run_server(loaded.config)
+    try:
+        return run_server(loaded.config)
+    except ConfigError as error:
+        raise located(loaded, error) from error

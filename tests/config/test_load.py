@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inferflux.config.load import LoadedConfig, check_servable, load_config
+from inferflux.config.load import LoadedConfig, check_servable, load_config, located
 from inferflux.config.schema import ANY_INDEX, Key, env_name, format_key, schema_leaves
 from inferflux.errors import ConfigError
 
@@ -388,6 +388,21 @@ def test_any_input_gives_a_config_or_one_line(leaf: Key, depth: int, junk: objec
     key = tuple(0 if part == ANY_INDEX else part for part in leaf)
     assert "\n" not in fault_of(json.dumps(nest(key[:depth], junk)), {})
     assert "\n" not in fault_of("", {env_name(key): text})
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("policy.store: p: damaged", "INFERFLUX_POLICY_STORE: policy.store: p: damaged"),
+        ("models: m: no such folder", "c.yaml: models: m: no such folder"),
+        ("server.host: is a default", "server.host: is a default"),
+        ("no key here", "no key here"),
+    ],
+)
+def test_late_errors_name_where_their_key_was_set(tmp_path: Path, message: str, line: str) -> None:
+    (tmp_path / "c.yaml").write_text("models: [{id: m}]")
+    loaded = load_config(tmp_path / "c.yaml", {"INFERFLUX_POLICY_STORE": "p"}, {})
+    assert str(located(loaded, ConfigError(message))).removeprefix(f"{tmp_path}/") == line
 
 
 def test_config_is_frozen_and_keys_read_back() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inferflux.config import Config
+from inferflux.errors import ConfigError
 from inferflux.server.audit.keys import key_path, open_keys
 from inferflux.server.audit.log import AuditLog
 
@@ -18,6 +19,10 @@ def open_audit(
     if config.logging.audit_log is None:
         return None
     path = Path(config.logging.audit_log)
-    log = AuditLog(path, open_keys(key_path(path), passphrase), with_text=with_text, on_result=on_result)
+    try:
+        keys = open_keys(key_path(path), passphrase)
+    except ConfigError as error:
+        raise ConfigError(f"logging.audit_log: {error}") from error
+    log = AuditLog(path, keys, with_text=with_text, on_result=on_result)
     log.start()
     return log
