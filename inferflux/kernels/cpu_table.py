@@ -25,15 +25,19 @@ from inferflux.kernels import cpu_features
 Tensor = torch.Tensor
 logger = logging.getLogger(__name__)
 
+# Of what the files mean: another one ignores them.
+VERSION: Final = 2
 # Numbers of rows that are measured; a product of more rows goes by the next larger one, or the last.
 BUCKETS: Final = (1, 4, 16, 64, 256)
 # A start may spend this long on measuring (five matrices of a 135M model take about as long); the next one goes on.
 BUDGET_S: Final = 0.4
 # Another choice than the default must be this much faster: timings of a shared machine differ by as much for nothing.
 MARGIN: Final = 0.85
-REPEATS: Final = 3
+# Each way takes two turns at least, and more of them while they are quick: a preempted turn must not count.
+MOST_TURNS: Final = 12
+TURNS_S: Final = 0.02
 # Elements of a larger matrix that are measured: rows of it that fill this.
-SAMPLE_ELEMENTS: Final = 2**22
+SAMPLE_ELEMENTS: Final = 2**21
 
 
 class Method(NamedTuple):
@@ -114,48 +118,51 @@ class CpuTable:
 @functools.cache
 def cpu_table() -> CpuTable:
     """Returns this machine's table, as this process shares it."""
-    facts = (cpu_features.description(), torch.__version__, torch.get_num_threads())
+    facts = (VERSION, cpu_features.description(), torch.__version__, torch.get_num_threads())
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
     return CpuTable(cache_dir() / f"products-{digest}.json", BUDGET_S)
 
 
 def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype) -> Choice:
-    """Times every method of every layout at every number of rows it takes, and chooses."""
-    best: Choice | None = None
-    least = 0.0
-    for layout in layouts:
-        arranged = layout.arrange(weight)
-        choice, score = _measure_layout(layout, arranged, weight.shape[1], dtype)
-        if best is None or score < least + len(BUCKETS) * math.log(MARGIN):
-            best, least = choice, score
-    assert best is not None
-    return best
+    """Times every method of every layout at every number of rows it takes, and chooses.
 
-
-def _measure_layout(layout: Layout, arranged: Any, num_inputs: int, dtype: torch.dtype) -> tuple[Choice, float]:
-    """Returns the layout's best methods and the sum of the logarithms of their times."""
-    chosen, score = [], 0.0
+    A layout is judged by the sum of the logarithms of its best methods' times.
+    """
+    arranged = [layout.arrange(weight) for layout in layouts]
+    methods: list[list[Method]] = [[] for _ in layouts]
+    scores = [0.0] * len(layouts)
     with torch.inference_mode():
-        for rows, default in zip(BUCKETS, layout.defaults(), strict=True):
-            x = torch.randn(rows, num_inputs).to(dtype)
-            method, seconds = default, _time(default, arranged, x)
-            for other in layout.methods:
-                if other is not default and other.takes(rows):
-                    taken = _time(other, arranged, x)
-                    if taken < MARGIN * seconds:
-                        method, seconds = other, taken
-            chosen.append(method)
-            score += math.log(seconds)
-    return Choice(layout, tuple(chosen)), score
+        for bucket, rows in enumerate(BUCKETS):
+            x = torch.randn(rows, weight.shape[1]).to(dtype)
+            ways = [(i, m) for i, layout in enumerate(layouts) for m in layout.methods if m.takes(rows)]
+            times = _time_in_turns([functools.partial(method.run, arranged[i], x, None) for i, method in ways])
+            for i, layout in enumerate(layouts):
+                own = {method: seconds for (j, method), seconds in zip(ways, times, strict=True) if i == j}
+                best = _best(layout.defaults()[bucket], own)
+                methods[i].append(best)
+                scores[i] += math.log(own[best])
+    margin = len(BUCKETS) * math.log(MARGIN)
+    chosen = min(range(len(layouts)), key=lambda i: scores[i] + (0.0 if i else margin))
+    return Choice(layouts[chosen], tuple(methods[chosen]))
 
 
-def _time(method: Method, arranged: Any, x: Tensor) -> float:
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        method.run(arranged, x, None)
-        times.append(time.perf_counter() - started)
-    return max(min(times), 1e-9)
+def _best(default: Method, times: dict[Method, float]) -> Method:
+    fastest = min(times, key=lambda method: times[method])
+    return fastest if times[fastest] < MARGIN * times[default] else default
+
+
+def _time_in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Returns each call's least seconds. Turns let a machine's moods meet all of them alike."""
+    least = [math.inf] * len(calls)
+    begun = time.perf_counter()
+    for turn in range(MOST_TURNS):
+        for index, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            least[index] = min(least[index], max(time.perf_counter() - started, 1e-9))
+        if turn and time.perf_counter() - begun > TURNS_S:
+            break
+    return least
 
 
 def _find(names: list[str] | None, layouts: Sequence[Layout]) -> Choice | None:
