@@ -167,8 +167,10 @@ class Engine:
         refused = []
         for request, error in self._anteroom.take_ready(idle=not self.scheduler.has_work):
             try:
-                if error is not None:
+                if isinstance(error, RequestError):
                     raise error
+                if error is not None:
+                    raise RequestError(f"cannot be prepared ({type(error).__name__})")
                 self.scheduler.add(request)
             except RequestError as refusal:
                 param = refusal.param or "grammar"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inferflux.sampling_params import SamplingParams
+from inferflux.sampling_params import Grammar, Pooling, SamplingParams
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import CLEAR_GAP, FAMILIES, VOCAB_SIZE, TinyModel
 from tests.support.world import World, answer, answer_all_to_all
@@ -72,6 +72,26 @@ def test_experts_rows_may_go_all_to_all(world: World, family: str, one_process: 
         pytest.skip("with two ranks an all-reduce moves no more")
     folder, prompts, expected = one_process(family)
     assert_same(world.run(answer_all_to_all, folder, RUNTIME, prompts, PARAMS)[0], expected)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_ranks_make_the_same_vectors(world: World, one_process: Answers, pooling: Pooling) -> None:
+    folder, prompts, _ = one_process("llama")
+    params = SamplingParams(max_tokens=1, pooling=pooling)
+    expected = run_requests(start_engine(folder), prompts, params)
+    results, _ = world.run(answer, folder, RUNTIME, prompts, params)
+    for result, single in zip(results, expected, strict=True):
+        vectors = [torch.frombuffer(bytearray(one.vector), dtype=torch.float32) for one in (result, single)]
+        torch.testing.assert_close(*vectors, rtol=0, atol=1e-4)
+
+
+def test_ranks_follow_a_grammar(world: World, one_process: Answers) -> None:
+    folder, prompts, _ = one_process("llama")
+    params = SamplingParams(max_tokens=16, temperature=0, grammar=Grammar("regex", "[0-9]{3}"))
+    expected = run_requests(start_engine(folder), prompts, params)
+    results, _ = world.run(answer, folder, RUNTIME, prompts, params)
+    assert [result.finish_reason for result in results] == ["stop"] * len(prompts)
+    assert [result.token_ids for result in results] == [single.token_ids for single in expected]
 
 
 def assert_same(results: list[Result], expected: list[Result]) -> None:

@@ -22,6 +22,7 @@ class Result:
     finish_reason: str | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    vector: bytes | None = None
 
 
 def start_engine(folder: Path, **runtime: object) -> Engine:
@@ -45,5 +46,6 @@ def run_requests(
             result.finish_reason = output.finish_reason
             result.num_cached_tokens = max(result.num_cached_tokens, output.num_cached_tokens)
             result.error = output.error
+            result.vector = output.vector
         engine.check_integrity()
     return list(results.values())

@@ -6,6 +6,7 @@ from typing import Final
 from llguidance import LLMatcher, LLParserLimits
 
 from inferflux.engine.structured.grammar import library_text
+from inferflux.engine.structured.library import shielded
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
@@ -19,6 +20,10 @@ def compile_grammar(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
 
     Raises RequestError, without a param, saying what is wrong with the grammar.
     """
+    return shielded(_compile, vocabulary, grammar)
+
+
+def _compile(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
     limits = _limits()
     text = library_text(grammar)
     matcher = LLMatcher(vocabulary.library, text, log_level=_SILENT, limits=limits)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.schemas import random_schema
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Submit
+from inferflux.engine.structured import compiling
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.engines import run_requests, start_engine
@@ -122,3 +124,31 @@ def test_an_abort_while_compiling_leaves_nothing_behind(engine: Engine) -> None:
     engine.abort([7])
     assert not engine.has_work
     assert engine.step() == []
+
+
+class Panic(BaseException):
+    """What a panic of the library looks like from Python: no plain Exception."""
+
+
+def panic(*_args: object) -> None:
+    raise Panic
+
+
+def test_a_panic_of_the_library_ends_one_request_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start_engine(folder)
+    engine.submit(Submit(1, PROMPTS[0], SamplingParams(max_tokens=20, ignore_eos=True)))
+    engine.submit(Submit(2, PROMPTS[1], PARAMS))
+    outputs = []
+    while not any(engine.executor._runner._table.grammars):
+        outputs += engine.step()
+    for grammar in filter(None, engine.executor._runner._table.grammars):
+        monkeypatch.setattr(grammar, "_matcher", SimpleNamespace(consume_tokens=panic, compute_bitmask=panic))
+    monkeypatch.setattr(compiling, "library_text", panic)
+    engine.submit(Submit(3, PROMPTS[2], SamplingParams(grammar=Grammar("regex", "never seen"))))
+    while engine.has_work:
+        outputs += engine.step()
+    ends = {output.request_id: output for output in outputs if output.finish_reason is not None}
+    assert ends[1].finish_reason == "length"
+    assert (ends[2].finish_reason, ends[3].error_param) == ("error", "grammar")
+    assert all("Panic" in (ends[number].error or "") for number in (2, 3))
+    engine.check_integrity()
