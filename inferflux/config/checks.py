@@ -140,10 +140,6 @@ def _check_distributed(config: Config) -> Iterator[Fault]:
         if model.idle_unload_s is not None:
             message = f"must be unset with {several}: its ranks leave together"
             yield Fault((("models", index, "idle_unload_s"),), message)
-    tiers = (("paged_kv", "cpu_pages", 0), ("nvme_offload", "path", None))
-    for section, name, none in tiers:
-        if getattr(getattr(config.runtime, section), name) != none:
-            yield Fault((("runtime", section, name),), f"must be unset with {several}")
     if distributed.master_port == 0:
         yield Fault((("distributed", "master_port"),), f"must be >= 1 with {several} (got 0)")
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine import bench_dist
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request
 from inferflux.engine.runner.runner import Runner
@@ -57,16 +58,25 @@ class NullDecoder:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="step")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="step|dist")
     step = actions.add_parser("step", help="Python overhead of one engine step, outside the kernels")
     step.add_argument("--rows", type=_positive, default=32, help="requests decoding at once (default 32)")
     step.add_argument("--steps", type=_positive, default=300, help="steps to measure (default 300)")
     step.add_argument("--prompt-tokens", type=_positive, default=128, help="length of each prompt (default 128)")
     step.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     step.add_argument("--json", action="store_true", help="print JSON")
+    step.set_defaults(run=_run_step)
+    dist = actions.add_parser("dist", help="what ranks cost each other: handing a plan on, collectives")
+    bench_dist.add_arguments(dist)
+    dist.set_defaults(run=bench_dist.run)
 
 
 def run(args: argparse.Namespace) -> int:
+    code: int = args.run(args)
+    return code
+
+
+def _run_step(args: argparse.Namespace) -> int:
     params = SamplingParams(max_tokens=args.steps + 50, temperature=args.temperature, ignore_eos=True)
     times = measure_step(args.rows, args.steps, args.prompt_tokens, params)
     results = {

@@ -28,7 +28,7 @@ class RowStart(msgspec.Struct, frozen=True):
     eos_token_ids: list[int]
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, array_like=True):
     """One request's share of a step: compute `token_ids` at positions start, start+1, ...
 
     new_pages: pages to append to the slot's page table before computing (after a RowStart the table is empty).

@@ -1,11 +1,11 @@
-"""`inferflux bench step` measures real steps of the requested size and prints what it says."""
+"""`inferflux bench` measures real steps of the requested size, real ranks, and prints what it says."""
 
 import argparse
 import json
 
 import pytest
 
-from inferflux.engine import bench
+from inferflux.engine import bench, bench_dist
 from inferflux.sampling_params import SamplingParams
 
 
@@ -29,3 +29,10 @@ def test_sizes_must_be_positive() -> None:
     bench.add_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(["step", "--rows", "0"])
+
+
+def test_dist_measures_every_plan_and_collective() -> None:
+    results = bench_dist.measure(2, 3)
+    assert [plan["plan"] for plan in results["plans"]][-1] == "512 of a prompt"
+    assert all(0 < plan["send_us"] <= plan["round_us"] and plan["bytes"] > 20 for plan in results["plans"])
+    assert {one["collective"] for one in results["collectives"]} == {"all_reduce", "all_gather", "gather"}
