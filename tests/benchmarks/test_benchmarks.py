@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import admin, churn, offline, paged_attention, serving, structured
+from benchmarks import admin, churn, kv_tiers, offline, paged_attention, serving, structured
 from benchmarks.shapes import SHAPES, write_model
 from inferflux import LLM
+from inferflux.engine.kv.rates import Rates
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,14 @@ def test_structured_answers_are_judged(cache: Path) -> None:
     assert results["valid"] == results["finished"] > 0
     assert structured.judge('{"a": 1}', {"required": ["b"]})
     assert structured.judge("{", {})
+
+
+def test_kv_tiers_measures_prefixes_from_every_tier_and_the_books(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rates, "prefers_load", lambda *_args: True)
+    found = kv_tiers.ttft(cache / "toy-float32", 1280, 1, tmp_path)
+    assert found["samples"] == {"recomputed": 2, "cpu": 1, "nvme": 1}
+    lost = kv_tiers.loss(cache / "toy-float32", 64, 1, tmp_path)
+    assert lost["demoted_mb"] > 0
+    assert kv_tiers.books(500, 3)["median_us"] > 0
