@@ -95,8 +95,6 @@ async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped process is as silent as one that hangs. Of two requests, one had got tokens before."""
-    monkeypatch.setattr("inferflux.engine.service.client.WATCHDOG_S", 0.5)
-    monkeypatch.setattr("inferflux.engine.service.client.PING_INTERVAL_S", 0.1)
     fairness = FairnessConfig(max_timeslice_tokens=7)
     client.set_fairness("fair", fairness)
     expected = await collect(client, GREEDY)
@@ -104,11 +102,12 @@ async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
     await anext(told)
     assert client.pid is not None
     os.kill(client.pid, signal.SIGSTOP)
+    monkeypatch.setattr(client, "_watchdog_s", 1.0)
     untold = asyncio.create_task(collect(client, GREEDY))
     with pytest.raises(EngineDeadError):
         async for _ in told:
             pass
-    monkeypatch.setattr("inferflux.engine.service.client.WATCHDOG_S", 60.0)
+    monkeypatch.setattr(client, "_watchdog_s", 60.0)
     assert await untold == expected
     assert (client.num_restarts, client.num_retries) == (1, 1)
     assert client.runtime.fairness == fairness
