@@ -89,6 +89,11 @@ def test_a_dash_reads_standard_input(live: Live, run: Run, monkeypatch: pytest.M
         monkeypatch.setattr(sys, "stdin", file)
         assert run("completion", "-")[0] == 0
     assert len(live.site.engine.submitted[0].prompt_token_ids) > 3
+    (tmp_path / "prompt").write_bytes(b"\xff")
+    with (tmp_path / "prompt").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        code, _, err = run("completion", "-")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 def test_errors_go_to_stderr_with_the_request_id(live: Live, run: Run):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from inferflux.ctl.admin import areas
 from inferflux.ctl.client import Client
 from inferflux.ctl.show import print_embeddings, print_json, print_models, print_status, printable
+from inferflux.ctl.source import read_source
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
@@ -68,7 +69,7 @@ def chat_text(choice: Mapping[str, Any]) -> str:
 
 def read_text(argument: str) -> str:
     """Returns the argument, or standard input when it is a dash."""
-    return sys.stdin.read() if argument == "-" else argument
+    return read_source(argument) if argument == "-" else argument
 
 
 def say(text: str) -> None:

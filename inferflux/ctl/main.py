@@ -14,7 +14,7 @@ from inferflux.ctl.admin.areas import add_areas
 from inferflux.ctl.client import Client
 from inferflux.ctl.commands import COMMANDS, options
 from inferflux.ctl.interactive import converse
-from inferflux.errors import InferFluxError
+from inferflux.errors import ConfigError, InferFluxError
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InferFluxError as error:
         print(f"inferctl: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

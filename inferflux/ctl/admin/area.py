@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from inferflux.ctl.client import Client
-from inferflux.errors import InferFluxError
+from inferflux.errors import ConfigError, InferFluxError
 
 Run = Callable[[Client, argparse.Namespace], Awaitable[None]]
 
@@ -36,11 +36,12 @@ def add_yes(parser: argparse.ArgumentParser) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Asks on the terminal unless `yes`. Raises DeclinedError for a no, and where there is nobody to ask."""
+    """Asks on the terminal unless `yes`. Raises DeclinedError for a no, ConfigError where there is nobody
+    to ask."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise DeclinedError("this cannot be asked without a terminal; say --yes")
+        raise ConfigError("this cannot be asked without a terminal; say --yes")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise DeclinedError("nothing was changed")

@@ -1,16 +1,14 @@
 """`inferctl admin cache`: cached pages per tier; compute a prompt ahead; drop them all."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
 from inferflux.ctl.client import Client
 from inferflux.ctl.show import print_json, print_table
-from inferflux.errors import InferFluxError
+from inferflux.ctl.source import read_source
 
 PATH: Final = "/v1/admin/cache"
 WARM_PATH: Final = "/v1/admin/cache/warm"
@@ -26,7 +24,7 @@ async def _show(client: Client, args: argparse.Namespace) -> None:
 
 
 async def _warm(client: Client, args: argparse.Namespace) -> None:
-    body = {"prompt": _read(args.file) if args.prompt is None else args.prompt}
+    body = {"prompt": read_source(args.file) if args.prompt is None else args.prompt}
     body |= {name: value for name in ("model", "tenant", "cache_salt") if (value := getattr(args, name)) is not None}
     answer = await client.post(WARM_PATH, body)
     if args.json:
@@ -54,13 +52,6 @@ def _rows(model: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
             card["hit_tokens"],
             card["evictions"],
         )
-
-
-def _read(source: str) -> str:
-    try:
-        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InferFluxError(f"{source}: cannot be read ({error})") from None
 
 
 def _add_warm(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from inferflux.ctl.admin.area import Action, Area
 from inferflux.ctl.client import Client
 from inferflux.ctl.show import print_json, print_table
-from inferflux.errors import InferFluxError
+from inferflux.errors import ConfigError
 
 PATH: Final = "/v1/admin/fairness"
 POLICIES: Final = ("priority_age", "fcfs", "fair", "longest_prefix")
@@ -27,7 +27,7 @@ async def _set(client: Client, args: argparse.Namespace) -> None:
     }
     body = {name: value for name, value in wanted.items() if value is not None}
     if not body:
-        raise InferFluxError("nothing to change: give at least one option")
+        raise ConfigError("nothing to change: give at least one option")
     _print(await client.put(PATH, body), args)
 
 

@@ -1,15 +1,14 @@
 """`inferctl admin guardrails`: the blocklist, the policy service, and whether answers are checked."""
 
 import argparse
-import sys
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
 from inferflux.ctl.client import Client
 from inferflux.ctl.show import print_json, print_table
-from inferflux.errors import InferFluxError
+from inferflux.ctl.source import read_source
+from inferflux.errors import ConfigError
 
 PATH: Final = "/v1/admin/guardrails"
 NONE: Final = "none"
@@ -30,7 +29,7 @@ async def _set(client: Client, args: argparse.Namespace) -> None:
     if args.check_output is not None:
         body["check_output"] = args.check_output == "yes"
     if not body:
-        raise InferFluxError("nothing to change: give at least one option")
+        raise ConfigError("nothing to change: give at least one option")
     confirm(f"Change {', '.join(body)} for all callers?", args.yes)
     _print(await client.put(PATH, body), args)
 
@@ -60,11 +59,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_terms(source: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InferFluxError(f"{source}: cannot be read ({error})") from None
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in read_source(source).splitlines() if line.strip()]
 
 
 AREA: Final = Area(
