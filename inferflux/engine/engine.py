@@ -145,6 +145,7 @@ class Engine:
         if now >= self._next_load_time:
             self._expert_tokens, self._next_load_time = self.executor.expert_tokens(), now + EXPERT_LOAD_INTERVAL_S
         stats.expert_tokens = self._expert_tokens
+        stats.waiting += len(self._anteroom)
         return stats
 
     def check_integrity(self) -> None:

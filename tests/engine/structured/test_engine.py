@@ -121,8 +121,10 @@ def test_a_grammar_that_fails_midway_ends_its_row_only(folder: Path) -> None:
 def test_an_abort_while_compiling_leaves_nothing_behind(engine: Engine) -> None:
     engine.submit(Submit(7, PROMPTS[0], SamplingParams(grammar=Grammar("regex", "abort[a-z]{50}"))))
     assert engine.has_work
+    assert engine.stats().waiting == 1
     engine.abort([7])
     assert not engine.has_work
+    assert engine.stats().waiting == 0
     assert engine.step() == []
 
 

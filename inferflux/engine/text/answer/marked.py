@@ -50,8 +50,8 @@ class MarkedReader:
         self._kept, self._state = "", _State.OVER
 
     def open_call(self) -> bool:
-        """Looks at what follows the marker, or a separator, in `_kept`; begins a call with `begin` or gives up with
-        `no_call`. Returns False to wait for more."""
+        """Looks at what follows the marker, or a separator, in `_kept`; begins a call with `begin`, or returns True
+        without, when there is none. Returns False to wait for more."""
         raise NotImplementedError
 
     def close_call(self) -> bool:
