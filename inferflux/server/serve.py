@@ -26,6 +26,7 @@ from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.backends.manager import OnEvent
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
+from inferflux.server.http.sockets import allow_many_connections
 from inferflux.server.metrics import Metrics
 from inferflux.server.model_events import ModelEvents
 from inferflux.server.model_source import ModelSource, find_sources
@@ -87,6 +88,7 @@ def run(config: Config) -> int:
     """
     if config.distributed.rank > 0:
         return follow(config)
+    allow_many_connections()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(config))
 

@@ -6,6 +6,7 @@ sent, the user timeout while something is; then the connection ends as if the cl
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -17,6 +18,7 @@ NUM_PROBES: Final = 3
 USER_TIMEOUT_S: Final = 45
 # By itself the kernel would keep megabytes for a client that reads nothing.
 SEND_BUFFER_BYTES: Final = 128 * 1024
+MAX_OPEN_FILES: Final = 65536
 
 
 def prepare_connection(transport: asyncio.BaseTransport) -> None:
@@ -29,6 +31,15 @@ def prepare_connection(transport: asyncio.BaseTransport) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         for option, value in _options():
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def allow_many_connections() -> None:
+    """Raises this process's limit of open files, which counts connections, as far as it may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft not in (resource.RLIM_INFINITY, wanted) and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a platform's own, lower limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _options() -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import resource
 import socket
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from inferflux.engine.service.mailbox import MAX_UNREAD, Mailbox
 from inferflux.engine.service.protocol import Output
 from inferflux.server.http import requests, runner, sse
-from inferflux.server.http.sockets import USER_TIMEOUT_S, prepare_connection
+from inferflux.server.http.sockets import MAX_OPEN_FILES, USER_TIMEOUT_S, allow_many_connections, prepare_connection
 from tests.support.http_server import Site, running_server
 
 LARGE = {"prompt": "Hi", "stream": True, "n": 16, "logprobs": 20, "max_tokens": 240, "ignore_eos": True}
@@ -121,6 +122,18 @@ def test_the_kernel_is_asked_to_notice_peers_that_vanish():
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == USER_TIMEOUT_S * 1000
         assert sse.STALL_S < USER_TIMEOUT_S, "the log is to say why"
     prepare_connection(Transport())  # closed by now
+
+
+def test_the_limit_of_open_files_is_raised_not_lowered():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        allow_many_connections()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert 256 < soft <= MAX_OPEN_FILES
+        assert hard == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_unread_news_are_bounded():
