@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from inferflux.engine.kv.lower_tiers import TierSettings
 from inferflux.engine.request import RequestState
-from inferflux.engine.step import StepPlan
 from tests.support.fake_tiers import FakeTiers
 from tests.support.workbench import Workbench
 
@@ -31,6 +30,7 @@ class TieredLife(RuleBasedStateMachine):
         damage=st.sampled_from([0.0, 0.0, 0.3]),
         chunk=st.integers(1, 9),
         batch_size=st.integers(1, 5),
+        ahead=st.booleans(),
         seed=st.integers(0, 2**16),
     )
     def start(
@@ -45,15 +45,16 @@ class TieredLife(RuleBasedStateMachine):
         damage: float,
         chunk: int,
         batch_size: int,
+        ahead: bool,
         seed: int,
     ) -> None:
-        self.plan: StepPlan | None = None
         self.tiers = FakeTiers(random.Random(seed), pace, damage, file_slots)
         self.bench = Workbench(
             num_pages,
             page_tokens,
             tiers=TierSettings(host_pages, eviction, file_slots > 0, queue_depth),
             fake_tiers=self.tiers,
+            ahead=ahead,
             chunked_prefill_tokens=chunk,
             max_batch_tokens=chunk + batch_size,
             max_batch_size=batch_size,
@@ -70,25 +71,24 @@ class TieredLife(RuleBasedStateMachine):
         prompt = (stream[:length] + tail)[: self.bench.kv.capacity_tokens - 1]
         self.bench.submit(prompt, max_tokens, salt=salt)
 
-    @precondition(lambda self: self.plan is None)
     @rule(count=st.integers(1, 12))
     def step(self, count: int) -> None:
         for _ in range(count):
-            if self.bench.scheduler.has_work or self.bench.kv.has_chores:
+            while len(self.bench.flights) >= self.bench.max_flights:
+                self.bench.land()
+            if self.bench.scheduler.has_work or self.bench.flights or self.bench.kv.has_chores:
                 self.bench.step()
 
-    @precondition(lambda self: self.plan is None)
     @rule()
-    def schedule(self) -> None:
+    def launch(self) -> None:
         """Leaves a step open, so that what comes next happens between schedule and update."""
-        self.plan = self.bench.schedule()
+        if len(self.bench.flights) < self.bench.max_flights:
+            self.bench.launch()
 
-    @precondition(lambda self: self.plan is not None)
+    @precondition(lambda self: self.bench.flights)
     @rule()
-    def update(self) -> None:
-        assert self.plan is not None
-        self.bench.update(self.plan)
-        self.plan = None
+    def land(self) -> None:
+        self.bench.land()
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -120,8 +120,6 @@ class TieredLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "bench"):
             return
-        if self.plan is not None:
-            self.update()
         self.tiers.pace = 1.0
         self.bench.run()
         assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())

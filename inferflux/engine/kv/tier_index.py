@@ -120,18 +120,19 @@ class TierIndex:
             names.clear()
 
     def refill(self, num_slots: int, pages: Iterable[tuple[int, bytes]]) -> None:
-        """Starts anew with the pages that were found, least recently used first. Nothing may be pinned."""
-        assert not self._pins, "a move is under way"
+        """Starts anew with the pages that were found, least recently used first. Slots still in use by a move become
+        free when it ends, whatever was found there."""
         self.clear()
         self._beyond.clear()
         self.num_slots = num_slots
         for slot, name in pages:
-            if slot < num_slots and name not in self._resident:
+            if slot < num_slots and slot not in self._pins and name not in self._resident:
                 self._resident[name] = slot
                 self._names[slot] = name
                 self._order.add(slot)
-        self._num_touched = max(self._names, default=-1) + 1
-        self._free = [slot for slot in range(self._num_touched) if slot not in self._names]
+        taken = self._names.keys() | self._pins.keys()
+        self._num_touched = max(taken, default=-1) + 1
+        self._free = [slot for slot in range(self._num_touched) if slot not in taken]
 
     def resize(self, num_slots: int) -> None:
         """Gives out no slot beyond num_slots that is not in use already; later it may be more again."""

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.kv.store.mover import Mover, Report
-from inferflux.engine.step import FileNews, MoveResult, StepPlan
+from inferflux.engine.step import MoveResult, StepPlan
 
 # What a rank says of a move: 0, or one more than its error's place. The least of all ranks' words holds.
 _UNDER_WAY: Final = 0
@@ -24,7 +24,6 @@ class SharedMoves:
         self._context = context
         self._under_way: list[int] = []
         self._ended: dict[int, MoveResult] = {}
-        self._news: list[FileNews] = []
 
     def start(self, plan: StepPlan) -> None:
         """Starts what the plan moves; before its rows are computed."""
@@ -40,11 +39,7 @@ class SharedMoves:
         if self._context.size == 1:
             return report
         self._ended |= {result.id: result for result in report.moves}
-        self._news += report.file_news
-        results = self._shared_results() if self._under_way else []
-        # A file that is on again has no moves of before under way, which may yet be so on another rank.
-        news, self._news = ([], self._news) if self._under_way and self._turns_on() else (self._news, [])
-        return Report(results, news)
+        return Report(self._shared_results() if self._under_way else [], report.file_news)
 
     def close(self) -> None:
         self._mover.close()
@@ -60,9 +55,6 @@ class SharedMoves:
                 results.append(MoveResult(move_id, own.seconds, _ERRORS[word - 1]))
         self._under_way = left
         return results
-
-    def _turns_on(self) -> bool:
-        return any(news.pages is not None for news in self._news)
 
     def _word(self, move_id: int) -> int:
         result = self._ended.get(move_id)
