@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import narrow
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.launch import launch, leave
 from inferflux.kernels.backends import OPS, find_backend
@@ -30,6 +31,8 @@ def kernels(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
             except Exception as error:
                 figures = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
             yield f"{op} {str(dtype).removeprefix('torch.')}", figures
+    if device.type == "cuda":
+        yield from narrow.compare(device)
 
 
 def _check(op: str, dtype: str, device: str) -> dict[str, Any]:

@@ -72,4 +72,4 @@ def test_backends_that_do_not_know_them_are_passed_over():
     chosen = {choice.op: choice.backend for choice in kernels.choices}
     assert (chosen["attention"], chosen["rope"]) == ("torch", "torch")
     with pytest.raises(ConfigError, match="8 bits"):
-        select(CPU, torch.float32, KernelsConfig(rope="inferflux.kernels.triton"), narrow_kv=True)
+        select(CPU, torch.float32, KernelsConfig(rope="inferflux.kernels.native"), narrow_kv=True)

@@ -10,6 +10,8 @@ import torch
 
 # The first with bfloat16 in its tensor cores (Ampere).
 MIN_CAPABILITY: Final = (8, 0)
+# Reads and writes pages of 8 bits (see `narrow_kv`).
+NARROW_KV: Final = True
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 

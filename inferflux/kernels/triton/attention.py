@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 
 from inferflux.kernels.metadata import AttentionMetadata
+from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.narrow import scales_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 MIN_DOT_ROWS = 16  # tl.dot's smallest tile side
@@ -33,6 +35,7 @@ def _tile_step(
     tile_start,
     kv_end,
     kv_head_pointer,
+    scale_head_pointer,  # the same bytes as float32; read only where pages are narrow
     page_row_pointer,
     stride_page,
     stride_value,
@@ -46,6 +49,7 @@ def _tile_step(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
+    IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Folds cached tokens tile_start..tile_start+BLOCK_N-1 (below kv_end) into the running softmax."""
@@ -60,6 +64,10 @@ def _tile_step(
     value = tl.load(pointers + stride_value, mask=mask, other=0.0).to(query.dtype)
 
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * qk_scale
+    if IS_NARROW:
+        # A head's scale lies behind its codes. Codes are exact in 16 bits; scales multiply in float32.
+        scale_pointers = scale_head_pointer + (offsets + HEAD_DIM) // 4
+        scores *= tl.load(scale_pointers, mask=inside, other=0.0)[None, :]
     if HAS_SOFT_CAP:
         scores = _soft_cap(scores, soft_cap)
     visible = (tokens[None, :] <= query_positions[:, None]) & inside[None, :]
@@ -73,6 +81,8 @@ def _tile_step(
     weights = tl.exp2(scores - shift[:, None])
     decay = tl.exp2(maximum - shift)
     total = total * decay + tl.sum(weights, 1)
+    if IS_NARROW:
+        weights *= tl.load(scale_pointers + stride_value // 4, mask=inside, other=0.0)[None, :]
     accumulator = accumulator * decay[:, None]
     accumulator += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
     return accumulator, new_maximum, total
@@ -83,6 +93,7 @@ def _chunk_kernel(
     output,
     query,
     kv_pages,
+    kv_scales,
     page_table,
     query_starts,
     kv_lengths,
@@ -107,6 +118,7 @@ def _chunk_kernel(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
+    IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Program (block, kv head): BLOCK_M // GROUP query tokens of one row, with all their heads of this KV head."""
@@ -153,9 +165,10 @@ def _chunk_kernel(
     for tile_start in range(kv_start, kv_end, BLOCK_N):
         accumulator, maximum, total = _tile_step(
             tile, positions, accumulator, maximum, total, tile_start, kv_end,
-            kv_pages + kv_head * stride_kv_head, page_table + row.to(tl.int64) * stride_table,
+            kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+            page_table + row.to(tl.int64) * stride_table,
             stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, PRECISION,
+            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION,
         )  # fmt: skip
     accumulator = accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
     output_offsets = (row_start + tokens).to(tl.int64) * stride_output_token + heads * stride_output_head
@@ -168,6 +181,7 @@ def _split_kernel(
     log_sums,  # [B, H, S] float32, base 2
     query,
     kv_pages,
+    kv_scales,
     page_table,
     kv_lengths,
     num_splits,
@@ -191,6 +205,7 @@ def _split_kernel(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
+    IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Program (row, kv head, split): the row's single query over one split of its context."""
@@ -220,9 +235,10 @@ def _split_kernel(
     for tile_start in range(kv_start, kv_end, BLOCK_N):
         accumulator, maximum, total = _tile_step(
             tile, positions, accumulator, maximum, total, tile_start, kv_end,
-            kv_pages + kv_head * stride_kv_head, page_table + row.to(tl.int64) * stride_table,
+            kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+            page_table + row.to(tl.int64) * stride_table,
             stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, PRECISION,
+            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION,
         )  # fmt: skip
     empty = total == 0.0
     accumulator = accumulator / tl.where(empty, 1.0, total)[:, None]
@@ -302,13 +318,15 @@ def _chunks(
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     grid = (num_tokens // (block_m // group) + metadata.num_rows, num_kv_heads)
     _chunk_kernel[grid](
-        output, query, kv_pages, metadata.page_table, metadata.query_starts, metadata.kv_lengths, metadata.num_rows,
+        output, query, kv_pages, scales_of(kv_pages), metadata.page_table, metadata.query_starts, metadata.kv_lengths,
+        metadata.num_rows,
         output.stride(0), output.stride(1), query.stride(0), query.stride(1),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2], BLOCK_M=block_m,
         BLOCK_N=tuning.block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
-        PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )  # fmt: skip
     return output
 
@@ -334,14 +352,15 @@ def _decode(
         partial = query.new_empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32)
     log_sums = query.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
     _split_kernel[(num_rows, num_kv_heads, num_splits)](
-        partial, log_sums, query, kv_pages, metadata.page_table, metadata.kv_lengths, num_splits,
+        partial, log_sums, query, kv_pages, scales_of(kv_pages), metadata.page_table, metadata.kv_lengths, num_splits,
         query.stride(0), query.stride(1),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
         SPLIT_TOKENS=split_tokens, BLOCK_M=max(tile.block_m, triton.next_power_of_2(group)),
         BLOCK_N=tuning.block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
-        PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )  # fmt: skip
     if num_splits > 1:
         _merge_kernel[(num_rows, num_heads)](

@@ -7,7 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
+from inferflux.kernels import narrow_kv
+from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.narrow import scales_of
+
+SMALLEST = tl.constexpr(narrow_kv.SMALLEST)
 
 
 @triton.jit
@@ -17,6 +22,7 @@ def _rope_kernel(
     cos,
     sin,
     kv_pages,
+    kv_scales,  # the same bytes as float32; written only where pages are narrow
     slots,
     stride_token,
     stride_head,
@@ -32,6 +38,7 @@ def _rope_kernel(
     PAGE_TOKENS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    LARGEST_CODE: tl.constexpr,
 ):
     """Program (token, block of heads): heads below NUM_HEADS are queries, then come the keys, then the values."""
     token = tl.program_id(0).to(tl.int64)
@@ -56,10 +63,21 @@ def _rope_kernel(
     tl.store(targets + dims[None, :], values, mask=inside & is_query)
     kv_heads = heads - NUM_HEADS
     slot = tl.load(slots + token)
-    page = kv_pages + slot // PAGE_TOKENS * stride_page + slot % PAGE_TOKENS * stride_slot
-    places = page + (kv_heads // NUM_KV_HEADS) * stride_value + kv_heads % NUM_KV_HEADS * stride_kv_head
-    cached = values.to(kv_pages.dtype.element_ty)
-    tl.store(places[:, None] + dims[None, :], cached, mask=inside & (heads >= NUM_HEADS)[:, None])
+    places = slot // PAGE_TOKENS * stride_page + slot % PAGE_TOKENS * stride_slot
+    places += (kv_heads // NUM_KV_HEADS) * stride_value + kv_heads % NUM_KV_HEADS * stride_kv_head
+    is_cached = (heads >= NUM_HEADS) & (heads < NUM_HEADS + 2 * NUM_KV_HEADS)
+    if LARGEST_CODE > 0:
+        wide = values.to(tl.float32)
+        scale = tl.maximum(tl.max(tl.abs(wide), 1), SMALLEST) / LARGEST_CODE
+        tl.store(kv_scales + (places + HEAD_DIM) // 4, scale, mask=is_cached)
+        codes = wide / scale[:, None]
+        if kv_pages.dtype.element_ty == tl.int8:
+            # Adding and taking away 1.5 * 2**23 rounds to the nearest integer, ties to even.
+            codes = (codes + 12582912.0) - 12582912.0
+        cached = codes.to(kv_pages.dtype.element_ty)
+    else:
+        cached = values.to(kv_pages.dtype.element_ty)
+    tl.store(kv_pages + places[:, None] + dims[None, :], cached, mask=inside & is_cached[:, None])
 
 
 def rope(
@@ -80,10 +98,11 @@ def rope(
     assert cos_table.stride(0) == sin_table.stride(0)
     block_heads = tuning.rope_heads(all_heads)
     _rope_kernel[(num_tokens, triton.cdiv(all_heads, block_heads))](
-        output, qkv, cos_table, sin_table, kv_pages, slots,
+        output, qkv, cos_table, sin_table, kv_pages, scales_of(kv_pages), slots,
         qkv.stride(0), qkv.stride(1), cos_table.stride(0),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3),
         NUM_HEADS=num_heads, NUM_KV_HEADS=kv_pages.shape[3], HEAD_DIM=head_dim, ROTARY_DIM=rotary_dim,
-        PAGE_TOKENS=kv_pages.shape[2], BLOCK_HEADS=block_heads, BLOCK_DIM=triton.next_power_of_2(head_dim), num_warps=4,
+        PAGE_TOKENS=kv_pages.shape[2], BLOCK_HEADS=block_heads, BLOCK_DIM=triton.next_power_of_2(head_dim),
+        LARGEST_CODE=LARGEST_CODE.get(kv_pages.dtype, 0.0), num_warps=4,
     )  # fmt: skip
     return output
