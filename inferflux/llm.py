@@ -157,6 +157,10 @@ class LLM:
             self._stop(list(running))
         return list(vectors.values())
 
+    def close(self) -> None:
+        """Ends the engine, and where KV pages are kept over a restart, writes them out; nothing may follow."""
+        self.engine.close()
+
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
         """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.
 

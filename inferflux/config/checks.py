@@ -51,6 +51,16 @@ def warnings(config: Config) -> Iterator[str]:
             yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
     if config.auth.oidc_issuer is not None and not config.auth.oidc_scope_map:
         yield "auth.oidc_scope_map: empty, so tokens of auth.oidc_issuer may do nothing"
+    yield from _tier_warnings(config)
+
+
+def _tier_warnings(config: Config) -> Iterator[str]:
+    runtime = config.runtime
+    has_file = runtime.nvme_offload.path is not None
+    if (has_file or runtime.paged_kv.cpu_pages) and not runtime.prefix_cache.enabled:
+        yield "runtime.prefix_cache.enabled: false, so runtime.paged_kv.cpu_pages and runtime.nvme_offload do nothing"
+    if runtime.nvme_offload.persist and not has_file:
+        yield "runtime.nvme_offload.persist: does nothing without runtime.nvme_offload.path"
 
 
 def _check_server(config: Config) -> Iterator[Fault]:

@@ -6,6 +6,7 @@ steps; `poll` says what has ended. One thread calls it. Knows slots and pages as
 
 import contextlib
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Final, NamedTuple
 from inferflux.engine.kv.store.copier import Copier, Fence
 from inferflux.engine.kv.store.file_tier import FileTier
 from inferflux.engine.step import FileNews, MoveResult, PageMove
+
+logger = logging.getLogger(__name__)
 
 # Promotions copied and reported together: fewer wake-ups, and the first pages do not wait for the last.
 PROMOTED_AT_ONCE: Final = 16
@@ -51,7 +54,12 @@ class Workers:
 
     def _run(self) -> None:
         while True:
-            self._tasks.get()[2]()
+            task = self._tasks.get()[2]
+            try:
+                task()
+            except Exception:
+                # Its move has no result, so what it held stays held; the requests that wait for it give up on it.
+                logger.exception("a page move failed")
 
 
 class Mover:
