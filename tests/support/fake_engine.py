@@ -56,6 +56,7 @@ class FakeEngine:
     num_restarts: int = 0
     num_retries: int = 0
     pid: int | None = None
+    stuck: bool = False
     fairness: list[tuple[str, FairnessConfig]] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
     num_running: int = 0

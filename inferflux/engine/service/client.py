@@ -73,6 +73,7 @@ class EngineClient:
     """One engine, its requests and its health.
 
     state: only READY accepts requests. info: set once READY. stats: as of the engine's last word.
+    stuck: silent past its watchdog, and (a thread, say) it could not be killed.
     num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
     on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
     back alone. log: how the engine's own process logs.
@@ -96,6 +97,7 @@ class EngineClient:
         self.info: ModelInfo | None = None
         self.phases: list[tuple[str, float]] = []
         self.stats = EngineStats()
+        self.stuck = False
         self.num_restarts = 0
         self.num_retries = 0
         self._settled = asyncio.Event()
@@ -242,6 +244,7 @@ class EngineClient:
             reason = f"the engine's stream broke: {error}"
         finally:
             watchdog.cancel()
+            self.stuck = False
         if self.state is ClientState.READY:
             self._become(ClientState.RESTARTING if self._on_lost is None else ClientState.FAILED)
             logger.error("model %s: %s; it had %d requests", self.model.id, reason, len(self._mailboxes))
@@ -279,10 +282,10 @@ class EngineClient:
             self._send(Ping(nonce))
             await asyncio.sleep(PING_INTERVAL_S)
             num_unanswered = 0 if self._last_word >= asked else num_unanswered + 1
-            if num_unanswered * PING_INTERVAL_S >= self._watchdog_s and self._host is not None:
+            was_stuck, self.stuck = self.stuck, num_unanswered * PING_INTERVAL_S >= self._watchdog_s
+            if self.stuck and not was_stuck and self._host is not None:
                 logger.error("model %s: engine silent for %.0f s; killing it", self.model.id, self._watchdog_s)
                 self._host.kill()
-                return
 
     async def _restart(self) -> None:
         if time.monotonic() - self._ready_time > STEADY_S:

@@ -114,6 +114,19 @@ async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
     await until(lambda: client.stats.device_pages_in_use == 0)
 
 
+async def test_an_engine_that_cannot_be_killed_is_stuck_until_it_speaks(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.pid is not None
+    monkeypatch.setattr(client._host, "kill", lambda: None)
+    monkeypatch.setattr(client, "_watchdog_s", 1.0)
+    os.kill(client.pid, signal.SIGSTOP)
+    await until(lambda: client.stuck)
+    os.kill(client.pid, signal.SIGCONT)
+    await until(lambda: not client.stuck)
+    assert client.num_restarts == 0
+
+
 async def test_nobody_is_retried_twice(client: EngineClient) -> None:
     assert client.pid is not None
     os.kill(client.pid, signal.SIGSTOP)

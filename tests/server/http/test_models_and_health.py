@@ -93,6 +93,8 @@ async def test_probes_while_loading_then_ready_then_restarting_then_draining():
         engine.state = ClientState.RESTARTING
         assert await site.get("/readyz") == (503, {"status": "unavailable", "reason": "engine_restarting"})
         assert (await site.get("/livez"))[0] == (await site.get("/health"))[0] == 200
+        engine.stuck = True
+        assert (await site.get("/livez"))[0] == (await site.get("/health"))[0] == 503
         assert (await site.post("/v1/completions", {"prompt": "Hi"}))[0] == 503
         engine.state = ClientState.READY
         site.admission.close()

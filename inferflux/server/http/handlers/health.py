@@ -15,8 +15,10 @@ from inferflux.server.http.schemas.health import Health, ModelHealth, Probe, Que
 _DEGRADED: Final = ("loading", "restarting", "failed")
 
 
-async def livez(_request: web.Request) -> web.Response:
-    """Answering is the proof. A stuck engine does not count against the server: its client kills and replaces it."""
+async def livez(request: web.Request) -> web.Response:
+    """Answering is the proof, but for an engine that is stuck and that its client cannot kill and replace."""
+    if any(engine.client.stuck for engine in request.app[CONTEXT].backends.engines):
+        return json_response(Probe("unavailable", "engine_stuck"), status=503)
     return json_response(Probe("ok"))
 
 
