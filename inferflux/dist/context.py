@@ -5,6 +5,7 @@ each other is `launch`'s work, and a rank that is gone or silent is an EngineDea
 `exchange` needs the sizes of what it sends as plain numbers.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,13 @@ class ParallelContext:
         with LostRank():
             torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN, group=self.control)
         return values.tolist()
+
+    def require_same(self, data: bytes, what: str) -> None:
+        """Raises ConfigError unless every rank has the same data; `what` it is, for the message."""
+        number = int.from_bytes(hashlib.sha256(data).digest()[:7])
+        least, most = self.smallest([number, -number])
+        if least != -most:
+            raise ConfigError(f"distributed: every rank must have the same {what}")
 
     def exchange(self, rows: torch.Tensor, num_sent: list[int], num_received: list[int]) -> torch.Tensor:
         """All-to-all: sends the first num_sent[0] rows to rank 0, the next to rank 1, and so on; returns the rows that

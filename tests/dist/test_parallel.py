@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config.tree import DistributedConfig
+from inferflux.dist.check import problems
+from inferflux.dist.launch import launch, leave
+from inferflux.engine.executor import Executor
+from inferflux.errors import ConfigError
 from inferflux.sampling_params import Grammar, Pooling, SamplingParams
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import CLEAR_GAP, FAMILIES, VOCAB_SIZE, TinyModel
@@ -100,3 +106,27 @@ def assert_same(results: list[Result], expected: list[Result]) -> None:
         assert result.token_ids == single.token_ids
         logprobs = [torch.tensor([entry.logprob for entry in one.logprobs]) for one in (result, single)]
         torch.testing.assert_close(*logprobs, rtol=0, atol=1e-4)
+
+
+def check_collectives(distributed: DistributedConfig) -> list[str]:
+    context = launch(distributed, torch.device("cpu"))
+    found = list(problems(context))
+    leave(context)
+    return found
+
+
+def test_every_collective_gives_what_it_should(world: World) -> None:
+    assert world.run(check_collectives) == []
+
+
+def settings_differ(distributed: DistributedConfig, folder: Path) -> str:
+    model = ModelConfig(id="model", path=str(folder), max_model_len=64 + distributed.rank)
+    with pytest.raises(ConfigError) as caught:
+        Executor(model, RuntimeConfig(dtype="float32"), distributed)
+    torch.distributed.destroy_process_group()
+    return str(caught.value)
+
+
+def test_ranks_of_different_settings_do_not_start(world: World, one_process: Answers) -> None:
+    message = world.run(settings_differ, one_process("llama")[0])
+    assert message.startswith("distributed: every rank must have the same models[] and runtime settings")

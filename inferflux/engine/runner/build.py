@@ -90,6 +90,7 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
         free = pool_memory(model, weights, free_memory(device).shared(context.size))
         plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
         channel.meet(START_TIMEOUT_S)
+        context.require_same(_shared_settings(model, runtime, path), "models[] and runtime settings, and config.json")
         plan = PoolPlan(*context.smallest(plan))
         pool = allocate_pool(plan.num_pages, page, device)
         name = fingerprint(path, page, spec.max_model_len, context.rank, context.size, model.quantization)
@@ -159,6 +160,13 @@ def warm_up(runner: Runner, num_tokens: int, *, is_first: bool = True) -> None:
             runner.execute(plan)
         else:
             runner.follow(plan)
+
+
+def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> bytes:
+    """What ranks must agree on: all that decides shapes and page moves; not where files are, nor who runs when."""
+    kept = (model.dtype, model.quantization, model.max_model_len, runtime.dtype, runtime.paged_kv)
+    sizes = (runtime.scheduler.max_batch_size, runtime.nvme_offload.path is None)
+    return msgspec.json.encode((kept, sizes)) + (path / "config.json").read_bytes()
 
 
 def _model_path(model: ModelConfig) -> Path:
