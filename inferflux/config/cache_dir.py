@@ -5,6 +5,14 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Returns the folder, which may not exist: `$XDG_CACHE_HOME/inferflux`, else `~/.cache/inferflux`."""
+    """Returns the folder, which may not exist: `$XDG_CACHE_HOME/inferflux`, else `~/.cache/inferflux`.
+
+    A user without a home folder has no cache: the path is one that cannot be made.
+    """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "inferflux"
+    if root:
+        return Path(root) / "inferflux"
+    try:
+        return Path.home() / ".cache" / "inferflux"
+    except RuntimeError:
+        return Path(os.devnull) / "inferflux"

@@ -4,9 +4,11 @@ A library that is not built yet is built in the background and serves from the n
 does it ahead. A start never waits for a compiler.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
+import os
 import threading
 from ctypes import c_char_p, c_float, c_int, c_long, c_void_p
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 from inferflux.kernels.native.build import build, compiler, library_path, openmp_library
 
 logger = logging.getLogger(__name__)
+
+BUILD_NICENESS: Final = 15
 
 # Element types by the numbers that the C functions take.
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3, torch.uint8: 4}
@@ -77,6 +81,9 @@ def _load(path: Path) -> Library:
 
 
 def _build_quietly(path: Path, openmp: str) -> None:
+    with contextlib.suppress(OSError):
+        # Linux: of this thread and the compiler it starts; the process serves meanwhile.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILD_NICENESS)
     reason = build(path, openmp)
     if reason is None:
         logger.info("built the native kernels; they serve from the next start on")
