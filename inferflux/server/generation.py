@@ -176,11 +176,17 @@ class Choice:
             times.last_token = now
 
 
+def check_generates(info: ModelInfo) -> None:
+    """Raises RequestError for a model that continues no prompt."""
+    if not info.generates:
+        raise RequestError("model: this model makes embeddings only: see /v1/embeddings", param="model")
+
+
 def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str, *, embeds: bool = False) -> None:
     """Raises RequestError when a prompt is empty, too long for the model's window, or not of its vocabulary, or when it
     is to be continued by a model that does not do that. embeds: it is to become a vector."""
-    if not (embeds or info.generates):
-        raise RequestError("model: this model makes embeddings only: see /v1/embeddings", param="model")
+    if not embeds:
+        check_generates(info)
     if not prompt_token_ids:
         raise RequestError(f"{param}: must have at least one token", param=param)
     if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocab_size:

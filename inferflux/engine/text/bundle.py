@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inferflux.engine.text.answer import reasoning
-from inferflux.engine.text.answer.formats import AnswerStyle, answer_style
+from inferflux.engine.text.answer.formats import AnswerStyle
 from inferflux.engine.text.chat_template import ChatTemplate, Message, load_chat_template
 from inferflux.engine.text.settings import read_settings
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -28,7 +28,7 @@ class TextBundle:
 
     @property
     def style(self) -> AnswerStyle:
-        return answer_style(self.chat_template.source)
+        return self.chat_template.style
 
     def special_ids(self, texts: Sequence[str]) -> frozenset[int]:
         """Returns the ids of those texts that are special tokens."""

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.environment import Template
 
+from inferflux.engine.text.answer.formats import answer_style
 from inferflux.engine.text.files import read_text
 from inferflux.engine.text.settings import CONFIG_FILE, TokenizerSettings
 from inferflux.engine.text.template_budget import RenderLimits, TemplateLimitError
@@ -31,8 +32,8 @@ Message = Mapping[str, Any]
 class ChatTemplate:
     """A compiled template. Immutable; any number of threads may render at once.
 
-    source: None for a model without a template, whose every rendering is refused with a word on what to configure; kept
-    for those who must know what the model was taught.
+    source: None for a model without a template, whose every rendering is refused with a word on what to configure.
+    style: how the model writes tool calls and thoughts, as far as its template shows.
     named_tokens: special tokens by role (`bos_token`, `eos_token`), which templates write into the text.
     Raises ModelLoadError, naming `origin`, when the template does not compile.
     """
@@ -45,7 +46,7 @@ class ChatTemplate:
         origin: str = "chat template",
         limits: RenderLimits | None = None,
     ) -> None:
-        self.source = source
+        self.style = answer_style(source)
         self._environment = ChatEnvironment()
         self._named_tokens = dict(named_tokens or {})
         self._limits = limits or RenderLimits()

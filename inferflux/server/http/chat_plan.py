@@ -67,7 +67,11 @@ class ChatPlan:
         if not use.forced:
             assert asked is not None
             parts.append(asked)
-            start = f"start: answer | calls\nanswer: {json_rule(json.loads(asked.grammar.text))}"
+            try:
+                answer = json_rule(json.loads(asked.grammar.text))
+            except (ValueError, RecursionError, RequestError):
+                return parts  # the last of which will not compile
+            start = f"start: answer | calls\nanswer: {answer}"
         return [*parts, _after(Asked("tools", Grammar("lark", f"{start}\n{rules}")), thoughts)]
 
 

@@ -49,6 +49,9 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
     match error:
         case RequestError():
             return Problem(400, str(error), param=error.param, code=error.code)
+        case RecursionError():
+            # Only what a caller sends is nested without bound; what the body's reader just took can be too deep later.
+            return Problem(400, "the body is nested too deeply")
         case AuthenticationError():
             return _unauthenticated(str(error))
         case ScopeError():

@@ -167,6 +167,8 @@ async def test_one_call_at_a_time(site_with_tools: Site):
         ),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "response_format"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json"),
         ({"messages": called("{}", "user")}, "messages[0].tool_calls"),
         ({"messages": called("[")}, "messages[0].tool_calls[0].function.arguments"),
         ({"messages": called("[]")}, "messages[0].tool_calls[0].function.arguments"),
@@ -316,3 +318,12 @@ async def test_the_template_takes_further_names():
         for name in ("messages", "tools", "add_generation_prompt"):
             status, answer = await site.post(CHAT, {"messages": ASK, "chat_template_kwargs": {name: []}})
             assert (status, answer["error"]["param"]) == (400, "chat_template_kwargs")
+
+
+async def test_no_depth_of_nesting_is_an_error_of_ours(site_with_tools: Site):
+    for depth in range(940, 1000, 3):
+        schema = '{"items": ' * depth + "{}" + "}" * depth
+        shape = f'{{"type": "json_schema", "json_schema": {{"name": "a", "schema": {schema}}}}}'
+        body = f'{{"messages": [{{"role": "user", "content": "x"}}], "response_format": {shape}}}'
+        async with site_with_tools.session.post(site_with_tools.url + CHAT, data=body) as response:
+            assert response.status == 400

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from inferflux.server.generation import check_prompt, fit_max_tokens
+from inferflux.server.generation import check_generates, check_prompt, fit_max_tokens
 from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.chat_plan import plan_chat
 from inferflux.server.http.context import CONTEXT
@@ -21,6 +21,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     backend = await use_backend(request, body.model)
     info = backend.info
     assert info is not None, "a ready backend has been described"
+    check_generates(info)
     plan = plan_chat(body, backend.text)
     texts = texts_of_messages(body.messages) + texts_of_tools(plan.use.definitions)
     texts += texts_in(body.chat_template_kwargs)
