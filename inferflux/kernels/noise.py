@@ -17,14 +17,19 @@ LOW_32 = 0xFFFFFFFF
 def philox(counter: Tensor, key: Tensor) -> Tensor:
     """counter int64 [4, B], key int64 [2, B], 32-bit words. Returns four random words, int64 [4, B]."""
     device = counter.device
-    multipliers = torch.tensor(MULTIPLIERS, device=device).unsqueeze(1)
-    steps = torch.arange(ROUNDS, device=device).view(-1, 1, 1) * torch.tensor(WEYL, device=device).unsqueeze(1)
+    multipliers = _pair(MULTIPLIERS, device)
+    steps = torch.arange(ROUNDS, device=device).view(-1, 1, 1) * _pair(WEYL, device)
     even, odd = counter[0::2], counter[1::2]
     for round_key in ((key + steps) & LOW_32).unbind():
         # The product's 64 bits wrap into int64's; the arithmetic shift and the mask take out its upper word.
         products = (even * multipliers).flip(0)
         even, odd = ((products >> 32) & LOW_32) ^ odd ^ round_key, products & LOW_32
     return torch.stack((even, odd), dim=1).flatten(0, 1)
+
+
+def _pair(values: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns int64 [2, 1], made on the device: copying it there would wait for all that is queued."""
+    return torch.where(torch.arange(2, device=device) == 0, *values).unsqueeze(1)
 
 
 def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
