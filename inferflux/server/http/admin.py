@@ -1,6 +1,7 @@
 """What every administrator's change goes through: it is recorded, kept and in force before it is answered."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Coroutine, Mapping
@@ -46,13 +47,13 @@ async def finish(request: web.Request, change: Coroutine[Any, Any, Any]) -> bool
     task = asyncio.create_task(change)
     background.add(task)
     task.add_done_callback(background.discard)
-    task.add_done_callback(_note_failure)
+    task.add_done_callback(functools.partial(_note_failure, request[INFO].id))
     done, _ = await asyncio.wait({task}, timeout=max(0.0, request[INFO].deadline - time.monotonic()))
     if done:
         task.result()
     return bool(done)
 
 
-def _note_failure(task: asyncio.Task[Any]) -> None:
+def _note_failure(request_id: str, task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("a change that was asked for failed: %s", error)
+        logger.warning("a change that was asked for failed: %s", error, extra={"request_id": request_id})

@@ -169,7 +169,9 @@ async def test_bad_loads_are_refused_by_field(site: Site, body: Any, param: str)
     assert await ids(site) == {"a": "ready"}
 
 
-async def test_a_load_that_fails_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+async def test_a_load_that_fails_changes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     make = site.backends._make_client
 
     def broken(source: Any) -> Any:
@@ -180,6 +182,8 @@ async def test_a_load_that_fails_changes_nothing(site: Site, monkeypatch: pytest
     monkeypatch.setattr(site.backends, "_make_client", broken)
     status, answer = await load(site, "a", str(tmp_path))
     assert (status, answer["error"]["code"]) == (400, "model_load_failed")
+    lines = [record for record in caplog.records if "asked for failed" in record.message]
+    assert [line.request_id.startswith("req_") for line in lines] == [True]  # type: ignore[attr-defined]
     assert "3 GiB more" in answer["error"]["message"]
     assert (await complete(site))[0] == 200
     assert site.policy.document.models.loaded == ()
