@@ -76,10 +76,8 @@ def _short_names() -> Iterator[str]:
 
 
 def _not_yet(key: Key) -> str:
-    values = UNSUPPORTED.get(format_key(key), ())
-    if values is None or (ANY_INDEX in key and format_key(key[:1]) in UNSUPPORTED):
-        return " *Not yet.*"
-    return f" *Not yet:* {', '.join(f'`{value}`' for value in values)}." if values else ""
+    unsupported = format_key(key) in UNSUPPORTED or (ANY_INDEX in key and format_key(key[:1]) in UNSUPPORTED)
+    return " *Not yet.*" if unsupported else ""
 
 
 def _accepted(kind: inspect.Type) -> str:

@@ -1,23 +1,23 @@
 """Keys the tree knows and this version does not act on yet. Setting one is refused rather than ignored.
 
-A feature that arrives deletes its rows here, and nothing else needs to know.
+A feature that arrives deletes its names here, and nothing else needs to know.
 """
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 from msgspec import NODEFAULT
 
 from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, schema_leaves
 
-UNSUPPORTED: Final[Mapping[str, tuple[str, ...] | None]] = MappingProxyType(
-    {
-        "runtime.speculative_decoding.enabled": None,
-        "adapters": None,
-    }
+UNSUPPORTED: Final = (
+    "runtime.speculative_decoding.enabled",
+    "runtime.speculative_decoding.draft_model",
+    "runtime.speculative_decoding.method",
+    "runtime.speculative_decoding.chunk_size",
+    "adapters",
 )
-"""Key to the values refused; None: every value but the default."""
+"""Refused unless at its default; the name of a list refuses every key in it."""
 
 
 def refused(leaves: Mapping[Key, Any]) -> Iterator[Key]:
@@ -27,11 +27,9 @@ def refused(leaves: Mapping[Key, Any]) -> Iterator[Key]:
         name = format_key(tuple(ANY_INDEX if isinstance(part, int) else part for part in key))
         if len(key) > 1 and str(key[0]) in UNSUPPORTED:
             yield key[:1]
-        elif name in UNSUPPORTED and _asks(value, UNSUPPORTED[name], defaults.get(name, ())):
+        elif name in UNSUPPORTED and _differs(value, defaults.get(name, ())):
             yield key
 
 
-def _asks(value: Any, refused_values: tuple[str, ...] | None, default: Any) -> bool:
-    if refused_values is not None:
-        return value in refused_values
+def _differs(value: Any, default: Any) -> bool:
     return default is NODEFAULT or value != (list(default) if isinstance(default, tuple) else default)
