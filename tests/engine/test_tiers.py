@@ -59,7 +59,10 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slow_disk", "always_load")
-@pytest.mark.parametrize(("dtype", "eviction", "seed"), [("float32", "lru", 1), ("bfloat16", "clock", 2)])
+@pytest.mark.parametrize(
+    ("dtype", "eviction", "seed"),
+    [("float32", "lru", 1), ("bfloat16", "clock", 2), ("float32", "clock", 3), ("bfloat16", "lru", 4)],
+)
 def test_tokens_are_those_of_an_engine_without_tiers(
     tiny_model: MakeModel, small: dict[str, Any], dtype: str, eviction: str, seed: int
 ):
