@@ -38,7 +38,7 @@ async def test_leaving_while_nothing_has_come_aborts(site: Site, stream: bool, n
     writer.close()
     await until(lambda: site.engine.num_running == 0)
     assert site.engine.num_aborted == n
-    assert site.admission.running == 0
+    await until(lambda: site.admission.running == 0)
 
 
 @pytest.mark.parametrize("abrupt", [False, True])

@@ -55,7 +55,7 @@ async def test_a_stream_nobody_reads_pauses_and_is_dropped(
         await until(lambda: site.engine.num_running == 0)
         await until(lambda: "a stream was dropped" in caplog.text)
     assert site.engine.num_aborted > 0, "what had not come to its end by itself"
-    assert site.admission.running == 0
+    await until(lambda: site.admission.running == 0)
     assert caplog.text.count("a stream was dropped") == 1
     writer.close()
 
