@@ -15,7 +15,7 @@ from operator import attrgetter
 from inferflux.config import FairnessConfig
 from inferflux.engine.pace import StepPace
 from inferflux.engine.policies import Books, Policy, policy_named
-from inferflux.engine.request import Request, RequestState
+from inferflux.engine.request import Request
 from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
 
 by_rank = attrgetter("rank")
@@ -177,13 +177,3 @@ class Order:
 
     def _books(self, num_cached: Callable[[Request], int]) -> Books:
         return Books(self._clock(), self._tenants.served, num_cached)
-
-
-def check_queues(waiting: Sequence[Request], loading: Sequence[Request], running: Sequence[Request]) -> None:
-    """Asserts that the scheduler's queues hold what belongs there, in order."""
-    assert all(not request.pages and request.slot is None for request in waiting)
-    assert all(request.pages and request.slot is None for request in loading)
-    queues = ((RequestState.WAITING, waiting), (RequestState.LOADING, loading), (RequestState.RUNNING, running))
-    for state, queue in queues:
-        assert all(request.state is state for request in queue)
-        assert list(queue) == sorted(queue, key=by_rank), "a queue is out of order"

@@ -1,0 +1,139 @@
+"""Queues: where each request stands (waiting, loading, running), and how it moves from one to another.
+
+A running request has a slot and pages, a loading one pages, a waiting one neither. Moves requests when the scheduler
+says so and decides nothing. One thread calls everything here.
+"""
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Callable
+
+from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.order import Order, by_rank
+from inferflux.engine.request import FinishReason, Request, RequestState
+from inferflux.engine.stats import EngineStats
+from inferflux.engine.step import TokenLogprobs
+
+
+class Queues:
+    """requests: all there are, by id. waiting, loading, running: sorted by rank.
+
+    is_blocked: the waiting request next in order found no room, and none has been freed since.
+    scores: the prompt log-probabilities collected so far, by request id.
+    """
+
+    def __init__(
+        self, num_slots: int, kv: KVManager, order: Order, stats: EngineStats, clock: Callable[[], float]
+    ) -> None:
+        self.requests: dict[int, Request] = {}
+        self.waiting: list[Request] = []
+        self.loading: list[Request] = []
+        self.running: list[Request] = []
+        self.is_blocked = False
+        self.scores: dict[int, list[TokenLogprobs]] = {}
+        self._num_slots = num_slots
+        self._free_slots = list(range(num_slots))
+        self._kv = kv
+        self._order = order
+        self._stats = stats
+        self._clock = clock
+
+    @property
+    def has_free_slot(self) -> bool:
+        return bool(self._free_slots)
+
+    def add(self, request: Request) -> None:
+        """Takes in a new request, which waits."""
+        self._order.enter(request)
+        self.requests[request.id] = request
+        insort(self.waiting, request, key=by_rank)
+        self.is_blocked = False
+
+    def sort(self) -> None:
+        """Ranks every request anew."""
+        self._order.sort(self.waiting, self.running, self.loading)
+
+    def load(self, request: Request) -> None:
+        """A waiting request has been given pages, and its prefix is under way to them."""
+        _remove(self.waiting, request)
+        request.state = RequestState.LOADING
+        insort(self.loading, request, key=by_rank)
+
+    def stop_loading(self, request: Request) -> None:
+        """Makes a loading request wait again, whatever of its prefix has come."""
+        _remove(self.loading, request)
+        self._kv.finish_load(request)
+        request.state = RequestState.WAITING
+        insort(self.waiting, request, key=by_rank)
+        self.is_blocked = False
+
+    def start(self, request: Request) -> None:
+        """Makes a waiting request that has just been given pages a running one."""
+        _remove(self.waiting, request)
+        request.slot = heapq.heappop(self._free_slots)
+        request.state = RequestState.RUNNING
+        insort(self.running, request, key=by_rank)
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = self._clock()
+            request.num_cached = request.num_computed
+            self._order.charge_prompt(request)
+            self._stats.prompt_tokens += request.num_prompt_tokens
+        if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
+            self.scores[request.id] = []
+
+    def preempt(self, request: Request, *, turn_over: bool = False) -> None:
+        """Makes a running request wait again. turn_over: behind the others."""
+        self._leave(request)
+        if turn_over:
+            self._order.queue_again(request)
+        request.state = RequestState.WAITING
+        request.num_preemptions += 1
+        insort(self.waiting, request, key=by_rank)
+        self._stats.preemptions += 1
+
+    def end(self, request: Request, reason: FinishReason) -> None:
+        """Lets a request go, wherever it stands."""
+        if request.state is RequestState.LOADING:
+            self.stop_loading(request)
+        if request.state is RequestState.RUNNING:
+            self._leave(request)
+        else:
+            _remove(self.waiting, request)
+            self.is_blocked = False
+        del self.requests[request.id]
+        self._order.leave(request)
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+
+    def check_integrity(self) -> None:
+        """Asserts that every slot and request is accounted for, and stands where it belongs."""
+        slots = [request.slot for request in self.running if request.slot is not None]
+        assert sorted(slots + self._free_slots) == list(range(self._num_slots)), "a slot is lost or taken twice"
+        assert len(slots) == len(self.running), "a running request has no slot"
+        assert all(not request.pages and request.slot is None for request in self.waiting)
+        assert all(request.pages and request.slot is None for request in self.loading)
+        queues = {
+            RequestState.WAITING: self.waiting,
+            RequestState.LOADING: self.loading,
+            RequestState.RUNNING: self.running,
+        }
+        for state, queue in queues.items():
+            assert all(request.state is state for request in queue)
+            assert queue == sorted(queue, key=by_rank), "a queue is out of order"
+        assert len(self.requests) == sum(map(len, queues.values()))
+        assert self.scores.keys() <= {request.id for request in self.running}
+
+    def _leave(self, request: Request) -> None:
+        """Takes a running request out of the running list, and its pages and slot back."""
+        assert request.slot is not None
+        _remove(self.running, request)
+        self._kv.release(request)
+        self.scores.pop(request.id, None)
+        heapq.heappush(self._free_slots, request.slot)
+        request.slot = None
+        request.num_planned = request.num_pending = 0
+        self.is_blocked = False
+
+
+def _remove(queue: list[Request], request: Request) -> None:
+    del queue[bisect_left(queue, request.rank, key=by_rank)]
