@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +177,24 @@ def total(samples: Mapping[str, float], name: str, *labels: str) -> float:
         for sample, value in samples.items()
         if sample.partition("{")[0] == name and all(label in sample for label in labels)
     )
+
+
+async def settled(
+    client: aiohttp.ClientSession,
+    url: str,
+    counted: Callable[[Mapping[str, float]], bool] = lambda _samples: True,
+    limit_s: float = 60.0,
+) -> dict[str, float]:
+    """Waits until nothing runs, waits or holds a page any more and what is to be counted is; returns the last metrics
+    either way."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        samples = await metrics(client, url)
+        busy = sum(total(samples, f"inferflux_{name}") for name in ("running_requests", "queue_depth"))
+        calm = not busy and not total(samples, "inferflux_kv_pages_in_use") and counted(samples)
+        if calm or time.monotonic() > deadline:
+            return samples
+        await asyncio.sleep(0.2)
 
 
 def be_nice() -> None:

@@ -10,12 +10,13 @@ Writes benchmarks/results/soak.json unless --out says otherwise, and leaves with
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,14 @@ LEAST_SAMPLES = 60
 
 @dataclass
 class Traffic:
-    """One client of many kinds. sent: requests that reached the server, by endpoint. wrong: what should not be."""
+    """One client of many kinds. sent: requests, by endpoint. num_unread: those whose client left before it had read
+    anything, and so perhaps before the server had. wrong: what should not be."""
 
     client: aiohttp.ClientSession
     url: str
     rng: random.Random
     sent: Counter[str] = field(default_factory=Counter)
+    num_unread: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     tokens: int = 0
@@ -127,6 +130,7 @@ async def leave(traffic: Traffic, *, abrupt: bool, stream: bool, read: bool) -> 
     if read and stream:
         await reader.readline()
     else:
+        traffic.num_unread += 1
         await asyncio.sleep(traffic.rng.uniform(0.02, 0.2))
     if abrupt:
         writer.transport.abort()
@@ -171,15 +175,16 @@ KINDS: tuple[tuple[Callable[[Traffic], Awaitable[None]], int], ...] = (
 )
 
 
-async def work(traffic: Traffic, deadline: float) -> None:
+async def work(traffic: Traffic, kind: Callable[[Traffic], Awaitable[None]], deadline: float) -> None:
+    """Begins with one kind, and goes on with any."""
     kinds, weights = zip(*KINDS, strict=True)
     while time.monotonic() < deadline:
-        (kind,) = traffic.rng.choices(kinds, weights)
         traffic.kinds[kind.__name__] += 1
         try:
             await kind(traffic)
         except (aiohttp.ClientError, OSError) as error:
             traffic.wrong.append(f"{kind.__name__}: {error!r}")
+        (kind,) = traffic.rng.choices(kinds, weights)
 
 
 async def watch(server: live.Server, seconds: float, memory: dict[str, list[float]]) -> None:
@@ -196,29 +201,32 @@ def resident_mb(process: psutil.Process) -> float:
     return round(process.memory_info().rss / 2**20, 1)
 
 
-async def settle(client: aiohttp.ClientSession, url: str, limit_s: float = 30.0) -> dict[str, float]:
-    """Waits until nothing runs or waits any more; returns the last metrics either way."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        samples = await live.metrics(client, url)
-        busy = sum(live.total(samples, f"inferflux_{name}") for name in ("running_requests", "queue_depth"))
-        if (not busy and not live.total(samples, "inferflux_kv_pages_in_use")) or time.monotonic() > deadline:
-            return samples
-        await asyncio.sleep(0.2)
+def count(samples: Mapping[str, float], path: str) -> int:
+    """Requests to an endpoint that the server has counted."""
+    return int(live.total(samples, "inferflux_requests_total", f'endpoint="{path}"'))
+
+
+def miscounted(traffic: list[Traffic], samples: Mapping[str, float]) -> list[str]:
+    """Endpoints of which the server's count is not the clients' own, in words."""
+    sent = sum((one.sent for one in traffic), Counter[str]())
+    unsure = {COMPLETIONS: sum(one.num_unread for one in traffic), CHAT: 0}
+    counted = {path: count(samples, path) for path in unsure}
+    return [
+        f"{path}: {sent[path]} sent, {counted[path]} counted"
+        for path, num_unread in unsure.items()
+        if not sent[path] - num_unread <= counted[path] <= sent[path]
+    ]
 
 
 def judge(traffic: list[Traffic], samples: dict[str, float], memory: dict[str, list[float]]) -> dict[str, Any]:
     """Returns what was seen; `faults` is empty when all is as it should be."""
     sent = sum((one.sent for one in traffic), Counter[str]())
-    counted = {
-        path: int(live.total(samples, "inferflux_requests_total", f'endpoint="{path}"')) for path in (COMPLETIONS, CHAT)
-    }
     statuses: Counter[str] = Counter()
     for sample, value in samples.items():
         if sample.startswith("inferflux_requests_total{") and ('"/v1/c' in sample):
             statuses[sample.rpartition('status="')[2].partition('"')[0]] += int(value)
     faults = [word for one in traffic for word in one.wrong]
-    faults += [f"{path}: {sent[path]} sent, {counted[path]} counted" for path in counted if sent[path] != counted[path]]
+    faults += miscounted(traffic, samples)
     for name in ("running_requests", "queue_depth", "kv_pages_in_use", "engine_restarts_total"):
         if value := live.total(samples, f"inferflux_{name}"):
             faults.append(f"inferflux_{name} is {value:.0f} at the end")
@@ -251,8 +259,10 @@ async def run(seconds: float, seed: int = 0) -> dict[str, Any]:
     ):
         traffic = [Traffic(client, server.url, random.Random(seed + number)) for number in range(NUM_WORKERS)]
         deadline = time.monotonic() + seconds
-        await asyncio.gather(watch(server, seconds, memory), *(work(one, deadline) for one in traffic))
-        samples = await settle(client, server.url)
+        # Each begins with another kind, so that there is some of each in the shortest time.
+        workers = [work(one, kind, deadline) for one, (kind, _) in zip(traffic, itertools.cycle(KINDS), strict=False)]
+        await asyncio.gather(watch(server, seconds, memory), *workers)
+        samples = await live.settled(client, server.url, lambda samples: not miscounted(traffic, samples))
         return {"seconds": seconds} | judge(traffic, samples, memory)
 
 

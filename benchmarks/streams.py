@@ -21,12 +21,12 @@ from rich.progress import Progress
 from benchmarks import live, record
 from benchmarks.serving import percentiles
 
-# Asks once every few milliseconds until its standard input ends, then prints the seconds of each answer.
+# Asks once, and again every few milliseconds until its standard input ends, then prints the seconds of each answer.
 _PROBE = """
 import http.client, json, select, sys, time
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=60)
 times = []
-while not select.select([sys.stdin], [], [], 0.02)[0]:
+while not times or not select.select([sys.stdin], [], [], 0.02)[0]:
     start = time.perf_counter()
     connection.request("GET", "/livez")
     response = connection.getresponse()
@@ -64,7 +64,7 @@ async def run(num_streams: int, num_tokens: int, config: dict[str, Any]) -> dict
             replies = await asyncio.gather(*map(one, range(num_streams)))
         seconds = time.perf_counter() - start
         probe_times = json.loads(await asyncio.to_thread(lambda: probe.communicate("")[0]))
-        samples = await live.metrics(client, server.url)
+        samples = await live.settled(client, server.url)
         return {
             "streams": num_streams,
             "tokens_each": num_tokens,

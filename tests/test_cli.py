@@ -11,6 +11,7 @@ import pytest
 
 from inferflux import cli
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,7 +23,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=ROOT,
         env=os.environ | environ,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -16,6 +16,7 @@ from inferflux.errors import EngineDeadError
 from tests.support.fake_engine import EMBEDDING_SIZE, REPLY, WINDOW
 from tests.support.http_server import KEY, KEYED, MODEL
 from tests.support.live_server import Live
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_a_conversation_survives_an_error(
 
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(live: Live):
     """On a real terminal, with real signals."""
-    live.site.engine.pause_s = 0.05
+    live.site.engine.pause_s = 0.01
     live.site.engine.reply = "word " * 100
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -201,7 +202,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(live: Live):
 
     def wait_for(text: str) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while text not in seen:
             assert time.monotonic() < deadline, seen
             seen += os.read(ours, 65536).decode(errors="replace")
@@ -210,15 +211,13 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(live: Live):
     wait_for("> ")
     os.write(ours, b"count\n")
     wait_for("word word")
+    live.site.engine.gate.clear()
     process.send_signal(signal.SIGINT)
     wait_for("(stopped)")
     wait_for("> ")
-    deadline = time.monotonic() + 5
-    while not live.site.engine.num_aborted:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: live.site.engine.num_aborted)
     os.write(ours, b"\x04")
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
     os.close(ours)
 
 
@@ -226,10 +225,7 @@ def test_ctrl_c_exits_130(live: Live):
     live.site.engine.gate.clear()
     code = "import sys; from inferflux.ctl import main; sys.exit(main(['completion', 'Hi']))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 20
-    while not live.site.engine.num_running:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: live.site.engine.num_running)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, b"")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.programs import ROOT, called, program
+from tests.support.waiting import PATIENCE_S
 
 DOCKERFILE = ROOT / "Dockerfile"
 ENTRYPOINT = ROOT / "deploy" / "docker" / "entrypoint.sh"
@@ -137,18 +138,18 @@ def test_first_run_makes_a_key_and_the_demo_model_answers(prefix: Path, state: P
             b'{"messages": [{"role": "user", "content": "What is a page?"}], "temperature": 0}',
             {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             assert b"tokens" in response.read()
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert (state / "first-api-key").stat().st_mode & 0o077 == 0
     again = start(prefix, state)
     try:
         assert "made one" not in wait_for(again, r"listens on|made one")[0]
     finally:
         again.send_signal(signal.SIGTERM)
-        again.wait(30)
+        again.wait(PATIENCE_S)
 
 
 def test_configured_keys_are_left_alone(prefix: Path, state: Path) -> None:
@@ -157,12 +158,12 @@ def test_configured_keys_are_left_alone(prefix: Path, state: Path) -> None:
         assert "made one" not in wait_for(process, r"listens on|made one")[0]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(PATIENCE_S)
     assert not (state / "first-api-key").exists()
 
 
 def test_other_commands_pass_through(prefix: Path, state: Path) -> None:
     process = start(prefix, state, "--version")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "inferflux" in output.lower()

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ports import free_port
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
@@ -39,7 +39,7 @@ class Replica(BaseHTTPRequestHandler):
         name = str(self.server.server_port).encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(name), name))
         self.wfile.flush()
-        self.gate.wait(10)
+        self.gate.wait(PATIENCE_S)
         self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
@@ -80,20 +80,25 @@ def port(replicas: list[type[Replica]], tmp_path: Path) -> Iterator[int]:
         f"http {{ access_log off; {paths} {text} }}"
     )
     process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(config)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            http.client.HTTPConnection("127.0.0.1", port, timeout=1).connect()
-            break
-        except OSError:
-            time.sleep(0.05)
-    yield port
-    process.terminate()
-    process.wait()
+    try:
+        wait_until(lambda: process.poll() is not None or accepts(port))
+        assert process.poll() is None, (tmp_path / "error.log").read_text()
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def accepts(port: int) -> bool:
+    try:
+        http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S).connect()
+    except OSError:
+        return False
+    return True
 
 
 def ask(port: int, session: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request("POST", "/v1/completions", b"{}", {"X-Session-Id": session})
     response = connection.getresponse()
     assert response.status == 200
@@ -113,7 +118,7 @@ def test_a_session_stays_with_its_replica_until_that_is_not_ready(port: int, rep
 def test_a_stream_is_passed_on_as_it_comes(port: int, replicas: list[type[Replica]]) -> None:
     for replica in replicas:
         replica.gate.clear()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request("POST", "/v1/completions", b"{}", {"X-Session-Id": "a"})
     first = connection.getresponse().read1()
     assert first.decode() in {str(replica.port) for replica in replicas}, "before the replica has ended its answer"

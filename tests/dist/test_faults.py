@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from benchmarks.dist_faults import READY_S, Fault, Group, Stream, free_port, run_round
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def completion(url: str) -> str:
     request = urllib.request.Request(
         url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         text: str = json.load(response)["choices"][0]["text"]
         return text
 

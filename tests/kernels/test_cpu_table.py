@@ -1,19 +1,35 @@
 """The table of products: it measures once, within its budget, keeps what it finds, and believes no damaged file."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from inferflux.kernels import cpu_table
 from inferflux.kernels.cpu_table import BUCKETS, CpuTable, Layout, Method, bucket_of
 
 WEIGHT = torch.ones(4, 3)
 
 
+class Clock:
+    """Shows the time that the methods say they took."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        Clock.now += 1e-7
+        return Clock.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_table, "time", SimpleNamespace(perf_counter=Clock()))
+
+
 class Ways:
-    """Two layouts: `slow` with one method that sleeps, `fast` with two of which one is for few rows only."""
+    """Two layouts: `slow` with one method that takes long, `fast` with two of which one is for few rows only."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -30,7 +46,7 @@ class Ways:
 
     def _sleepy(self, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         self.calls += 1
-        time.sleep(0.005)
+        Clock.now += 0.005
         return x
 
     def choose(self, table: CpuTable, key: str = "float32 4x3") -> list[str]:
@@ -65,11 +81,16 @@ def test_nothing_is_measured_beyond_the_budget(path: Path) -> None:
 
 
 def test_a_difference_within_the_noise_changes_nothing(path: Path) -> None:
-    def same(weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        time.sleep(0.02)
-        return x
+    def taking(seconds: float) -> Method:
+        def run(weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            Clock.now += seconds
+            return x
 
-    layouts = tuple(Layout(name, lambda weight: weight, (Method("m", same),)) for name in ("one", "two"))
+        return Method("m", run)
+
+    layouts = tuple(
+        Layout(name, lambda weight: weight, (taking(took),)) for name, took in (("one", 0.0202), ("two", 0.02))
+    )
     assert CpuTable(path, 60).choose("key", layouts, lambda _: WEIGHT, torch.float32).layout.name == "one"
 
 

@@ -12,6 +12,7 @@ from inferflux.kernels.backends import find_backend
 from inferflux.kernels.check import check_op
 from inferflux.kernels.native import build, loading
 from inferflux.kernels.native.loading import Library
+from tests.support.waiting import wait_until
 
 CPU = torch.device("cpu")
 OPENMP = build.openmp_library()
@@ -110,9 +111,7 @@ def test_a_start_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(loading, "build", lambda path, _: started.append(path))
     first: Library = loading.library.__wrapped__()
     assert first.reason == "not built yet: it is being built for the next start"
-    deadline = time.monotonic() + 10
-    while not started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: started)
     assert started == [tmp_path / "native.so"]
 
 

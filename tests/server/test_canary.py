@@ -4,7 +4,7 @@ nothing that it writes, answers to others, or shows in a process listing."""
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.support.served import Served, served
+from tests.support.waiting import PATIENCE_S, patience
 
 # A word that nothing here is called by, this test's own files and variables included.
 MARK = "kanarie"
@@ -84,6 +85,15 @@ class Caller:
                 self.errors.append(f"{response.status} {text} {dict(response.headers)}")
             return response.status, text
 
+    async def lose(self, strike: Callable[[], object]) -> bool:
+        """Strikes once a long stream has begun; returns whether that ended it with an error."""
+        body = {"prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        async with self._session.post(self._url + COMPLETIONS, json=body, headers={"x-api-key": KEY}) as response:
+            await response.content.readline()
+            strike()
+            self.errors.append((await response.text()).strip().rpartition("\n\n")[2])
+        return "engine_lost" in self.errors[-1]
+
 
 async def generate(call: Caller) -> None:
     """Every way for a text to come in, well formed."""
@@ -135,12 +145,10 @@ async def administer(call: Caller) -> str:
 
 async def lose_the_engine(call: Caller, server: Served) -> None:
     """Kills the engine under a running request, so that failures and restarts are logged too."""
-    body = {"prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
-    running = asyncio.create_task(call.send("POST", COMPLETIONS, body))
-    await asyncio.sleep(0.2)
-    for child in psutil.Process(server.process.pid).children():
-        child.kill()
-    assert (await running)[0] in (500, 503)
+    async with patience():
+        while not await call.lose(lambda: [child.kill() for child in psutil.Process(server.process.pid).children()]):
+            while (await call.send("GET", "/readyz"))[0] != 200:
+                await asyncio.sleep(0.05)
 
 
 async def shown(call: Caller) -> Iterator[str]:
@@ -168,7 +176,7 @@ async def test_no_canary_gets_out(server: Served, tmp_path: Path) -> None:
         seen["pages"] = "\n".join(await shown(call))
         seen["errors"] = "\n".join(call.errors)
     server.process.terminate()
-    await asyncio.to_thread(server.process.wait, 30)
+    await asyncio.to_thread(server.process.wait, PATIENCE_S)
     for path in sorted(tmp_path.iterdir()):
         if path.is_file():
             seen[path.name] = path.read_bytes().decode("latin-1")

@@ -1,6 +1,5 @@
 """The official OpenAI client understands every answer: whole, streamed, refused, failed."""
 
-import asyncio
 from typing import Any
 
 import openai
@@ -12,6 +11,7 @@ from inferflux.errors import EngineDeadError
 from tests.support.fake_engine import EMBEDDING_SIZE, REPLY
 from tests.support.http_server import KEY, KEYED, MODEL, Site, running_server, text_bundle
 from tests.support.templates import bundle
+from tests.support.waiting import until
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -109,9 +109,7 @@ async def test_leaving_a_stream_aborts(client: AsyncOpenAI, site: Site):
     stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
     await anext(aiter(stream))
     await stream.close()
-    async with asyncio.timeout(5):
-        while site.engine.num_running:
-            await asyncio.sleep(0.01)
+    await until(lambda: not site.engine.num_running)
     assert site.engine.num_aborted == 1
 
 

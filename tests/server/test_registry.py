@@ -9,6 +9,7 @@ from inferflux.config import ModelConfig
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.server.model_events import ModelEvents
 from inferflux.server.registry import ModelRegistry
+from tests.support.waiting import patience
 
 A = "models: [{id: a, path: x}]"
 B = "models: [{id: b, path: x}]"
@@ -151,7 +152,7 @@ async def test_an_unfit_file_at_the_start():
 async def test_it_runs_until_it_is_told_to_stop(desk: Desk):
     running = asyncio.create_task(desk.registry.run(desk.follow))
     desk.text = B
-    async with asyncio.timeout(10):
+    async with patience():
         while not desk.followed:
             desk.registry.look_soon()
             await asyncio.sleep(0.01)

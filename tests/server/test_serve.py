@@ -22,6 +22,7 @@ from inferflux.server.backends import BackendManager
 from tests.support.certificates import certificate_of, new_key, write_certificate, write_key
 from tests.support.fake_engine import REPLY, FakeEngine
 from tests.support.http_server import read_events, text_bundle
+from tests.support.waiting import patience, until
 
 
 class Life:
@@ -47,10 +48,12 @@ class Life:
             await asyncio.gather(task, return_exceptions=True)
 
     async def printed(self, pattern: str) -> str:
-        async with asyncio.timeout(5):
-            while not (found := re.search(pattern, self._printed)):
-                await asyncio.sleep(0.01)
-                self._printed += self._capsys.readouterr().out
+        def find() -> "re.Match[str] | None":
+            self._printed += self._capsys.readouterr().out
+            return re.search(pattern, self._printed)
+
+        found = await until(find)
+        assert found is not None
         return found[1]
 
 
@@ -72,6 +75,12 @@ async def readiness(url: str, session: aiohttp.ClientSession) -> str | None:
         return body.get("reason")
 
 
+async def until_readiness(url: str, session: aiohttp.ClientSession, reason: str | None) -> None:
+    async with patience():
+        while await readiness(url, session) != reason:
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 async def test_a_signal_lets_what_runs_finish_and_nothing_new_in(life: Life, number: signal.Signals, exit_code: int):
     async with life.run() as task, aiohttp.ClientSession() as session:
@@ -79,18 +88,16 @@ async def test_a_signal_lets_what_runs_finish_and_nothing_new_in(life: Life, num
         assert "weights 0.10 s" in await life.printed(r"inferflux-demo \(the demo model\) (ready in .*)")
         life.engine.gate.clear()
         running = asyncio.create_task(ask(url, session))
-        while not life.engine.num_running:
-            await asyncio.sleep(0.01)
+        await until(lambda: life.engine.num_running)
         signal.raise_signal(number)
-        await asyncio.sleep(0.05)
-        assert await readiness(url, session) == "draining"
+        await until_readiness(url, session, "draining")
         assert (await ask(url, session))[0] == 503
         life.engine.gate.set()
         status, events = await running
         assert status == 200
         assert "".join(event["choices"][0]["text"] for event in events[:-1]) == REPLY
         assert events[-1] == "[DONE]"
-        async with asyncio.timeout(5):
+        async with patience():
             assert await task == exit_code
         with pytest.raises(aiohttp.ClientConnectorError):
             await readiness(url, session)
@@ -101,17 +108,15 @@ async def test_what_does_not_finish_in_time_ends_with_an_error_event(life: Life,
     async with life.run(drain_timeout_s=60 if insist else 0.2) as task, aiohttp.ClientSession() as session:
         url = await life.printed(r"listens on (http\S+);")
         await life.printed("(ready)")
-        life.engine.pause_s = 0.02
-        life.engine.reply = "word " * 200
+        life.engine.pause_s = 0.01
         running = asyncio.create_task(ask(url, session))
-        while not life.engine.num_running:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await until(lambda: life.engine.num_said > 2)
+        life.engine.gate.clear()
         signal.raise_signal(signal.SIGTERM)
         if insist:
-            await asyncio.sleep(0.05)
+            await until_readiness(url, session, "draining")
             signal.raise_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with patience():
             assert await task == (128 + signal.SIGTERM if insist else 0)
         _, events = await running
         assert events[0]["choices"]
@@ -124,7 +129,7 @@ async def test_a_signal_while_loading_ends_the_load(life: Life):
         url = await life.printed(r"listens on (http\S+);")
         assert await readiness(url, session) == "starting"
         signal.raise_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with patience():
             assert await task == 0
 
 
@@ -171,16 +176,12 @@ async def test_the_registry_is_followed_and_looked_at_on_sighup(life: Life, tmp_
     life.engine.load_error = ModelLoadError("config.json: broken")
     async with life.run() as task, aiohttp.ClientSession() as session:
         url = await life.printed(r"listens on (http\S+); loading a")
-        async with asyncio.timeout(5):
-            while await readiness(url, session) != "no_model":
-                await asyncio.sleep(0.01)
+        await until_readiness(url, session, "no_model")
         life.engine = FakeEngine(text_bundle())
         path.write_text("models: [{id: b, path: stub}]", encoding="utf-8")
         signal.raise_signal(signal.SIGHUP)
         assert await life.printed(r"(b \(the demo model\) ready)")
-        async with asyncio.timeout(5):
-            while await readiness(url, session) is not None:
-                await asyncio.sleep(0.01)
+        await until_readiness(url, session, None)
         signal.raise_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with patience():
             assert await task == 0

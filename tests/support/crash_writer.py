@@ -1,10 +1,11 @@
 """Kills a writer of a page file at random moments, over and over, and checks what it left behind.
 
-Run as a program of one thread, since it forks: `python -m tests.support.crash_writer FILE ROUNDS`. Prints the number of
-pages that were read back whole, over all rounds.
+Run as a program of one thread, since it forks: `python -m tests.support.crash_writer FILE ROUNDS PAGES`. Ends after so
+many rounds at least, in which at least so many pages were read back whole; prints how many.
 """
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -45,9 +46,11 @@ def count_whole(file: PageFile) -> int:
     return num_whole
 
 
-def main(path: Path, num_rounds: int) -> None:
+def main(path: Path, num_rounds: int, least_whole: int) -> None:
     rng, num_whole = random.Random(1), 0
-    for seed in range(num_rounds):
+    for seed in itertools.count():
+        if seed >= num_rounds and num_whole >= least_whole:
+            break
         child = os.fork()
         if child == 0:
             write_for_ever(path, seed)
@@ -61,4 +64,4 @@ def main(path: Path, num_rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -36,7 +36,7 @@ class FakeEngine:
 
     reply: what every prompt is answered with, and then EOS. pause_s: before each token; gate: tokens wait for it.
     fail_at: `error` is raised instead of this token (0: the first). load_error: raised by `start`, which waits for
-    `may_load`. num_running, num_aborted: sequences, as the engine would see them.
+    `may_load`. num_running, num_aborted: sequences, as the engine would see them. num_said: tokens of all of them.
     """
 
     text: TextBundle
@@ -61,6 +61,7 @@ class FakeEngine:
     submitted: list[Submitted] = field(default_factory=list)
     num_running: int = 0
     num_aborted: int = 0
+    num_said: int = 0
     num_drops: int = 0
 
     def __post_init__(self) -> None:
@@ -120,6 +121,7 @@ class FakeEngine:
                 if index == self.fail_at:
                     raise self.error
                 finished = output.finish_reason is not None
+                self.num_said += len(output.token_ids)
                 yield output
         finally:
             self.num_running -= 1

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 from tests.support.http_server import Site, running_server
+from tests.support.waiting import PATIENCE_S
 
 
 class Live:
@@ -25,10 +26,10 @@ class Live:
 
     def __enter__(self) -> "Live":
         self._thread.start()
-        assert self._up.wait(10)
+        assert self._up.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self._loop.close()

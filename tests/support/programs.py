@@ -7,6 +7,8 @@ from subprocess import CompletedProcess, run
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,7 +23,7 @@ def program(name: str, hint: str) -> str:
 
 def call(*command: str | Path, text: str | None = None) -> CompletedProcess[str]:
     """Runs a command in the repository's root, with `text` as its input."""
-    return run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=120, check=False)
+    return run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def called(*command: str | Path, text: str | None = None) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.support.waiting import patience
+
 FOLDER = Path(__file__).parent / "oidc_provider"
 AUDIENCE = "https://inferflux.example"
 ES256_RESOURCE = f"{AUDIENCE}/es256"
@@ -110,7 +112,7 @@ def _run_npm(npm: str) -> None:
 
 async def _line(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with patience():
         line = await process.stdout.readline()
     assert line, "the provider has died"
     return line.decode().strip()

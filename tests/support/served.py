@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.programs import ROOT
-
-_READY_S = 120
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ def served(config: Path, log: Path, environment: Mapping[str, str]) -> Iterator[
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(PATIENCE_S)
         process.kill()
         process.wait()
 
 
 def _wait_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + _READY_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         printed = log.read_text()
         found = re.search(r"listens on (https?://[^;\s]+);", printed)

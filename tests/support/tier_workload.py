@@ -1,7 +1,6 @@
 """A workload that puts every tier to use, and an engine to play it: for tests that compare tiers with none."""
 
 import random
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from inferflux.engine.service.protocol import Submit
 from inferflux.engine.stats import TierStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.sampling_params import SamplingParams
+from tests.support.waiting import wait_until
 
 # Differences of log-probabilities that rounding cannot turn round.
 CLEAR = {"float32": 1e-3, "bfloat16": 0.25}
@@ -101,10 +101,7 @@ def assert_same(actual: list[Said], expected: list[Said], dtype: str) -> None:
 
 def drain(engine: Engine) -> None:
     """Lets the chores end, as an idle engine does."""
-    deadline = time.monotonic() + 20
-    while engine.kv.is_writing and time.monotonic() < deadline:
-        engine.step()
-        time.sleep(0.001)
+    wait_until(lambda: not engine.kv.is_writing, engine.step)
 
 
 def tier(engine: Engine, name: str) -> TierStats:
@@ -112,11 +109,7 @@ def tier(engine: Engine, name: str) -> TierStats:
 
 
 def wait_for_file(engine: Engine, state: str = "on") -> None:
-    deadline = time.monotonic() + 20
-    while tier(engine, "nvme").state != state:
-        assert time.monotonic() < deadline, f"the file is {tier(engine, 'nvme').state}, not {state}"
-        engine.step()
-        time.sleep(0.001)
+    wait_until(lambda: tier(engine, "nvme").state == state, engine.step)
 
 
 def play_on_ranks(

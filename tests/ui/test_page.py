@@ -1,6 +1,5 @@
 """The operator's page in a headless Chromium, used by clicking and by keyboard; and how the server serves its files."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,6 +11,7 @@ import pytest_asyncio
 
 from tests.support.http_server import KEY, MODEL, Site, running_server
 from tests.support.programs import ROOT, program
+from tests.support.waiting import PATIENCE_S, until
 
 FOLDER = ROOT / "inferflux" / "server" / "ui"
 USER_KEY = "sk-user-0123456789abcdef"
@@ -24,6 +24,7 @@ CONFIG: dict[str, Any] = {
         ]
     },
 }
+PATIENCE_MS = PATIENCE_S * 1000
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
 
 
@@ -38,7 +39,9 @@ async def browser() -> AsyncIterator[Any]:
 
     chromium = program("chromium", "Debian's package chromium has it")
     async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        started = await playwright.chromium.launch(
+            executable_path=chromium, args=list(FLAGS), timeout=PATIENCE_S * 1000
+        )
         yield started
         await started.close()
 
@@ -58,6 +61,7 @@ def opened(browser: Any, site: Site) -> Open:
         complaints: list[str] = []
         look = {"viewport": {"width": width, "height": 860}, "color_scheme": "dark" if dark else "light"}
         page = await browser.new_page(**look)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         await page.goto(site.url + "/ui")
@@ -73,6 +77,7 @@ def opened(browser: Any, site: Site) -> Open:
 
 async def test_wrong_key_stays_outside(browser: Any, site: Site) -> None:
     page = await browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     await page.goto(site.url + "/ui")
     await page.fill("#key", "sk-wrong")
     await page.press("#key", "Enter")
@@ -86,7 +91,7 @@ async def test_signing_out_leaves_nothing_behind(opened: Open) -> None:
         await page.click("#tab-keys")
         await page.locator("#key-table tr", has_text="root").wait_for()
         await page.click("#sign-out")
-        assert await page.locator("#house").is_hidden()
+        await page.locator("#house").wait_for(state="hidden")
         assert await page.locator("#key-table").inner_text() == ""
 
 
@@ -94,11 +99,13 @@ async def test_live_numbers_come_from_the_metrics(opened: Open, site: Site) -> N
     site.engine.stats.running, site.engine.stats.waiting = 3, 5
     site.engine.stats.device_pages_in_use = 16
     async with opened() as page:
-        tiles = await page.locator("#tiles").inner_text()
-        assert re.search(r"Waiting\s+5\b", tiles)
-        assert re.search(r"Running\s+3\b", tiles)
-        assert "16 of 64" in await page.locator("#tiers").inner_text()
-        assert "1 of 1 models ready" in await page.locator("#health").inner_text()
+        for place, words in (
+            ("#tiles", re.compile(r"Waiting\s*5\b")),
+            ("#tiles", re.compile(r"Running\s*3\b")),
+            ("#tiers", "16 of 64"),
+            ("#health", "1 of 1 models ready"),
+        ):
+            await page.locator(place, has_text=words).wait_for()
 
 
 async def test_chat_streams_and_shows_token_probabilities(opened: Open) -> None:
@@ -110,11 +117,11 @@ async def test_chat_streams_and_shows_token_probabilities(opened: Open) -> None:
         await page.locator("#chat-status", has_text="ended by stop").wait_for()
         assert "I am InferFlux 😀 and I count: 1, 2, 3." in await page.locator("#transcript").inner_text()
         await page.locator(".token").first.hover()
-        assert "60.7 %" in await page.locator("#token-card").inner_text()  # e ** -0.5, the fake engine's
+        await page.locator("#token-card", has_text="60.7 %").wait_for()  # e ** -0.5, the fake engine's
         await page.mouse.move(0, 0)
         await page.locator(".token").first.focus()
         await page.keyboard.press("ArrowRight")
-        assert await page.locator("#token-card").is_visible()
+        await page.locator("#token-card").wait_for()
 
 
 async def test_stop_button_ends_the_generation(opened: Open, site: Site) -> None:
@@ -124,13 +131,9 @@ async def test_stop_button_ends_the_generation(opened: Open, site: Site) -> None
         site.engine.gate.clear()
         await page.fill("#question", "Count.")
         await page.click("#send")
-        async with asyncio.timeout(10):
-            while not site.engine.num_running:
-                await asyncio.sleep(0.01)
+        await until(lambda: site.engine.num_running)
         await page.click("#stop")
-        async with asyncio.timeout(10):
-            while site.engine.num_running:
-                await asyncio.sleep(0.01)
+        await until(lambda: not site.engine.num_running)
         await page.locator("#chat-status", has_text="stopped").wait_for()
         site.engine.gate.set()
 
@@ -166,11 +169,11 @@ async def test_tabs_are_walked_by_keyboard(opened: Open) -> None:
     async with opened() as page:
         await page.locator("#tab-live").focus()
         await page.keyboard.press("ArrowRight")
-        assert await page.locator("#playground").is_visible()
+        await page.locator("#playground").wait_for()
         await page.keyboard.press("End")
-        assert await page.locator("#keys").is_visible()
+        await page.locator("#keys").wait_for()
         await page.keyboard.press("ArrowRight")
-        assert await page.locator("#live").is_visible()
+        await page.locator("#live").wait_for()
 
 
 @pytest.mark.parametrize("dark", [False, True])

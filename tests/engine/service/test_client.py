@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import run_requests, start_engine
 from tests.support.models import FAMILIES
+from tests.support.waiting import PATIENCE_S, patience, until
 
 PROMPT = list(range(10, 40))
 GREEDY = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
@@ -159,7 +159,7 @@ async def test_its_log_lines_read_like_the_servers(
     client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime, log=log)
     await client.start()
     printed = ""
-    async with asyncio.timeout(20):
+    async with patience():
         while "is on" not in printed:
             await asyncio.sleep(0.05)
             printed += capfd.readouterr().err
@@ -187,7 +187,7 @@ def test_the_engine_dies_with_its_parent(folder: Path) -> None:
         "    client = EngineClient(ModelConfig(id='m', path=sys.argv[1]), RuntimeConfig(dtype='float32'))\n"
         "    await client.start()\n"
         "    print(client.pid, 'torch' in sys.modules, flush=True)\n"
-        "    await asyncio.sleep(60)\n"
+        "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True) as parent:
@@ -196,13 +196,5 @@ def test_the_engine_dies_with_its_parent(folder: Path) -> None:
         assert has_torch == "False", "the server's process must not import torch"
         engine = psutil.Process(int(pid))
         parent.kill()
-    _, alive = psutil.wait_procs([engine], timeout=10)
+    _, alive = psutil.wait_procs([engine], timeout=PATIENCE_S)
     assert not alive
-
-
-async def until(condition: object, limit_s: float = 30.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.02)

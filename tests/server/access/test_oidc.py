@@ -27,6 +27,7 @@ from inferflux.server.access.jwks import (
 )
 from inferflux.server.access.oidc import MAX_SKEW_S, OidcTokens, scope_words
 from inferflux.server.access.principal import AuthenticationError
+from tests.support.waiting import PATIENCE_S
 
 ISSUER = "https://id.example.org/realm"
 AUDIENCE = "inferflux"
@@ -334,7 +335,7 @@ async def test_known_keys_do_not_wait_for_a_slow_provider(tokens: OidcTokens, pr
     provider.hold = asyncio.Event()
     waiting = asyncio.create_task(tokens.authenticate(sign(claims(), OTHER_RSA_KEY, "new")))
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(tokens.authenticate(sign(claims())), 1)
+    assert await asyncio.wait_for(tokens.authenticate(sign(claims())), PATIENCE_S)
     provider.keys.append(jwk(OTHER_RSA_KEY, "new"))
     provider.hold.set()
     assert await waiting

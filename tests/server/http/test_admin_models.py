@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from inferflux.errors import ModelLoadError
 from inferflux.server.backends import manager
+from inferflux.server.http.context import CONTEXT
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, Site, running_server
+from tests.support.waiting import PATIENCE_S, until
 
 MODELS, DEFAULT, COMPLETIONS = "/v1/admin/models", "/v1/admin/models/default", "/v1/completions"
 ADMIN = {"Authorization": f"Bearer {KEY}"}
@@ -52,12 +55,6 @@ def stream(site: Site, model_id: str | None = None) -> "asyncio.Task[list[Any]]"
 def text_of(events: list[Any]) -> str:
     assert events[-1] == "[DONE]", events[-1]
     return "".join(event["choices"][0]["text"] for event in events[:-1])
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_model_from_loading_to_unloading(site: Site):
@@ -138,11 +135,13 @@ async def test_unloading_lets_what_runs_finish_and_nothing_new_in(site: Site):
 
 
 async def test_what_takes_longer_than_a_request_may_goes_on(tmp_path: Path):
-    async with running_server(config(server={"request_timeout_s": 0.3})) as site:
-        backend = site.backends.find("a")
+    async with running_server(config()) as site:
+        server, backend = site.app[CONTEXT].config.server, site.backends.find("a")
+        msgspec.structs.force_setattr(server, "request_timeout_s", 0.3)
         with backend.hold():
             status, body = await call(site, "DELETE", MODELS, {"id": "a"})
             assert (status, body["state"]) == (202, "draining")
+        msgspec.structs.force_setattr(server, "request_timeout_s", PATIENCE_S)
         await until(lambda: not site.backends.engines)
         assert (await call(site, "GET", "/readyz"))[1]["reason"] == "no_model"
         status, body = await complete(site)

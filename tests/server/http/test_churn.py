@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import Site, running_server
+from tests.support.waiting import until
 
 NUM_CLIENTS = 6
 BROKEN = ("models: [{id: a, pa", "models: [{id: a, path: stub}, {id: a, path: stub}]", "models: [{id: a, path: /none}]")
@@ -39,9 +40,7 @@ async def edit(site: Site, path: Path, text: str, fit: bool) -> None:
     event = "registry_applied" if fit else "registry_refused"
     before = sum(one.event == event for one in site.models.events.latest)
     path.write_text(text, encoding="utf-8")
-    async with asyncio.timeout(20):
-        while sum(one.event == event for one in site.models.events.latest) == before:
-            await asyncio.sleep(0.01)
+    await until(lambda: sum(one.event == event for one in site.models.events.latest) != before)
 
 
 async def client(site: Site, model_id: str | None, stop: asyncio.Event, answers: list[str]) -> None:

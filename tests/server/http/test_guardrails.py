@@ -152,7 +152,7 @@ async def test_the_policy_service_is_asked_over_http() -> None:
     app.router.add_post("/v1/data/inferflux/allow", decide)
     async with TestServer(app) as service:
         endpoint = str(service.make_url("/v1/data/inferflux/allow"))
-        async with running_server(config(opa_endpoint=endpoint)) as site:
+        async with running_server(config(opa_endpoint=endpoint, opa_timeout_ms=60_000)) as site:
             assert (await complete(site, temperature=0.5, logit_bias={"5": 1.0}))[0] == 200
             assert_refused(await complete(site))
             assert_refused(await complete(site))

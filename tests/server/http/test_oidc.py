@@ -14,13 +14,15 @@ from jwt.algorithms import RSAAlgorithm
 from inferflux.server.access.jwks import FetchError
 from inferflux.server.http.outgoing import Outgoing
 from tests.support.http_server import KEY, KEYED, Site, running_server
+from tests.support.waiting import PATIENCE_S
 
 AUDIENCE = "inferflux"
 SIGNING_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[TestServer]:
+async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestServer]:
+    monkeypatch.setattr("inferflux.server.http.outgoing.FETCH_TIMEOUT_S", PATIENCE_S)
     app = web.Application()
     server = TestServer(app)
 
@@ -48,7 +50,7 @@ def issuer(provider: TestServer) -> str:
 
 def token(provider: TestServer, **claims: Any) -> dict[str, str]:
     now = int(time.time())
-    body = {"iss": issuer(provider), "aud": AUDIENCE, "sub": "alice", "iat": now, "exp": now + 60, "scope": "user"}
+    body = {"iss": issuer(provider), "aud": AUDIENCE, "sub": "alice", "iat": now, "exp": now + 600, "scope": "user"}
     signed = jwt.encode(body | claims, SIGNING_KEY, "RS256", headers={"kid": "one"})
     return {"Authorization": f"Bearer {signed}"}
 

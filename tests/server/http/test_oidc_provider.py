@@ -21,6 +21,7 @@ from tests.support.real_oidc import (
     install,
     start_provider,
 )
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def node() -> str:
 
 
 @pytest.fixture
-async def provider(node: str) -> AsyncIterator[Provider]:
+async def provider(node: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Provider]:
+    monkeypatch.setattr("inferflux.server.http.outgoing.FETCH_TIMEOUT_S", PATIENCE_S)
     async with start_provider(node) as running:
         yield running
 

@@ -9,6 +9,7 @@ import pytest
 from inferflux.errors import ModelLoadError
 from inferflux.server.policy import store_file
 from tests.support.http_server import KEY, Site, running_server
+from tests.support.waiting import until
 
 MODELS = "/v1/admin/models"
 ADMIN = {"Authorization": f"Bearer {KEY}"}
@@ -162,8 +163,7 @@ async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(
         monkeypatch.setattr(site.backends, "_make_client", make_endless)
         followed.write("a", "b", max_model_len=60)
         editing = asyncio.create_task(followed.look(site))
-        while "b" not in site.engines:
-            await asyncio.sleep(0.01)
+        await until(lambda: "b" in site.engines)
         monkeypatch.setattr(site.backends, "_make_client", make)
         assert await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 70}) == 200
         assert "took the place" in (await editing or "")

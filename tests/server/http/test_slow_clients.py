@@ -1,6 +1,7 @@
 """Clients that are slow on purpose or by misfortune: none holds memory, a connection or its pages for long."""
 
 import asyncio
+import itertools
 import json
 import logging
 import resource
@@ -14,6 +15,7 @@ from inferflux.engine.service.protocol import Output
 from inferflux.server.http import requests, runner, sse
 from inferflux.server.http.sockets import MAX_OPEN_FILES, USER_TIMEOUT_S, allow_many_connections, prepare_connection
 from tests.support.http_server import Site, running_server
+from tests.support.waiting import patience, until
 
 LARGE = {"prompt": "Hi", "stream": True, "n": 16, "logprobs": 20, "max_tokens": 240, "ignore_eos": True}
 
@@ -35,12 +37,6 @@ async def connect(site: Site, receive_buffer: int | None = None) -> tuple[asynci
 
 def head(length: int) -> bytes:
     return f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_stream_nobody_reads_pauses_and_is_dropped(
@@ -66,7 +62,7 @@ async def test_a_stream_read_slowly_is_whole(site: Site, monkeypatch: pytest.Mon
     reader, writer = await connect(site, receive_buffer=4096)
     writer.write(head(len(body)) + body)
     received = b""
-    async with asyncio.timeout(20):
+    async with patience():
         while not received.endswith(b"[DONE]\n\n\r\n0\r\n\r\n"):
             received += await reader.read(1 << 16)
             await asyncio.sleep(0.001)
@@ -81,13 +77,12 @@ async def test_headers_must_come_to_an_end(site: Site, monkeypatch: pytest.Monke
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"}")
     writer.write(b"GET /livez HTTP/1.1\r\n")
-    async with asyncio.timeout(5):
-        for number in range(100):
+    async with patience():
+        for number in itertools.count():
             if reader.at_eof():
                 break
             writer.write(f"x-{number}: 1\r\n".encode())
             await asyncio.sleep(0.05)
-    assert reader.at_eof()
     writer.close()
 
 
@@ -99,12 +94,11 @@ async def test_a_body_must_keep_coming(site: Site, monkeypatch: pytest.MonkeyPat
     reader, writer = await connect(site)
     writer.write(head(5000) + b"{")
     answer = asyncio.create_task(reader.readuntil(b"}}"))
-    for _ in range(100 if rate > 1 else 0):
-        writer.write(b" ")
-        await asyncio.sleep(0.05)
-        if answer.done():
-            break
-    text = await asyncio.wait_for(answer, 5)
+    async with patience():
+        while rate > 1 and not answer.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+        text = await answer
     assert b" 408 " in text
     assert b'"body_timeout"' in text
     writer.close()

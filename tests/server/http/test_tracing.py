@@ -9,7 +9,9 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from inferflux.server import tracing
 from tests.support.http_server import MODEL, running_server
+from tests.support.waiting import PATIENCE_S
 
 TRACED: dict[str, Any] = {
     "server": {"enable_tracing": True},
@@ -59,6 +61,7 @@ async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_S", PATIENCE_S)
     collector.url = url  # type: ignore[attr-defined]
     yield collector
     await runner.cleanup()
@@ -90,13 +93,13 @@ async def test_a_request_is_a_span_with_its_phases(collector: Collector, stream:
     assert {span.parent_span_id for span in phases} == {request.span_id}
     times = [time for span in phases for time in (span.start_time_unix_nano, span.end_time_unix_nano)]
     assert times == sorted(times)
-    assert before <= times[0]
+    assert before - 10**9 <= times[0], "by the same clock"
     assert times[-1] <= request.end_time_unix_nano + 1_000_000
     assert collector.resource["service.name"] == "inferflux"
 
 
 async def test_the_context_goes_out_to_the_policy_service(collector: Collector) -> None:
-    guarded = {**TRACED, "guardrails": {"opa_endpoint": collector.url + "/allow"}}  # type: ignore[attr-defined]
+    guarded = {**TRACED, "guardrails": {"opa_endpoint": collector.url + "/allow", "opa_timeout_ms": 60_000}}  # type: ignore[attr-defined]
     async with running_server(guarded) as site:
         status, _ = await site.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 2}, headers=TRACEPARENT)
     assert status == 200

@@ -13,6 +13,7 @@ import pytest
 from inferflux.server.policy.durable import PRIVATE_MODE
 from inferflux.server.policy.store_file import PolicyFile
 from tests.support.policy_writer import PASSPHRASE, document_of
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent.parent
 RANDOM_SAVES = int(os.environ.get("INFERFLUX_CRASH_SAVES", "30"))
@@ -63,7 +64,7 @@ class Writer:
 def writer(tmp_path: Path) -> Iterator[Writer]:
     writer = Writer(tmp_path / "policy.enc")
     yield writer
-    writer.process.communicate(timeout=10)
+    writer.process.communicate(timeout=PATIENCE_S)
 
 
 def test_killed_at_every_step_of_a_save(writer: Writer) -> None:
@@ -81,7 +82,6 @@ def test_killed_at_every_step_of_a_save(writer: Writer) -> None:
 def test_killed_at_random_moments(writer: Writer) -> None:
     moments = random.Random(6)
     saved = kills = 0
-    while saved < RANDOM_SAVES:
+    while saved < RANDOM_SAVES or kills < RANDOM_SAVES / 10:
         saved += writer.kill(f"after {moments.uniform(0.001, 0.03):.4f}")
         kills += 1
-    assert kills > RANDOM_SAVES / 20, "hardly any save was interrupted"

@@ -87,10 +87,10 @@ def test_header_of_another_save_is_refused() -> None:
 def test_forged_costs_are_refused_before_any_work(field: str, value: object) -> None:
     head, _, body = wrap(DOCUMENT, 7, SEAL).partition(b"\n")
     forged = msgspec.json.encode({**msgspec.json.decode(head), field: value})
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(EnvelopeError, match="is not a policy store"):
         unwrap(forged + b"\n" + body, PASSPHRASE)
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
 
 
 def test_newer_format_is_named() -> None:

