@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import narrow
+from benchmarks.gpu.models import make_loop
+from benchmarks.workloads import Job
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.check import problems
+from inferflux.dist.context import ParallelContext
 from inferflux.dist.launch import launch, leave
 from inferflux.kernels.backends import OPS, find_backend
 from inferflux.kernels.check import check_op, dtypes_of
@@ -64,4 +67,28 @@ def collectives(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
     yield "group", {"ok": True, "backend": backend, "seconds": time.perf_counter() - start}
     wrong = list(problems(context))
     yield "results, in a CUDA graph too" if device.type == "cuda" else "results", {"ok": not wrong, "wrong": wrong}
+    yield "a model in the group", _beside_one_process(context, toy)
     leave(context)
+
+
+def _beside_one_process(context: ParallelContext, toy: bool) -> dict[str, Any]:
+    """A model whose steps hold the group's collectives, recorded as CUDA graphs, and the same model without a group."""
+    name = "toy" if toy else "qwen3-0.6b"
+    alone = ParallelContext(rank=0, size=1, device=context.device)
+    jobs = [Job([1 + index] * (20 + 9 * index), 32) for index in range(4)]
+    said, seconds, recorded = [], [], []
+    for each in (alone, context):
+        torch.manual_seed(0)
+        loop = make_loop(name, each, num_pages=64, max_model_len=256, max_batch_size=4)
+        loop.run(jobs)
+        said.append(loop.said)
+        seconds.append(loop.run(jobs))
+        recorded.append(loop.runner.has_recordings)
+        # Before the group is left whose collectives the graphs hold.
+        loop.runner.close()
+    return {
+        "ok": said[0] == said[1] and (all(recorded) or context.device.type == "cpu"),
+        "same_tokens": said[0] == said[1],
+        "recorded": recorded,
+        "seconds_alone_and_in_group": seconds,
+    }

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.workloads import Job
 from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.dist.channel import Channel
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
@@ -74,16 +75,21 @@ class RandomWeights(WeightLoader):
 
 @dataclass
 class Loop:
-    """A scheduler and a runner, stepped as the engine steps them: one step ahead of the results."""
+    """A scheduler and a runner, stepped as the engine steps them: one step ahead of the results.
+
+    said: what each job of the last run was answered.
+    """
 
     decoder: Decoder
     kernels: KernelSet
     runner: Runner
     scheduler: Scheduler
     max_in_flight: int
+    said: dict[int, list[int]] = field(default_factory=dict)
 
     def run(self, jobs: list[Job]) -> float:
         """Runs jobs greedily to their full lengths; returns the seconds taken."""
+        self.said = {index: [] for index in range(len(jobs))}
         for index, job in enumerate(jobs):
             params = SamplingParams(max_tokens=job.num_output, temperature=0.0, ignore_eos=True)
             total = len(job.prompt) + job.num_output
@@ -96,7 +102,8 @@ class Loop:
                 flights.append((plan, self.runner.launch(plan)))
             if flights and (plan is None or len(flights) >= self.max_in_flight):
                 plan, launched = flights.popleft()
-                self.scheduler.update(plan, launched.result())
+                for output in self.scheduler.update(plan, launched.result()):
+                    self.said[output.request_id] += output.token_ids
         return time.perf_counter() - start
 
 
@@ -115,7 +122,7 @@ def make_loop(
     pool = allocate_pool(num_pages, page, device)
     runner = Runner(decoder, kernels, pool, max_batch_size=max_batch_size, max_pages_per_row=pages_per_row)
     if graphs and device.type == "cuda":
-        runner.record_graphs(max_model_len)
+        runner.record_graphs(max_model_len, Channel(context).agree)
     config = SchedulerConfig(max_batch_size=max_batch_size, max_batch_tokens=16384, chunked_prefill_tokens=16384)
     kv = KVManager(num_pages, PAGE_TOKENS, fingerprint=b"gpu check", prefix_cache=False)
     scheduler = Scheduler(config, FairnessConfig(), kv, clock=time.monotonic)

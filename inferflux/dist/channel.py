@@ -15,6 +15,7 @@ import torch.distributed
 
 from inferflux.dist.context import ParallelContext
 from inferflux.dist.faults import LostRank
+from inferflux.dist.launch import START_TIMEOUT_S
 
 # A step of 32 decoding rows takes about 600 bytes.
 INLINE_BYTES: Final = 4096
@@ -35,11 +36,16 @@ class Channel:
         self._token = torch.zeros(1, dtype=torch.int32)
         self._last_sent = time.monotonic()
 
-    def meet(self, timeout_s: float) -> None:
+    def meet(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Returns once every rank has called this; for moments that take ranks differently long, such as a load."""
         if self.context.control is not None:
             with LostRank():
                 torch.distributed.monitored_barrier(self.context.control, timedelta(seconds=timeout_s))
+
+    def agree(self, yes: bool) -> bool:
+        """Returns whether every rank says yes, at a moment for which ranks may take differently long, as `meet`."""
+        self.meet()
+        return self.context.smallest([int(yes)]) == [1]
 
     def send(self, message: bytes) -> None:
         """Sends the message to every other rank."""

@@ -55,6 +55,9 @@ def launch(
 def leave(context: ParallelContext) -> None:
     """Takes this process out of the group; the context must not be used afterwards."""
     if context.group is not None:
+        if context.device.type == "cuda":
+            # A step may still be on its way, with collectives in it.
+            torch.cuda.synchronize(context.device)
         torch.distributed.destroy_process_group()
 
 

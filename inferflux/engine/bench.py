@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.dist.context import ParallelContext
 from inferflux.engine import bench_dist
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request
@@ -42,6 +43,7 @@ class NullDecoder:
 
     def __init__(self, num_rows: int) -> None:
         self.spec = NullSpec()
+        self.context = ParallelContext(0, 1, torch.device("cpu"))
         self._logits = torch.randn(num_rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
     def hidden_states(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -97,8 +96,8 @@ class Executor:
 
     @property
     def runs_beside(self) -> bool:
-        """Whether the device computes while this process goes on. Other ranks need each token before the next step."""
-        return self.info.device != "cpu" and self._context.size == 1
+        """Whether the device computes while this process goes on."""
+        return self.info.device != "cpu"
 
     def launch(self, plan: StepPlan) -> Launched:
         """Starts one step; those before it need not have ended. An exception, here or from the result, means that the
@@ -109,7 +108,7 @@ class Executor:
             return self._runner.launch(plan)
         self._moves.start(plan)
         rows = self._runner.launch(plan) if plan.rows else _NoRows(plan.step_id)
-        return _WithMoves(rows, partial(self._moves.poll, wait=plan.wait))
+        return _WithMoves(rows, self._moves.report_after(plan))
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Computes one step, as `launch` and its result."""
@@ -144,7 +143,7 @@ class Executor:
         if plan.rows:
             self._runner.follow(plan)
         if self._moves is not None:
-            self._moves.poll(wait=plan.wait)
+            self._moves.report_after(plan)
 
     def close(self) -> None:
         """Closes what is open, lets the other ranks go and leaves their group; no step may follow."""
@@ -152,6 +151,7 @@ class Executor:
             self._moves.close()
         if self._context.rank == 0:
             self._channel.close()
+        self._runner.close()
         self._leave(self._context)
 
     @contextlib.contextmanager

@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.models import TinyModel
 from tests.support.tier_workload import assert_same, make_workload, play_on_ranks, run, start
 from tests.support.world import World
 
 
-def test_two_ranks_with_tiers_say_what_one_process_says(tiny_model: Callable[[str], TinyModel], tmp_path: Path):
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "ahead"])
+def test_two_ranks_with_tiers_say_what_one_process_says(
+    tiny_model: Callable[[str], TinyModel], tmp_path: Path, overlap: bool
+):
     folder, scripts = tiny_model("llama").folder, make_workload(3, 24)
     expected = run(start(folder, "float32", paged_kv={"device_pages": 440}), scripts)
     tiers = {
@@ -16,7 +21,7 @@ def test_two_ranks_with_tiers_say_what_one_process_says(tiny_model: Callable[[st
         "nvme_offload": {"path": str(tmp_path / "kv"), "max_gb": 0.02, "queue_depth": 16},
     }
     with World(2) as world:
-        said, stats = world.run(play_on_ranks, folder, tiers, scripts)
+        said, stats = world.run(play_on_ranks, folder, tiers, scripts, overlap)
     assert_same(said, expected * 2, "float32")
     assert stats["cpu"].hit_tokens > 0
     assert stats["nvme"].hit_tokens > 0

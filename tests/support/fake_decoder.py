@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
+from inferflux.dist.context import ParallelContext
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.kernels.metadata import AttentionMetadata
 
@@ -19,6 +20,7 @@ class FakeDecoder:
 
     def __init__(self, vocab_size: int = 50, broken_token: int | None = None) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size)
+        self.context = ParallelContext(0, 1, torch.device("cpu"))
         self.broken_token = broken_token
         self.most_logits = 0
 

@@ -29,7 +29,8 @@ Job = Callable[..., Any]
 
 
 class World:
-    """`size` processes. `run(job, *args)` calls job(distributed, *args) in each, and returns rank 0's result."""
+    """`size` processes. `run(job, *args)` calls job(distributed, *args) in each, and returns rank 0's result; `run_all`
+    returns those of all."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -46,6 +47,9 @@ class World:
             self._pipes.append(ours)
 
     def run(self, job: Job, *args: Any) -> Any:
+        return self.run_all(job, *args)[0]
+
+    def run_all(self, job: Job, *args: Any) -> list[Any]:
         port = free_port()
         for rank, pipe in enumerate(self._pipes):
             distributed = DistributedConfig(
@@ -55,7 +59,7 @@ class World:
         answers = [self._answer(rank) for rank in range(self.size)]
         failures = [f"rank {rank}:\n{problem}" for rank, (_, problem) in enumerate(answers) if problem]
         assert not failures, "\n".join(failures)
-        return answers[0][0]
+        return [result for result, _ in answers]
 
     def _answer(self, rank: int) -> tuple[Any, str | None]:
         pipe = self._pipes[rank]
@@ -92,8 +96,9 @@ def answer(
     runtime: dict[str, Any],
     prompts: Sequence[list[int]],
     params: SamplingParams,
+    overlap: bool | None = None,
 ) -> tuple[list[Result], int] | None:
-    """A job: the engine's answers to the prompts, all at once, and how often it preempted."""
+    """A job: the engine's answers to the prompts, all at once, and how often it preempted. overlap: see `Engine`."""
     model = ModelConfig(id="model", path=str(folder))
     settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
     if distributed.rank > 0:
@@ -102,7 +107,7 @@ def answer(
             pass
         executor.close()
         return None
-    engine = Engine(model, settings, distributed)
+    engine = Engine(model, settings, distributed, overlap=overlap)
     results = run_requests(engine, prompts, params)
     engine.close()
     return results, engine.stats().preemptions

@@ -66,7 +66,8 @@ class DecoderLayer:
 class Decoder:
     """A loaded model.
 
-    expert_load int64 [experts]: tokens that went to each expert so far, all layers together.
+    context: the ranks that share it. expert_load int64 [experts]: tokens that went to each expert so far, all layers
+    together.
     `layers` is a plain list of callables (see DecoderLayer.__call__). To read or
     change activations, put a callable of your own in a layer's place; the stream after a layer is hidden + residual,
     and both may be overwritten later, so clone what you keep.
@@ -90,7 +91,7 @@ class Decoder:
         self.expert_load = expert_load
         self.dtype = final_norm.dtype
         self._kernels = kernels
-        self._context = context
+        self.context = context
         self._embedding = embedding
         self._final_norm = final_norm
         self._lm_head = lm_head
@@ -125,6 +126,6 @@ class Decoder:
         if not hidden.shape[0]:
             return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
         # Every rank has scored its part of the vocabulary, the last part padded.
-        logits = self._context.gather(self._lm_head(hidden))[:, : self.spec.vocab_size].float().contiguous()
+        logits = self.context.gather(self._lm_head(hidden))[:, : self.spec.vocab_size].float().contiguous()
         cap = self.spec.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

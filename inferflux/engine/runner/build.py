@@ -13,7 +13,6 @@ import torch
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.channel import Channel
-from inferflux.dist.launch import START_TIMEOUT_S
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.opening import open_tiers
@@ -89,7 +88,7 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
         page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), width, kv_dtype)
         free = pool_memory(model, weights, free_memory(device).shared(context.size))
         plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
-        channel.meet(START_TIMEOUT_S)
+        channel.meet()
         context.require_same(_shared_settings(model, runtime, path), "models[] and runtime settings, and config.json")
         plan = PoolPlan(*context.smallest(plan))
         pool = allocate_pool(plan.num_pages, page, device)
@@ -106,8 +105,8 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
         )
     with phase("warmup"):
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
-        if runtime.cuda_graphs == "auto" and device.type == "cuda" and context.size == 1:
-            runner.record_graphs(plan.max_model_len)
+        if runtime.cuda_graphs == "auto":
+            runner.record_graphs(plan.max_model_len, channel.agree)
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     pooling: Pooling = "mean" if read_pooling(path) == "mean" else "last"
     own_dtype = str(dtype).removeprefix("torch.")
@@ -163,10 +162,13 @@ def warm_up(runner: Runner, num_tokens: int, *, is_first: bool = True) -> None:
 
 
 def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> bytes:
-    """What ranks must agree on: all that decides shapes and page moves; not where files are, nor who runs when."""
+    """What ranks must agree on: all that decides shapes, page moves, and how steps are computed; not where files are,
+    nor who runs when."""
     kept = (model.dtype, model.quantization, model.max_model_len, runtime.dtype, runtime.paged_kv)
-    sizes = (runtime.scheduler.max_batch_size, runtime.nvme_offload.path is None)
-    return msgspec.json.encode((kept, sizes)) + (path / "config.json").read_bytes()
+    computing = (runtime.kernels, runtime.cuda_graphs, runtime.scheduler.max_batch_size)
+    file = runtime.nvme_offload
+    moves = (runtime.prefix_cache.enabled, file.path is None, file.queue_depth, file.max_gb)
+    return msgspec.json.encode((kept, computing, moves)) + (path / "config.json").read_bytes()
 
 
 def _model_path(model: ModelConfig) -> Path:

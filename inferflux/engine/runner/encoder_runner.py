@@ -59,6 +59,9 @@ class EncoderRunner:
     def follow(self, plan: StepPlan) -> None:
         raise AssertionError("encoders run on one rank")
 
+    def close(self) -> None:
+        """Nothing is recorded."""
+
     def _vectors(self, texts: list[RowStart]) -> Tensor:
         """Returns float32 [texts, hidden], each of length 1."""
         longest = max(len(text.history) for text in texts)

@@ -3,17 +3,22 @@
 A recording has fixed sizes: a step of fewer rows is padded to the next size with copies of its first row, which write
 the same keys and values to the same place once more, and whose logits nobody looks at. Kernels are recorded for
 contexts of up to some length; the lengths themselves are read on the device. Knows no scheduler and no sampling.
+
+Among several ranks the recordings hold collectives, and a recorded collective meets recorded ones only: all ranks
+record the same steps in the same order, and where one of them cannot, none of them replays anything.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import torch
 
+from inferflux.dist.context import ParallelContext
 from inferflux.engine.runner.inputs import Batch
-from inferflux.errors import InferFluxError
+from inferflux.errors import EngineDeadError, InferFluxError, ModelLoadError
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
 
@@ -28,12 +33,19 @@ LENGTH_FACTOR: Final = 4
 # Backends whose attention reads lengths on the host, where a recording cannot see them change.
 _READS_HOST_LENGTHS: Final = frozenset({"native", "torch", "reference"})
 
-# Runs a step once, recording it; the function returned does what was recorded again.
-Record = Callable[[Callable[[], None]], Callable[[], None]]
+# Does what was recorded again.
+Replay = Callable[[], None]
+# Runs a step once, recording it.
+Record = Callable[[Callable[[], None]], Replay]
+# Whether every rank says yes; every rank asks at the same points.
+Agree = Callable[[bool], bool]
 
 
 class GraphDecoder(Protocol):
-    """What is recorded of a model."""
+    """What is recorded of a model. context: the ranks that share it."""
+
+    @property
+    def context(self) -> ParallelContext: ...
 
     def hidden_states(
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
@@ -115,39 +127,102 @@ class DecodeGraphs:
         return graph
 
 
+class Recorder(Protocol):
+    """Knows one kind of graph."""
+
+    def warm_up(self, step: Callable[[], None]) -> None:
+        """Runs the step: what is compiled, allocated or connected on a first call must not be recorded."""
+        ...
+
+    def capture(self, step: Callable[[], None]) -> Replay:
+        """Records the step without computing it. Raises RuntimeError or InferFluxError when that cannot be."""
+        ...
+
+
+class NoGraphError(Exception):
+    """A step cannot be recorded, on this rank or on another."""
+
+
 def record_decode_graphs(
-    decoder: GraphDecoder, kernels: KernelSet, kv_pool: torch.Tensor, max_batch_size: int, max_model_len: int
+    decoder: GraphDecoder,
+    kernels: KernelSet,
+    kv_pool: torch.Tensor,
+    max_batch_size: int,
+    max_model_len: int,
+    agree: Agree,
 ) -> DecodeGraphs | None:
-    """Returns the recordings for a GPU; None, with a line in the log, where they cannot be had."""
+    """Returns the recordings for a GPU; None, with a line in the log, where one of the ranks cannot have them.
+
+    Every rank calls this at once. Raises ModelLoadError when a step fails that is run to get ready for its recording
+    and other ranks have begun theirs, whose collectives it leaves unanswered.
+    """
+    recorder = recorder_for(kv_pool.device)
+    if recorder is None:
+        return None
     attention = next(choice.backend for choice in kernels.choices if choice.op == "attention")
-    if attention in _READS_HOST_LENGTHS:
-        logger.info("no CUDA graphs: attention is %s's, which needs the host in every step", attention)
-        return None
     try:
+        if not agree(attention not in _READS_HOST_LENGTHS):
+            raise NoGraphError(f"attention is {attention}'s here, and some need the host in every step")
+        record = partial(record_together, recorder, agree, decoder.context)
         with torch.inference_mode():
-            return DecodeGraphs(decoder, kv_pool, sizes_to(max_batch_size), lengths_to(max_model_len), CudaRecorder())
-    except (RuntimeError, InferFluxError) as error:
+            return DecodeGraphs(decoder, kv_pool, sizes_to(max_batch_size), lengths_to(max_model_len), record)
+    except NoGraphError as error:
         logger.warning("no CUDA graphs, every kernel is launched by itself: %s", error)
-        torch.cuda.synchronize()
         return None
+
+
+def record_together(recorder: Recorder, agree: Agree, context: ParallelContext, step: Callable[[], None]) -> Replay:
+    """Records a step here if every rank can record its own. Raises NoGraphError on all ranks, ModelLoadError on one."""
+    try:
+        recorder.warm_up(step)
+    except EngineDeadError:
+        raise
+    except (RuntimeError, InferFluxError) as error:
+        if context.size == 1:
+            raise NoGraphError(str(error)) from error
+        raise ModelLoadError(f"a step fails that a CUDA graph is to hold, runtime.cuda_graphs: {error}") from error
+    replay, problem = None, "another rank cannot record a step"
+    try:
+        replay = recorder.capture(step)
+    except (RuntimeError, InferFluxError) as error:
+        problem = str(error)
+    if not agree(replay is not None) or replay is None:
+        raise NoGraphError(problem)
+    return replay
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Returns what records on the device; None: nothing does."""
+    return CudaRecorder() if device.type == "cuda" else None
 
 
 class CudaRecorder:
-    """Records with CUDA graphs, all in one pool of memory: only one of them runs at a time."""
+    """Records with CUDA graphs, all in one pool of memory: only one of them runs at a time.
+
+    One stream for all, warming up too: NCCL keeps buffers by stream. Other threads may use the device meanwhile (those
+    that watch over collectives or move pages), which a capture that is not its thread's own would forbid them.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
 
-    def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
-        # Once outside: what is compiled or allocated on a first call must not be recorded.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def warm_up(self, step: Callable[[], None]) -> None:
+        """See `Recorder.warm_up`."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             step()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def capture(self, step: Callable[[], None]) -> Replay:
+        """See `Recorder.capture`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            step()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                step()
+        except (RuntimeError, InferFluxError):
+            torch.cuda.synchronize()
+            raise
         return graph.replay
 
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from inferflux.engine.runner.graphs import Decoded, DecodeGraphs, record_decode_graphs
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.outputs import start_collecting
 from inferflux.engine.runner.pooling import Pooler
@@ -34,10 +35,13 @@ class Vocabulary(Protocol):
 
 
 class Decoder(Protocol):
-    """What the runner needs of a model."""
+    """What the runner needs of a model. context: the ranks that share it."""
 
     @property
     def spec(self) -> Vocabulary: ...
+
+    @property
+    def context(self) -> ParallelContext: ...
 
     def hidden_states(
         self,
@@ -87,7 +91,7 @@ class Runner:
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
         self._pooler = Pooler()
-        # The newest token of each slot, for rows planned before anybody knew it.
+        # The newest token of each slot, for rows planned before anybody knew it. On rank 0, which draws them.
         self._newest = torch.zeros(max_batch_size, dtype=torch.int64, device=kv_pool.device)
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -100,12 +104,8 @@ class Runner:
             for start in plan.starts:
                 self._begin(start)
             batch = self._inputs.build(plan.rows)
-            if batch.following is not None:
-                places, slots = batch.following
-                batch.token_ids.index_copy_(0, places, self._newest.index_select(0, slots))
             num_sampled = len(batch.sampled)
-            decoded = None if self._graphs is None else self._graphs.run(batch)
-            hidden, logits = decoded or self._decode(batch)
+            hidden, logits = self._compute(batch)
             draw = None
             if num_sampled:
                 self._observe(plan.rows, batch)
@@ -122,20 +122,35 @@ class Runner:
             for start in plan.starts:
                 self._inputs.clear(start.slot)
             batch = self._inputs.build(plan.rows)
-            hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+            hidden = self._compute(batch).hidden
             # In the pieces in which rank 0 asks for them: each is a collective.
             num_sampled = len(batch.sampled)
-            scored = hidden[num_sampled : num_sampled + batch.num_scored]
-            for part in (hidden[:num_sampled], *scored.split(SCORED_AT_ONCE)):
+            for part in hidden[num_sampled : num_sampled + batch.num_scored].split(SCORED_AT_ONCE):
                 self.decoder.logits(part)
 
-    def record_graphs(self, max_model_len: int) -> None:
-        """Records decode steps as CUDA graphs, if they can be had. Writes slot 0 of page 0, which must be nobody's."""
+    def record_graphs(self, max_model_len: int, agree: Agree) -> None:
+        """Records decode steps as CUDA graphs, if every rank can. Writes slot 0 of page 0, which must be nobody's."""
         self._graphs = record_decode_graphs(
-            self.decoder, self._kernels, self._kv_pool, len(self._newest), max_model_len
+            self.decoder, self._kernels, self._kv_pool, len(self._newest), max_model_len, agree
         )
 
-    def _decode(self, batch: Batch) -> Decoded:
+    @property
+    def has_recordings(self) -> bool:
+        return self._graphs is not None
+
+    def close(self) -> None:
+        """Lets the recordings go, which must be gone before the ranks part whose collectives they hold."""
+        self._graphs = None
+
+    def _compute(self, batch: Batch) -> Decoded:
+        """The forward of a step, which every rank computes."""
+        if batch.following is not None:
+            places, slots = batch.following
+            newest = self.decoder.context.broadcast(self._newest.index_select(0, slots))
+            batch.token_ids.index_copy_(0, places, newest)
+        decoded = None if self._graphs is None else self._graphs.run(batch)
+        if decoded is not None:
+            return decoded
         hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
         return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
 

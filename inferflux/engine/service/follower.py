@@ -71,6 +71,6 @@ def _follow(executor: Executor, watchdog: Watchdog, stop: StopRequest) -> int:
         if stop.is_due:
             logger.warning("told to stop, and rank 0 goes on: leaving it")
             return stop.exit_code
-    watchdog.stop()
     executor.close()
+    watchdog.stop()
     return stop.exit_code

@@ -9,21 +9,28 @@ from typing import Any
 import pytest
 import torch
 
+from inferflux.config.tree import KernelsConfig
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.runner import graphs as graphs_module
 from inferflux.engine.runner.graphs import DecodeGraphs, lengths_to, record_decode_graphs, sizes_to
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.step import Row
+from inferflux.errors import ModelLoadError
 from inferflux.kernels.kernel_set import select
 from inferflux.kernels.metadata import AttentionMetadata
+from tests.support.recorded import ALONE, StepRecorder
 
 CPU = torch.device("cpu")
 PAGE_TOKENS = 4
+TWO = ParallelContext(0, 2, CPU)
 
 
 class FixedDecoder:
     """Answers with what it reads on the device, and writes each token to its slot: all that a recording may do."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: ParallelContext = ALONE) -> None:
         self.calls: list[AttentionMetadata] = []
+        self.context = context
 
     def hidden_states(
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
@@ -111,6 +118,68 @@ def test_sizes_and_lengths() -> None:
     assert lengths_to(40960) == [2048, 8192, 32768, 40960]
 
 
-def test_attention_that_needs_the_host_is_not_recorded(decoder: FixedDecoder) -> None:
+class Ranks:
+    """This rank's view of two: the other one says no to the question of number `no_at`."""
+
+    def __init__(self, no_at: int | None = None) -> None:
+        self.said: list[bool] = []
+        self._no_at = no_at
+
+    def agree(self, yes: bool) -> bool:
+        self.said.append(yes)
+        return yes and len(self.said) - 1 != self._no_at
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., DecodeGraphs | None]:
+    """Returns what records steps of 1, 2 and 4 rows with the given recorder, asking the given ranks."""
+
+    def record(recorder: StepRecorder, ranks: Ranks, context: ParallelContext = ALONE) -> DecodeGraphs | None:
+        monkeypatch.setattr(graphs_module, "recorder_for", lambda device: recorder)
+        kernels = select(CPU, torch.float32, KernelsConfig(attention="tests.support.recorded"))
+        pool = torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1)
+        return record_decode_graphs(FixedDecoder(context), kernels, pool, 4, 32, ranks.agree)
+
+    return record
+
+
+def test_attention_that_needs_the_host_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, ranks = StepRecorder(), Ranks()
+    monkeypatch.setattr(graphs_module, "recorder_for", lambda device: recorder)
     kernels = select(CPU, torch.float32)
-    assert record_decode_graphs(decoder, kernels, torch.zeros(1), 4, 100) is None
+    assert record_decode_graphs(FixedDecoder(), kernels, torch.zeros(1), 4, 100, ranks.agree) is None
+    assert (ranks.said, recorder.num_captures) == ([False], 0)
+
+
+def test_nothing_is_recorded_on_a_cpu() -> None:
+    ranks = Ranks()
+    assert record_decode_graphs(FixedDecoder(), select(CPU, torch.float32), torch.zeros(1), 4, 9, ranks.agree) is None
+    assert ranks.said == []
+
+
+def test_every_recording_is_agreed_on(record: Callable[..., DecodeGraphs | None]) -> None:
+    recorder, ranks = StepRecorder(), Ranks()
+    assert record(recorder, ranks, TWO) is not None
+    assert (ranks.said, recorder.num_captures) == ([True] * 4, 3)
+
+
+def test_a_rank_that_could_follows_the_one_that_could_not(record: Callable[..., DecodeGraphs | None]) -> None:
+    for no_at in range(4):
+        recorder, ranks = StepRecorder(), Ranks(no_at)
+        assert record(recorder, ranks, TWO) is None
+        assert (ranks.said, recorder.num_captures) == ([True] * (no_at + 1), no_at)
+
+
+def test_a_rank_that_cannot_record_says_so(record: Callable[..., DecodeGraphs | None]) -> None:
+    ranks = Ranks()
+    assert record(StepRecorder(fail_at=1), ranks, TWO) is None
+    assert ranks.said == [True, True, False]
+
+
+def test_a_step_that_fails_while_others_compute_it_is_no_reason_to_go_on(
+    record: Callable[..., DecodeGraphs | None],
+) -> None:
+    """Its collectives stay unanswered. Alone there are none, and steps may be launched kernel by kernel."""
+    with pytest.raises(ModelLoadError, match=r"runtime\.cuda_graphs: out of memory"):
+        record(StepRecorder(fail_at=1, in_warm_up=True), Ranks(), TWO)
+    assert record(StepRecorder(fail_at=1, in_warm_up=True), Ranks()) is None

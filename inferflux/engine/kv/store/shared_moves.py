@@ -5,6 +5,8 @@ plan, and none while nothing is under way, tells all of them the same. The file'
 rank's file differs, its moves fail and the page is a miss.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal
 
 from inferflux.dist.context import ParallelContext
@@ -33,16 +35,22 @@ class SharedMoves:
         if self._context.size > 1:
             self._under_way += [move.id for move in plan.moves]
 
-    def poll(self, *, wait: bool) -> Report:
-        """Returns what has ended on every rank; once after each plan, on every rank."""
-        report = self._mover.poll(wait=wait)
+    def report_after(self, plan: StepPlan) -> Callable[[], Report]:
+        """Called on every rank once the plan's rows are on their way. The function returned says which moves have ended
+        on every rank: alone by the time it is called, with others by now, for all must ask each other between the same
+        two plans, and the next plan may be out before this one's results are in.
+        """
         if self._context.size == 1:
-            return report
-        self._ended |= {result.id: result for result in report.moves}
-        return Report(self._shared_results() if self._under_way else [], report.file_news)
+            return partial(self._mover.poll, wait=plan.wait)
+        report = self._shared_report(self._mover.poll(wait=plan.wait))
+        return lambda: report
 
     def close(self) -> None:
         self._mover.close()
+
+    def _shared_report(self, own: Report) -> Report:
+        self._ended |= {result.id: result for result in own.moves}
+        return Report(self._shared_results() if self._under_way else [], own.file_news)
 
     def _shared_results(self) -> list[MoveResult]:
         words = self._context.smallest([self._word(move_id) for move_id in self._under_way])
