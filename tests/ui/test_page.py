@@ -1,5 +1,6 @@
 """The operator's page in a headless Chromium, used by clicking and by keyboard; and how the server serves its files."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +12,7 @@ import pytest_asyncio
 
 from tests.support.http_server import KEY, MODEL, Site, running_server
 from tests.support.programs import ROOT, program
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, patience, until
 
 FOLDER = ROOT / "inferflux" / "server" / "ui"
 USER_KEY = "sk-user-0123456789abcdef"
@@ -75,6 +76,12 @@ def opened(browser: Any, site: Site) -> Open:
     return open_page
 
 
+async def until_shown(page: Any, place: str, pattern: str) -> None:
+    async with patience():
+        while not re.search(pattern, await page.locator(place).inner_text()):
+            await asyncio.sleep(0.02)
+
+
 async def test_wrong_key_stays_outside(browser: Any, site: Site) -> None:
     page = await browser.new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -99,13 +106,10 @@ async def test_live_numbers_come_from_the_metrics(opened: Open, site: Site) -> N
     site.engine.stats.running, site.engine.stats.waiting = 3, 5
     site.engine.stats.device_pages_in_use = 16
     async with opened() as page:
-        for place, words in (
-            ("#tiles", re.compile(r"Waiting\s*5\b")),
-            ("#tiles", re.compile(r"Running\s*3\b")),
-            ("#tiers", "16 of 64"),
-            ("#health", "1 of 1 models ready"),
-        ):
-            await page.locator(place, has_text=words).wait_for()
+        await until_shown(page, "#tiles", r"Waiting\s+5\b")
+        await until_shown(page, "#tiles", r"Running\s+3\b")
+        await until_shown(page, "#tiers", "16 of 64")
+        await until_shown(page, "#health", "1 of 1 models ready")
 
 
 async def test_chat_streams_and_shows_token_probabilities(opened: Open) -> None:
