@@ -4,6 +4,7 @@ The questions are data, `scripts/demo_model/questions/`. A wrong cache, mask or 
 is also the engine's plainest end-to-end test.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inferflux import LLM, SamplingParams
 from inferflux.engine.demo import demo_model_path
+from tests.support.http_server import running_server
 
 QUESTIONS = Path(__file__).parents[1] / "scripts" / "demo_model" / "questions"
 GREEDY = SamplingParams(temperature=0, max_tokens=128)
@@ -93,3 +95,24 @@ def test_same_tokens_as_transformers(llm: LLM, questions: list[dict[str, Any]]) 
         assert out.prompt_token_ids == inputs["input_ids"][0].tolist()
         expected = model.generate(**inputs, max_new_tokens=48, do_sample=False)[0, len(out.prompt_token_ids) :]
         assert out.token_ids == expected.tolist()
+
+
+async def test_takes_tools(questions: list[dict[str, Any]]) -> None:
+    """Calls can be forced, sent back with their results, and do not keep it from answering."""
+    amount = {"type": "object", "properties": {"value": {"enum": [1, 2]}}, "required": ["value"]}
+    function = {"name": "add", "parameters": {**amount, "additionalProperties": False}}
+    tools = {"tools": [{"type": "function", "function": function}], "temperature": 0}
+    ask = chat(questions[0]["ask"])
+    config = {"auth": {"allow_anonymous": True}, "runtime": {"dtype": "float32"}}
+    async with running_server(config, real=True) as site:
+        forced = {"tool_choice": "required", "parallel_tool_calls": False}
+        _, called = await site.post("/v1/chat/completions", {"messages": ask, **tools, **forced})
+        (choice,) = called["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "3"}
+        messages = [*ask, choice["message"], result, *chat(questions[1]["ask"])]
+        _, answered = await site.post("/v1/chat/completions", {"messages": messages, **tools})
+    assert choice["finish_reason"] == "tool_calls"
+    assert call["function"]["name"] == "add"
+    assert json.loads(call["function"]["arguments"])["value"] in (1, 2)
+    assert all(fact in answered["choices"][0]["message"]["content"] for fact in questions[1]["facts"])

@@ -16,15 +16,26 @@ SPECIAL_TOKENS = [BEGIN, END, SYSTEM, USER, ASSISTANT]
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
+    "{% if tools %}<|system|>"
+    'Call a tool by <tool_call>{"name": "NAME", "arguments": {}}</tool_call>'
+    "{% for tool in tools %}\n{{ tool.function | tojson }}{% endfor %}"
+    "{{ eos_token }}"
+    "{% endif %}"
     "{% for message in messages %}"
     "{% if message.role in ['system', 'developer'] %}<|system|>"
     "{% elif message.role == 'assistant' %}<|assistant|>"
     "{% else %}<|user|>{% endif %}"
-    "{{ message.content or '' }}"
+    "{% if message.role == 'tool' %}<tool_response>{{ message.content }}</tool_response>"
+    "{% else %}{{ message.content or '' }}{% endif %}"
+    "{% for call in message.tool_calls or [] %}"
+    '<tool_call>{"name": {{ call.function.name | tojson }}, '
+    '"arguments": {{ call.function.arguments | tojson }}}</tool_call>'
+    "{% endfor %}"
     "{{ eos_token }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+"""The model never learnt to call tools: it takes them so that forced calls, which a grammar writes, can be tried."""
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:

@@ -130,6 +130,29 @@ async def test_forced_calls_always_parse(model: TinyModel) -> None:
     assert call["function"]["name"] == "weather"
 
 
+async def test_best_of_shows_the_likeliest(model: TinyModel) -> None:
+    """Of the choices that `n` alone would show, those with the highest log-probability per token, best first."""
+    asked = {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 6, "temperature": 1.5, "seed": 3}
+    async with serving(model) as site:
+        _, made = await site.post("/v1/completions", {**asked, "n": 5, "logprobs": 0})
+        _, best = await site.post("/v1/completions", {**asked, "n": 2, "best_of": 5})
+        _, scored = await site.post("/v1/completions", {**asked, "n": 2, "best_of": 5, "logprobs": 0, "echo": True})
+
+    def likelihood(choice: dict[str, Any]) -> float:
+        logprobs = choice["logprobs"]["token_logprobs"]
+        return sum(logprobs) / len(logprobs)
+
+    by_prompt = [made["choices"][:5], made["choices"][5:]]
+    expected = [one["text"] for choices in by_prompt for one in sorted(choices, key=likelihood, reverse=True)[:2]]
+    assert len({one["text"] for one in made["choices"]}) > 5, "the choices differ, so that it matters which is shown"
+    assert [choice["text"] for choice in best["choices"]] == expected
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert all(choice["logprobs"] is None for choice in best["choices"]), "only compared by"
+    assert best["usage"] == made["usage"], "what was made counts, shown or not"
+    assert all(one["text"].endswith(text) for one, text in zip(scored["choices"], expected, strict=True))
+    assert [len(one["logprobs"]["tokens"]) for one in scored["choices"]] == [9, 9, 8, 8]
+
+
 async def test_shapes_hold_over_http(model: TinyModel) -> None:
     async def ask(site: Site, seed: int) -> bool:
         schema = random_schema(seed)

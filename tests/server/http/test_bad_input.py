@@ -68,7 +68,7 @@ ROUTED: dict[str, dict[str, list[Any]]] = {
         "logprobs": [-1, 21, True, "1", 1.5],
         "echo": ["yes", 1],
         "suffix": ["end"],
-        "best_of": [2],
+        "best_of": [0, -1, 17, 1.5, "2", True],
     },
 }
 CASES = [
@@ -115,7 +115,9 @@ COMBINATIONS = [
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
     (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
-    (CHAT, {"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "messages[0]"),
+    (CHAT, {"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "messages[0].colour"),
+    (CHAT, {"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, "messages"),
     (COMPLETIONS, {"max_tokens": 0}, "max_tokens"),
     (COMPLETIONS, {"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
@@ -123,6 +125,9 @@ COMBINATIONS = [
     (COMPLETIONS, {"prompt": [5] * WINDOW}, "prompt"),
     (COMPLETIONS, {"prompt": [5] * 200, "max_tokens": 57}, "max_tokens"),
     (COMPLETIONS, {"prompt": ["x"] * 1025}, "prompt"),
+    (COMPLETIONS, {"n": 2, "best_of": 1}, "best_of"),
+    (COMPLETIONS, {"best_of": 2, "stream": True}, "best_of"),
+    (COMPLETIONS, {"prompt": ["x"] * 100, "best_of": 16}, "n"),
     (COMPLETIONS, {"prompt": ["x"] * 100, "n": 16}, "n"),
     (COMPLETIONS, {"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
 ]
@@ -158,6 +163,22 @@ async def test_field_is_refused_by_name(site: Site, path: str, field: str, value
 @pytest.mark.parametrize(("path", "fields", "blamed"), COMBINATIONS)
 async def test_fields_that_do_not_go_together(site: Site, path: str, fields: dict[str, Any], blamed: str):
     await check_refused(site, path, {**BASE[path], **fields}, blamed)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"messages": [{"role": "robot", "content": "x"}]}, "must be one of assistant, developer, system, tool, user"),
+        ({"messages": [{"role": "user", "content": "x", "nam": "y"}]}, 'did you mean "name"?'),
+        ({"response_format": {"type": "xml"}}, "must be one of json_object, json_schema, text"),
+        ({"tool_choice": "always"}, "must be one of auto, none, required"),
+        ({"stream": True, "stream_options": {"include_usag": True}}, 'did you mean "include_usage"?'),
+    ],
+)
+async def test_refusal_says_what_is_accepted(site: Site, fields: dict[str, Any], words: str):
+    _, answer = await site.post(CHAT, {**BASE[CHAT], **fields})
+    assert words in answer["error"]["message"]
 
 
 @pytest.mark.asyncio(loop_scope="module")

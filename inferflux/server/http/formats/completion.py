@@ -26,7 +26,8 @@ class CompletionFormat:
 
     def __init__(self, body: CompletionRequest, prompts: Sequence[str | list[int]], backend: Backend) -> None:
         self._n = body.n or 1
-        self._envelope = Envelope("cmpl", OBJECT, backend, n=self._n, include_usage=body.include_usage)
+        self._candidates = body.num_candidates
+        self._envelope = Envelope("cmpl", OBJECT, backend, n=self._candidates, include_usage=body.include_usage)
         self._tokenizer = backend.text.tokenizer
         self._prompts = prompts
         self._echo = bool(body.echo)
@@ -38,7 +39,7 @@ class CompletionFormat:
         return False  # its text is all there is, and the choice's own guard has seen that
 
     def answer(self, choices: Sequence[Choice]) -> bytes:
-        whole = [self._whole(choice) for choice in choices]
+        whole = [self._whole(choice, index) for index, choice in enumerate(self._best(choices))]
         return msgspec.json.encode(Completion(choices=whole, **self._envelope.fields(choices)))
 
     def events(self, choice: Choice, delta: TextDelta) -> bytes:
@@ -69,20 +70,27 @@ class CompletionFormat:
             CompletionChoice(text=text, index=choice.index, logprobs=logprobs, token_ids=token_ids)
         )
 
-    def _whole(self, choice: Choice) -> CompletionChoice:
+    def _best(self, choices: Sequence[Choice]) -> list[Choice]:
+        """Returns of each prompt's choices the `n` whose tokens are likeliest on average."""
+        if self._candidates == self._n:
+            return list(choices)
+        prompts = (choices[start : start + self._candidates] for start in range(0, len(choices), self._candidates))
+        return [one for made in prompts for one in sorted(made, key=_mean_logprob, reverse=True)[: self._n]]
+
+    def _whole(self, choice: Choice, index: int) -> CompletionChoice:
         stream = choice.stream
         text, logprobs = self._echoed(choice) if self._echo else ("", None)
         output = self._output_logprobs(choice, TextDelta(stream.text, stream.token_ids, stream.logprobs))
         return CompletionChoice(
             text=text + stream.text,
-            index=choice.index,
+            index=index,
             logprobs=join(logprobs, output) if logprobs and output else output or logprobs,
             finish_reason=cast("FinishReason | None", choice.finish_reason),
             token_ids=stream.token_ids if self._with_token_ids else UNSET,
         )
 
     def _echoed(self, choice: Choice) -> tuple[str, CompletionLogprobs | None]:
-        prompt = self._prompts[choice.index // self._n]
+        prompt = self._prompts[choice.index // self._candidates]
         text = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special_tokens=True)
         lists = self._lists_of(choice)
         if not self._with_logprobs:
@@ -90,7 +98,14 @@ class CompletionFormat:
         return text, lists.prompt(choice.job.prompt_token_ids, choice.prompt_logprobs, text)
 
     def _output_logprobs(self, choice: Choice, delta: TextDelta) -> CompletionLogprobs | None:
-        return None if delta.logprobs is None else self._lists_of(choice).output(delta.logprobs)
+        if delta.logprobs is None or not self._with_logprobs:
+            return None
+        return self._lists_of(choice).output(delta.logprobs)
 
     def _lists_of(self, choice: Choice) -> LogprobLists:
         return self._lists.setdefault(choice.index, LogprobLists(self._tokenizer))
+
+
+def _mean_logprob(choice: Choice) -> float:
+    entries = choice.stream.logprobs or ()
+    return sum(entry.logprob for entry in entries) / max(1, len(entries))

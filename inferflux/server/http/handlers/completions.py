@@ -1,5 +1,6 @@
 """POST /v1/completions."""
 
+import msgspec
 from aiohttp import web
 
 from inferflux.errors import RequestError
@@ -40,5 +41,6 @@ def _jobs(
     score_only = body.max_tokens == 0
     max_tokens = 1 if score_only else fit_max_tokens(len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, info)
     scores = body.logprobs if body.echo else None
-    sampling = body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=scores, grammar=grammar)
-    return caller.job(token_ids, sampling, score_only=score_only).choices()
+    sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, prompt_logprobs=scores, grammar=grammar)
+    candidates = msgspec.structs.replace(sampling, n=body.num_candidates)
+    return caller.job(token_ids, candidates, score_only=score_only).choices()

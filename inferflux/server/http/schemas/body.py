@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from inferflux.errors import RequestError, did_you_mean
+from inferflux.server.http.schemas.accepted import accepted_fields, accepted_values
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -37,6 +38,7 @@ class BodyReader(Generic[T]):
         unsupported: Mapping[str, tuple[Any, ...]] | None = None,
         ignored: Iterable[str] = (),
     ) -> None:
+        self._kind = kind
         self._fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._body = msgspec.json.Decoder(kind)
         self._names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
@@ -51,7 +53,7 @@ class BodyReader(Generic[T]):
                 self._check_others(others)
             return self._body.decode(body)
         except msgspec.ValidationError as error:
-            raise _invalid(str(error)) from None
+            raise _invalid(str(error), self._kind) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(body, error) from None
         except RecursionError:
@@ -75,7 +77,7 @@ def _is_among(value: Any, accepted: Iterable[Any]) -> bool:
     return any(type(value) is type(one) and value == one for one in accepted)
 
 
-def _invalid(message: str) -> RequestError:
+def _invalid(message: str, kind: type[msgspec.Struct]) -> RequestError:
     """From "Expected `int`, got `str` - at `$.n`" to "n: expected int, got str"."""
     found = _PATH.search(message)
     words = _PATH.sub("", message).replace("`", "")[:MAX_WORDS_SHOWN]
@@ -87,6 +89,15 @@ def _invalid(message: str) -> RequestError:
         return RequestError(f"{param}: is required", param=param, code="missing_required_parameter")
     if not path:
         return RequestError(f"the body must be a JSON object: {words}")
+    unknown = re.fullmatch(r"object contains unknown field (.*)", words, re.DOTALL)
+    if unknown:
+        name = unknown[1][:MAX_NAME_SHOWN]
+        hint = did_you_mean(name, accepted_fields(kind, path))
+        return RequestError(f"{path}.{name}: unknown field{hint}", param=f"{path}.{name}", code="unknown_parameter")
+    refused = re.fullmatch(r"invalid enum value (.*)", words, re.DOTALL)
+    accepted = accepted_values(kind, path) if refused else ()
+    if refused and accepted:
+        words = f"must be one of {', '.join(accepted)} (got {refused[1]})"
     return RequestError(f"{path}: {words}", param=path, code="invalid_type")
 
 

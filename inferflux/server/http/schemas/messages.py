@@ -21,6 +21,10 @@ def _null() -> Raw:
     return Raw(b"null")
 
 
+def _required(path: str) -> RequestError:
+    return RequestError(f"{path}: is required", param=path, code="missing_required_parameter")
+
+
 class ContentPart(msgspec.Struct, frozen=True):
     """Only `type: text` is understood; other kinds keep their content to themselves."""
 
@@ -28,8 +32,10 @@ class ContentPart(msgspec.Struct, frozen=True):
     text: str | None = None
 
     def for_template(self, path: str) -> dict[str, str]:
-        if self.type != "text" or self.text is None:
-            raise RequestError(f'{path}: must be of type "text" with a text (got type "{self.type:.40}")', param=path)
+        if self.type != "text":
+            raise RequestError(f'{path}: must be of type "text" (got type "{self.type:.40}")', param=path)
+        if self.text is None:
+            raise _required(f"{path}.text")
         return {"type": self.type, "text": self.text}
 
 
@@ -52,6 +58,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for name in _UNSUPPORTED_PARTS:
             if bytes(getattr(self, name)) not in (b"null", b"[]"):
                 raise RequestError(f"{path}.{name}: not supported yet", param=f"{path}.{name}")
+        if self.role == "tool" and not self.tool_call_id:
+            raise _required(f"{path}.tool_call_id")
         message: dict[str, Any] = {"role": _TEMPLATE_ROLES.get(self.role, self.role), "content": self._content(path)}
         optional = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": self._calls(path)}
         return message | {name: value for name, value in optional.items() if value is not None}
@@ -63,7 +71,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.content is None:
             if self.role == "assistant":
                 return ""
-            raise RequestError(f"{path}.content: is required", param=f"{path}.content")
+            raise _required(f"{path}.content")
+        if not self.content:
+            raise RequestError(f"{path}.content: must have at least one part", param=f"{path}.content")
         return [part.for_template(f"{path}.content[{index}]") for index, part in enumerate(self.content)]
 
     def _calls(self, path: str) -> list[dict[str, Any]] | None:
