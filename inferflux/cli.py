@@ -5,19 +5,18 @@ for: `inferflux config show` never waits for torch, and `inferflux kernels` neve
 """
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from inferflux import __version__
+from inferflux.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, give_up_output
 from inferflux.errors import ConfigError, InferFluxError, RequestError, did_you_mean
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
 
 
 class Command(NamedTuple):
@@ -39,16 +38,6 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes options by their full name only, and reports a usage error on one line, with exit code 2."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 ok, 1 failed, 2 usage or configuration error, 130 interrupted."""
     try:
@@ -62,19 +51,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) left. Python would complain when it flushes at exit; nobody is there to read that.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return give_up_output()
 
 
 def _dispatch(argv: list[str]) -> int:
     name = _command_name(argv)
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
-    parser = Parser(prog=f"inferflux {name}", description=command.help)
-    module.add_arguments(parser)
-    code: int = module.run(parser.parse_args(argv[1:]))
-    return code
+    with _stoppable() if name == "serve" else contextlib.nullcontext():
+        module = importlib.import_module(command.module)
+        parser = Parser(prog=f"inferflux {name}", description=command.help)
+        module.add_arguments(parser)
+        code: int = module.run(parser.parse_args(argv[1:]))
+        return code
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Until the server listens to signals itself, it has nothing to finish: it leaves at once, with the exit code that
+    it would have had later."""
+    codes: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: EXIT_INTERRUPTED}
+    before = {number: signal.signal(number, lambda caught, _frame: os._exit(codes[caught])) for number in codes}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _command_name(argv: list[str]) -> str:

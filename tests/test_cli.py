@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,36 @@ def test_our_own_mistakes_keep_their_traceback(fake_command: ModuleType) -> None
     fake_command.run = lambda args: [][1]  # type: ignore[attr-defined]
     with pytest.raises(IndexError):
         cli.main(["serve"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_before_the_server_listens_to_signals_ends_it_quietly(number: signal.Signals, code: int) -> None:
+    """The import of the server's module is held up, as by a slow disk."""
+    program = (
+        "import sys, time\nfrom inferflux import cli\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'inferflux.server.commands':\n"
+        "            print('importing', flush=True)\n"
+        "            time.sleep(600)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "sys.exit(cli.main(['serve']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (code, b"")
+
+
+def test_a_command_leaves_the_signals_as_they_were(fake_command: ModuleType) -> None:
+    fake_command.run = lambda args: 0  # type: ignore[attr-defined]
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["serve"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_module_and_version() -> None:

@@ -128,7 +128,6 @@ def test_the_address_may_end_in_v1(live: Live, run: Run):
         ["stats"],
         ["chat"],
         ["chat", "Hi", "--interactive"],
-        ["chat", "--interactive", "--json"],
         ["completion"],
         ["completion", "Hi", "--max-tokens", "many"],
         ["models", "--url", "localhost:8080"],
@@ -183,6 +182,32 @@ def test_a_conversation_survives_an_error(
     assert "inferctl: 400 messages: " in printed.err
     assert printed.out.count(REPLY) == 1
     assert len(live.site.engine.submitted) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_program_holds_a_conversation_in_json(live: Live, stream: bool):
+    """Line by line on both sides; what is for people goes to stderr."""
+    code = "import sys; from inferflux.ctl import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "chat", "--interactive", "--json", *(["--stream"] if stream else [])]
+    done = subprocess.run(
+        command,
+        input="one\n\n" + "x" * 5000 + "\ntwo\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "inferctl: 400 messages: " in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    if stream:
+        assert {answer["object"] for answer in answers} == {"chat.completion.chunk"}
+        pieces = [choice["delta"].get("content", "") for answer in answers for choice in answer["choices"]]
+        assert "".join(pieces) == 2 * REPLY
+    else:
+        assert [answer["choices"][0]["message"]["content"] for answer in answers] == [REPLY, REPLY]
+    ids = live.site.engine.submitted[1].prompt_token_ids
+    assert REPLY in live.site.engine.text.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(live: Live):

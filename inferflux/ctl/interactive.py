@@ -1,28 +1,34 @@
-"""`inferctl chat --interactive`: a conversation at the terminal, with the history the model needs to follow it."""
+"""`inferctl chat --interactive`: a conversation at the terminal, with the history the model needs to follow it.
 
+With --json it is a conversation between programs: a message per line in, the server's answers out.
+"""
+
+import argparse
 import asyncio
 import contextlib
 import importlib
 import sys
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from inferflux.ctl.client import Client, ServerError
-from inferflux.ctl.commands import CHAT, chat_text, say
+from inferflux.ctl.commands import CHAT, chat_text, options, say
+from inferflux.ctl.show import print_json
 
 PROMPT: Final = "> "
 HELP: Final = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 class Conversation:
-    """messages: what was said so far, as the API takes it. fields: the other fields of each request."""
+    """messages: what was said so far, as the API takes it. args: how to ask, and whether to print JSON."""
 
-    def __init__(self, client: Client, fields: dict[str, Any]) -> None:
+    def __init__(self, client: Client, args: argparse.Namespace) -> None:
         self.messages: list[dict[str, str]] = []
         self._client = client
-        self._fields = fields
+        self._args = args
 
     async def say(self, text: str) -> None:
-        """Sends one message and prints the answer as it comes.
+        """Sends one message and prints the answer as it comes; as JSON whole, unless events were asked for.
 
         An answer that is cut short stays in the history as far as it came; a message that got none is forgotten.
         Raises ServerError.
@@ -30,39 +36,46 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = ""
         try:
-            async for event in self._client.stream(CHAT, {**self._fields, "messages": asked}):
-                for choice in event["choices"]:
-                    piece = chat_text(choice)
-                    answer += piece
-                    say(piece)
+            async for news in self._ask({**options(self._args), "messages": asked}):
+                piece = "".join(map(chat_text, news["choices"]))
+                answer += piece
+                print_json(news) if self._args.json else say(piece)
         finally:
             if answer:
                 self.messages = [*asked, {"role": "assistant", "content": answer}]
-                say("\n")
+                if not self._args.json:
+                    say("\n")
+
+    async def _ask(self, body: dict[str, Any]) -> AsyncIterator[Any]:
+        if self._args.json and not self._args.stream:
+            yield await self._client.post(CHAT, body)
+            return
+        async for event in self._client.stream(CHAT, body):
+            yield event
 
 
-def converse(client: Client, fields: dict[str, Any]) -> int:
+def converse(client: Client, args: argparse.Namespace) -> int:
     """Reads lines and answers them until the user leaves; returns the exit status."""
     with contextlib.suppress(ImportError):  # not every platform has it
         importlib.import_module("readline")  # gives input() arrow keys and a history of lines
     with asyncio.Runner() as runner:
         runner.run(client.__aenter__())
         try:
-            _take_turns(runner, client, fields)
+            _take_turns(runner, client, args)
         finally:
             runner.run(client.__aexit__())
     return 0
 
 
-def _take_turns(runner: asyncio.Runner, client: Client, fields: dict[str, Any]) -> None:
-    conversation = Conversation(client, fields)
+def _take_turns(runner: asyncio.Runner, client: Client, args: argparse.Namespace) -> None:
+    conversation = Conversation(client, args)
     print(HELP, file=sys.stderr)
-    while (line := _read_line()) not in (None, "/exit"):
+    while (line := _read_line("" if args.json else PROMPT)) not in (None, "/exit"):
         match (line or "").strip():
             case "":
                 continue
             case "/reset":
-                conversation = Conversation(client, fields)
+                conversation = Conversation(client, args)
             case "/help":
                 print(HELP, file=sys.stderr)
             case text:
@@ -78,13 +91,13 @@ def _answer(runner: asyncio.Runner, conversation: Conversation, text: str) -> No
         print(f"inferctl: {error}", file=sys.stderr)
 
 
-def _read_line() -> str | None:
+def _read_line(prompt: str) -> str | None:
     """Returns the next line, None at the end of input; Ctrl-C starts the line again."""
     try:
-        return input(PROMPT).strip()
+        return input(prompt).strip()
     except EOFError:
-        print()
+        print(file=sys.stderr)
         return None
     except KeyboardInterrupt:
-        print()
+        print(file=sys.stderr)
         return ""

@@ -2,33 +2,19 @@
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Any
 
 from inferflux import __version__
+from inferflux.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, give_up_output
 from inferflux.config.client_env import API_KEY, URL, read_client_environment
 from inferflux.config.urls import is_http_url
 from inferflux.ctl.admin.areas import add_areas
 from inferflux.ctl.client import Client
-from inferflux.ctl.commands import COMMANDS, options
+from inferflux.ctl.commands import COMMANDS
 from inferflux.ctl.interactive import converse
 from inferflux.errors import ConfigError, InferFluxError
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Takes options by their full name only, and reports a usage error on one line."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     client = Client(url, api_key)
     try:
         if getattr(args, "interactive", False):
-            return converse(client, options(args))
+            return converse(client, args)
         asyncio.run(_run(client, args))
         sys.stdout.flush()
     except InferFluxError as error:
@@ -55,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) left. Python would complain when it flushes at exit; nobody is there to read that.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return give_up_output()
     return 0
 
 
@@ -71,12 +55,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         return
     if args.interactive == (args.message is not None):
         parser.error("chat: give either a message or --interactive")
-    if args.interactive and (args.json or args.stream):
-        parser.error("chat: --interactive always streams, for people; leave out --json and --stream")
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="inferctl", description="Talk to an InferFlux server.")
+    parser = Parser(prog="inferctl", description="Talk to an InferFlux server.")
     parser.add_argument("--version", action="version", version=f"inferctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common_options()
@@ -97,16 +79,16 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common_options(**settings: Any) -> _Parser:
-    common = _Parser(add_help=False, **settings)
+def _common_options(**settings: Any) -> Parser:
+    common = Parser(add_help=False, **settings)
     common.add_argument("--url", help=f"the server's address (default: {URL}, else http://127.0.0.1:8080)")
     common.add_argument("--api-key", metavar="KEY", help=f"better given in {API_KEY}: others can see command lines")
     common.add_argument("--json", action="store_true", help="the server's JSON, one line per answer or event")
     return common
 
 
-def _generate_options() -> _Parser:
-    generate = _Parser(add_help=False)
+def _generate_options() -> Parser:
+    generate = Parser(add_help=False)
     generate.add_argument("--model", metavar="ID", help="default: the server's default model")
     generate.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
     generate.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")

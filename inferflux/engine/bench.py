@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from inferflux.command_line import positive
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.dist.context import ParallelContext
 from inferflux.engine import bench_dist
@@ -62,9 +63,9 @@ class NullDecoder:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="step|dist")
     step = actions.add_parser("step", help="Python overhead of one engine step, outside the kernels")
-    step.add_argument("--rows", type=_positive, default=32, help="requests decoding at once (default 32)")
-    step.add_argument("--steps", type=_positive, default=300, help="steps to measure (default 300)")
-    step.add_argument("--prompt-tokens", type=_positive, default=128, help="length of each prompt (default 128)")
+    step.add_argument("--rows", type=positive, default=32, help="requests decoding at once (default 32)")
+    step.add_argument("--steps", type=positive, default=300, help="steps to measure (default 300)")
+    step.add_argument("--prompt-tokens", type=positive, default=128, help="length of each prompt (default 128)")
     step.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     step.add_argument("--json", action="store_true", help="print JSON")
     step.set_defaults(run=_run_step)
@@ -132,9 +133,3 @@ def _step(scheduler: Scheduler, runner: Runner) -> tuple[float, float, float]:
     computed = time.perf_counter()
     scheduler.update(plan, output)
     return scheduled - start, computed - scheduled, time.perf_counter() - computed
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1 (got {text})")
-    return int(text)

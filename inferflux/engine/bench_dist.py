@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from inferflux.command_line import positive
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.channel import Channel
 from inferflux.dist.context import ParallelContext
@@ -36,12 +37,12 @@ CPU: Final = torch.device("cpu")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, choices=range(2, 65), default=2, metavar="N", help="ranks (default 2)")
-    parser.add_argument("--repeats", type=int, default=200, help="times each is measured (default 200)")
+    parser.add_argument("--repeats", type=positive, default=200, help="times each is measured (default 200)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    results = measure(args.ranks, max(1, args.repeats))
+    results = measure(args.ranks, args.repeats)
     if args.json:
         print(json.dumps(results))
         return 0

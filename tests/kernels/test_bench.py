@@ -86,6 +86,7 @@ def test_a_kernel_that_fails_is_named_and_the_others_are_measured(
         (["--backend", "tocrh"], 'did you mean "torch"'),
         (["--backend", "torch", "--op", "nrom"], "invalid choice"),
         (["--rounds", "0"], "must be >= 1"),
+        (["--rounds", "x"], "argument --rounds: must be a whole number (got 'x')"),
         (["--module", "json", "--backend", "json"], "nothing to measure"),
     ],
 )

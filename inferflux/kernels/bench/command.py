@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from inferflux.command_line import positive
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
 from inferflux.kernels.bench.measure import Contender, make_contender, make_sampler, take_turns
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=tuple(SHAPES), help="default: small on a CPU, large on a GPU")
     parser.add_argument("--dtype", action="append", choices=DTYPES,
                         help="default: float32 on a CPU, bfloat16 on a GPU; may be repeated")  # fmt: skip
-    parser.add_argument("--rounds", type=_positive, default=15, help="samples of each (default 15)")
+    parser.add_argument("--rounds", type=positive, default=15, help="samples of each (default 15)")
     parser.add_argument("--out", type=Path, default=Path("kernels-bench"), metavar="FOLDER",
                         help="where bench.csv, bench.json and roofline.png go (default: kernels-bench)")  # fmt: skip
     add_common(parser)
@@ -150,10 +151,3 @@ def _write(args: argparse.Namespace, measured: Measured, roof: Roofline, setting
     if measured.pairs:
         console.print(pair_table(measured.pairs))
     console.print(escape(f"written: {', '.join(str(args.out / name) for name in written)}"), soft_wrap=True)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1 (got {value})")
-    return value
