@@ -137,6 +137,11 @@ def phi3_longrope_beyond(folder: Path) -> PreTrainedModel:
     )
 
 
+def olmoe_clipped(folder: Path) -> PreTrainedModel:
+    """OLMoE whose queries, keys and values are cut off at less than many of them have."""
+    return build(folder, "olmoe_clipped", "OlmoeForCausalLM", num_experts=8, num_experts_per_tok=2, clip_qkv=0.7)
+
+
 def gemma3_multimodal(folder: Path) -> PreTrainedModel:
     """Gemma 3 with a vision tower in its checkpoint."""
     text = {**_SIZES, **_GEMMA}

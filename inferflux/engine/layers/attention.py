@@ -24,7 +24,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Heads are this rank's. window, scale, soft_cap: see kernels.ops. rope: index into Step.angles; None: NoPE."""
+    """Heads are this rank's. window, scale, soft_cap: see kernels.ops. rope: index into Step.angles; None: NoPE.
+    clip: queries, keys and values are cut off there; None: they are not."""
 
     num_heads: int
     num_kv_heads: int
@@ -33,10 +34,12 @@ class AttentionShape:
     scale: float
     soft_cap: float | None
     rope: int | None
+    clip: float | None
 
 
 class Attention:
-    """Projects to queries, keys and values, normalises heads if asked, rotates, caches, attends and projects back."""
+    """Projects to queries, keys and values, normalises heads and clips if asked, rotates, caches, attends and projects
+    back."""
 
     def __init__(
         self,
@@ -61,6 +64,8 @@ class Attention:
         qkv = self._qkv(hidden).view(-1, num_heads + 2 * num_kv_heads, shape.head_dim)
         if self._head_norm is not None:
             self._head_norm(qkv[:, : num_heads + num_kv_heads])
+        if shape.clip is not None:
+            qkv.clamp_(-shape.clip, shape.clip)
         cos, sin = (None, None) if shape.rope is None else step.angles[shape.rope]
         query = kernels.rope(qkv, cos, sin, kv_pages, metadata.slots, num_heads=num_heads)
         mixed = kernels.attention(

@@ -51,7 +51,7 @@ class Family:
     qkv_bias, o_bias: `from_config` reads `attention_bias`. mlp_bias: reads `mlp_bias`, else there is none.
     qk_norm: queries and keys are normalised, head by head; qk_norm_whole: all heads of a token as one.
     mixture: MLPs are mixtures of experts, in the layers that `decoder_sparse_step` and `mlp_only_layers` say.
-    unsupported: keys that must be null or absent.
+    qkv_clip: reads `clip_qkv`, beyond which queries, keys and values are cut off.
     nope: reads `no_rope_layers`. norm_offset: norms multiply by 1 + weight. sandwich_norms: attention and MLP outputs
     are normalised too. scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
     config_section: where the language model's keys are, in a config of several models.
@@ -66,7 +66,7 @@ class Family:
     qk_norm: bool = False
     qk_norm_whole: bool = False
     mixture: MixtureKeys | None = None
-    unsupported: tuple[str, ...] = ()
+    qkv_clip: bool = False
     nope: bool = False
     norm_offset: bool = False
     sandwich_norms: bool = False
@@ -226,7 +226,7 @@ FAMILIES: Mapping[str, Family] = {
         o_bias="from_config",
         qk_norm_whole=True,
         mixture=MixtureKeys(expert_size="intermediate_size"),
-        unsupported=("clip_qkv",),
+        qkv_clip=True,
     ),
     "SmolLM3ForCausalLM": Family(
         defaults={

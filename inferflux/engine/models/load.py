@@ -179,6 +179,7 @@ class _Builder:
             scale=spec.attention_scale,
             soft_cap=spec.attention_soft_cap,
             rope=layer.rope,
+            clip=spec.qkv_clip,
         )
         return Attention(
             self.kernels,

@@ -79,6 +79,7 @@ class ModelSpec:
     checkpoint_dtype: what the config says its tensors are.
     eos_token_ids: every id that ends an answer, ids outside the vocabulary (which cannot be sampled) left out.
     qk_norm: queries and keys are normalised head by head; qk_norm_whole: all heads of a token as one vector.
+    qkv_clip: queries, keys and values are cut off there, once they are normalised; None: they are not.
     norm_offset: norms multiply by 1 + weight. sandwich_norms: attention and MLP outputs are normalised too.
     embedding_scale multiplies embeddings; attention_scale multiplies q.k. Soft caps: see kernels.ops; None: off.
     """
@@ -108,6 +109,7 @@ class ModelSpec:
     norm_offset: bool
     sandwich_norms: bool
     qk_norm_whole: bool = False
+    qkv_clip: float | None = None
     mixture: MixtureSpec | None = None
     tied_embeddings: bool = False
     checkpoint_dtype: CheckpointDtype = "float32"
@@ -163,9 +165,6 @@ def read_spec(path: Path) -> ModelSpec:
             raise reader.fail("quantization_config", "absent: quantised checkpoints are not supported")
     if config.flag("use_bidirectional_attention"):
         raise config.fail("use_bidirectional_attention", "false: only causal models are supported")
-    for key in family.unsupported:
-        if key in config:
-            raise config.fail(key, "null: it is not supported")
     spec = _build(architecture, family, config)
     eos_token_ids = tuple(i for i in _eos_token_ids(path, top, config) if i < spec.vocab_size)
     # In a config of several models, the outer object says whether the language model's embeddings are tied.
@@ -235,6 +234,7 @@ def _build(architecture: str, family: Family, config: ConfigReader) -> ModelSpec
         norm_offset=family.norm_offset,
         sandwich_norms=family.sandwich_norms,
         qk_norm_whole=family.qk_norm_whole,
+        qkv_clip=config.optional_number("clip_qkv", 1e-3, 1e6) if family.qkv_clip else None,
         mixture=_mixture(family.mixture, config) if family.mixture is not None else None,
     )
 

@@ -10,7 +10,14 @@ from inferflux.engine.layers.attention import Step
 from inferflux.engine.models.decoder import Decoder
 from inferflux.engine.models.load import load_model
 from inferflux.kernels.kernel_set import select
-from tests.support.models import FAMILIES, Builder, gemma3_multimodal, make_tiny_model, phi3_longrope_beyond
+from tests.support.models import (
+    FAMILIES,
+    Builder,
+    gemma3_multimodal,
+    make_tiny_model,
+    olmoe_clipped,
+    phi3_longrope_beyond,
+)
 from tests.support.paged import paged_logits, step_metadata
 
 CPU = torch.device("cpu")
@@ -35,7 +42,7 @@ def test_logits_equal_transformers_whole_and_in_chunks(tiny_model, family):
         torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("builder", [phi3_longrope_beyond, gemma3_multimodal])
+@pytest.mark.parametrize("builder", [phi3_longrope_beyond, gemma3_multimodal, olmoe_clipped])
 def test_logits_equal_transformers_special_cases(tmp_path: Path, builder: Builder):
     model = make_tiny_model(builder, tmp_path)
     (logits,) = paged_logits(load(model.folder), [PROMPT], [7])
