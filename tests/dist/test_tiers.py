@@ -1,12 +1,13 @@
 """Ranks with lower tiers: every rank moves its own shard, and they say what one process without tiers says."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.models import TinyModel
-from tests.support.tier_workload import assert_same, make_workload, play_on_ranks, run, start
+from tests.support.tier_workload import assert_same, make_workload, play_on_ranks, run, start, states_around
 from tests.support.world import World
 
 
@@ -26,3 +27,12 @@ def test_two_ranks_with_tiers_say_what_one_process_says(
     assert stats["cpu"].hit_tokens > 0
     assert stats["nvme"].hit_tokens > 0
     assert stats["nvme"].damaged_pages == 0
+
+
+def test_the_file_is_off_while_another_ranks_is(tiny_model: Callable[[str], TinyModel], tmp_path: Path):
+    """Rank 1's file lies where there is no folder yet."""
+    tiers = {"nvme_offload": {"path": str(tmp_path / "kv"), "max_gb": 0.02, "queue_depth": 16}}
+    (tmp_path / "kv.1").symlink_to(tmp_path / "later" / "kv")
+    with World(2) as world:
+        states = world.run(states_around, tiny_model("llama").folder, tiers, partial(Path.mkdir, tmp_path / "later"))
+    assert states == ["off", "on"]

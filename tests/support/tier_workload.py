@@ -1,6 +1,7 @@
 """A workload that puts every tier to use, and an engine to play it: for tests that compare tiers with none."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,12 @@ def wait_for_file(engine: Engine, state: str = "on") -> None:
     wait_until(lambda: tier(engine, "nvme").state == state, engine.step)
 
 
+def follow(executor: Executor) -> None:
+    for _ in executor.follow():
+        pass
+    executor.close()
+
+
 def play_on_ranks(
     distributed: DistributedConfig,
     folder: Path,
@@ -127,10 +134,7 @@ def play_on_ranks(
     """
     model, settings = settings_of(folder, "float32", **runtime)
     if distributed.rank > 0:
-        executor = Executor(model, settings, distributed)
-        for _ in executor.follow():
-            pass
-        executor.close()
+        follow(Executor(model, settings, distributed))
         return None
     engine = Engine(model, settings, distributed, overlap=overlap)
     wait_for_file(engine)
@@ -141,3 +145,24 @@ def play_on_ranks(
     stats = engine.stats().tiers
     engine.close()
     return said, stats
+
+
+def states_around(
+    distributed: DistributedConfig, folder: Path, runtime: dict[str, Any], cure: Callable[[], None]
+) -> list[str] | None:
+    """A job: what rank 0 says of the file once its own is open, and after `cure` when that has helped."""
+    model, settings = settings_of(folder, "float32", **runtime)
+    if distributed.rank > 0:
+        follow(Executor(model, settings, distributed))
+        return None
+    engine = Engine(model, settings, distributed)
+    own = Path(settings.nvme_offload.path or "")
+    wait_until(own.exists, engine.step)
+    for _ in range(50):
+        engine.step()
+    states = [tier(engine, "nvme").state]
+    cure()
+    wait_for_file(engine)
+    states.append(tier(engine, "nvme").state)
+    engine.close()
+    return states

@@ -39,4 +39,6 @@ def open_tiers(
         max_bytes = int(settings.max_gb * _GIGABYTE)
         path = Path(f"{settings.path}.{context.rank}" if context.rank else settings.path)
         file = FileTier(path, layout, max_bytes, keep=settings.persist, clock=time.monotonic)
-    return SharedMoves(Mover(make_copier(device_pool, host_pool), file, settings.workers), context)
+    return SharedMoves(
+        Mover(make_copier(device_pool, host_pool), file, settings.workers), context, has_file=file is not None
+    )

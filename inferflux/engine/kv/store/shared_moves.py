@@ -1,8 +1,7 @@
 """SharedMoves: the page moves of all ranks as one. A move has ended when every rank's share of it has.
 
 Every rank starts the same moves in the same order and polls after the same plans, so that one small all-reduce per
-plan, and none while nothing is under way, tells all of them the same. The file's news are rank 0's: where another
-rank's file differs, its moves fail and the page is a miss.
+plan, and none while nothing is under way and every file is on, tells all of them the same.
 """
 
 from collections.abc import Callable
@@ -11,20 +10,23 @@ from typing import Final, Literal
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.kv.store.mover import Mover, Report
-from inferflux.engine.step import MoveResult, StepPlan
+from inferflux.engine.kv.store.shared_file import NUM_WORDS, SharedFile
+from inferflux.engine.step import FileNews, MoveKind, MoveResult, StepPlan
 
 # What a rank says of a move: 0, or one more than its error's place. The least of all ranks' words holds.
 _UNDER_WAY: Final = 0
+_TO_AND_FROM_FILE: Final = frozenset({"store", "load"})
 _ERRORS: Final[tuple[Literal["io", "damaged"] | None, ...]] = ("io", "damaged", None)
 
 
 class SharedMoves:
-    """One per rank, around the rank's own mover."""
+    """One per rank, around the rank's own mover. has_file: it moves pages to and from a file."""
 
-    def __init__(self, mover: Mover, context: ParallelContext) -> None:
+    def __init__(self, mover: Mover, context: ParallelContext, *, has_file: bool) -> None:
         self._mover = mover
         self._context = context
-        self._under_way: list[int] = []
+        self._file = SharedFile() if has_file else None
+        self._under_way: dict[int, MoveKind] = {}
         self._ended: dict[int, MoveResult] = {}
 
     def start(self, plan: StepPlan) -> None:
@@ -33,7 +35,7 @@ class SharedMoves:
             self._mover.wipe()
         self._mover.start(plan.moves)
         if self._context.size > 1:
-            self._under_way += [move.id for move in plan.moves]
+            self._under_way |= {move.id: move.kind for move in plan.moves}
 
     def report_after(self, plan: StepPlan) -> Callable[[], Report]:
         """Called on every rank once the plan's rows are on their way. The function returned says which moves have ended
@@ -50,19 +52,26 @@ class SharedMoves:
 
     def _shared_report(self, own: Report) -> Report:
         self._ended |= {result.id: result for result in own.moves}
-        return Report(self._shared_results() if self._under_way else [], own.file_news)
+        file = self._file
+        if file is not None:
+            file.hear(own.file_news)
+        if not self._under_way and (file is None or file.is_settled):
+            return Report([], [])
+        file_words = [] if file is None else file.words()
+        words = self._context.smallest([*file_words, *map(self._word, self._under_way)])
+        moves = self._results(words[len(file_words) :])
+        return Report(moves, [] if file is None else self._file_news(file, words[:NUM_WORDS]))
 
-    def _shared_results(self) -> list[MoveResult]:
-        words = self._context.smallest([self._word(move_id) for move_id in self._under_way])
-        results, left = [], []
-        for move_id, word in zip(self._under_way, words, strict=True):
-            if word == _UNDER_WAY:
-                left.append(move_id)
-            else:
-                own = self._ended.pop(move_id)
-                results.append(MoveResult(move_id, own.seconds, _ERRORS[word - 1]))
-        self._under_way = left
+    def _results(self, words: list[int]) -> list[MoveResult]:
+        results = []
+        for move_id, word in zip(list(self._under_way), words, strict=True):
+            if word != _UNDER_WAY:
+                del self._under_way[move_id]
+                results.append(MoveResult(move_id, self._ended.pop(move_id).seconds, _ERRORS[word - 1]))
         return results
+
+    def _file_news(self, file: SharedFile, words: list[int]) -> list[FileNews]:
+        return file.settle(words, may_turn_on=_TO_AND_FROM_FILE.isdisjoint(self._under_way.values()))
 
     def _word(self, move_id: int) -> int:
         result = self._ended.get(move_id)

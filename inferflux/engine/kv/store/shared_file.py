@@ -1,0 +1,77 @@
+"""SharedFile: the file tier of all ranks as one. It is on where every rank's file is, with as many slots as the least.
+
+Every rank hears its own file's news, gives `words` for them when all ask each other, and is told the same answer, of
+which the books make the tier's state. Knows no file and no way to ask.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from inferflux.engine.step import FileNews, FileState
+
+logger = logging.getLogger(__name__)
+
+# What a rank says of its file, and the tier's state when that is the least that any says.
+_STATES: Final[tuple[FileState, ...]] = ("off", "off", "full", "on")
+_FAILED, _OPENING, _FULL, _ON = range(4)
+_WORD_OF: Final[Mapping[FileState, int]] = MappingProxyType({"off": _FAILED, "full": _FULL, "on": _ON})
+NUM_WORDS: Final = 2
+
+
+class SharedFile:
+    """One per rank. is_settled: every file is on, and only a page move could find out otherwise."""
+
+    def __init__(self) -> None:
+        self._own: tuple[int, int] = (_OPENING, 0)
+        self._has_failed = False
+        self._found: FileNews | None = None
+        self._told: tuple[FileState, int] = ("off", 0)
+        self._is_blamed = False
+
+    @property
+    def is_settled(self) -> bool:
+        return self._told[0] == "on"
+
+    def hear(self, news: Sequence[FileNews]) -> None:
+        """Takes in what this rank's file says of itself."""
+        for each in news:
+            self._own = (_WORD_OF[each.state], each.num_slots)
+            self._has_failed |= each.state == "off"
+            if each.pages is not None:
+                self._found = each
+
+    def words(self) -> list[int]:
+        """A file that has failed and is back already says off once, so that all forget what they knew of it."""
+        state, num_slots = self._own
+        return [_FAILED if self._has_failed else state, num_slots]
+
+    def settle(self, words: Sequence[int], *, may_turn_on: bool) -> list[FileNews]:
+        """words: the least of all ranks'. may_turn_on: no page is on its way to or from the files any more.
+
+        Returns the tier's news. On turning on its pages are those that this rank's file was opened with, if nobody
+        has heard of them yet: where another rank's has not the same, loading them fails.
+        """
+        number, num_slots = words
+        self._has_failed = False
+        self._blame(number)
+        told, now = self._told, (_STATES[number], num_slots if number > _OPENING else 0)
+        if now == told or (told[0] == "off" and not may_turn_on):
+            return []
+        self._told = now
+        return [self._turned_on(*now) if told[0] == "off" else FileNews(*now)]
+
+    def _turned_on(self, state: FileState, num_slots: int) -> FileNews:
+        found, self._found = self._found, None
+        if found is None or found.pages is None:
+            return FileNews(state, num_slots, [])
+        pages = [(slot, name) for slot, name in found.pages if slot < num_slots]
+        return FileNews(state, num_slots, pages, found.num_foreign)
+
+    def _blame(self, number: int) -> None:
+        """Says once why the tier is off though this rank's file is not."""
+        is_blamed = number == _FAILED and self._own[0] > _OPENING
+        if is_blamed and not self._is_blamed:
+            logger.warning("the KV file tier is off, for another rank's file is: see that rank's log")
+        self._is_blamed = is_blamed
