@@ -53,6 +53,15 @@ def test_status(live: Live, run: Run):
     assert (code, "not ready: draining" in out) == (0, True)
 
 
+def test_common_options_stand_before_or_after_the_command(live: Live, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("INFERCTL_URL", "http://127.0.0.1:1")
+    url = ("--url", live.site.url)
+    for argv in ((*url, "--json", "models"), ("--json", "models", *url), (*url, "models", "--json")):
+        code, out, err = run(*argv)
+        assert (code, err) == (0, "")
+        assert json.loads(out)["data"][0]["id"] == MODEL
+
+
 def test_models(live: Live, run: Run):
     code, out, _ = run("models")
     assert code == 0

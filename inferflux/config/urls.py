@@ -27,6 +27,15 @@ def is_http_url(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and clean and port_is_sound
 
 
+def is_address(host: str) -> bool:
+    """True for `localhost` and IP addresses, with or without a port: what no name server has a say in."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    try:
+        return name.lower() == "localhost" or bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True

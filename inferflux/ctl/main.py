@@ -58,10 +58,11 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="inferctl", description="Talk to an InferFlux server.")
+    parser = Parser(prog="inferctl", description="Talk to an InferFlux server.", parents=[_common_options()])
     parser.add_argument("--version", action="version", version=f"inferctl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = _common_options()
+    # Without defaults, so that what was said before a command's name holds after it.
+    common = _common_options(argument_default=argparse.SUPPRESS)
     generate = _generate_options()
     commands.add_parser("status", parents=[common], help="is the server ready, and what does it do")
     commands.add_parser("models", parents=[common], help="the models it serves")
@@ -74,8 +75,8 @@ def _build_parser() -> argparse.ArgumentParser:
     embed.add_argument("text", metavar="TEXT", nargs="+", help="a text; - reads standard input")
     embed.add_argument("--model", metavar="ID", help="default: the server's default model")
     embed.add_argument("--dimensions", type=int, metavar="N", help="only the first N numbers of each vector")
-    admin = commands.add_parser("admin", help="keys and limits; needs a key with the scope admin")
-    add_areas(admin, common, _common_options(argument_default=argparse.SUPPRESS))
+    admin = commands.add_parser("admin", parents=[common], help="run the server; needs a key with the scope admin")
+    add_areas(admin, common)
     return parser
 
 

@@ -23,17 +23,14 @@ AREAS: Final[Mapping[str, Area]] = MappingProxyType(
 )
 
 
-def add_areas(
-    parser: argparse.ArgumentParser, common: argparse.ArgumentParser, common_again: argparse.ArgumentParser
-) -> None:
-    """common: options of every command. common_again: the same without defaults, for after an action's name, so that
-    what was said before it holds."""
+def add_areas(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """common: options of every command, without defaults: they may stand after each of the names."""
     areas = parser.add_subparsers(dest="area", required=True, metavar="AREA")
     for name, area in AREAS.items():
         area_parser = areas.add_parser(name, parents=[common], help=area.help)
         actions: Any = area_parser.add_subparsers(dest="action", metavar="|".join(area.actions))
         for word, action in area.actions.items():
-            action.add_arguments(actions.add_parser(word, parents=[common_again], help=action.help))
+            action.add_arguments(actions.add_parser(word, parents=[common], help=action.help))
 
 
 async def run(client: Client, args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Literal, cast
 
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.weights.json_object import read_json_object
-from inferflux.errors import ModelLoadError
+from inferflux.errors import ConfigError
 from inferflux.sampling_params import Pooling
 
 EncoderActivation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -90,7 +90,8 @@ def encoder_architecture(path: Path) -> str | None:
 
 
 def read_encoder_spec(path: Path, max_model_len: int | None) -> EncoderSpec:
-    """Raises ModelLoadError naming the file and the key when a value is not usable."""
+    """Raises ModelLoadError naming the file and the key when a value is not usable, ConfigError when max_model_len is
+    not what the model is made for."""
     file = path / "config.json"
     config = ConfigReader(read_json_object(file), str(file), {"hidden_act": "gelu", "layer_norm_eps": 1e-12})
     architecture = encoder_architecture(path)
@@ -106,8 +107,8 @@ def read_encoder_spec(path: Path, max_model_len: int | None) -> EncoderSpec:
         raise config.fail("num_attention_heads", f"a divisor of hidden_size ({hidden})")
     longest = num_positions - first
     if not 1 <= (max_model_len or longest) <= longest:
-        raise ModelLoadError(
-            f"max_model_len: must be >= 1 and <= {longest}, what the model is made for (got {max_model_len})"
+        raise ConfigError(
+            f"models[].max_model_len: must be >= 1 and <= {longest}, what the model is made for (got {max_model_len})"
         )
     dtype_key = "dtype" if "dtype" in config else "torch_dtype"
     return EncoderSpec(

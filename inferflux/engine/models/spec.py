@@ -23,7 +23,7 @@ from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.encoder_spec import ENCODERS
 from inferflux.engine.models.read_rope import MAX_POSITIONS, read_rope
 from inferflux.engine.weights.json_object import read_json_object
-from inferflux.errors import ModelLoadError, did_you_mean
+from inferflux.errors import ConfigError, ModelLoadError, did_you_mean
 
 CheckpointDtype = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -177,12 +177,14 @@ def read_spec(path: Path) -> ModelSpec:
 def with_max_model_len(spec: ModelSpec, max_model_len: int | None) -> ModelSpec:
     """Returns the spec of the model served with at most max_model_len tokens (None: max_position_embeddings).
 
-    Settles which of LongRoPE's two lists rotates. Raises ModelLoadError when the model is not made for such a length.
+    Settles which of LongRoPE's two lists rotates. Raises ConfigError when the model is not made for such a length.
     """
     length = spec.max_position_embeddings if max_model_len is None else max_model_len
     longest = spec.longest_model_len
     if not 1 <= length <= longest:
-        raise ModelLoadError(f"max_model_len: must be >= 1 and <= {longest}, what the model is made for (got {length})")
+        raise ConfigError(
+            f"models[].max_model_len: must be >= 1 and <= {longest}, what the model is made for (got {length})"
+        )
     return replace(spec, max_model_len=length, ropes=tuple(_settle_rope(rope, length) for rope in spec.ropes))
 
 

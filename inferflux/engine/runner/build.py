@@ -32,7 +32,7 @@ from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import load_tokenizer
-from inferflux.errors import ConfigError, ModelLoadError, RequestError
+from inferflux.errors import ConfigError, RequestError
 from inferflux.kernels.kernel_set import select
 from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES
 from inferflux.sampling_params import Pooling, SamplingParams
@@ -119,10 +119,12 @@ def _no_vocabulary() -> Vocabulary:
 
 
 def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.device:
-    """Returns where this rank runs. Raises ModelLoadError when CUDA is asked for and there is none, ConfigError when
-    there is not this rank's device."""
+    """Returns where this rank runs. Raises ConfigError when CUDA is asked for and there is none, or not this rank's
+    device."""
     if model.backend == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"{model.id}: backend: cuda: no CUDA device is available; use auto or cpu")
+        raise ConfigError(
+            f"models[].backend: must be auto or cpu: no CUDA device is available (got cuda for {model.id})"
+        )
     use_cuda = model.backend == "cuda" or (model.backend == "auto" and torch.cuda.is_available())
     if not use_cuda:
         return torch.device("cpu")

@@ -12,7 +12,7 @@ from inferflux.server.access.jwks import Fetch, ProviderKeys
 from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.access.key_ring import KeyRing
 from inferflux.server.access.oidc import OidcTokens
-from inferflux.server.access.principal import AuthenticationError, Principal, tenant_salt
+from inferflux.server.access.principal import ANONYMOUS, AuthenticationError, Principal, tenant_salt
 
 ANONYMOUS_TENANT = "anonymous"
 
@@ -67,7 +67,7 @@ def build_chain(config: Config, records: Callable[[], tuple[KeyRecord, ...]], fe
 def anonymous(shared_cache: bool = False) -> Principal:
     """The caller nobody knows: may read and generate, never administer."""
     return Principal(
-        id="anonymous",
+        id=ANONYMOUS,
         name="anonymous",
         tenant=ANONYMOUS_TENANT,
         scopes=frozenset(("generate", "read")),

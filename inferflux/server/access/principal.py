@@ -5,11 +5,12 @@ Values and errors only: how a caller proves who they are is the work of `api_key
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from inferflux.errors import InferFluxError
 
 Scope = Literal["generate", "read", "admin"]
+ANONYMOUS: Final = "anonymous"
 FailureReason = Literal["missing", "malformed", "unknown", "invalid", "expired", "unavailable"]
 
 
@@ -45,7 +46,11 @@ class Principal:
     def require(self, scope: Scope) -> None:
         """Raises ScopeError when `scope` is not among the caller's."""
         if scope not in self.scopes:
-            raise ScopeError(f'this key lacks the scope "{scope}"')
+            raise ScopeError(f'{self._called} lacks the scope "{scope}"')
+
+    @property
+    def _called(self) -> str:
+        return "a caller without a key" if self.id == ANONYMOUS else "this key"
 
     def cache_salt(self, requested: str | None) -> bytes:
         """Returns the salt of one request: the tenant's own, narrowed further by the one the request asks for.

@@ -11,7 +11,7 @@ from inferflux.server.admission import Admission
 from inferflux.server.audit import AuditLog
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
-from inferflux.server.http.cors import add_cors_headers, cors
+from inferflux.server.http.cors import add_cors_headers, cors, origins_of
 from inferflux.server.http.limits import add_limit_headers
 from inferflux.server.http.middleware import (
     REQUEST_ID_HEADER,
@@ -49,7 +49,7 @@ def build_app(
     for backend in models.backends.backends:
         metrics.add_model(backend.id)
     metrics.registry.register(EngineCollector(models.backends, admission))
-    origins = config.server.cors_origins
+    origins = origins_of(config)
     app = web.Application(
         middlewares=(observe, shape_errors, cors(origins), authenticate),
         client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -19,6 +21,7 @@ from inferflux.server.policy.gate import GuardrailBlockedError
 from inferflux.server.policy.store_file import PolicyPersistError
 
 RETRY_ENGINE_S = 2
+RETRY_ENGINE: Final = MappingProxyType({"Retry-After": str(RETRY_ENGINE_S)})
 _INVALID = "invalid_request_error"
 
 
@@ -113,7 +116,7 @@ def _too_many(message: str, code: str, retry_after_s: int, limit: str) -> Proble
 
 
 def _unavailable(message: str, code: str) -> Problem:
-    return Problem(503, message, "server_error", code=code, headers={"Retry-After": str(RETRY_ENGINE_S)})
+    return Problem(503, message, "server_error", code=code, headers=RETRY_ENGINE)
 
 
 def _http_problem(error: web.HTTPException) -> Problem:

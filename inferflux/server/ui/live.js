@@ -9,7 +9,7 @@ const WINDOW = 15;
 const TIERS = ["device", "cpu", "nvme"];
 const TOTALS = [
   ["Requests", "inferflux_requests_total"],
-  ["Prompt tokens computed", "inferflux_prompt_tokens_total"],
+  ["Prompt tokens", "inferflux_prompt_tokens_total"],
   ["Tokens generated", "inferflux_generation_tokens_total"],
   ["Prompt tokens from the prefix cache", "inferflux_prefix_cache_hit_tokens_total"],
   ["Preemptions", "inferflux_preemptions_total"],

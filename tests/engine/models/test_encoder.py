@@ -56,7 +56,7 @@ def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
     write_encoder(tmp_path, "Roberta")
     assert encoder_architecture(tmp_path) == "RobertaModel"
     assert read_encoder_spec(tmp_path, None).max_model_len == NUM_POSITIONS - 2
-    with pytest.raises(ModelLoadError, match="max_model_len"):
+    with pytest.raises(ConfigError, match="max_model_len"):
         read_encoder_spec(tmp_path, NUM_POSITIONS)
     write_encoder(tmp_path / "odd", hidden_act="tanh")
     with pytest.raises(ModelLoadError, match="hidden_act"):

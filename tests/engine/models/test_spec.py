@@ -13,7 +13,7 @@ from inferflux.engine.layers.rope import inverse_frequencies
 from inferflux.engine.layers.rope_spec import LinearScaling, Llama3Scaling, LongRopeScaling, RopeSpec, YarnScaling
 from inferflux.engine.models.catalog import FAMILIES
 from inferflux.engine.models.spec import read_spec, with_max_model_len
-from inferflux.errors import ModelLoadError
+from inferflux.errors import ConfigError, ModelLoadError
 from tests.support.models import FAMILIES as TINY_MODELS
 
 LLAMA: dict[str, Any] = {
@@ -235,7 +235,7 @@ def test_model_length_is_bounded_by_what_the_rope_is_made_for(tmp_path):
     assert plain.max_model_len == 1024
     assert with_max_model_len(plain, 100).max_model_len == 100
     for length in (0, 1025):
-        with pytest.raises(ModelLoadError, match=r"max_model_len: must be >= 1 and <= 1024.*got"):
+        with pytest.raises(ConfigError, match=r"max_model_len: must be >= 1 and <= 1024.*got"):
             with_max_model_len(plain, length)
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
     spec = read_spec(write(tmp_path, {**LLAMA, "rope_scaling": yarn}))

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.middleware import PUBLIC, authenticate, observe, shape_errors
 from inferflux.server.http.routes import ROUTES, add_routes
-from tests.support.http_server import KEY, KEYED, MODEL, Site, running_server
+from tests.support.http_server import KEY, KEYED, MODEL, OPEN, Site, running_server
 
 READER, HASHED = "sk-reader-0123456789", "sk-hashed-0123456789"
 CONFIG: dict[str, Any] = {
@@ -168,6 +168,8 @@ async def test_without_keys_any_credential_is_as_good_as_none():
     async with running_server() as site:
         for headers in ({}, bearer("anything"), {"x-api-key": "anything"}):
             assert (await site.post("/v1/completions", PROMPT, headers=headers))[0] == 200
+            status, refused = await site.get("/v1/admin/models", headers=headers)
+            assert (status, "without a key" in refused["error"]["message"]) == (403, True)
         assert {one.tenant for one in site.engine.submitted} == {"anonymous"}
 
 
@@ -192,16 +194,40 @@ async def test_listed_origins_and_the_servers_own_may_call():
     page = "https://app.example"
     async with running_server({**KEYED, "server": {"cors_origins": [page]}}) as site:
         preflight = {"Origin": page, "Access-Control-Request-Method": "POST"}
-        async with site.session.options(site.url + "/v1/completions", headers=preflight) as response:
-            assert response.status == 204
-            assert response.headers["Access-Control-Allow-Origin"] == page
-            assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
+        sdk = {"Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
+        for headers, allowed in ((preflight, "Authorization"), ({**preflight, **sdk}, "x-stainless-os")):
+            async with site.session.options(site.url + "/v1/completions", headers=headers) as response:
+                assert response.status == 204
+                assert response.headers["Access-Control-Allow-Origin"] == page
+                assert allowed in response.headers["Access-Control-Allow-Headers"]
         for origin in (page, site.url):
             headers = {"Origin": origin, **bearer(KEY)}
             async with site.session.post(
                 site.url + "/v1/completions", json={**PROMPT, "stream": True}, headers=headers
             ) as response:
                 assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, origin)
+
+
+@pytest.mark.parametrize(
+    ("config", "host", "status"),
+    [
+        (OPEN, "rebound.example", 403),
+        (OPEN, "rebound.example:8080", 403),
+        (OPEN, "127.0.0.1.rebound.example", 403),
+        (OPEN, "localhost:8080", 200),
+        (OPEN, "127.0.0.1", 200),
+        (OPEN, "[::1]:8080", 200),
+        (KEYED, "inferflux.example", 200),
+    ],
+)
+async def test_a_name_that_points_here_is_not_trusted_without_keys(config: dict[str, Any], host: str, status: int):
+    """DNS rebinding: a site has its own name resolve to this machine, so that its pages pass for the server's own."""
+    headers = {"Origin": f"http://{host}", "Host": host, **bearer(KEY)}
+    async with (
+        running_server(config) as site,
+        site.session.post(site.url + "/v1/completions", json=PROMPT, headers=headers) as response,
+    ):
+        assert response.status == status
 
 
 async def test_any_origin_may_be_allowed():

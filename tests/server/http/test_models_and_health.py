@@ -87,6 +87,8 @@ async def test_probes_while_loading_then_ready_then_restarting_then_draining():
         for path, body in (("/v1/completions", {"prompt": "Hi"}), ("/tokenize", {"prompt": "Hi"})):
             async with site.session.post(site.url + path, json=body) as response:
                 assert (response.status, response.headers["Retry-After"]) == (503, "2")
+        async with site.session.get(site.url + "/readyz") as response:
+            assert response.headers["Retry-After"] == "2"
         engine.may_load.set()
         await loading
         assert await site.get("/readyz") == (200, {"status": "ok"})

@@ -8,6 +8,7 @@ from msgspec import UNSET
 
 from inferflux import __version__
 from inferflux.server.http.context import CONTEXT, ServerContext
+from inferflux.server.http.problems import RETRY_ENGINE
 from inferflux.server.http.responses import json_response
 from inferflux.server.http.schemas.health import Health, ModelHealth, Probe, QueueHealth
 
@@ -26,7 +27,7 @@ async def readyz(request: web.Request) -> web.Response:
     reason = not_ready_reason(request.app[CONTEXT])
     if reason is None:
         return json_response(Probe("ok"))
-    return json_response(Probe("unavailable", reason), status=503)
+    return json_response(Probe("unavailable", reason), status=503, headers=RETRY_ENGINE)
 
 
 async def healthz(request: web.Request) -> web.Response:
