@@ -1,12 +1,15 @@
 """The audit log over HTTP: a line for each request, denied ones too, one before each change, and no text or key."""
 
+import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from inferflux.server.audit import AuditError, AuditEvent
+from inferflux.server.audit import AuditError, AuditEvent, AuditLog
+from inferflux.server.http.unreadable import LINES_PER_MINUTE, UnreadableRequests
 from tests.support.http_server import KEY, MODEL, Site, running_server
 
 ADMIN = {"x-api-key": KEY}
@@ -67,6 +70,30 @@ async def test_every_request_has_a_line(tmp_path: Path) -> None:
     for secret in (CANARY, KEY, WRONG, "forbidden"):
         assert secret not in text
     assert metrics.registry.get_sample_value("inferflux_audit_records_total") == 5
+
+
+async def test_what_is_not_http_has_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    async with running_server(config(path)) as site:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(site.url.rpartition(":")[2]))
+        writer.write(f"{CANARY}\r\n\r\n".encode())
+        assert b" 400 " in await reader.readline()
+        writer.close()
+    (line,) = lines(path)
+    assert (line["route"], line["decision"], line["status"]) == ("unreadable", "denied:unreadable", 400)
+    assert line["address"] == "127.0.0.1"
+    assert line["request_id"].startswith("req_")
+    assert CANARY not in path.read_text()
+
+
+def test_a_flood_of_what_is_not_http_has_few_lines() -> None:
+    now, seen = [0.0], []
+    unreadable = UnreadableRequests(cast(AuditLog, SimpleNamespace(record=seen.append)), lambda: now[0])
+    for _ in range(2):
+        for _ in range(2 * LINES_PER_MINUTE):
+            unreadable.note("req_1", None, 400)
+        now[0] += 60
+    assert len(seen) == 2 * LINES_PER_MINUTE
 
 
 async def test_a_change_is_recorded_before_it_is_made(tmp_path: Path) -> None:
