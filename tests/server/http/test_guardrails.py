@@ -90,6 +90,19 @@ async def test_answers_are_checked_whole() -> None:
         assert site.engine.num_running == 0
 
 
+@pytest.mark.parametrize(("before", "hidden"), [('{"a": "', '\\u0063ount: 1"}'), ('["', 'count\\u003A\\n1"]')])
+async def test_a_term_behind_escapes_of_json_is_found(before: str, hidden: str) -> None:
+    async with running_server(config(blocklist=["count: 1"], check_output=True)) as site:
+        site.engine.reply = before + hidden
+        assert_refused(await complete(site))
+        body = {"model": MODEL, "messages": [USER]}
+        assert_refused(await site.post("/v1/chat/completions", body, headers=ADMIN))
+        events = await site.events("/v1/chat/completions", body, headers=ADMIN)
+        text = "".join(event["choices"][0]["delta"].get("content") or "" for event in events[:-1])
+        assert text == before
+        assert events[-2]["choices"][0]["finish_reason"] == "content_filter"
+
+
 async def test_streamed_answers_end_before_the_term() -> None:
     async with running_server(config(blocklist=["count: 1"], check_output=True)) as site:
         body = {"model": MODEL, "prompt": "Hi", "max_tokens": 100}

@@ -1,6 +1,7 @@
 """Output guards: no part of a blocked term leaves, wherever the text is cut, and everything else does."""
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,54 @@ def test_any_cutting_lets_out_the_same(parts: list[str], cuts: list[int]) -> Non
     assert whole.blocked or whole.text == text
     # A term ends what is out only where, in the whole text, it is the beginning of a longer word.
     assert not BLOCKLIST.is_in(whole.text + "x")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*'bomae 爆弾\n/"\\']), st.booleans()), max_size=16),
+    st.lists(st.integers(0, 1000)),
+)
+@settings(max_examples=500)
+def test_terms_are_found_behind_json_escapes(characters: list[tuple[str, bool]], cuts: list[int]) -> None:
+    """As a JSON parser will read them, and as they stand; cut anywhere, in an escape too."""
+    written = "".join(escaped(character) if hide else json.dumps(character)[1:-1] for character, hide in characters)
+    written = f'{{"a": "{written}"}}'
+    read = json.loads(written)["a"]
+    whole = run(BLOCKLIST.guard(), [written])
+    assert run(BLOCKLIST.guard(), pieces_of(written, cuts)) == whole
+    assert whole.blocked == (BLOCKLIST.is_in(written) or BLOCKLIST.is_in(read))
+    assert written.startswith(whole.text)
+    assert whole.blocked or whole.text == written
+
+
+def escaped(character: str) -> str:
+    return f"\\u{ord(character):04X}"
+
+
+@pytest.mark.parametrize(
+    ("fed", "out", "blocked"),
+    [
+        ("a \\u0062", "a ", False),
+        ("a \\u0062omb ", "a ", True),
+        ("a b\\u006fmb.", "a ", True),
+        ("a make\\u0020a\\nbomb.", "a ", True),
+        ("a \\u00", "a ", False),
+        ("a \\x", "a \\x", False),
+        ("a \\u00e4 ", "a \\u00e4 ", False),
+        ("a \\ud83d\\ude00", "a \\ud83d\\ude00", False),
+        ("a \\ud83d", "a ", False),
+        ("a \\ud83dbomb.", "a \\ud83d", True),
+        ("a \\\\u0062omb.", "a \\\\u0062omb.", False),
+        ("a \\\\\\u0062omb.", "a \\\\", True),
+    ],
+)
+def test_what_looks_like_an_escape(fed: str, out: str, blocked: bool) -> None:
+    assert run_open(BLOCKLIST.guard(), fed) == (out, blocked)
+
+
+def run_open(guard: OutputGuard, text: str) -> Passed:
+    """What comes out while the text may go on."""
+    pieces = [guard.feed(character) for character in text]
+    return Passed("".join(piece.text for piece in pieces), pieces[-1].blocked)
 
 
 @given(st.text("bomak e", max_size=12), st.sampled_from(["bomb", "ＭＡＫＥ a bomb", "b\u200bomb"]), st.data())  # noqa: RUF001
