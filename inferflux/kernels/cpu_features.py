@@ -18,6 +18,12 @@ def has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())
 
 
+def multiplies_bytes() -> bool:
+    """Whether the CPU has instructions for sums of 8-bit products (VNNI, AMX), and oneDNN is there to use them."""
+    words = set(description().split())
+    return has_onednn() and not words.isdisjoint(("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 def is_fast(dtype: torch.dtype) -> bool:
     """Whether matrix products in `dtype` have instructions of their own here (bfloat16: AVX-512 or newer).
 

@@ -6,12 +6,16 @@ import torch
 from inferflux.kernels import cpu_features
 from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.cpu_table import BUCKETS, CpuTable, Layout, Method
+from inferflux.kernels.native import panels
+from inferflux.kernels.native.loading import library
 from inferflux.kernels.quantized_weight import Scheme, dequantize, quantize
 from inferflux.kernels.torch import linear, products, quantized_linear
 
 LARGE = (1024, 512)
-# The bits of a type, and those that halves of 7 bits keep of an input (see quantized_linear).
+# What the bits of a type allow.
 TOLERANCES = {torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+# Of inputs rounded to two halves of 7 bits, and to 16 bits (see quantized_linear).
+ROUNDED_INPUTS = {"onednn8": 1e-3, "panels": 1e-4}
 
 
 def check(layout: Layout, method: Method, weight: object, true: torch.Tensor, dtype: torch.dtype) -> None:
@@ -25,7 +29,7 @@ def check(layout: Layout, method: Method, weight: object, true: torch.Tensor, dt
             y = method.run(arranged, x, bias)
             expected = x.double() @ true.double().T + (0 if bias is None else bias.double())
             error = (y.double() - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)
-            tolerance = 1e-3 if method.name == "onednn8" else 0
+            tolerance = ROUNDED_INPUTS.get(method.name, 0)
             assert y.dtype == dtype
             assert float(error.max()) < max(tolerance, TOLERANCES[dtype]), (method.name, num_rows)
 
@@ -42,6 +46,13 @@ def test_every_way_to_multiply_is_right(dtype: torch.dtype, is_fast: bool, monke
             check(layout, method, weight, weight, dtype)
 
 
+@pytest.fixture(params=["with", "without"])
+def bytes_instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU whose oneDNN is worth measuring beside the panels, and one where it is not."""
+    monkeypatch.setattr(cpu_features, "multiplies_bytes", lambda: request.param == "with")
+
+
+@pytest.mark.usefixtures("bytes_instructions")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_every_way_to_multiply_quantised_is_right(scheme: Scheme, dtype: torch.dtype) -> None:
@@ -51,17 +62,45 @@ def test_every_way_to_multiply_quantised_is_right(scheme: Scheme, dtype: torch.d
             check(layout, method, weight, dequantize(weight, torch.float64), dtype)
 
 
-def test_a_row_of_int8_products_does_not_depend_on_its_batch() -> None:
-    """Rounded inputs have a scale per row: an outlier elsewhere, or a row of zeros, changes nothing."""
-    weight = quantize(torch.randn(64, 48, generator=torch.Generator().manual_seed(0)), "int8")
-    for layout in quantized_linear.quantized_layouts("int8"):
-        if layout.name == "onednn8":
+@pytest.mark.usefixtures("bytes_instructions")
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("num_inputs", [48, 1100])
+def test_a_row_of_rounded_products_does_not_depend_on_its_batch(scheme: Scheme, num_inputs: int) -> None:
+    """An outlier elsewhere, a row of zeros, what is not a number: each stays in its own row."""
+    weight = quantize(torch.randn(64, num_inputs, generator=torch.Generator().manual_seed(0)), scheme)
+    for layout in quantized_linear.quantized_layouts(scheme):
+        if layout.name in ROUNDED_INPUTS:
             arranged = layout.arrange(weight)
-            x = torch.randn(5, 48)
+            x = torch.randn(14, num_inputs)
             x[1], x[3] = 1e4, 0
             together = layout.methods[0].run(arranged, x, None)
-            assert torch.equal(together[2:3], layout.methods[0].run(arranged, x[2:3], None))
+            for row in range(2, 14):
+                assert torch.equal(together[row : row + 1], layout.methods[0].run(arranged, x[row : row + 1], None))
             assert torch.equal(together[3], torch.zeros(64))
+
+
+@pytest.mark.skipif(library().reason is not None, reason=f"native library: {library().reason}")
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_no_number_poisons_its_own_row_only(scheme: Scheme, poison: float) -> None:
+    weight = quantize(torch.randn(33, 700, generator=torch.Generator().manual_seed(0)), scheme)
+    arranged = panels.arrange(weight)
+    x = torch.randn(3, 700)
+    clean = panels.multiply(arranged, x, None)
+    x[1, 650] = poison
+    y = panels.multiply(arranged, x, None)
+    assert torch.isnan(y[1]).all()
+    assert torch.equal(y[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.skipif(library().reason is not None, reason=f"native library: {library().reason}")
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_the_largest_sums_do_not_overflow(scheme: Scheme) -> None:
+    """Every weight and every input at its limit, over more columns than one block."""
+    weight = quantize(torch.full((17, 1536), -3.0), scheme)
+    y = panels.multiply(panels.arrange(weight), torch.full((5, 1536), 2.0), None)
+    expected = dequantize(weight, torch.float64).sum(dim=1) * 2
+    torch.testing.assert_close(y.double(), expected.expand(5, -1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.skipif(not cpu_features.has_onednn(), reason="torch without oneDNN")

@@ -1,6 +1,7 @@
 // The library's doors: plain C functions over raw memory, called through ctypes. See `loading.py`.
 // Element types are named by a number: 0 float32, 1 bfloat16; weights also 2 int8, 3 fp8 (e4m3), 4 int4.
 #include "attention.h"
+#include "integers.h"
 #include "matmul.h"
 
 template <class E>
@@ -112,12 +113,14 @@ void inferflux_gate(int type, void* out, const void* in, long rows, long I, int 
 
 void inferflux_attention(int type, const AttentionCall* call) { (type ? attention<BF16> : attention<F32>)(*call); }
 
+// int8 and int4.
+void inferflux_integers(int kind, const IntegersCall* call) {
+  (kind == 4 ? multiply_integers<Packed4> : multiply_integers<Packed8>)(*call);
+}
+
+// float32, bfloat16 and fp8.
 void inferflux_multiply(int kind, const void* weight, const float* x, const float* scales, const float* bias, float* y,
                         long rows, long outputs, long inputs, int threads) {
-  if (kind == 4)
-    return multiply4((const uint8_t*)weight, x, scales, bias, y, rows, outputs, inputs, threads);
-  static void (*const table[])(const void*, const float*, const float*, const float*, float*, long, long, long, int) = {
-      multiply<F32>, multiply<BF16>, multiply<I8>, multiply<F8>};
-  table[kind](weight, x, scales, bias, y, rows, outputs, inputs, threads);
+  (kind == 0 ? multiply<F32> : kind == 1 ? multiply<BF16> : multiply<F8>)(weight, x, scales, bias, y, rows, outputs, inputs, threads);
 }
 }

@@ -30,6 +30,7 @@ _SIGNATURES: Final = {
     "rope": (c_int, c_char_p),
     "gate": (c_int, c_void_p, c_void_p, c_long, c_long, c_int, c_int),
     "attention": (c_int, c_char_p),
+    "integers": (c_int, c_char_p),
     "multiply": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long, c_int),
 }
 
@@ -41,6 +42,7 @@ class Library(NamedTuple):
     rope: Any = None
     gate: Any = None
     attention: Any = None
+    integers: Any = None
     multiply: Any = None
     reason: str | None = None
 

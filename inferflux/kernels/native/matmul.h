@@ -1,7 +1,5 @@
 // y = x @ weight.T for few rows: each weight is read once from memory, widened in registers and used for all rows.
 #pragma once
-#include <vector>
-
 #include "vector.h"
 
 // O outputs of MT rows at once; weights [O, I] of kind K; x [MT, I] floats; sums[o][m].
@@ -23,26 +21,6 @@ static inline void dot(const typename K::T* w, const float* x, long I, float sum
       for (long j = i; j < I; j++) s += K::read1(w + o * I + j) * x[m * I + j];
       sums[o][m] = s;
     }
-}
-
-// Two 4-bit columns a byte, a scale per 32 columns. even, odd: x's columns taken apart, [MT, groups * 16].
-template <int MT>
-static inline void dot4(const uint8_t* w, const float* scales, const float* even, const float* odd, long groups,
-                        float sums[MT]) {
-  Floats acc[MT] = {};
-  for (long g = 0; g < groups; g++) {
-    Floats part[MT] = {};
-    for (int k = 0; k < 16; k += W) {
-      Ints u = widen(w + g * 16 + k);
-      Floats low = __builtin_convertvector((u & 15) - 8, Floats), high = __builtin_convertvector((u >> 4) - 8, Floats);
-      for (int m = 0; m < MT; m++) {
-        part[m] += low * load<Floats>(even + m * groups * 16 + g * 16 + k);
-        part[m] += high * load<Floats>(odd + m * groups * 16 + g * 16 + k);
-      }
-    }
-    for (int m = 0; m < MT; m++) acc[m] += part[m] * scales[g];
-  }
-  for (int m = 0; m < MT; m++) sums[m] = sum(acc[m]);
 }
 
 template <class K, int O, int MT>
@@ -77,29 +55,5 @@ static void multiply(const void* weight, const float* x, const float* scales, co
     for (; m + 4 <= M; m += 4) tile<K, 4>(weight, x + m * I, scales, bias, y + m * outputs, first, last, outputs, I);
     for (; m + 2 <= M; m += 2) tile<K, 2>(weight, x + m * I, scales, bias, y + m * outputs, first, last, outputs, I);
     if (m < M) tile<K, 1>(weight, x + m * I, scales, bias, y + m * outputs, first, last, outputs, I);
-  }
-}
-
-template <int MT>
-static inline void store4(const uint8_t* w, const float* scales, const float* even, const float* odd, const float* bias,
-                          float* y, long o, long outputs, long groups) {
-  float sums[MT];
-  dot4<MT>(w + o * groups * 16, scales + o * groups, even, odd, groups, sums);
-  for (int m = 0; m < MT; m++) y[m * outputs + o] = sums[m] + (bias ? bias[o] : 0.0f);
-}
-
-static void multiply4(const uint8_t* w, const float* x, const float* scales, const float* bias, float* y, long M,
-                      long outputs, long I, int threads) {
-  long groups = (I + 31) / 32, half = groups * 16;
-  std::vector<float> apart(2 * M * half, 0.0f);
-  float *even = apart.data(), *odd = even + M * half;
-  for (long m = 0; m < M; m++)
-    for (long i = 0; i < I; i++) (i % 2 ? odd : even)[m * half + i / 2] = x[m * I + i];
-#pragma omp parallel for num_threads(threads) schedule(static) if (outputs * I > 20000)
-  for (long o = 0; o < outputs; o++) {
-    long m = 0;
-    for (; m + 4 <= M; m += 4)
-      store4<4>(w, scales, even + m * half, odd + m * half, bias, y + m * outputs, o, outputs, groups);
-    for (; m < M; m++) store4<1>(w, scales, even + m * half, odd + m * half, bias, y + m * outputs, o, outputs, groups);
   }
 }

@@ -14,7 +14,6 @@ constexpr int W = 8;
 #endif
 typedef float Floats __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
-typedef int8_t Bytes __attribute__((vector_size(W)));
 typedef uint8_t UBytes __attribute__((vector_size(W)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W)));
 
@@ -22,15 +21,12 @@ template <class V> static inline V load(const void* p) { V v; memcpy(&v, p, size
 // Small integers from memory to a register of 32-bit ones. GCC 12 takes __builtin_convertvector apart byte by byte: 790 us
 // against 170 for int8 [3072, 576] x 1 row, one core of a Zen 3 EPYC.
 #if defined(__AVX512F__)
-static inline Ints widen(const int8_t* p) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 static inline Ints widen(const uint8_t* p) { return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 static inline Ints widen(const uint16_t* p) { return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 #elif defined(__AVX2__)
-static inline Ints widen(const int8_t* p) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 static inline Ints widen(const uint8_t* p) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 static inline Ints widen(const uint16_t* p) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 #else
-static inline Ints widen(const int8_t* p) { return __builtin_convertvector(load<Bytes>(p), Ints); }
 static inline Ints widen(const uint8_t* p) { return __builtin_convertvector(load<UBytes>(p), Ints); }
 static inline Ints widen(const uint16_t* p) { return __builtin_convertvector(load<Halves>(p), Ints); }
 #endif
@@ -108,11 +104,6 @@ struct BF16 {
     memcpy(&u, &x, 4);
     *p = x != x ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
   }
-};
-struct I8 {
-  typedef int8_t T;
-  static inline Floats read(const T* p) { return __builtin_convertvector(widen(p), Floats); }
-  static inline float read1(const T* p) { return *p; }
 };
 struct F8 {
   typedef uint8_t T;
