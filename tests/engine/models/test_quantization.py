@@ -24,8 +24,10 @@ CPU = torch.device("cpu")
 QUESTIONS = ("What is InferFlux?", "What is the prefix cache?", "How do I set an API key?", "What does a page hold?")
 # What the demo model may lose: KL in nats, and the share of positions with the same top token.
 DEMO_LIMITS = {"int8": (1e-4, 0.98), "int4": (5e-3, 0.96), "fp8": (1.5e-3, 0.96)}
-# Logits of the tiny models spread over some units; an input rounded in halves of 7 bits may move them this far.
-TOLERANCE = 5e-3
+# How far logits of the tiny models, which spread over some units, may lie off in the mean and at most. Inputs of int8
+# and int4 products are rounded to 16 bits (measured: 4e-4, 0.01), or to halves of 7 bits where no native library is
+# (1.6e-3, 0.02); fp8 products are those of floats.
+TOLERANCES = {"int8": (2e-3, 2.5e-2), "int4": (2e-3, 2.5e-2), "fp8": (1e-5, 1e-4)}
 
 
 def round_weights(model: PreTrainedModel, scheme: Scheme) -> None:
@@ -47,8 +49,11 @@ def test_logits_are_those_of_the_rounded_weights(tiny_model, family, scheme):
     round_weights(rounded, scheme)
     with torch.inference_mode():
         expected = rounded(torch.tensor([PROMPT])).logits[0]
-    assert (expected - model.logits(PROMPT)).abs().max() > 10 * TOLERANCE, "the rounding does not show"
-    torch.testing.assert_close(logits_of(load(model.folder, scheme), PROMPT), expected, rtol=0, atol=TOLERANCE)
+    mean, most = TOLERANCES[scheme]
+    assert (expected - model.logits(PROMPT)).abs().mean() > 5 * mean, "the rounding does not show"
+    error = (logits_of(load(model.folder, scheme), PROMPT) - expected).abs()
+    assert float(error.mean()) < mean
+    assert float(error.max()) < most
 
 
 def test_the_demo_model_keeps_its_words() -> None:
