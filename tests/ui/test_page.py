@@ -159,6 +159,25 @@ async def test_administrator_makes_and_revokes_a_key(opened: Open, site: Site) -
         assert status == 401
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+async def test_administrator_loads_and_unloads_a_model(opened: Open, site: Site, width: int) -> None:
+    async with opened(width=width) as page:
+        await page.click("#tab-models")
+        await page.fill("#load-id", "no spaces")
+        assert not await page.locator("#load-id").evaluate("field => field.checkValidity()")
+        await page.fill("#load-id", "second")
+        await page.fill("#load-path", "stub")
+        await page.click("#load-model button[type=submit]")
+        await page.locator("#toast", has_text="second is ready").wait_for()
+        leave = page.locator("#model-table tr", has_text="second").get_by_role("button", name="Unload")
+        box = await leave.bounding_box()
+        assert box["x"] + box["width"] <= width, "the button can be reached without scrolling sideways"
+        await leave.click()
+        await page.click("#confirm-yes")
+        await page.locator("#toast", has_text="second is unloaded").wait_for()
+    assert [backend.id for backend in site.backends.backends] == [MODEL]
+
+
 async def test_administrator_sets_guardrails(opened: Open, site: Site) -> None:
     async with opened() as page:
         await page.click("#tab-guardrails")

@@ -45,8 +45,8 @@ function actions(model) {
   cell.append(button("Unload", (event) => attempt(event.target, async () => {
     const question = `Unload ${model.id}? What runs on it finishes; new requests for it are refused.`;
     if (!(await confirmed(question, "Unload"))) return;
-    await call("DELETE", "/v1/admin/models", { id: model.id });
-    toast(`${model.id} is leaving`);
+    const { state } = await call("DELETE", "/v1/admin/models", { id: model.id });
+    toast(`${model.id} is ${state}`);
     await refreshModelTable();
   })));
   return cell;
@@ -54,10 +54,11 @@ function actions(model) {
 
 async function loadModel() {
   const id = byId("load-id").value;
-  await call("POST", "/v1/admin/models", {
+  toast(`${id} is loading`);
+  const { state } = await call("POST", "/v1/admin/models", {
     id, path: byId("load-path").value, backend: byId("load-backend").value, default: byId("load-default").checked,
   });
-  toast(`${id} is loading`);
+  toast(`${id} is ${state}`);
   byId("load-model").reset();
   await refreshModelTable();
 }
@@ -90,12 +91,12 @@ export async function refreshKeys() {
   const { data } = await call("GET", "/v1/admin/api_keys");
   fillTable(byId("key-table"), ["Name", "Begins with", "Tenant", "Scopes", ""], data.map((one) => {
     const revoke = button("Revoke", (event) => attempt(event.target, async () => {
-      if (!(await confirmed(`Revoke the key ${one.name} (${one.prefix}…)? It is refused at once.`, "Revoke"))) return;
+      if (!(await confirmed(`Revoke the key ${one.name} (${one.id})? It is refused at once.`, "Revoke"))) return;
       await call("DELETE", "/v1/admin/api_keys", { id: one.id });
       await refreshKeys();
     }));
-    return [one.name, make("td", {}, make("code", {}, `${one.prefix}…`)), one.tenant, one.scopes.join(", "),
-      make("td", { className: "actions" }, revoke)];
+    return [one.name, make("td", {}, make("code", {}, one.prefix ? `${one.prefix}…` : "–")), one.tenant,
+      one.scopes.join(", "), make("td", { className: "actions" }, revoke)];
   }));
 }
 

@@ -9,13 +9,19 @@ export function make(tag, props = {}, ...children) {
   return element;
 }
 
-/** Fills a table: `heads` are texts, each row a list of cells (text or element). */
+/** Fills a table: `heads` are texts, each row a list of cells (text or element). A narrow page shows heads in the cells,
+ * and a column of numbers has its head at the numbers' side. */
 export function fillTable(table, heads, rows) {
-  const cell = (content) =>
-    content instanceof HTMLTableCellElement ? content : make("td", {}, content ?? "");
+  const cell = (content, column) => {
+    const element = content instanceof HTMLTableCellElement ? content : make("td", {}, content ?? "");
+    if (heads[column]) element.dataset.head = heads[column];
+    return element;
+  };
+  const kind = (column) => (rows[0]?.[column]?.className === "number" ? "number" : "");
   const parts = [];
   if (heads.length) {
-    parts.push(make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))));
+    const cells = heads.map((head, column) => make("th", { scope: "col", className: kind(column) }, head));
+    parts.push(make("thead", {}, make("tr", {}, ...cells)));
   }
   parts.push(make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell)))));
   table.replaceChildren(...parts);
