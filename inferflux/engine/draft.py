@@ -3,6 +3,7 @@
 Knows what a row looks like; who gets one is the scheduler's decision.
 """
 
+from inferflux.engine.pace import Load
 from inferflux.engine.request import Request
 from inferflux.engine.step import PageMove, Row, RowStart, StepPlan
 
@@ -15,8 +16,8 @@ class StepDraft:
 
     __slots__ = ("_decode_rows", "_decoding", "_prefill_rows", "_starts", "num_tokens", "prefill_budget", "prefilling")
 
-    def __init__(self, prefill_budget: int) -> None:
-        self.prefill_budget = prefill_budget
+    def __init__(self) -> None:
+        self.prefill_budget = 0
         self.prefilling: list[Request] = []
         self.num_tokens = 0
         self._starts: list[RowStart] = []
@@ -30,8 +31,8 @@ class StepDraft:
         return self._decoding + self.prefilling
 
     @property
-    def num_prefill_tokens(self) -> int:
-        return self.num_tokens - len(self._decoding)
+    def load(self) -> Load:
+        return Load(len(self._decoding), self.num_tokens - len(self._decoding))
 
     def add_decode(self, request: Request, new_pages: list[int]) -> None:
         """The request's last token, which may be still to come, is computed and the next one sampled."""

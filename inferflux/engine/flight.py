@@ -7,17 +7,20 @@ after it has yielded its pages.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from inferflux.engine.favour import Beside
+from inferflux.engine.pace import Load
 from inferflux.engine.request import Request, RequestState
 
 
 class Flight(NamedTuple):
     """A step without results so far. requests: its rows', each with the life it was in: its preemptions until then.
-    started: when it was planned."""
+    started: when it was planned. load: what it computes. beside: how that is shared, with favoured requests in it."""
 
     step_id: int
     requests: list[tuple[Request, int]]
     started: float
-    num_prefill_tokens: int
+    load: Load
+    beside: Beside | None
 
 
 def is_own(request: Request, life: int) -> bool:

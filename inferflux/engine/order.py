@@ -4,16 +4,17 @@ Holds what ranking needs to remember (the policy in force, the tenants' counters
 the pages are the scheduler's. One thread calls everything here.
 """
 
-import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import count
+from math import inf
 from operator import attrgetter
 
-from inferflux.config import FairnessConfig
-from inferflux.engine.pace import StepPace
+from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.favour import Beside, Favour
+from inferflux.engine.pace import Load
 from inferflux.engine.policies import Books, Policy, policy_named
 from inferflux.engine.request import Request
 from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
@@ -23,18 +24,18 @@ by_rank = attrgetter("rank")
 # Looking up a prefix takes time: of a longer queue only the oldest are looked up.
 MAX_LOOKED_UP = 128
 
-# A tenant's share of the machine's time, less what is lost on the way: prefills of others, a step just begun.
-_SHARE = 0.8
-
-_URGENT, _USUAL = 0, 1
+_URGENT, _FAVOURED, _USUAL = 0, 1, 2
 
 
 class Order:
-    """num_cached: tokens of a waiting request's prefix that are cached. Raises ConfigError for an unknown policy."""
+    """num_cached: tokens of a waiting request's prefix that are cached. favour: which tenants go first.
+
+    Raises ConfigError for an unknown policy.
+    """
 
     def __init__(
         self,
-        policy: str | Policy,
+        config: SchedulerConfig,
         fairness: FairnessConfig,
         num_cached: Callable[[Request], int],
         clock: Callable[[], float],
@@ -43,10 +44,8 @@ class Order:
         self._clock = clock
         self._tenants = TenantCounters()
         self._turns = count()
-        self._pace = StepPace()
-        self._most_rows = math.inf
-        self._looks = False
-        self.configure(policy, fairness)
+        self.favour = Favour(config)
+        self.configure(config.policy, fairness)
 
     def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
         """Puts a policy in force, by its name or one of your own; all requests have to be sorted anew.
@@ -55,6 +54,8 @@ class Order:
         """
         self._policy = policy if isinstance(policy, Policy) else policy_named(policy)
         self._fairness = fairness
+        if not self._policy.shares:
+            self.favour.end()
 
     @property
     def moves(self) -> bool:
@@ -69,7 +70,7 @@ class Order:
     def enter(self, request: Request) -> None:
         """Takes in a new request and ranks it."""
         self._tenants.enter(request.tenant)
-        self._rank(request, next(self._turns), self._books(self._num_cached))
+        self._rank_last(request)
 
     def leave(self, request: Request) -> None:
         self._tenants.leave(request.tenant)
@@ -79,7 +80,7 @@ class Order:
         request.queued_time = self._clock()
         request.turn_start = len(request.tokens)
         request.num_turns += 1
-        self._rank(request, next(self._turns), self._books(self._num_cached))
+        self._rank_last(request)
 
     def charge_prompt(self, request: Request) -> None:
         """Notes that a request starts for the first time; what is cached costs its tenant nothing."""
@@ -93,9 +94,12 @@ class Order:
         """Ranks every request anew and puts the queues in order."""
         books, unread = self._books(self._num_cached), self._books(lambda _request: 0)
         for queue in queues:
-            queue.sort(key=attrgetter("queued_time"))
-            for place, request in enumerate(queue):
-                self._rank(request, request.rank[-1], books if place < MAX_LOOKED_UP else unread)
+            if self._policy.looks_up:
+                queue.sort(key=attrgetter("queued_time"))
+                self._rank(queue[:MAX_LOOKED_UP], books)
+                self._rank(queue[MAX_LOOKED_UP:], unread)
+            else:
+                self._rank(queue, unread)
             queue.sort(key=by_rank)
 
     def spent(self, waiting: Sequence[Request], running: Sequence[Request]) -> list[Request]:
@@ -114,48 +118,36 @@ class Order:
                 spent.append(request)
         return spent
 
-    def note_step(self, num_rows: int, seconds: float) -> None:
-        """Takes in how long a step took that decoded and did nothing else."""
+    def look(self) -> bool:
+        """Sees which tenants are favoured from now on, to be called before each step. Returns whether any is; then all
+        requests have to be sorted anew."""
+        if not self._policy.shares:
+            return False
+        self.favour.look(self._tenants.num_requests, self._tenants.served, self._clock())
+        return bool(self.favour.tenants)
+
+    def is_favoured(self, request: Request) -> bool:
+        return request.tenant in self.favour.tenants
+
+    def goes_first(self, request: Request) -> bool:
+        """Whether a request has a row in each step, whatever others have: it is urgent, or favoured."""
+        return request.rank[0] < _USUAL
+
+    def num_first(self, running: Sequence[Request]) -> int:
+        """How many of these go first; they stand in front."""
+        return bisect_left(running, _USUAL, key=lambda request: request.rank[0])
+
+    def note_step(self, load: Load, beside: Beside | None, seconds: float) -> None:
+        """Takes in how long a step took; beside: what was said of it when it was planned."""
         if self._policy.shares:
-            self._pace.note(num_rows, seconds)
-
-    def next_rows(self, running: list[Request]) -> list[Request]:
-        """Returns which of the running requests the next step computes: all of them, unless that would slow down a
-        tenant that asks for little to less than its share of the machine. Then the ones beyond sit it out."""
-        self._most_rows = self._limit() if self._policy.shares else math.inf
-        if len(running) <= self._most_rows:
-            return running
-        self.sort(running)
-        return running[: int(self._most_rows)]
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether the next step is to be a small one, in prompts too."""
-        return self._most_rows < math.inf
-
-    def may_start(self, request: Request, running: Sequence[Request]) -> bool:
-        """Whether a request would be among the next rows."""
-        return len(running) < self._most_rows or bisect_left(running, request.rank, key=by_rank) < self._most_rows
-
-    def _limit(self) -> float:
-        """Most rows of a step with which no tenant's requests take much longer than the number of tenants times what
-        they take alone. No limit where no tenant has so few requests that it matters. While nobody knows how steps grow
-        with their rows, every other one is small, to find out."""
-        counts = self._tenants.num_requests
-        if len(counts) < 2:
-            return math.inf
-        rows = self._pace.rows_within(_SHARE * len(counts))
-        if rows is None:
-            self._looks = not self._looks
-            return len(counts) if self._looks else math.inf
-        rows = max(rows, len(counts))
-        return math.inf if min(counts.values()) * len(counts) > rows else rows
+            self.favour.note(load, beside, seconds)
 
     def victim(self, request: Request, running: Sequence[Request]) -> Request | None:
         """Returns whose place a waiting request may take; None when it has to wait for one to fall free.
 
         A request of high priority takes that of the last one that has none. Where places are shared among tenants, one
-        passes from a tenant to another that has at least two fewer: so no place is ever passed back.
+        passes from a tenant to another that has at least two fewer, or is favoured and has fewer: so no place is ever
+        passed back.
         """
         if not self._fairness.enable_preemption:
             return None
@@ -165,12 +157,24 @@ class Order:
         if not self._policy.shares:
             return None
         places = Counter(other.tenant for other in running)
-        few = places[request.tenant] + 2
+        few = places[request.tenant] + (1 if self.is_favoured(request) else 2)
         return next((other for other in lower if places[other.tenant] >= few and not self._is_high(other)), None)
 
-    def _rank(self, request: Request, turn: int, books: Books) -> None:
-        goes_first = self._fairness.enable_preemption and self._is_high(request) and not self._policy.ages
-        request.rank = (_URGENT if goes_first else _USUAL, self._policy.value(request, books), turn)
+    def _rank(self, requests: Iterable[Request], books: Books) -> None:
+        """Ranks requests by the turns they have."""
+        value, favoured = self._policy.value, self.favour.tenants
+        # Where age counts against priority, that is all that priority does.
+        urgent = self._fairness.high_priority_threshold if self._fairness.enable_preemption else inf
+        if self._policy.ages:
+            urgent = inf
+        for request in requests:
+            tier = _URGENT if request.priority >= urgent else _FAVOURED if request.tenant in favoured else _USUAL
+            request.rank = (tier, value(request, books), request.rank[2])
+
+    def _rank_last(self, request: Request) -> None:
+        """Ranks a request that queues now."""
+        request.rank = (_USUAL, 0.0, next(self._turns))
+        self._rank([request], self._books(self._num_cached))
 
     def _is_high(self, request: Request) -> bool:
         return request.priority >= self._fairness.high_priority_threshold

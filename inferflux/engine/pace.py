@@ -1,45 +1,59 @@
-"""StepPace: how the time of a step grows with its rows, learnt from the steps that were computed.
+"""StepPace: what a step takes by what it computes, learnt from the steps that were computed.
 
-A line through what was measured, fixed cost and cost per row, the latest steps counting most. Where rows cost nearly
-nothing (a GPU that waits for its memory) the line is flat; on a CPU it is steep. Knows numbers only.
+    seconds = fixed + per row that decodes + per token of a prompt
+
+Where rows cost nearly nothing (a GPU that waits for its memory) their part is small; on a CPU it is large. Each step
+moves the three numbers towards what would have foretold it (normalised least mean squares): what the latest steps say
+nothing of, such as rows while only prompts are computed, stays as it was learnt. Knows numbers only.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
-# What a step weighs beside the one after it: about the last hundred count.
-_DECAY: Final = 0.99
-# A line needs steps of different sizes: the least variance of their numbers of rows, and the least weight.
-_LEAST_SPREAD: Final = 1.0
-_LEAST_WEIGHT: Final = 8.0
+# How far one step moves the numbers; the first ones, of which little is known, move them further.
+GAIN: Final = 0.3
+# A step that seems to take more than so many times what was foretold was held up by something else.
+HELD_UP: Final = 4.0
+_NUM_FIRST: Final = 8
+# What is thought of as one unit of rows and of prompt tokens, so that no part drowns the others.
+_UNITS: Final = (1.0, 32.0, 256.0)
+
+
+class Load(NamedTuple):
+    """What a step computes: rows that decode, and tokens of prompts."""
+
+    rows: int
+    prompt: int
 
 
 class StepPace:
-    """slope: cost of a row in units of the fixed cost; None while unknown. It stays when all steps become alike."""
-
     def __init__(self) -> None:
-        self.slope: float | None = None
-        self._weight = 0.0
-        self._rows = 0.0
-        self._seconds = 0.0
-        self._spread = 0.0
-        self._shared = 0.0
+        self._parts = [0.0, 0.0, 0.0]
+        self._num_steps = 0
 
-    def note(self, num_rows: int, seconds: float) -> None:
-        """Takes in a step that decoded so many rows and did nothing else."""
-        self._weight = _DECAY * self._weight + 1.0
-        step = 1.0 / self._weight
-        off_rows, off_seconds = num_rows - self._rows, seconds - self._seconds
-        self._rows += step * off_rows
-        self._seconds += step * off_seconds
-        self._spread = (1.0 - step) * (self._spread + step * off_rows**2)
-        self._shared = (1.0 - step) * (self._shared + step * off_rows * off_seconds)
-        if self._weight >= _LEAST_WEIGHT and self._spread >= _LEAST_SPREAD:
-            per_row = max(0.0, self._shared / self._spread)
-            fixed = self._seconds - per_row * self._rows
-            self.slope = per_row / max(fixed, per_row, 1e-9)
+    @property
+    def row_s(self) -> float:
+        """What one row more adds to a step."""
+        return self._parts[1] / _UNITS[1]
 
-    def rows_within(self, factor: float) -> float | None:
-        """Returns how many rows a step may have to take `factor` times as long as a step of one; None while unknown."""
-        if self.slope is None:
-            return None
-        return (factor * (1.0 + self.slope) - 1.0) / self.slope if self.slope else float("inf")
+    @property
+    def token_s(self) -> float:
+        """What one token more of a prompt adds to a step."""
+        return self._parts[2] / _UNITS[2]
+
+    def seconds_of(self, load: Load) -> float:
+        """Returns what a step takes."""
+        return self._parts[0] + self.beside(load)
+
+    def beside(self, load: Load) -> float:
+        """Returns what it adds to a step that takes place anyhow."""
+        return self.row_s * load.rows + self.token_s * load.prompt
+
+    def note(self, load: Load, seconds: float) -> None:
+        """Takes in what a step took."""
+        foretold = self.seconds_of(load)
+        if self._num_steps >= _NUM_FIRST:
+            seconds = min(seconds, HELD_UP * foretold)
+        self._num_steps += 1
+        sizes = (1.0, load.rows / _UNITS[1], load.prompt / _UNITS[2])
+        move = max(GAIN, 1.0 / self._num_steps) * (seconds - foretold) / sum(size * size for size in sizes)
+        self._parts = [max(0.0, part + move * size) for part, size in zip(self._parts, sizes, strict=True)]

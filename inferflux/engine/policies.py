@@ -61,19 +61,20 @@ def longest_prefix(request: Request, books: Books) -> float:
 class Policy(NamedTuple):
     """moves: its numbers change while requests wait, so they are looked at anew before each step. ages: it weighs
     priority against waiting; under the others a request of high priority goes before all the rest. shares: it is about
-    tenants, so places are shared among them."""
+    tenants, so places are shared among them. looks_up: it may ask what is cached, which takes time."""
 
     value: Callable[[Request, Books], float]
     moves: bool = False
     ages: bool = False
     shares: bool = False
+    looks_up: bool = True
 
 
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     {
         "priority_age": Policy(priority_age, ages=True),
         "fcfs": Policy(fcfs),
-        "fair": Policy(fair, moves=True, shares=True),
+        "fair": Policy(fair, moves=True, shares=True, looks_up=False),
         "longest_prefix": Policy(longest_prefix, moves=True),
     }
 )

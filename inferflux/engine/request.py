@@ -1,6 +1,7 @@
 """Request: everything the engine's books know of one sequence being generated.
 
-Mutated by the scheduler (state, tokens, times) and by `kv.manager` (pages, page names, num_computed). Holds no tensor.
+Mutated by the scheduler and what it consists of (state, tokens, times) and by `kv.manager` (pages, page names,
+num_computed). Holds no tensor.
 """
 
 import enum
@@ -36,7 +37,7 @@ class Request:
     num_loads: times its prefix was sent for since it last ran; num_loaded: pages that came, by tier.
     rank: place in the scheduling policy's order, smaller first; given by `order`. queued_time: since when it waits for
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
-    num_turns: timeslices it has used up.
+    num_turns: timeslices it has used up. last_turn: when `favour` last chose it to have a row beside others'.
     """
 
     id: int
@@ -62,6 +63,7 @@ class Request:
     queued_time: float = 0.0
     turn_start: int = 0
     num_turns: int = 0
+    last_turn: int = 0
     state: RequestState = RequestState.WAITING
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None

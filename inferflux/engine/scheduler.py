@@ -17,7 +17,7 @@ slot; when they are filled it waits again, and finds them.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from itertools import chain
 
@@ -27,6 +27,7 @@ from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import error_news, finish_reason, token_news, vector_news
 from inferflux.engine.order import Order
+from inferflux.engine.pace import Load
 from inferflux.engine.policies import Policy
 from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request
@@ -50,7 +51,7 @@ class Scheduler:
     ) -> None:
         self._kv = kv
         self._clock = clock
-        self._order = Order(config.policy, fairness, kv.num_cached_tokens, clock)
+        self._order = Order(config, fairness, kv.num_cached_tokens, clock)
         self._max_batch_tokens = config.max_batch_tokens
         self._max_chunk_tokens = config.chunked_prefill_tokens
         # A row needs at least one token of the budget, so more rows than tokens could not all advance.
@@ -58,6 +59,7 @@ class Scheduler:
         self._stats = EngineStats()
         self._queues = Queues(num_slots, kv, self._order, self._stats, clock)
         self._in_flight: deque[Flight] = deque()
+        self._last_update = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -107,8 +109,7 @@ class Scheduler:
         """Returns the next step, or None when there is nothing to run, or nothing before the step in flight has its
         results.
 
-        Decodes come first in the budget, then running prefills by rank, then waiting requests. Pages of the plan's rows
-        are taken here. At most one plan may be without its `update` when this is called.
+        Pages of the plan's rows are taken here. At most one plan may be without its `update` when this is called.
         """
         assert sum(map(is_alive, self._in_flight)) <= 1, "the update of the plan before the last one is still due"
         if self._must_wait():
@@ -116,15 +117,13 @@ class Scheduler:
         stats, kv = self._stats, self._kv
         for request in list(filter(kv.is_loaded, self._queues.loading)):
             self._queues.stop_loading(request)
+        favours = self._order.look()
         if self._queues.waiting:
             self._give_way()
-        num_preemptions = stats.preemptions
-        rows = self._order.next_rows(self._queues.running)
-        budget = self._max_batch_tokens - [request.num_due for request in rows].count(1)
-        draft = StepDraft(min(budget, self._max_chunk_tokens) if self._order.is_limited else budget)
-        self._plan_running(draft, rows)
-        if stats.preemptions == num_preemptions:
-            self._admit(draft)
+        elif favours:
+            self._queues.sort()
+        draft = StepDraft()
+        alone = self._fill(draft, favours)
         planned = draft.requests
         if not planned and any(map(is_alive, self._in_flight)):
             return None
@@ -138,7 +137,8 @@ class Scheduler:
             request.num_planned += len(row.token_ids)
             request.num_pending += row.sample
         lives = [(request, request.num_preemptions) for request in planned]
-        self._in_flight.append(Flight(stats.steps, lives, self._clock(), draft.num_prefill_tokens))
+        beside = None if alone is None else self._order.favour.plan(alone, draft.load)
+        self._in_flight.append(Flight(stats.steps, lives, self._clock(), draft.load, beside))
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
@@ -150,11 +150,13 @@ class Scheduler:
         if output.moves or output.file_news:
             self._kv.end_moves(output.moves, output.file_news)
             self._queues.is_blocked = False
+        now = self._clock()
         if plan.rows:
-            seconds = self._clock() - flight.started
-            self._kv.rates.note_step(flight.num_prefill_tokens, plan.num_tokens, seconds)
-            if not flight.num_prefill_tokens:
-                self._order.note_step(plan.num_tokens, seconds)
+            # A step planned ahead begins when the one before it ends.
+            seconds = now - max(flight.started, self._last_update)
+            self._kv.rates.note_step(flight.load.prompt, plan.num_tokens, seconds)
+            self._order.note_step(flight.load, flight.beside, seconds)
+        self._last_update = now
         commit = self._kv.commit
         news: list[Output] = []
         for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
@@ -217,8 +219,40 @@ class Scheduler:
                 return not self._kv.has_room(num_wanted)
         return False
 
+    def _fill(self, draft: StepDraft, favours: bool) -> Load | None:
+        """Puts a step together: requests that go first, running and waiting ones, then the others beside them. Of each,
+        decodes come first in the budget, then running prefills by rank, then waiting requests.
+
+        Returns what favoured requests compute, and those that go before them; None when no favoured one has a row.
+        """
+        order, queues, stats = self._order, self._queues, self._stats
+        num_preemptions = stats.preemptions
+        alone, others, budget = None, queues.running, self._max_batch_tokens
+        if favours:
+            first = queues.running[: order.num_first(queues.running)]
+            draft.prefill_budget = budget - _num_decoding(first)
+            self._plan_running(draft, first)
+            self._admit(draft, order.goes_first)
+            if queues.is_blocked:
+                # Here and now, for otherwise the others would have this step to themselves.
+                self._give_way()
+                self._admit(draft, order.goes_first)
+            if any(map(order.is_favoured, draft.requests)):
+                alone = draft.load
+            others = queues.running[order.num_first(queues.running) :]
+            budget -= draft.num_tokens
+        if alone is None:
+            rows = others[:budget]
+            draft.prefill_budget = min(budget - _num_decoding(rows), order.favour.max_prompt_tokens)
+        else:
+            rows, draft.prefill_budget = order.favour.choose(alone, others, budget)
+        self._plan_running(draft, rows)
+        if stats.preemptions == num_preemptions:
+            self._admit(draft)
+        return alone
+
     def _plan_running(self, draft: StepDraft, rows: list[Request]) -> None:
-        """Gives these running requests, the first ones, their shares of the step, as far as budget and pages go."""
+        """Gives these running requests, in order of rank, their shares of the step, as far as budget and pages go."""
         allocate, add_decode = self._kv.allocate, draft.add_decode
         # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
         for request in rows:
@@ -257,25 +291,29 @@ class Scheduler:
                 return None
         return pages
 
-    def _admit(self, draft: StepDraft) -> None:
-        """Starts waiting requests in order of rank while there are slots, budget and pages for all of their tokens.
+    def _admit(self, draft: StepDraft, may_start: Callable[[Request], bool] | None = None) -> None:
+        """Starts waiting requests in order of rank while there are slots, budget and pages for all of their tokens; up
+        to the first that may not.
 
         A request whose next page is being computed or loaded by another right now is passed over: it will find that
         page cached. One whose next pages are worth loading from a lower tier begins to load instead of starting.
         The first one that finds no room stops the rest, so that small requests do not starve a large one.
         """
-        if self._queues.is_blocked or not self._queues.waiting:
+        queues = self._queues
+        if queues.is_blocked or not queues.waiting or not queues.has_free_slot or draft.prefill_budget <= 0:
+            return
+        if may_start is not None and not may_start(queues.waiting[0]):
             return
         kv = self._kv
         in_flight = chain.from_iterable(map(living, self._in_flight))
         computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
-        num_reserved = sum(map(kv.num_pages_to_come, self._queues.running + self._queues.loading))
+        num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
         num_passed_over = 0
-        while self._queues.has_free_slot and draft.prefill_budget > 0:
-            if num_passed_over == min(MAX_PASSED_OVER, len(self._queues.waiting)):
+        while queues.has_free_slot and draft.prefill_budget > 0:
+            if num_passed_over == min(MAX_PASSED_OVER, len(queues.waiting)):
                 return
-            request = self._queues.waiting[num_passed_over]
-            if not self._order.may_start(request, self._queues.running):
+            request = queues.waiting[num_passed_over]
+            if may_start is not None and not may_start(request):
                 return
             matched = kv.match_prefix(request)
             awaited = kv.awaited_name(request, len(matched))
@@ -285,24 +323,24 @@ class Scheduler:
             below = kv.look_below(request, len(matched))
             if below.sources:
                 if not kv.start_load(request, matched, below, num_reserved):
-                    self._queues.is_blocked = True
+                    queues.is_blocked = True
                     return
-                self._queues.load(request)
+                queues.load(request)
                 num_reserved += kv.num_pages_to_come(request)
                 continue
             max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
             if not kv.admit(request, matched, max_tokens, num_reserved):
-                self._queues.is_blocked = True
+                queues.is_blocked = True
                 return
             kv.note_declined(below)
-            self._queues.start(request)
+            queues.start(request)
             draft.add_start(request)
             count = min(request.num_uncomputed, max_tokens)
-            draft.add_prefill(request, count, request.pages.copy(), request.id in self._queues.scores)
+            draft.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
             computing |= {kv.computing_name(request)} - {None}
             num_reserved += kv.num_pages_to_come(request)
             if self._order.shares:
-                self._order.sort(self._queues.waiting)
+                self._order.sort(queues.waiting)
 
     def _append(self, request: Request, result: RowOutput) -> Output:
         """Appends a sampled token, ends the request when it is its last, and returns the news."""
@@ -319,3 +357,7 @@ class Scheduler:
         if reason is not None:
             self._queues.end(request, reason)
         return news
+
+
+def _num_decoding(requests: Iterable[Request]) -> int:
+    return [request.num_due for request in requests].count(1)

@@ -1,16 +1,11 @@
 """Who goes first and who makes room: the policies, preemption and timeslices, on a simulated clock."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 
-from inferflux.config import FairnessConfig
+from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.order import Order
-from inferflux.engine.pace import StepPace
 from inferflux.engine.policies import PATIENCE_S, policy_named
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.step import StepPlan
 from inferflux.engine.tenants import OUTPUT_TOKEN, TenantCounters
 from inferflux.errors import ConfigError
 from inferflux.sampling_params import SamplingParams
@@ -21,92 +16,6 @@ WAITING, RUNNING = RequestState.WAITING, RequestState.RUNNING
 
 def prompt_of(length: int, start: int = 0) -> list[int]:
     return [(start + 3 * i + i * i * start) % 50 for i in range(length)]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How long a step takes: a fixed part, and parts per decoded row and per token of a prompt."""
-
-    fixed_s: float
-    row_s: float
-    prompt_s: float
-
-    def seconds_of(self, plan: StepPlan) -> float:
-        num_decoded = sum(len(row.token_ids) == 1 for row in plan.rows)
-        return self.fixed_s + self.row_s * num_decoded + self.prompt_s * (plan.num_tokens - num_decoded)
-
-
-GPU = Machine(0.010, 0.0001, 0.00001)
-CPU = Machine(0.002, 0.0002, 0.00002)
-
-
-def run_timed(bench: Workbench, machine: Machine, until: Callable[[], bool]) -> None:
-    """Steps at least once, so that time passes as it would on that machine."""
-    while True:
-        plan = bench.schedule()
-        assert plan is not None
-        bench.clock += machine.seconds_of(plan) - 1
-        bench.update(plan)
-        if until():
-            return
-
-
-def latency_of_one(machine: Machine, num_rows: int, policy: str, num_others: int) -> float:
-    """Seconds that one request of tenant b takes while tenant a has that many, so many of them running."""
-    config = {"max_batch_size": num_rows, "max_batch_tokens": 512, "policy": policy}
-    bench = Workbench(num_pages=8 * num_rows, page_tokens=16, **config)
-    for number in range(num_others):
-        bench.submit(prompt_of(32, number), 64, tenant="a", ignore_eos=True)
-    for _ in range(20 if num_others else 0):
-        run_timed(bench, machine, lambda: True)
-    one = bench.submit(prompt_of(32, 777), 64, tenant="b", ignore_eos=True)
-    start = bench.clock
-    run_timed(bench, machine, lambda: one.state is RequestState.FINISHED)
-    return bench.clock - start
-
-
-@pytest.mark.parametrize("num_rows", [8, 128])
-@pytest.mark.parametrize("machine", [GPU, CPU], ids=["GPU", "CPU"])
-def test_a_tenant_with_200_requests_hardly_slows_down_anothers_single_one(machine: Machine, num_rows: int) -> None:
-    solo = latency_of_one(machine, num_rows, "fair", 0)
-    assert latency_of_one(machine, num_rows, "fair", 200) <= 2 * solo
-
-
-def test_first_come_first_served_it_waits_for_all_of_them() -> None:
-    assert latency_of_one(GPU, 8, "fcfs", 200) > 20 * latency_of_one(GPU, 8, "fcfs", 0)
-
-
-def test_rows_sit_out_only_while_a_tenant_asks_for_little() -> None:
-    """The crowd is computed by itself at full size, and by and by it is all done."""
-    bench = Workbench(num_pages=4000, max_batch_size=32, policy="fair")
-    for number in range(60):
-        bench.submit(prompt_of(4, number), 40, tenant="a", ignore_eos=True)
-    run_timed(bench, CPU, lambda: len(bench.plans) == 12)
-    assert len(bench.plans[-1].rows) == 32
-    one = bench.submit(prompt_of(4, 99), 30, tenant="b", ignore_eos=True)
-    run_timed(bench, CPU, lambda: one.state is RequestState.FINISHED)
-    sizes = [len(plan.rows) for plan in bench.plans[12:]]
-    assert max(sizes[8:]) <= 8, "1.6 times a step of one row"
-    assert min(sizes[8:]) >= 7
-    run_timed(bench, CPU, lambda: not bench.scheduler.has_work or len(bench.plans[-1].rows) == 32)
-    bench.run()
-
-
-def test_the_pace_is_learnt_and_kept() -> None:
-    pace = StepPace()
-    for _ in range(50):
-        pace.note(4, 0.003)
-    assert pace.rows_within(2) is None, "from steps that are all alike nothing can be learnt"
-    for number in range(50):
-        pace.note(1 + number % 16, 0.002 + 0.0002 * (1 + number % 16))
-    for _ in range(1000):
-        pace.note(4, 0.0028)
-    assert pace.slope == pytest.approx(0.1, rel=0.2)
-    assert pace.rows_within(2) == pytest.approx(12, rel=0.2)
-    flat = StepPace()
-    for number in range(50):
-        flat.note(1 + number % 16, 0.005)
-    assert flat.rows_within(1.6) == float("inf")
 
 
 def test_tenants_with_enough_to_do_are_served_alike() -> None:
@@ -301,7 +210,12 @@ def test_another_policy_counts_for_who_waits_already() -> None:
 def test_a_long_queue_is_not_looked_up_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inferflux.engine.order.MAX_LOOKED_UP", 2)
     looked_up = []
-    order = Order("longest_prefix", FairnessConfig(), lambda request: looked_up.append(request.id) or 0, lambda: 0.0)
+    order = Order(
+        SchedulerConfig(policy="longest_prefix"),
+        FairnessConfig(),
+        lambda request: looked_up.append(request.id) or 0,
+        lambda: 0.0,
+    )
     queue = [Request(n, [1], SamplingParams(), 0, 9, arrival_time=float(-n)) for n in range(5)]
     order.sort(queue)
     assert looked_up == [4, 3]

@@ -1,0 +1,148 @@
+"""Favour: the policy `fair` on machines where every row makes a step longer.
+
+A tenant that asks for less than its share, beside one that asks for more, is favoured: its requests go first and are in
+every step, and what the others add to these steps is bounded by what the steps would have taken without them. That is
+kept like a purse. A step with favoured requests pays in a part of its own time; a step in which others take part pays
+for what they added, by the clock. While the purse is empty the others sit steps out, and take turns after that. Knows
+requests' sizes and tenants' counters; who favours whom in the queues is `order`'s.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from math import inf
+from typing import Final, NamedTuple
+
+from inferflux.config import SchedulerConfig
+from inferflux.engine.pace import GAIN, HELD_UP, Load, StepPace
+from inferflux.engine.request import Request
+
+# What favoured requests may take, in times of what they would take alone. Twice is what is promised; the rest is for
+# the step that is under way when a request comes.
+FACTOR: Final = 1.4
+# The purse holds, or owes, at most what so many steps of the favoured alone take: bounds how long the others are held
+# up by a step that took too long for another reason, and a step that follows on a time when they had little to do.
+MOST_STEPS: Final = 8.0
+# After so many steps together the favoured have one alone again, since what that takes has to be known.
+MOST_TOGETHER: Final = 32
+# After so long with one tenant alone, nobody is expected to come whom a long step would keep waiting.
+EXPECTED_S: Final = 600.0
+
+
+class Beside(NamedTuple):
+    """A step with favoured requests. alone: what it computes of theirs. foretold_s: what the others add, as planned."""
+
+    alone: Load
+    foretold_s: float
+
+
+class Favour:
+    """tenants: the favoured ones, as of the last `look`. max_prompt_tokens: of a step without any of theirs; where
+    several tenants come and go no more than of one long prompt, for whoever comes has to wait for the step's end."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.tenants: frozenset[str] = frozenset()
+        self.max_prompt_tokens = config.max_batch_tokens
+        self._max_rows = min(config.max_batch_size, config.max_batch_tokens)
+        self._max_tokens = config.max_batch_tokens
+        self._max_chunk = config.chunked_prefill_tokens
+        self._pace = StepPace()
+        self._purse_s = 0.0
+        # Of steps of favoured rows alone that all decoded, by their number: what they took lately.
+        self._alone_s: dict[int, float] = {}
+        self._num_together = 0
+        self._num_turns = 0
+        self._last_tenant: str | None = None
+        self._shared_until = -inf
+
+    def look(self, num_requests: Mapping[str, int], served: Callable[[str], int], now: float) -> None:
+        """Sees who is favoured: tenants with no more requests than their share of a step's rows, if another has more.
+
+        Not one that has been served more than those others by over a step's worth: who is ahead waits for them. And
+        none when together they could take every place, for then places have to be shared out by what was served.
+        """
+        total = sum(num_requests.values())
+        share = max(1.0, min(self._max_rows, total) / max(1, len(num_requests)))
+        others = [served(tenant) for tenant, num in num_requests.items() if num > share]
+        favoured: frozenset[str] = frozenset()
+        if others and len(others) < len(num_requests):
+            limit = min(others) + self._max_tokens
+            favoured = frozenset(t for t, num in num_requests.items() if num <= share and served(t) <= limit)
+            if sum(map(num_requests.__getitem__, favoured)) >= self._max_rows:
+                favoured = frozenset()
+        if favoured and not self.tenants:
+            self._purse_s = 0.0
+            self._alone_s.clear()
+        for tenant in islice(num_requests, 2):
+            if tenant != self._last_tenant:
+                self._shared_until = -inf if self._last_tenant is None else now + EXPECTED_S
+                self._last_tenant = tenant
+        self.tenants = favoured
+        self.max_prompt_tokens = self._max_chunk if now < self._shared_until else self._max_tokens
+
+    def end(self) -> None:
+        """Favours nobody from now on."""
+        self.tenants, self.max_prompt_tokens = frozenset(), self._max_tokens
+
+    def choose(self, alone: Load, others: Sequence[Request], max_tokens: int) -> tuple[list[Request], int]:
+        """Returns which of the others, in the order given, have a row in a step with these favoured ones; and how many
+        tokens of prompts these and whoever starts besides may have. max_tokens: what the step has left."""
+        pace, seconds, alone_s = self._pace, self._purse_s, self._seconds_alone(alone)
+        if seconds <= 0 or alone_s is None or self._num_together >= MOST_TOGETHER:
+            return [], 0
+        if seconds < alone_s and seconds < pace.beside(self._wish(others)):
+            return [], 0
+        self._num_turns += 1
+        chosen, prompt = set(), 0
+        for request in sorted(others, key=lambda request: (request.rank[1], request.last_turn)):
+            if seconds <= 0 or max_tokens <= 0:
+                break
+            count = min(request.num_due, self._max_chunk, max_tokens)
+            if request.num_due > 1:
+                count = min(count, max(1, self._num_affordable(seconds)))
+                prompt += count
+                seconds -= pace.token_s * count
+            else:
+                seconds -= pace.row_s * count
+            max_tokens -= count
+            request.last_turn = self._num_turns
+            chosen.add(request.id)
+        if seconds > 0 and len(chosen) == len(others):
+            prompt += min(max_tokens, self._num_affordable(seconds))
+        return [request for request in others if request.id in chosen], prompt
+
+    def plan(self, alone: Load, load: Load) -> Beside:
+        """Notes that a step with favoured requests is on its way, and pays for it as far as can be foretold."""
+        foretold_s = self._pace.beside(Load(load.rows - alone.rows, load.prompt - alone.prompt))
+        self._purse_s -= foretold_s
+        self._num_together = 0 if load == alone else self._num_together + 1
+        return Beside(alone, foretold_s)
+
+    def note(self, load: Load, beside: Beside | None, seconds: float) -> None:
+        """Takes in what a step took."""
+        self._pace.note(load, seconds)
+        if beside is None:
+            return
+        alone_s = self._seconds_alone(beside.alone)
+        if load == beside.alone:
+            if not load.prompt:
+                known_s = seconds if alone_s is None else alone_s
+                self._alone_s[load.rows] = known_s + GAIN * (min(seconds, HELD_UP * known_s) - known_s)
+            alone_s = seconds
+        alone_s = min(seconds, alone_s or seconds)
+        most_s = MOST_STEPS * alone_s
+        purse_s = self._purse_s + beside.foretold_s + FACTOR * alone_s - seconds
+        self._purse_s = max(-most_s, min(most_s, purse_s))
+
+    def _seconds_alone(self, load: Load) -> float | None:
+        """Returns what a step of favoured requests takes without others; None while that is not known."""
+        return self._pace.seconds_of(load) if load.prompt else self._alone_s.get(load.rows)
+
+    def _wish(self, others: Sequence[Request]) -> Load:
+        """What these would have computed in a step of their own."""
+        dues = [request.num_due for request in others]
+        prompt = sum(min(due, self._max_chunk) for due in dues if due > 1)
+        return Load(dues.count(1), min(prompt, self._max_tokens))
+
+    def _num_affordable(self, seconds: float) -> int:
+        """Tokens of prompts for so many seconds."""
+        return int(min(self._max_tokens, seconds / max(self._pace.token_s, 1e-12)))

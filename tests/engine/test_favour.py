@@ -1,0 +1,301 @@
+"""One tenant's few requests beside another's many, under `fair`: on a simulated clock, on machines whose steps take
+longer with every row (a CPU), nearly as long with every number (a GPU), or where rows are all that takes time.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.favour import EXPECTED_S, FACTOR, MOST_STEPS, Favour
+from inferflux.engine.pace import Load, StepPace
+from inferflux.engine.request import Request, RequestState
+from inferflux.engine.step import StepPlan
+from inferflux.sampling_params import SamplingParams
+from tests.support.workbench import Workbench
+
+DEFAULT = SchedulerConfig()
+
+
+def prompt_of(length: int, start: int) -> list[int]:
+    return [(start + 3 * i + i * i * start) % 50 for i in range(length)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How long a step takes: a fixed part, and parts per decoded row and per token of a prompt; give or take `noise`
+    of it, and every hundredth step five times as long."""
+
+    fixed_s: float
+    row_s: float
+    prompt_s: float
+    noise: float = 0.0
+
+    def seconds_of(self, plan: StepPlan) -> float:
+        num_decoded = sum(len(row.token_ids) == 1 for row in plan.rows)
+        seconds = self.fixed_s + self.row_s * num_decoded + self.prompt_s * (plan.num_tokens - num_decoded)
+        if self.noise:
+            chance = random.Random(plan.step_id)
+            seconds *= 1 + self.noise * chance.uniform(-1, 1)
+            seconds *= 5 if chance.random() < 0.01 else 1
+        return seconds
+
+
+# The first as measured for the demo model on two cores: 128 rows take as long as six, 2048 tokens as long as fifty.
+CPU = Machine(0.009, 0.0003, 0.0002)
+GPU = Machine(0.010, 0.00001, 0.00001)
+STEEP = Machine(0.0001, 0.002, 0.0005)
+MACHINES = {"CPU": CPU, "GPU": GPU, "steep": STEEP, "noisy CPU": replace(CPU, noise=0.3)}
+
+
+class Timed:
+    """A workbench on which time passes as it would on that machine. Every prompt is another, so nothing is cached."""
+
+    def __init__(self, machine: Machine, ahead: bool = False, **config: Any) -> None:
+        size = config.get("max_batch_size", DEFAULT.max_batch_size)
+        defaults = {"max_batch_tokens": DEFAULT.max_batch_tokens, "max_batch_size": size, "policy": "fair"}
+        settings: dict[str, Any] = {"num_pages": 20 * size, **defaults, **config}
+        self.bench = Workbench(page_tokens=16, prefix_cache=False, ahead=ahead, **settings)
+        self._machine = machine
+        self._free_at = 0.0
+        self._ends: deque[float] = deque()
+
+    def submit(self, tenant: str, prompt: int = 64, out: int = 64, priority: int = 0) -> Request:
+        tokens = prompt_of(prompt, len(self.bench.requests))
+        return self.bench.submit(tokens, out, tenant=tenant, ignore_eos=True, priority=priority)
+
+    def crowd(self, num: int, tenant: str = "a") -> None:
+        """Requests of many sizes, for else all would start and end together."""
+        for number in range(num):
+            self.submit(tenant, 32 + 8 * (number % 13), 40 + 8 * (number % 7))
+
+    def launch(self) -> bool:
+        launched = self.bench.launch()
+        self.bench.clock -= 1
+        if launched:
+            seconds = self._machine.seconds_of(self.bench.plans[-1])
+            self._free_at = max(self._free_at, self.bench.clock) + seconds
+            self._ends.append(self._free_at)
+        return launched
+
+    def step(self) -> None:
+        """As the engine does it: with as many steps in flight as there may be, the oldest one lands."""
+        flights, most = self.bench.flights, self.bench.max_flights
+        if len(flights) == most or not self.launch() or len(flights) == most:
+            self.bench.clock = self._ends.popleft()
+            self.bench.land()
+
+    def run(self, until: Callable[[], bool]) -> float:
+        """Steps until then; returns the seconds it took."""
+        start = self.bench.clock
+        while not until():
+            self.step()
+        return self.bench.clock - start
+
+    def steps(self, num: int) -> float:
+        """So many steps more; returns the seconds they took."""
+        end = len(self.bench.plans) + num
+        return self.run(lambda: len(self.bench.plans) >= end)
+
+    def num_here(self, tenant: str) -> int:
+        return sum(r.tenant == tenant and r.state is not RequestState.FINISHED for r in self.bench.requests.values())
+
+    def num_output(self, tenant: str) -> int:
+        return sum(r.num_output_tokens for r in self.bench.requests.values() if r.tenant == tenant)
+
+    def latency(self, tenant: str, prompt: int, out: int) -> float:
+        """Returns the seconds of a request that comes just after a step has begun, if there is anything to compute."""
+        start = self.bench.clock
+        if self.bench.scheduler.has_work and len(self.bench.flights) < self.bench.max_flights:
+            self.launch()
+        one = self.submit(tenant, prompt, out)
+        self.run(lambda: one.state is RequestState.FINISHED)
+        return self.bench.clock - start
+
+
+def solo_of(machine: Machine, prompt: int, out: int) -> float:
+    return Timed(machine).latency("b", prompt, out)
+
+
+@pytest.mark.parametrize("size", [8, 32, DEFAULT.max_batch_size])
+@pytest.mark.parametrize("name", ["CPU", "noisy CPU", "GPU"])
+def test_a_tenant_with_200_requests_at_most_doubles_what_anothers_single_ones_take(name: str, size: int) -> None:
+    machine = MACHINES[name]
+    timed = Timed(machine, ahead=name == "GPU", max_batch_size=size)
+    timed.latency("b", 64, 32)  # so that several are known to come
+    timed.crowd(200)
+    timed.steps(50)
+    for prompt, out in ((64, 32), (128, 64), (128, 32)):
+        assert timed.latency("b", prompt, out) <= 2 * solo_of(machine, prompt, out)
+        timed.crowd(200 - timed.num_here("a"))
+        timed.steps(4)
+
+
+@pytest.mark.parametrize("num_pages", [4000, 1000], ids=["pages enough", "pages taken"])
+def test_nor_does_it_wait_while_the_crowds_prompts_are_computed(num_pages: int) -> None:
+    timed = Timed(CPU, num_pages=num_pages)
+    timed.latency("b", 64, 32)
+    for _ in range(40):
+        timed.submit("a", prompt=1500)
+    for _ in range(3):
+        timed.steps(10)
+        assert timed.latency("b", 96, 48) <= 2 * solo_of(CPU, 96, 48)
+
+
+def test_first_come_first_served_it_waits_for_all_of_them() -> None:
+    timed = Timed(CPU, max_batch_size=32, policy="fcfs")
+    timed.crowd(200)
+    assert timed.latency("b", 64, 32) > 20 * solo_of(CPU, 64, 32)
+
+
+def rate_of_crowd(machine: Machine, others: Callable[[Timed], None]) -> float:
+    """Returns a crowd's output tokens per second while others are there too; all of it goes on alike."""
+    timed = Timed(machine, max_batch_size=16)
+    for _ in range(12):
+        timed.submit("a", prompt=8, out=250)
+    timed.steps(20)
+    before, seconds = timed.num_output("a"), 0.0
+    for _ in range(70):
+        others(timed)
+        seconds += timed.steps(1)
+    counts = [request.num_output_tokens for request in timed.bench.requests.values() if request.tenant == "a"]
+    assert max(counts) - min(counts) <= 2, "its requests take turns"
+    rate = (timed.num_output("a") - before) / seconds
+    timed.bench.run()
+    return rate
+
+
+@pytest.mark.parametrize("name", ["CPU", "GPU", "steep"])
+def test_the_crowd_goes_on_meanwhile(name: str) -> None:
+    """Beside a tenant that always has a request it has the rest of the time, which on a GPU is nearly all of it."""
+
+    def one_more(timed: Timed) -> None:
+        if not timed.num_here("b"):
+            timed.submit("b", 8, 30)
+
+    part = 0.9 if name == "GPU" else 0.85 * (FACTOR - 1) / FACTOR
+    alone = rate_of_crowd(MACHINES[name], lambda _timed: None)
+    assert part * alone <= rate_of_crowd(MACHINES[name], one_more) < alone
+
+
+def test_alone_a_tenant_is_served_as_under_any_policy() -> None:
+    plans = []
+    for policy in ("fair", "fcfs"):
+        timed = Timed(CPU, policy=policy, max_batch_size=16)
+        timed.crowd(40)
+        timed.run(lambda timed=timed: not timed.bench.scheduler.has_work)
+        plans.append(timed.bench.plans)
+    assert plans[0] == plans[1]
+
+
+def test_prompts_wait_for_no_longer_than_a_step_where_another_tenant_may_come() -> None:
+    timed = Timed(CPU)
+    for first in (True, False):
+        for _ in range(4):
+            timed.submit("a", 1500, 4)
+        timed.steps(1)
+        assert timed.bench.plans[-1].num_tokens == DEFAULT.max_batch_tokens if first else DEFAULT.chunked_prefill_tokens
+        timed.bench.run()
+        timed.latency("b", 4, 4)
+    timed.bench.clock += EXPECTED_S
+    timed.submit("a", 1500, 4)
+    timed.latency("a", 1500, 4)
+    assert max(plan.num_tokens for plan in timed.bench.plans[-10:]) > DEFAULT.chunked_prefill_tokens
+
+
+def test_two_crowds_together_are_served_as_fast_as_one() -> None:
+    rates = []
+    for tenants in (("a", "a"), ("a", "b")):
+        timed = Timed(CPU, max_batch_size=16)
+        for _ in range(4):
+            for tenant in tenants:
+                timed.crowd(20, tenant)
+        seconds = timed.steps(150)
+        rates.append(sum(map(timed.num_output, set(tenants))) / seconds)
+    assert rates[1] == pytest.approx(rates[0], rel=0.05)
+    assert timed.num_output("a") == pytest.approx(timed.num_output("b"), rel=0.1)
+
+
+def test_urgent_requests_of_the_crowd_never_sit_out() -> None:
+    timed = Timed(STEEP, max_batch_size=16, fairness=FairnessConfig(high_priority_threshold=5))
+    timed.crowd(40)
+    timed.steps(5)
+    timed.submit("b", 8, 200)
+    timed.steps(40)
+    urgent = timed.submit("a", 8, 60, priority=5)
+    timed.steps(2)
+    before = urgent.num_output_tokens
+    timed.steps(30)
+    assert urgent.num_output_tokens == before + 30
+    assert min(len(plan.rows) for plan in timed.bench.plans[-30:]) == 2, "the rest did"
+
+
+def test_a_place_passes_to_a_favoured_tenant_though_each_has_but_one() -> None:
+    timed = Timed(CPU, max_batch_size=2)
+    for tenant in ("a", "c"):
+        timed.crowd(5, tenant)
+    timed.steps(4)
+    one = timed.submit("b", 8, 4)
+    timed.steps(1)
+    assert one.state is RequestState.RUNNING
+    timed.bench.run()
+
+
+def favoured(counts: dict[str, int], served: dict[str, int] | None = None, **config: int) -> set[str]:
+    favour = Favour(SchedulerConfig(**config))
+    favour.look(counts, (served or dict.fromkeys(counts, 0)).__getitem__, 0.0)
+    return set(favour.tenants)
+
+
+def test_who_asks_for_less_than_its_share_beside_one_that_asks_for_more_is_favoured() -> None:
+    assert favoured({"a": 200}) == set()
+    assert favoured({"a": 200, "b": 1}) == {"b"}
+    assert favoured({"a": 200, "b": 1, "c": 40}) == {"b", "c"}
+    assert favoured({"a": 200, "b": 200}) == set()
+    assert favoured({"a": 1, "b": 1, "c": 1}) == set(), "nobody asks for more"
+    assert favoured({"a": 9, **{str(n): 1 for n in range(8)}}, max_batch_size=8) == set(), "no place would be left"
+    assert favoured({"a": 9, "b": 1}, {"a": 100, "b": 100 + 2048}) == {"b"}
+    assert favoured({"a": 9, "b": 1}, {"a": 100, "b": 101 + 2048}) == set(), "it was served far more than the other"
+
+
+def test_under_another_policy_nobody_is_favoured() -> None:
+    timed = Timed(STEEP, max_batch_size=8)
+    timed.crowd(20)
+    timed.submit("b", 8, 100)
+    timed.steps(4)
+    timed.bench.scheduler.configure("fcfs", FairnessConfig())
+    timed.steps(30)
+    assert {len(plan.rows) for plan in timed.bench.plans[-30:]} == {8}
+    timed.bench.run()
+
+
+def test_the_pace_is_learnt_and_kept() -> None:
+    pace = StepPace()
+    for _ in range(20):
+        pace.note(Load(0, 2048), 0.009 + 2048 * 0.0002)
+    for number in range(60):
+        rows = 1 if number % 2 else 40
+        pace.note(Load(rows, 0), 0.009 + rows * 0.0003)
+    assert pace.seconds_of(Load(1, 0)) == pytest.approx(0.0093, rel=0.05)
+    assert pace.row_s == pytest.approx(0.0003, rel=0.1)
+    assert pace.token_s == pytest.approx(0.0002, rel=0.1), "of prompts nothing was heard meanwhile"
+    pace.note(Load(1, 0), 60.0)
+    assert pace.seconds_of(Load(1, 0)) < 0.03, "a step that something held up says little"
+
+
+def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
+    favour = Favour(SchedulerConfig())
+    favour.look({"a": 9, "b": 1}, lambda _tenant: 0, 0.0)
+    one = Request(1, [1], SamplingParams(), 0, 9)
+    for _ in range(20):
+        favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)
+    favour.note(Load(2, 0), favour.plan(Load(1, 0), Load(2, 0)), 60.0)
+    num_steps = 0
+    while favour.choose(Load(1, 0), [one], 10) == ([], 0):
+        favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)
+        num_steps += 1
+    assert 0 < num_steps < 4 * MOST_STEPS / (FACTOR - 1)
