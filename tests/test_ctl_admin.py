@@ -169,8 +169,11 @@ def test_models(live: Live, run: Run):
     code, _, err = run("models", "unload", "other")
     assert (code, "say --yes" in err) == (2, True)
     assert run("models", "unload", "other", "--yes")[1] == "other is unloaded\n"
+    assert run("models", "unload", MODEL, "--yes")[1] == f"{MODEL} is unloaded\n"
+    assert run("models", "forget", MODEL, "--yes")[1] == f"{MODEL} is ready\n"
     _, events, _ = run("models", "events")
-    assert [line.split()[2] for line in events.splitlines()[1:]][-2:] == ["draining", "unloaded"]
+    ended = [line.split()[2] for line in events.splitlines()[1:] if line.split()[3] == "other"]
+    assert ended[-2:] == ["draining", "unloaded"]
     with pytest.raises(SystemExit, match="2"):
         run("models", "default")
 

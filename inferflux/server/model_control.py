@@ -13,7 +13,7 @@ from inferflux.config import Config, ModelConfig
 from inferflux.errors import RequestError
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.errors import SupersededError
-from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded
+from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded, without
 from inferflux.server.model_source import ModelSource, configured_models, find_source, named_source, require_source
 from inferflux.server.policy.document import LoadedModel, ModelChanges, PolicyDocument
 from inferflux.server.policy.store import Change, PolicyStore
@@ -102,6 +102,24 @@ class ModelControl:
             await keep(_on_models(lambda present: with_unloaded(present, model_id, base)))
             self.manager.withdraw(model_id)
             self._settle(())
+
+    async def forget(self, model_id: str, keep: Keep) -> None:
+        """Takes back what the API has decided about a model: what the files say of it holds again, be it nothing.
+
+        Raises UnknownModelError, and else as `load`; nothing has changed then.
+        """
+        self._require_alone()
+        present = self._policy.document.models
+        changes = without(present, model_id)
+        wanted = merge(self._configured, self.registered, changes).models.get(model_id)
+        if wanted is None and changes == present:
+            self.manager.find(model_id)
+        sources = [] if wanted is None or self._is_there(wanted) else [self._source(wanted)]
+
+        async def kept() -> None:
+            await keep(_on_models(lambda present: without(present, model_id)))
+
+        await self._change(sources, kept)
 
     async def set_default(self, model_id: str | None, keep: Keep) -> None:
         """Makes a model the default from the next request on; None: the one the files say.

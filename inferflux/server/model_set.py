@@ -70,6 +70,15 @@ def with_unloaded(changes: ModelChanges, model_id: str, base: Iterable[str]) -> 
     )
 
 
+def without(changes: ModelChanges, model_id: str) -> ModelChanges:
+    """Returns the changes with nothing said of this model; which one is the default is another matter."""
+    return ModelChanges(
+        loaded=tuple(one for one in changes.loaded if one.id != model_id),
+        unloaded=tuple(one for one in changes.unloaded if one != model_id),
+        default=changes.default,
+    )
+
+
 def _model_of(loaded: LoadedModel) -> ModelConfig:
     return ModelConfig(**msgspec.structs.asdict(loaded))
 

@@ -1,7 +1,7 @@
 """Configuration, registry and API say which models are wanted; the later in this row decides."""
 
 from inferflux.config import ModelConfig
-from inferflux.server.model_set import merge, with_loaded, with_unloaded
+from inferflux.server.model_set import merge, with_loaded, with_unloaded, without
 from inferflux.server.policy.document import LoadedModel, ModelChanges
 
 
@@ -29,6 +29,12 @@ def test_unloading_what_no_file_asks_for_leaves_no_trace():
     changes = with_loaded(ModelChanges(), LoadedModel(id="x", path="x"), default=True)
     assert changes.default == "x"
     assert with_unloaded(changes, "x", ["a"]) == ModelChanges()
+
+
+def test_what_is_forgotten_is_as_the_files_say():
+    changes = with_unloaded(with_loaded(ModelChanges(), LoadedModel(id="a", path="x"), default=True), "b", ["b"])
+    assert without(without(changes, "a"), "b") == ModelChanges(default="a")
+    assert without(changes, "c") == changes
 
 
 def test_who_is_the_default():

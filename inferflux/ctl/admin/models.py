@@ -61,6 +61,12 @@ async def _unload(client: Client, args: argparse.Namespace) -> None:
     print_json(answer) if args.json else print(f"{answer['id']} is {answer['state']}")
 
 
+async def _forget(client: Client, args: argparse.Namespace) -> None:
+    confirm(f"Forget what was decided here about {args.id}, and let the files say whether it is served?", args.yes)
+    answer = await client.delete(PATH, {"id": args.id, "forget": True}, accept=(200, 202))
+    print_json(answer) if args.json else print(f"{answer['id']} is {answer['state']}")
+
+
 async def _default(client: Client, args: argparse.Namespace) -> None:
     model_id = None if args.files else args.id
     subject = "the model that the files say" if args.files else args.id
@@ -124,6 +130,7 @@ AREA: Final = Area(
             "events": Action("what happened to models of late", _events),
             "load": Action("serve a model, in place of the one of that id", _load, _add_load),
             "unload": Action("stop serving a model", _unload, _add_unload),
+            "forget": Action("let the files say again whether a model is served, and which", _forget, _add_unload),
             "default": Action("choose who answers requests that name no model", _default, _add_default),
         }
     ),

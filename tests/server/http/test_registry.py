@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from inferflux.config import ModelConfig
 from inferflux.errors import ModelLoadError
 from inferflux.server.policy import store_file
+from inferflux.server.policy.document import ModelChanges
 from tests.support.http_server import KEY, Site, running_server
 from tests.support.waiting import until
 
@@ -146,6 +148,40 @@ async def test_the_api_decides_over_the_file_and_is_remembered(followed: Followe
         assert await followed.look(site) is None
         answer = await listed(site)
         assert ([one["id"] for one in answer["data"]], answer["unloaded"]) == (["base", "c", "a"], [])
+
+
+async def test_what_the_api_decided_can_be_forgotten(followed: Followed, tmp_path: Path):
+    """Then each id is again what the file says of it."""
+    followed.config["policy"] = {"store": str(tmp_path / "policy")}
+    followed.write("a", "b", max_model_len=33)
+    async with running_server(followed.config) as site:
+        await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 77})
+        await call(site, "POST", MODELS, {"id": "x", "path": "stub"})
+        await call(site, "DELETE", MODELS, {"id": "b"})
+        answers = []
+        for model_id in ("a", "b", "x", "base"):
+            body = {"id": model_id, "forget": True}
+            async with site.session.delete(site.url + MODELS, json=body, headers=ADMIN) as response:
+                assert response.status == 200
+                answers.append((await response.json())["origin"])
+        assert answers == ["registry", "registry", None, "config"]
+        assert site.backends.find("a").source.model.max_model_len == 33
+        await until(lambda: not any(one.id == "x" for one in site.backends.engines))
+        assert await states(site) == {"base": "ready", "a": "ready", "b": "ready"}
+        assert site.policy.document.models == ModelChanges()
+        assert await call(site, "DELETE", MODELS, {"id": "x", "forget": True}) == 404
+    async with running_server(followed.config) as site:
+        assert await states(site) == {"base": "ready", "a": "ready", "b": "ready"}
+
+
+async def test_a_decision_whose_file_does_not_load_stays(followed: Followed):
+    followed.write("a")
+    async with running_server(followed.config) as site:
+        await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 77})
+        site.models.control.registered = [ModelConfig(id="a", path="/no/such/folder")]
+        assert await call(site, "DELETE", MODELS, {"id": "a", "forget": True}) == 400
+        assert site.backends.find("a").source.model.max_model_len == 77
+        assert [one.id for one in site.policy.document.models.loaded] == ["a"]
 
 
 async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(

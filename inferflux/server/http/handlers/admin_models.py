@@ -5,7 +5,8 @@ goes on even if its caller leaves.
 """
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from inferflux.server.http.schemas.admin_models import (
     AdminModelList,
     Default,
     EngineCard,
+    Forgotten,
     LoadRequest,
     Unloaded,
 )
@@ -55,8 +57,10 @@ async def load_model(request: web.Request) -> web.Response:
 
 
 async def unload_model(request: web.Request) -> web.Response:
-    model_id = (await read_body(request, UNLOAD)).id
-    models = request.app[CONTEXT].models
+    body = await read_body(request, UNLOAD)
+    model_id, models = body.id, request.app[CONTEXT].models
+    if body.forget:
+        return await _forget(request, models, model_id)
     keep = _keeper(request, {"action": "model_unloaded", "id": model_id})
     await asyncio.shield(asyncio.create_task(models.control.unload(model_id, keep)))
     if await finish(request, models.backends.gone(model_id)):
@@ -72,15 +76,31 @@ async def put_default(request: web.Request) -> web.Response:
     return json_response(Default(control.manager.default_id))
 
 
+async def _forget(request: web.Request, models: Models, model_id: str) -> web.Response:
+    keep = _keeper(request, {"action": "model_forgotten", "id": model_id})
+    with _load_failures("id"):
+        done = await finish(request, models.control.forget(model_id, keep))
+    left = next((one for one in models.backends.backends if one.id == model_id), None)
+    state = left.state.value if left is not None else "unloaded"
+    return json_response(Forgotten(model_id, state, models.control.origin(model_id)), status=200 if done else 202)
+
+
 async def _load(request: web.Request, body: LoadRequest) -> None:
     """Raises RequestError with the reason when the model cannot be loaded."""
     model = body.model()
     what = {"action": "model_loaded", "id": model.id, "path": model.path, "default": body.default}
-    try:
+    with _load_failures("path"):
         control = request.app[CONTEXT].models.control
         await control.load(model, default=body.default, keep=_keeper(request, what))
+
+
+@contextlib.contextmanager
+def _load_failures(param: str) -> Iterator[None]:
+    """Raises a model that cannot be loaded as RequestError."""
+    try:
+        yield
     except (ConfigError, ModelLoadError) as error:
-        raise RequestError(str(error), param="path", code="model_load_failed") from error
+        raise RequestError(str(error), param=param, code="model_load_failed") from error
 
 
 def _keeper(request: web.Request, what: dict[str, Any]) -> Keep:

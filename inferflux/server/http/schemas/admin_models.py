@@ -39,9 +39,10 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnloadRequest(msgspec.Struct, frozen=True):
-    """DELETE /v1/admin/models."""
+    """DELETE /v1/admin/models. forget: not the model is to go, but what this API has decided about it."""
 
     id: ModelId
+    forget: bool = False
 
 
 class DefaultRequest(msgspec.Struct, frozen=True):
@@ -97,6 +98,14 @@ class Unloaded(msgspec.Struct, frozen=True):
     id: str
     state: Literal["draining", "unloaded"]
     deleted: Literal[True] = True
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """state: of the model that the files say, or of the one that leaves. origin: who asks for it now; null: nobody."""
+
+    id: str
+    state: str
+    origin: Origin | None
 
 
 class Default(msgspec.Struct, frozen=True):
