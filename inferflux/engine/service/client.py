@@ -51,6 +51,8 @@ RECV_BYTES = 1 << 18
 PING_INTERVAL_S = 1.0
 # Longest silence of a busy engine: one step of max_batch_tokens on a slow machine takes seconds, not a minute.
 WATCHDOG_S = 60.0
+# The largest model from a slow disk is there sooner; a load that is not over by then never will be.
+LOAD_LIMIT_S = 3600.0
 # How long a request that lost its engine before it got anything waits for the next one.
 RETRY_WAIT_S = 60.0
 # Of several ranks the others give up after `distributed.timeout_s`; this one before them.
@@ -213,7 +215,7 @@ class EngineClient:
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._send(Start(self.model, self.runtime, self.distributed))
         frames: FrameReader[FromEngine] = FrameReader(FromEngine)
-        first = await _first_frame(reader, frames)
+        first = await _first_frame(reader, frames, self.model.id)
         if not isinstance(first, Ready):
             raise _load_failure(self.model.id, first)
         self.info, self.phases = first.info, first.phases
@@ -349,11 +351,18 @@ class EngineClient:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _first_frame(reader: asyncio.StreamReader, frames: FrameReader[FromEngine]) -> FromEngine | None:
-    """Returns the frame that ends loading; None when the stream ended without one."""
-    while data := await reader.read(RECV_BYTES):
-        for frame in frames.feed(data):
-            return frame
+async def _first_frame(
+    reader: asyncio.StreamReader, frames: FrameReader[FromEngine], model_id: str
+) -> FromEngine | None:
+    """Returns the frame that ends loading; None when the stream ended without one. Raises ModelLoadError when neither
+    comes."""
+    try:
+        async with asyncio.timeout(LOAD_LIMIT_S):
+            while data := await reader.read(RECV_BYTES):
+                for frame in frames.feed(data):
+                    return frame
+    except TimeoutError:
+        raise ModelLoadError(f"{model_id}: loading has not ended in {LOAD_LIMIT_S:.0f} s, and was given up") from None
     return None
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,7 +18,10 @@ import pytest
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
+from inferflux.engine.service import client as service_client
+from inferflux.engine.service import launch as launching
 from inferflux.engine.service.client import ClientState, EngineClient
+from inferflux.engine.service.launch import RunningHost
 from inferflux.engine.service.protocol import Output
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams
@@ -175,6 +179,27 @@ async def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
         await client.start()
     assert client.state is ClientState.FAILED
     assert client.pid is None
+
+
+async def test_a_load_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process, stopped before it has said a word, is gone afterwards."""
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), RUNTIME)
+    launch, launched = service_client.launch_process, []
+
+    async def launch_stopped(log: LoggingConfig) -> tuple[RunningHost, socket.socket]:
+        host, sock = await launch(log)
+        assert host.pid is not None
+        os.kill(host.pid, signal.SIGSTOP)
+        launched.append(psutil.Process(host.pid))
+        return host, sock
+
+    monkeypatch.setattr(service_client, "launch_process", launch_stopped)
+    monkeypatch.setattr(service_client, "LOAD_LIMIT_S", 0.1)
+    monkeypatch.setattr(launching, "TERMINATE_GRACE_S", 0.1)
+    with pytest.raises(ModelLoadError, match=r"^model: loading has not ended in 0 s, and was given up$"):
+        await client.start()
+    assert client.state is ClientState.FAILED
+    assert not launched[0].is_running()
 
 
 def test_the_engine_dies_with_its_parent(folder: Path) -> None:
