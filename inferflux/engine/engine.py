@@ -105,6 +105,7 @@ class Engine:
         """Stops these requests and frees their pages; unknown ids are ignored. No output follows."""
         self._anteroom.remove(request_ids)
         self.scheduler.abort(request_ids)
+        self.executor.forget(request_ids)
 
     def set_fairness(self, policy: str, fairness: FairnessConfig) -> None:
         """Schedules by another policy from now on. Raises ConfigError when there is none of that name."""
@@ -121,7 +122,11 @@ class Engine:
         if not self._in_flight or is_first:
             return news
         plan, launched = self._in_flight.popleft()
-        return news + self.scheduler.update(plan, launched.result())
+        news += self.scheduler.update(plan, launched.result())
+        ended = [output.request_id for output in news if output.finish_reason is not None]
+        if ended:
+            self.executor.forget(ended)
+        return news
 
     def drop_cache(self) -> None:
         """Forgets every cached page in every tier; running requests keep theirs."""

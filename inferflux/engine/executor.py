@@ -6,7 +6,7 @@ computes its own share. Importing this file does not import torch; making an Exe
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -118,6 +118,10 @@ class Executor:
         """Compiles a grammar in a thread. A request that has it may join a plan when the future is done; the future
         raises RequestError when it never may."""
         return self._grammars.prepare(grammar)
+
+    def forget(self, request_ids: Collection[int]) -> None:
+        """These requests have ended, and nothing of them is computed any more."""
+        self._runner.forget(request_ids)
 
     def beat(self) -> None:
         """Asks the other ranks for a sign of life, unless they have heard something lately.

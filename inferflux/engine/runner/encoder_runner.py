@@ -4,7 +4,7 @@ The scheduler plans prompts in chunks over pages, as for every model; here there
 computed when its last chunk is due. Texts of a step are computed together, those of like length side by side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import numpy as np
@@ -58,6 +58,9 @@ class EncoderRunner:
 
     def follow(self, plan: StepPlan) -> None:
         raise AssertionError("encoders run on one rank")
+
+    def forget(self, request_ids: Collection[int]) -> None:
+        """Nothing is kept for a request that has ended."""
 
     def close(self) -> None:
         """Nothing is recorded."""

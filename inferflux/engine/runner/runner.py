@@ -4,7 +4,7 @@ Keeps what a row needs from step to step by slot: its page table and its samplin
 of the whole engine; what concerns one row alone is in that row's RowOutput.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,6 +127,10 @@ class Runner:
             num_sampled = len(batch.sampled)
             for part in hidden[num_sampled : num_sampled + batch.num_scored].split(SCORED_AT_ONCE):
                 self.decoder.logits(part)
+
+    def forget(self, request_ids: Collection[int]) -> None:
+        """Lets go of what is kept for requests that have ended."""
+        self._table.forget(request_ids)
 
     def record_graphs(self, max_model_len: int, agree: Agree) -> None:
         """Records decode steps as CUDA graphs, if every rank can. Writes slot 0 of page 0, which must be nobody's."""

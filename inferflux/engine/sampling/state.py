@@ -4,6 +4,8 @@ A step gathers rows of these arrays by slot number, so its cost does not grow wi
 has. Numpy on the host only; knows no logits and no device.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 
@@ -76,6 +78,13 @@ class SamplerTable:
             | LOGPROBS * (params.logprobs is not None)
             | CONSTRAINED * (self.grammars[slot] is not None)
         )
+
+    def forget(self, request_ids: Collection[int]) -> None:
+        """These requests have ended: lets go of what is large, their grammars' matchers."""
+        for slot, grammar in enumerate(self.grammars):
+            if grammar is not None and grammar.request_id in request_ids:
+                self.grammars[slot] = None
+                self.flags[slot] &= ~np.uint8(CONSTRAINED)
 
     def _set_bias(self, slot: int, params: SamplingParams) -> None:
         known = {id_: value for id_, value in (params.logit_bias or {}).items() if 0 <= id_ < self.vocab_size}

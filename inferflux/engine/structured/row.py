@@ -20,10 +20,11 @@ T = TypeVar("T")
 
 
 class RowGrammar:
-    """error: why the grammar can tell no more; the request must end."""
+    """request_id: whose it is. error: why the grammar can tell no more; the request must end."""
 
     def __init__(self, start: RowStart, grammars: Grammars) -> None:
         assert start.sampling.grammar is not None
+        self.request_id = start.request_id
         self.error: str | None = None
         self._length = start.num_prompt_tokens
         try:

@@ -128,6 +128,28 @@ def test_an_abort_while_compiling_leaves_nothing_behind(engine: Engine) -> None:
     assert engine.step() == []
 
 
+def test_a_matcher_goes_with_its_request(folder: Path) -> None:
+    """When it ends by itself, after preemptions too, and when it is given up; others keep theirs."""
+    engine = start_engine(
+        folder,
+        paged_kv={"page_tokens": 4, "device_pages": 14},
+        scheduler={"max_batch_size": 4, "chunked_prefill_tokens": 7},
+    )
+    run_requests(engine, PROMPTS, SamplingParams(max_tokens=60, seed=4, grammar=Grammar("regex", "[a-f]{25,30}")))
+    assert engine.stats().preemptions > 0
+    table = engine.executor._runner._table
+    assert table.grammars == [None] * 4
+    for number, prompt in enumerate(PROMPTS[:2]):
+        engine.submit(Submit(number, prompt, PARAMS))
+    while len(list(filter(None, table.grammars))) < 2:
+        engine.step()
+    engine.abort([0])
+    assert [grammar.request_id for grammar in table.grammars if grammar is not None] == [1]
+    while engine.has_work:
+        engine.step()
+    assert table.grammars == [None] * 4
+
+
 class Panic(BaseException):
     """What a panic of the library looks like from Python: no plain Exception."""
 
