@@ -5,23 +5,26 @@ Knows the text rooms and the engine; knows no HTTP and starts no process.
 
 import itertools
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
+from msgspec import inspect
 from rich.console import Console
 from rich.progress import Progress
 
 from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config.values import InvalidValueError, check
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Output, Submit
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
-from inferflux.errors import ConfigError, EngineError, RequestError
+from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError
 from inferflux.sampling_params import Pooling, SamplingParams
 
 Message = dict[str, Any]
@@ -79,6 +82,7 @@ class LLM:
     max_model_len: the window in tokens; None: the model's own.
     runtime: scheduler, KV and kernel settings, the same tree as the server's `runtime` section.
     Raises ModelLoadError when the model cannot be loaded, ConfigError when a setting does not fit it.
+    Several threads may use it at once; their prompts share steps. `with LLM(...) as llm` closes it at the end.
     """
 
     def __init__(
@@ -92,11 +96,21 @@ class LLM:
         runtime: RuntimeConfig | None = None,
     ) -> None:
         path = demo_model_path() if str(model) == STUB else Path(model)
+        if not path.is_dir():
+            raise ModelLoadError(f'{path}: is not a folder (a model\'s, or "{STUB}" for the demo model)')
         config = _model_config(path, dtype=dtype, quantization=quantization, max_model_len=max_model_len)
         self._text: TextBundle = load_text(path, chat_template)
         self.engine = Engine(config, runtime or RuntimeConfig())
         self._ids = itertools.count()
         self._news: dict[int, list[Output]] = {}
+        # The engine and `_news` are one thread's at a time; a stream that is dropped may be collected in that thread.
+        self._turn = threading.RLock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     @property
     def decoder(self) -> Any:
@@ -159,7 +173,8 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine, and where KV pages are kept over a restart, writes them out; nothing may follow."""
-        self.engine.close()
+        with self._turn:
+            self.engine.close()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
         """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.
@@ -199,7 +214,8 @@ class LLM:
             completion = Completion(logprobs=[] if params.logprobs is not None else None)
             generation.outputs.append(completion)
             request_id = next(self._ids)
-            self.engine.submit(Submit(request_id, prompt, params.for_choice(choice)))
+            with self._turn:
+                self.engine.submit(Submit(request_id, prompt, params.for_choice(choice)))
             running[request_id] = _Running(generation, completion, TextStream(self._text.tokenizer, params, prompt))
         return generation
 
@@ -212,21 +228,26 @@ class LLM:
         with Progress(console=Console(stderr=True), disable=_hide_bar(progress), transient=True) as bar:
             task = bar.add_task("generating", total=total)
             while running:
-                own = [output for request_id in running for output in self._news.pop(request_id, ())]
-                for output in own:
+                for output in self._next_news(list(running)):
                     if output.request_id in running:
                         yield output.request_id, output
-                if own:
-                    bar.update(task, completed=total - len(running))
-                    continue
+                bar.update(task, completed=total - len(running))
+
+    def _next_news(self, request_ids: list[int]) -> list[Output]:
+        """Returns what came for these requests, or takes a step and returns nothing."""
+        with self._turn:
+            own = [output for request_id in request_ids for output in self._news.pop(request_id, ())]
+            if not own:
                 assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
                 for output in self.engine.step():
                     self._news.setdefault(output.request_id, []).append(output)
+            return own
 
     def _stop(self, request_ids: list[int]) -> None:
-        self.engine.abort(request_ids)
-        for request_id in request_ids:
-            self._news.pop(request_id, None)
+        with self._turn:
+            self.engine.abort(request_ids)
+            for request_id in request_ids:
+                self._news.pop(request_id, None)
 
 
 def _apply(run: _Running, output: Output) -> TextDelta:
@@ -248,15 +269,17 @@ def _apply(run: _Running, output: Output) -> TextDelta:
 
 def _model_config(path: Path, **settings: Any) -> ModelConfig:
     """Raises ConfigError. The id is for messages only: a folder's name may have letters that an id may not."""
+    values = {"id": "model", "path": str(path), **settings}
     try:
-        return msgspec.convert({"id": "model", "path": str(path), **settings}, ModelConfig)
-    except msgspec.ValidationError as error:
-        words, _, key = str(error).partition(" - at `$.")
-        raise ConfigError(f"{key.rstrip('`')}: {words[:1].lower()}{words[1:]}") from None
+        return msgspec.convert(check(inspect.type_info(ModelConfig), values, ()), ModelConfig)
+    except InvalidValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _as_batch(prompts: Any) -> list[Any]:
     """A single prompt becomes a batch of one: a string, a list of ints, or a list of messages."""
+    if not isinstance(prompts, str | Sequence):
+        raise RequestError(f"prompts: must be one prompt or a list of them (got {type(prompts).__name__})")
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | dict)):
         return [prompts]
     return list(prompts)
@@ -265,6 +288,8 @@ def _as_batch(prompts: Any) -> list[Any]:
 def _params_for(num_prompts: int, params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise RequestError(f"params: must be SamplingParams, one or a list of them (got {type(params).__name__})")
     if len(params) != num_prompts:
         raise RequestError(f"params: must be one for all or one per prompt ({num_prompts}, got {len(params)})")
     return list(params)

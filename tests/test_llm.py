@@ -1,6 +1,8 @@
 """LLM, the offline face: prompts of every kind in, texts out, interleaved streams kept apart."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,17 +112,47 @@ def test_what_is_no_prompt_is_refused(llm: LLM, prompt: object) -> None:
 def test_params_must_match_prompts(llm: LLM) -> None:
     with pytest.raises(RequestError, match="one per prompt"):
         llm.generate(["a", "b"], [GREEDY])
+    with pytest.raises(RequestError, match=r"must be SamplingParams.*got dict"):
+        llm.generate(["a"], {"max_tokens": 5})  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="n"):
         next(llm.stream("a", SamplingParams(n=2)))
 
 
+@pytest.mark.parametrize("prompts", [None, 5, {"role": "user"}])
+def test_what_are_no_prompts_are_refused(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(RequestError, match="prompts: must be one prompt or a list"):
+        llm.generate(prompts)
+
+
+def test_threads_share_one_engine(llm: LLM) -> None:
+    prompts = [f"number {index}" for index in range(8)]
+    alone = [llm.generate(prompt, GREEDY)[0].text for prompt in prompts]
+
+    def streamed(prompt: str) -> str:
+        return "".join(delta.text for delta in llm.stream(prompt, GREEDY))
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(streamed, prompts)) == alone
+        assert [found[0].text for found in pool.map(lambda one: llm.generate(one, GREEDY), prompts)] == alone
+    assert not llm.engine.has_work
+
+
+def test_it_closes_at_the_end_of_a_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM("stub") as llm:
+        closed: list[bool] = []
+        monkeypatch.setattr(llm.engine, "close", lambda: closed.append(True))
+    assert closed == [True]
+
+
 def test_a_setting_that_cannot_be_is_named() -> None:
-    with pytest.raises(ConfigError, match="dtype: invalid enum value 'float12'"):
+    with pytest.raises(ConfigError, match=r'dtype: must be one of auto, bfloat16, .* \(got "float12"\)'):
         LLM("stub", dtype="float12")
+    with pytest.raises(ConfigError, match=r"max_model_len: must be >= 1 \(got 0\)"):
+        LLM("stub", max_model_len=0)
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="no where"):
+    with pytest.raises(ModelLoadError, match="no where: is not a folder"):
         LLM(tmp_path / "no where")
 
 
