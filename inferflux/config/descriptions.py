@@ -62,6 +62,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "runtime.kernels.rope": "Backend of rotary embedding and the KV write.",
         "runtime.kernels.activation": "Backend of the gated activation.",
         "runtime.kernels.moe": "Backend of the mixture of experts.",
+        "runtime.kernels.quantized_moe": "Backend of the mixture of quantised experts.",
         "runtime.kernels.sampling": "Backend of sampling.",
         "runtime.cuda_graphs": "Capture decode steps as CUDA graphs where that is possible.",
         "runtime.speculative_decoding.enabled": "Draft tokens ahead and verify them in one step.",

@@ -142,6 +142,7 @@ class KernelsConfig(Section, frozen=True):
     rope: Text = "auto"
     activation: Text = "auto"
     moe: Text = "auto"
+    quantized_moe: Text = "auto"
     sampling: Text = "auto"
 
 

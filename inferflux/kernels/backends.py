@@ -15,7 +15,18 @@ import torch
 
 from inferflux.errors import ConfigError, did_you_mean
 
-OPS: Final = ("attention", "linear", "quantized_linear", "norm", "add_norm", "rope", "activation", "moe", "sampling")
+OPS: Final = (
+    "attention",
+    "linear",
+    "quantized_linear",
+    "norm",
+    "add_norm",
+    "rope",
+    "activation",
+    "moe",
+    "quantized_moe",
+    "sampling",
+)
 
 # Best first; each is a package `inferflux.kernels.NAME`.
 BUILT_IN: Final = ("triton", "native", "torch", "reference")
@@ -26,7 +37,7 @@ ENTRY_POINT_GROUP: Final = "inferflux.kernels"
 # Ops that share a file with another.
 _FILES: Final = {"add_norm": "norm"}
 # Ops that own a layout: `pack` and `run`.
-PACKED_OPS: Final = frozenset({"linear", "quantized_linear", "moe"})
+PACKED_OPS: Final = frozenset({"linear", "quantized_linear", "moe", "quantized_moe"})
 
 
 class Backend(NamedTuple):

@@ -22,6 +22,7 @@ from inferflux.kernels.ops import (
     MoeOp,
     NormOp,
     QuantizedLinearOp,
+    QuantizedMoeOp,
     RopeOp,
     SamplingOp,
 )
@@ -52,6 +53,7 @@ class KernelSet:
     rope: RopeOp
     activation: ActivationOp
     moe: MoeOp
+    quantized_moe: QuantizedMoeOp
     sampling: SamplingOp
     choices: tuple[Choice, ...] = ()
 

@@ -1,8 +1,8 @@
 """The ops: one name, one signature, one meaning each.
 
 A backend is a module, or a package with a file per op, where each op it has stands under its name: a function, except
-for `linear` and `quantized_linear`, which are anything with `pack` and `run` (a class with static methods, an object, a
-module).
+for `linear`, `moe` and their quantised twins, which are anything with `pack` and `run` (a class with static methods, an
+object, a module).
 `reference/` is the truth; every other backend must agree with it (`inferflux kernels check`).
 Shape letters are those of `metadata`. Inputs may be strided unless said otherwise; outputs are new and contiguous
 unless said otherwise.
@@ -121,6 +121,21 @@ class MoeOp(Protocol):
         Ids are >= 0 and <= E; E is nobody's (an expert of another rank) and adds nothing. Returns the sum over k of
         weights * down(kind(gate(x)) * up(x)), [T, hidden] in x's dtype, summed in float32 at least.
         """
+        ...
+
+
+class QuantizedMoeOp(Protocol):
+    """`MoeOp` for experts that were rounded to few bits when they were loaded.
+
+    `rounds_inputs`: see `QuantizedLinearOp`.
+    """
+
+    def pack(self, gate_up: Iterable[QuantizedWeight], down: Iterable[QuantizedWeight]) -> Any:
+        """As `MoeOp.pack`; all experts are of one scheme."""
+        ...
+
+    def run(self, packed: Any, x: Tensor, expert_ids: Tensor, weights: Tensor, kind: ActivationKind) -> Tensor:
+        """As `MoeOp.run`."""
         ...
 
 

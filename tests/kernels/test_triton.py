@@ -73,7 +73,7 @@ def interpret(*command: str) -> None:
 
 
 @pytest.mark.parametrize("ops", [["attention"], ["rope", "norm", "add_norm", "activation"], ["quantized_linear"],
-                                 ["sampling"], ["moe"]], ids=lambda ops: ops[0])  # fmt: skip
+                                 ["sampling"], ["moe"], ["quantized_moe"]], ids=lambda ops: ops[0])  # fmt: skip
 def test_every_kernel_passes_its_check(ops: list[str]) -> None:
     options = [option for op in ops for option in ("--op", op)]
     interpret("-m", "inferflux", "kernels", "check", "--backend", "triton", "--dtype", "float32", *options)
@@ -116,7 +116,11 @@ PAGES = {"attention": 1, "rope": 3}
 
 def launched(op: str) -> Iterator[tuple[str, Inputs]]:
     """Calls that between them launch every kernel of the op, in every variant that differs much."""
-    seen = {"sampling": ("greedy",), "quantized_linear": ("int4 gate_up 1", "fp8 gate_up 70")}
+    seen = {
+        "sampling": ("greedy",),
+        "quantized_linear": ("int4 gate_up 1", "fp8 gate_up 70"),
+        "quantized_moe": ("int8 2 of 8, 1", "int4 2 of 8, 70"),
+    }
     for workload in workloads_of(op, SHAPE):
         if workload.name.startswith(seen.get(op, "")):
             yield workload.name, _inputs_of(workload)
@@ -140,7 +144,8 @@ def _inputs_of(workload: Workload) -> Inputs:
 
 
 @pytest.mark.parametrize(
-    "op", ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "moe", "sampling"]
+    "op",
+    ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "moe", "quantized_moe", "sampling"],
 )
 def test_kernels_compile_for_an_h100(op: str) -> None:
     from tests.support.triton_compile import catch_launches
@@ -164,7 +169,7 @@ def test_no_length_specialises_a_compile() -> None:
     from triton.runtime.jit import JITFunction
 
     lengths = {"num_pairs", "num_rows", "num_splits", "window", "stride_table", "vocab_size"}
-    for name in ("attention", "quantized_linear", "moe", "sampling", "norm", "rope", "activation"):
+    for name in ("attention", "quantized_linear", "moe", "quantized_moe", "sampling", "norm", "rope", "activation"):
         module = importlib.import_module(f"inferflux.kernels.triton.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, JITFunction)):
             if kernel.__name__.endswith("_kernel"):

@@ -80,7 +80,7 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             noise = torch.randn(weight.shape, generator=generator)
             if "embed_tokens" in name or "lm_head" in name:
                 weight.copy_(noise * EMBEDDING_STD)
-            elif weight.dim() == 2:
+            elif weight.dim() >= 2:  # all experts of a layer are one tensor
                 weight.copy_(noise * WEIGHT_STD)
             elif name.endswith("bias"):
                 weight.copy_(noise * 0.3)

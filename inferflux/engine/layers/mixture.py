@@ -15,7 +15,7 @@ from torch.nn import functional
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.linear import Linear
 from inferflux.kernels.kernel_set import KernelSet
-from inferflux.kernels.ops import ActivationKind
+from inferflux.kernels.ops import ActivationKind, MoeOp, QuantizedMoeOp
 
 Tensor = torch.Tensor
 
@@ -49,21 +49,21 @@ class SharedExpert:
 
 
 class Mixture:
-    """router [E, hidden]. experts: this rank's, packed by the op. load int64 [E]: tokens of each expert, counted up
-    by every call, of all the mixtures that are given it."""
+    """op: computes this rank's experts, which it has packed. router [E, hidden]. load int64 [E]: tokens of each expert,
+    counted up by every call, of all the mixtures that are given it."""
 
     def __init__(
         self,
-        kernels: KernelSet,
+        op: MoeOp | QuantizedMoeOp,
+        experts: Any,
         context: ParallelContext,
         shape: MixtureShape,
         *,
         router: Tensor,
-        experts: Any,
         shared: SharedExpert | None,
         load: Tensor,
     ) -> None:
-        self._run = kernels.moe.run
+        self._run = op.run
         self._context = context
         self._shape = shape
         self._router = router

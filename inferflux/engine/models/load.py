@@ -1,6 +1,8 @@
 """Loading a model: a folder becomes a Decoder. Assembles; reading is `weights`' work, computing the decoder's."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,13 +43,12 @@ def load_model(
     """Loads the folder `path` for this rank. max_model_len None: the config's own length.
 
     quantization: how the layers' matrices are rounded while they are read. The output matrix is too (to int8 where the
-    others have 4 bits), and with it the embeddings where they are one; embeddings of their own, norms and biases stay.
+    others have 4 bits), and with it the embeddings where they are one; embeddings of their own, norms, biases and what
+    chooses experts stay.
 
     Raises ModelLoadError when the folder is not sound or not supported, ConfigError when ranks cannot share it.
     """
     spec = with_max_model_len(read_spec(path), max_model_len)
-    if quantization is not None and spec.mixture is not None:
-        raise ConfigError("models[].quantization: must be null: experts are not quantised yet")
     table = weight_table(spec)
     with Checkpoint(path) as checkpoint:
         check_tensors(checkpoint, table.sources(), lambda name: is_ignored(spec, name))
@@ -150,13 +151,12 @@ class _Builder:
         assert mixture is not None
         assert weights.router is not None
         mine = self.context.split(mixture.num_experts, "num_experts")
-        load = self.loader.load
-        experts = kernels.moe.pack(map(load, weights.experts_gate_up[mine]), map(load, weights.experts_down[mine]))
+        op: Any = kernels.moe if self._quantization is None else kernels.quantized_moe
+        matrix = partial(self.matrix, scheme=self._quantization)
+        experts = op.pack(map(matrix, weights.experts_gate_up[mine]), map(matrix, weights.experts_down[mine]))
         shape = MixtureShape(mixture.num_experts, mixture.per_token, mixture.normalise, self.spec.activation)
-        router, shared = load(weights.router), self._shared_expert(weights)
-        return Mixture(
-            kernels, self.context, shape, router=router, experts=experts, shared=shared, load=self.expert_load
-        )
+        router, shared = self.loader.load(weights.router), self._shared_expert(weights)
+        return Mixture(op, experts, self.context, shape, router=router, shared=shared, load=self.expert_load)
 
     def _shared_expert(self, weights: LayerWeights) -> SharedExpert | None:
         if weights.gate_up is None or weights.down is None or weights.shared_gate is None:

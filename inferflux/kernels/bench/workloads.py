@@ -19,6 +19,7 @@ from inferflux.kernels.quantized_weight import INT4_GROUP, Scheme, quantize
 NUM_LAYERS = 2
 NUM_EXPERTS = 8
 EXPERTS_PER_TOKEN = 2
+_WEIGHT_BYTES: Final[Mapping[Scheme, float]] = MappingProxyType({"int8": 1.0, "int4": 0.5 + 4 / INT4_GROUP, "fp8": 1.0})
 
 
 def workloads_of(op: str, shape: LayerShape) -> tuple[Workload, ...]:
@@ -90,8 +91,7 @@ def _linear_inputs(rows: int, columns: int, count: int) -> Build:
 
 def _quantized_linear(shape: LayerShape) -> Iterator[Workload]:
     rows, columns = 2 * shape.intermediate, shape.hidden
-    schemes: tuple[tuple[Scheme, float], ...] = (("int8", 1.0), ("int4", 0.5 + 4 / INT4_GROUP), ("fp8", 1.0))
-    for scheme, weight_bytes in schemes:
+    for scheme, weight_bytes in _WEIGHT_BYTES.items():
         for count in shape.batches:
             cost = Cost(count * (rows + columns), 2 * count * rows * columns, int(rows * columns * weight_bytes))
             build = _quantized_inputs(scheme, rows, columns, count)
@@ -124,6 +124,27 @@ def _moe_inputs(hidden: int, inner: int, count: int) -> Build:
         ids = torch.arange(EXPERTS_PER_TOKEN * count, device=device).view(count, EXPERTS_PER_TOKEN) % NUM_EXPERTS
         weights = torch.full(ids.shape, 1 / EXPERTS_PER_TOKEN, device=device)
         return Inputs((gate_up, down, _normal(dtype, device, count, hidden), ids, weights, "silu"))
+
+    return build
+
+
+def _quantized_moe(shape: LayerShape) -> Iterator[Workload]:
+    hidden, inner = shape.hidden, shape.intermediate // 4
+    for scheme, weight_bytes in _WEIGHT_BYTES.items():
+        for count in shape.batches:
+            num_used = min(NUM_EXPERTS, EXPERTS_PER_TOKEN * count)
+            flops = 6 * EXPERTS_PER_TOKEN * count * hidden * inner
+            cost = Cost(2 * count * hidden, flops, int(3 * num_used * hidden * inner * weight_bytes))
+            name = f"{scheme} {EXPERTS_PER_TOKEN} of {NUM_EXPERTS}, {count}"
+            build = _quantized_moe_inputs(scheme, hidden, inner, count)
+            yield Workload("quantized_moe", name, cost, True, build)
+
+
+def _quantized_moe_inputs(scheme: Scheme, hidden: int, inner: int, count: int) -> Build:
+    def build(dtype: torch.dtype, device: torch.device) -> Inputs:
+        gate_up, down, *rest = _moe_inputs(hidden, inner, count)(dtype, device).positional
+        experts = ([quantize(matrix, scheme) for matrix in matrices] for matrices in (gate_up, down))
+        return Inputs((*experts, *rest))
 
     return build
 
@@ -215,6 +236,7 @@ _WORKLOADS: Final[Mapping[str, Callable[[LayerShape], Iterator[Workload]]]] = Ma
         "rope": _rope,
         "activation": _activation,
         "moe": _moe,
+        "quantized_moe": _quantized_moe,
         "sampling": _sampling,
     }
 )

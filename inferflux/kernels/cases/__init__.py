@@ -10,7 +10,7 @@ from typing import Final
 
 from inferflux.kernels.cases.case import Case, NamedCases
 from inferflux.kernels.cases.dense import activation_cases, add_norm_cases, linear_cases, norm_cases
-from inferflux.kernels.cases.moe import moe_cases
+from inferflux.kernels.cases.moe import moe_cases, quantized_moe_cases
 from inferflux.kernels.cases.paged import attention_cases, rope_cases
 from inferflux.kernels.cases.quantized import quantized_linear_cases
 from inferflux.kernels.cases.sampling import sampling_cases
@@ -25,6 +25,7 @@ _CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
         "rope": rope_cases,
         "activation": activation_cases,
         "moe": moe_cases,
+        "quantized_moe": quantized_moe_cases,
         "sampling": sampling_cases,
     }
 )

@@ -1,10 +1,12 @@
-"""Cases of moe: odd sizes, experts with many tokens and with none, pairs that are nobody's."""
+"""Cases of moe and quantized_moe: odd sizes, experts with many tokens and with none, pairs that are nobody's."""
 
 from collections.abc import Callable
 
 import torch
 
 from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.cases.quantized import SCHEMES
+from inferflux.kernels.quantized_weight import Scheme, quantize
 
 
 def moe_cases() -> NamedCases:
@@ -13,6 +15,23 @@ def moe_cases() -> NamedCases:
     yield "some experts elsewhere", _moe((19, 6, 2), num_here=4)
     yield "all experts elsewhere", _moe((3, 6, 2), num_here=0)
     yield "one expert for all", _moe((40, 5, 1), only=3)
+
+
+def quantized_moe_cases() -> NamedCases:
+    for scheme in SCHEMES:
+        for num_tokens, num_experts, per_token in ((0, 4, 2), (1, 8, 2), (33, 5, 3)):
+            sizes = (num_tokens, num_experts, per_token)
+            yield f"{scheme}, {num_tokens} tokens, {per_token} of {num_experts}", _quantized(_moe(sizes), scheme)
+        yield f"{scheme}, some experts elsewhere", _quantized(_moe((19, 6, 2), num_here=4), scheme)
+
+
+def _quantized(build_floats: Callable[[Draw], Inputs], scheme: Scheme) -> Callable[[Draw], Inputs]:
+    def build(draw: Draw) -> Inputs:
+        gate_up, down, *rest = build_floats(draw).positional
+        experts = ([quantize(matrix, scheme) for matrix in matrices] for matrices in (gate_up, down))
+        return Inputs((*experts, *rest))
+
+    return build
 
 
 def _moe(

@@ -3,7 +3,8 @@
 Each expert's matrices lie as `linear` likes them. How many tokens an expert has is asked of the device once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -22,6 +23,17 @@ def pack(gate_up: Iterable[Tensor], down: Iterable[Tensor]) -> Experts:
 
 def run(experts: Experts, x: Tensor, expert_ids: Tensor, weights: Tensor, kind: ActivationKind) -> Tensor:
     """See `ops.MoeOp.run`."""
+    return run_experts(experts, linear.run, (x, expert_ids, weights), kind)
+
+
+def run_experts(
+    experts: Sequence[tuple[Any, Any]],
+    multiply: Callable[[Any, Tensor], Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    kind: ActivationKind,
+) -> Tensor:
+    """experts: both matrices of each, as `multiply(matrix, x)` wants them. inputs: as `ops.MoeOp.run` gets them."""
+    x, expert_ids, weights = inputs
     flat = expert_ids.flatten()
     order = flat.argsort(stable=True)
     tokens = order // expert_ids.shape[1]
@@ -31,7 +43,7 @@ def run(experts: Experts, x: Tensor, expert_ids: Tensor, weights: Tensor, kind: 
     for (gate_up, down), count in zip(experts, flat.bincount(minlength=len(experts)).tolist(), strict=False):
         if count:
             mine = tokens[first : first + count]
-            inner = activation(linear.run(gate_up, x.index_select(0, mine)), kind)
-            y.index_add_(0, mine, linear.run(down, inner).to(y.dtype).mul_(scales[first : first + count]))
+            inner = activation(multiply(gate_up, x.index_select(0, mine)), kind)
+            y.index_add_(0, mine, multiply(down, inner).to(y.dtype).mul_(scales[first : first + count]))
             first += count
     return y.to(x.dtype)

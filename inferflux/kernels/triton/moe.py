@@ -4,8 +4,8 @@ Pairs of token and expert are sorted by expert and padded to whole tiles, so tha
 which. All of that happens on the device: nothing waits, and a CUDA graph can capture it.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -92,14 +92,26 @@ def run(
     experts: Experts, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, kind: ActivationKind
 ) -> torch.Tensor:
     """See `ops.MoeOp.run`."""
+    return run_grouped(experts, experts.gate_up.shape[:2], _multiply, (x, expert_ids, weights), kind)
+
+
+def run_grouped(
+    experts: tuple[Any, Any],
+    shape: tuple[int, int],
+    multiply: Callable[..., None],
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    kind: ActivationKind,
+) -> torch.Tensor:
+    """experts: both matrices of all, as `multiply` wants them. shape: [E, 2I]. inputs: as `ops.MoeOp.run` gets them."""
+    (gate_up, down), (num_experts, num_inner), (x, expert_ids, weights) = experts, shape, inputs
     num_tokens, per_token = expert_ids.shape
-    tiles = sort_into_tiles(expert_ids.flatten(), experts.down.shape[0])
+    tiles = sort_into_tiles(expert_ids.flatten(), num_experts)
     x, scales = x.contiguous(), weights.flatten()
     # What no expert writes, since its pair is nobody's, must not be garbage.
-    inner = x.new_zeros((num_tokens * per_token, experts.gate_up.shape[1]))
-    _multiply(inner, x, experts.gate_up, tiles, per_token, None)
+    inner = x.new_zeros((num_tokens * per_token, num_inner))
+    multiply(inner, x, gate_up, tiles, per_token, None)
     parts = x.new_zeros((num_tokens * per_token, x.shape[1]), dtype=torch.float32)
-    _multiply(parts, activation(inner, kind), experts.down, tiles, 1, scales)
+    multiply(parts, activation(inner, kind), down, tiles, 1, scales)
     return parts.view(num_tokens, per_token, x.shape[1]).sum(1).to(x.dtype)
 
 

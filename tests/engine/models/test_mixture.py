@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.engine.engine import Engine
 from inferflux.engine.models.partition import check_partition
 from inferflux.engine.models.spec import read_spec
 from inferflux.errors import ConfigError, ModelLoadError
@@ -46,9 +44,6 @@ def test_what_is_not_supported_is_refused(tiny_model: MakeModel, tmp_path: Path)
         read_spec(edited(tiny_model("olmoe"), tmp_path, clip_qkv=0))
     with pytest.raises(ModelLoadError, match="num_experts_per_tok: must be an integer >= 1 and <= 8"):
         read_spec(edited(tiny_model("olmoe"), tmp_path, num_experts_per_tok=9))
-    model = ModelConfig(id="m", path=str(tiny_model("olmoe").folder), quantization="int8")
-    with pytest.raises(ConfigError, match="quantization: must be null"):
-        Engine(model, RuntimeConfig())
 
 
 def test_ranks_that_cannot_share_experts_print_the_equation(tiny_model: MakeModel, tmp_path: Path) -> None:

@@ -31,17 +31,21 @@ TOLERANCES = {"int8": (2e-3, 2.5e-2), "int4": (2e-3, 2.5e-2), "fp8": (1e-5, 1e-4
 
 
 def round_weights(model: PreTrainedModel, scheme: Scheme) -> None:
-    """Replaces a transformers model's matrices with what quantised loading makes of them, in float32."""
+    """Replaces a transformers model's matrices with what quantised loading makes of them, in float32: all experts of a
+    layer are one tensor there, and what chooses them stays as it is."""
     head_scheme: Scheme = "int8" if scheme == "int4" else scheme
     with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 3:
+                weight.copy_(torch.stack([dequantize(quantize(expert, scheme), torch.float32) for expert in weight]))
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not name.endswith("shared_expert_gate"):
                 chosen = head_scheme if name == "lm_head" else scheme
                 module.weight.copy_(dequantize(quantize(module.weight, chosen), torch.float32))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("family", ["qwen2", "llama_biased", "phi3", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2", "llama_biased", "phi3", "gemma3", "mixtral", "qwen2_moe"])
 def test_logits_are_those_of_the_rounded_weights(tiny_model, family, scheme):
     """Tied embeddings (qwen2, gemma3) follow the head's rounding by themselves: in transformers they are one tensor."""
     model = tiny_model(family)

@@ -1,0 +1,157 @@
+"""Mixture of quantised experts: the grouped products of `moe`, weights widened in registers as in `quantized_linear`.
+
+The op is this module: `pack` and `run`. A weight is read once per tile of pairs, in its few bits.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import triton
+import triton.language as tl
+
+from inferflux.kernels.ops import ActivationKind
+from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
+from inferflux.kernels.triton.moe import BLOCK_OUT, BLOCK_PAIRS, Tiles, run_grouped
+
+Tensor = torch.Tensor
+
+# Not yet measured on a GPU. Columns of a step: two groups of int4's, whose bytes then make a tile of 32.
+BLOCK_IN = 64
+
+# Both matrices of all experts: values [E, out, bytes] and scales [E, out, groups] in one weight of E * out rows.
+Experts = tuple[QuantizedWeight, QuantizedWeight]
+
+
+@triton.jit
+def _store(output, total, scales, mine, outs, num_pairs, NUM_OUT: tl.constexpr, SCALED: tl.constexpr):
+    there = mine < num_pairs
+    if SCALED:
+        total *= tl.load(scales + mine, mask=there, other=0.0).to(tl.float32)[:, None]
+    tl.store(
+        output + mine[:, None] * NUM_OUT + outs[None, :],
+        total.to(output.dtype.element_ty),
+        mask=there[:, None] & (outs < NUM_OUT)[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _grouped_byte_kernel(
+    output,
+    x,
+    values,  # int8 or fp8 [E * out, in]
+    weight_scales,  # float32 [E * out]
+    scales,
+    pairs,
+    experts,
+    num_pairs,
+    PAIRS_PER_ROW: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_OUT: tl.constexpr,
+    NUM_IN: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program (i, j): as `moe._grouped_kernel`."""
+    tile = tl.program_id(0)
+    expert = tl.load(experts + tile)
+    if expert < NUM_EXPERTS:
+        mine = tl.load(pairs + tile * BLOCK_M + tl.arange(0, BLOCK_M))
+        outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        there, wanted = (mine < num_pairs)[:, None], (outs < NUM_OUT)[None, :]
+        x_rows = x + (mine // PAIRS_PER_ROW)[:, None] * NUM_IN
+        weight_rows = expert * NUM_OUT + outs
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for first in range(0, NUM_IN, BLOCK_K):
+            ins = first + tl.arange(0, BLOCK_K)
+            a = tl.load(x_rows + ins[None, :], mask=there & (ins < NUM_IN)[None, :], other=0.0)
+            inside = wanted & (ins < NUM_IN)[:, None]
+            b = tl.load(values + weight_rows[None, :] * NUM_IN + ins[:, None], mask=inside, other=0.0)
+            total = tl.dot(a, b.to(a.dtype), total, input_precision="ieee")
+        total *= tl.load(weight_scales + weight_rows, mask=outs < NUM_OUT, other=0.0)[None, :]
+        _store(output, total, scales, mine, outs, num_pairs, NUM_OUT, SCALED)
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _grouped_nibble_kernel(
+    output,
+    x,
+    values,  # uint8 [E * out, NUM_GROUPS * GROUP / 2]
+    weight_scales,  # float32 [E * out, NUM_GROUPS]
+    scales,
+    pairs,
+    experts,
+    num_pairs,
+    PAIRS_PER_ROW: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_OUT: tl.constexpr,
+    NUM_IN: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program (i, j): as `moe._grouped_kernel`. BLOCK_K columns are BLOCK_K / 2 bytes."""
+    tile = tl.program_id(0)
+    expert = tl.load(experts + tile)
+    if expert < NUM_EXPERTS:
+        mine = tl.load(pairs + tile * BLOCK_M + tl.arange(0, BLOCK_M))
+        outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        there, wanted = (mine < num_pairs)[:, None], (outs < NUM_OUT)[None, :]
+        x_rows = x + (mine // PAIRS_PER_ROW)[:, None] * NUM_IN
+        weight_rows = (expert * NUM_OUT + outs)[None, :]
+        num_bytes: tl.constexpr = NUM_GROUPS * GROUP // 2
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for first in range(0, num_bytes, BLOCK_K // 2):
+            places = first + tl.arange(0, BLOCK_K // 2)
+            even = tl.load(x_rows + 2 * places[None, :], mask=there & (2 * places < NUM_IN)[None, :], other=0.0)
+            odd = tl.load(x_rows + 2 * places[None, :] + 1, mask=there & (2 * places + 1 < NUM_IN)[None, :], other=0.0)
+            inside = wanted & (places < num_bytes)[:, None]
+            pair = tl.load(values + weight_rows * num_bytes + places[:, None], mask=inside, other=0).to(tl.int32)
+            groups = weight_scales + weight_rows * NUM_GROUPS + (places // (GROUP // 2))[:, None]
+            scale = tl.load(groups, mask=inside, other=0.0)
+            low = (((pair & 0xF) - 8).to(tl.float32) * scale).to(even.dtype)
+            high = (((pair >> 4) - 8).to(tl.float32) * scale).to(even.dtype)
+            total = tl.dot(even, low, total, input_precision="ieee")
+            total = tl.dot(odd, high, total, input_precision="ieee")
+        _store(output, total, scales, mine, outs, num_pairs, NUM_OUT, SCALED)
+
+
+def pack(gate_up: Iterable[QuantizedWeight], down: Iterable[QuantizedWeight]) -> Experts:
+    """See `ops.QuantizedMoeOp.pack`."""
+    both = list(zip(gate_up, down, strict=True))
+    return _joined([one for one, _ in both]), _joined([other for _, other in both])
+
+
+def run(experts: Experts, x: Tensor, expert_ids: Tensor, weights: Tensor, kind: ActivationKind) -> Tensor:
+    """See `ops.QuantizedMoeOp.run`."""
+    num_hidden = x.shape[1]
+    num_experts = experts[1].num_outputs // num_hidden
+    shape = num_experts, experts[0].num_outputs // num_experts
+    return run_grouped(experts, shape, _multiply, (x, expert_ids, weights), kind)
+
+
+def _joined(weights: list[QuantizedWeight]) -> QuantizedWeight:
+    values = torch.cat([weight.values.view(torch.uint8) for weight in weights]).view(weights[0].values.dtype)
+    scales = torch.cat([weight.scales for weight in weights])
+    return QuantizedWeight(weights[0].scheme, values, scales, weights[0].num_inputs)
+
+
+def _multiply(
+    output: Tensor, x: Tensor, weight: QuantizedWeight, tiles: Tiles, pairs_per_row: int, scales: Tensor | None
+) -> None:
+    num_out = output.shape[1]
+    grid = (tiles.experts.shape[0], triton.cdiv(num_out, BLOCK_OUT))
+    sizes = {"NUM_EXPERTS": weight.num_outputs // num_out, "NUM_OUT": num_out, "NUM_IN": weight.num_inputs}
+    kernel = _grouped_byte_kernel
+    if weight.scheme == "int4":
+        kernel = _grouped_nibble_kernel
+        sizes |= {"NUM_GROUPS": weight.scales.shape[1], "GROUP": INT4_GROUP}
+    kernel[grid](
+        output, x, weight.values, weight.scales, output if scales is None else scales, tiles.pairs, tiles.experts,
+        output.shape[0], PAIRS_PER_ROW=pairs_per_row, **sizes, SCALED=scales is not None,
+        BLOCK_M=BLOCK_PAIRS, BLOCK_N=BLOCK_OUT, BLOCK_K=BLOCK_IN,
+    )  # fmt: skip
