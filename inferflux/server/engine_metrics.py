@@ -1,7 +1,7 @@
 """The engines' numbers as Prometheus series, gathered when somebody looks.
 
 A model's series add up its engines: while it is being replaced there are two, and what those of before have counted
-stays in its counters. Knows no HTTP.
+stays in its counters, after it has gone too. Knows no HTTP.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,20 +15,14 @@ from inferflux.server.tier_metrics import tier_metrics
 
 Engines = Mapping[str, Sequence[Backend]]
 
-# Series name (without prefix), the field of EngineStats, help.
+# Series name (without prefix), the count's name, help.
 _COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Prompt tokens, those found in the prefix cache included."),
     ("generation_tokens", "generation_tokens", "Tokens generated."),
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
     ("preemptions", "preemptions", "Times a running sequence gave its pages back."),
-)
-_LOSSES: tuple[tuple[str, str, Callable[[Backend], int]], ...] = (
-    ("engine_restarts", "Times a dead engine was replaced.", lambda backend: backend.num_restarts),
-    (
-        "engine_retries",
-        "Requests a dead engine left unanswered, given to a new one.",
-        lambda backend: backend.num_retries,
-    ),
+    ("engine_restarts", "restarts", "Times a dead engine was replaced."),
+    ("engine_retries", "retries", "Requests a dead engine left unanswered, given to a new one."),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Backend], float]], ...] = (
     ("running_requests", "Sequences the engine computes now.", lambda backend: backend.client.stats.running),
@@ -51,8 +45,8 @@ class EngineCollector:
         engines: dict[str, list[Backend]] = {}
         for backend in self._manager.engines:
             engines.setdefault(backend.id, []).append(backend)
-        counts = {model_id: self._manager.counts(model_id).counts() for model_id in engines}
-        yield from _counters(engines, counts)
+        counts = {model_id: self._manager.counts(model_id).counts() for model_id in self._manager.counted}
+        yield from _counters(counts)
         yield from _gauges(engines)
         yield from tier_metrics(engines, counts)
         yield _expert_tokens(engines)
@@ -68,16 +62,11 @@ class EngineCollector:
         return family
 
 
-def _counters(engines: Engines, counts: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:
+def _counters(counts: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:
     for series, name, text in _COUNTERS:
         family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
-        for model_id in engines:
-            family.add_metric((model_id,), counts[model_id][name])
-        yield family
-    for series, text, value in _LOSSES:
-        family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model",))
-        for model_id, backends in engines.items():
-            family.add_metric((model_id,), sum(map(value, backends)))
+        for model_id, of_model in counts.items():
+            family.add_metric((model_id,), of_model[name])
         yield family
 
 

@@ -94,9 +94,9 @@ def tier_metrics(engines: Mapping[str, Sequence[Backend]], counts: Mapping[str, 
     yield _states(stats)
     for series, text, labels, values in _COUNTERS:
         family = CounterMetricFamily(f"inferflux_{series}", text, labels=("model", *labels))
-        for model_id in engines:
+        for model_id, of_model in counts.items():
             for words, name in values.items():
-                family.add_metric((model_id, *words), _count(counts[model_id], name))
+                family.add_metric((model_id, *words), _count(of_model, name))
         yield family
     yield _transfers(counts)
 

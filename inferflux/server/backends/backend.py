@@ -116,10 +116,10 @@ class Backend:
         """Requests that lost their engine before it had answered and were given to the next one."""
         return self._retries_before + self.client.num_retries
 
-    def count(self) -> EngineTotals:
-        """Returns the totals, with the engine's last word."""
+    def counts(self) -> Mapping[str, float]:
+        """Returns what its engines counted, with the present one's last word, and how often one was lost."""
         self.totals.update(self.client.stats, (self._num_clients, self.client.num_restarts))
-        return self.totals
+        return {**self.totals.counts(), "restarts": self.num_restarts, "retries": self.num_retries}
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -233,7 +233,7 @@ class Backend:
 
     async def _end_client(self) -> None:
         await self.client.close()
-        self.count()
+        self.counts()
 
     def _note_ready(self) -> None:
         self._info = self.client.info

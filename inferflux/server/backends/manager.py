@@ -96,6 +96,11 @@ class BackendManager:
         refusal = self.default.refusal()
         return refusal.reason if isinstance(refusal, NotReadyError) else "no_model"
 
+    @property
+    def counted(self) -> Sequence[str]:
+        """Every model that has an engine or had one, whether or not it is served."""
+        return tuple({**self._past, **{backend.id: None for backend in self.engines}})
+
     def counts(self, model_id: str) -> EngineTotals:
         """Returns what all engines of this model have counted, those that are gone included."""
         totals = EngineTotals()
@@ -103,7 +108,7 @@ class BackendManager:
             totals.add(self._past[model_id].counts())
         for backend in self.engines:
             if backend.id == model_id:
-                totals.add(backend.count().counts())
+                totals.add(backend.counts())
         return totals
 
     async def load_all(self) -> None:
@@ -247,7 +252,7 @@ class BackendManager:
             await asyncio.gather(load, return_exceptions=True)
         await backend.drain()
         del self._leaving[backend]
-        self._past.setdefault(backend.id, EngineTotals()).add(backend.count().counts())
+        self._past.setdefault(backend.id, EngineTotals()).add(backend.counts())
         if load is None:
             self._on_event(backend, "unloaded")
         elif backend.failure is None:

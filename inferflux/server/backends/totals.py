@@ -18,6 +18,8 @@ COUNTED: Final = (
     "evictions",
 )
 """The fields of EngineStats that only grow while an engine lives, besides those of the tiers."""
+LOSSES: Final = ("restarts", "retries")
+"""What is counted of engines from without, and only ever added."""
 TIERS: Final = ("cpu", "nvme")
 TIER_COUNTED: Final = (
     "hit_tokens",
@@ -58,7 +60,7 @@ class EngineTotals:
 
 def _flat(stats: EngineStats) -> dict[str, float]:
     """Returns all that only grows, by name; tiers that are not there have counted nothing."""
-    counts: dict[str, float] = {name: getattr(stats, name) for name in COUNTED}
+    counts: dict[str, float] = {name: getattr(stats, name) for name in COUNTED} | dict.fromkeys(LOSSES, 0)
     for tier in TIERS:
         tier_stats = stats.tiers.get(tier) or TierStats()
         counts |= {f"{tier}.{name}": getattr(tier_stats, name) for name in TIER_COUNTED}

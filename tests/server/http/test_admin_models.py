@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from inferflux.errors import ModelLoadError
 from inferflux.server.backends import manager
@@ -239,6 +240,29 @@ async def test_changes_survive_a_restart(tmp_path: Path):
         assert await call(site, "PUT", DEFAULT, {"id": None}) == (200, {"id": "c"})
         assert (await load(site, "a"))[0] == 200
         assert (await call(site, "GET", MODELS))[1]["unloaded"] == []
+
+
+async def test_counters_outlive_a_model_and_go_on_when_it_comes_back():
+    """A counter that vanished would lose what was counted since the last look, and begin anew."""
+    async with running_server(config()) as site:
+        for past in (0, 7):
+            assert (await load(site, "b"))[0] == 200
+            assert await counted(site, "b") == past
+            site.engines["b"].stats.generation_tokens = 7
+            assert (await call(site, "DELETE", MODELS, {"id": "b"}))[0] == 200
+            assert await counted(site, "b") == past + 7
+
+
+async def counted(site: Site, model_id: str) -> float:
+    async with site.session.get(site.url + "/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+        samples = [sample for family in families for sample in family.samples]
+    (value,) = (
+        sample.value
+        for sample in samples
+        if sample.name == "inferflux_generation_tokens_total" and sample.labels["model"] == model_id
+    )
+    return value
 
 
 async def test_idle_models_are_unloaded_and_come_back_for_a_request(monkeypatch: pytest.MonkeyPatch):

@@ -92,7 +92,7 @@ def _salt(request: web.Request, principal: Principal, body: WarmRequest) -> byte
 
 
 def _card(backend: Backend) -> ModelCache:
-    stats, info, counts = backend.client.stats, backend.info, backend.count().counts()
+    stats, info, counts = backend.client.stats, backend.info, backend.counts()
     return ModelCache(
         model=backend.id,
         page_tokens=info.page_tokens if info is not None else 0,

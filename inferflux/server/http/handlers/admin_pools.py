@@ -45,7 +45,7 @@ def _pool(context: ServerContext, backend: Backend) -> Pool:
         queue=Queue(server=context.admission.waiting[backend.id], engine=stats.waiting),
         batch=Batch(stats.running, limits.max_batch_size, stats.batch_tokens, limits.max_batch_tokens),
         kv=_tiers(stats),
-        preemptions=int(backend.count().counts()["preemptions"]),
+        preemptions=int(backend.counts()["preemptions"]),
         restarts=backend.num_restarts,
         retries=backend.num_retries,
     )
