@@ -38,7 +38,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch: pytest.MonkeyPatch, t
         (whole_model.workload, {"inferflux"}),
         (whole_model.rival, {"transformers"}),
         (attention.measure, {"roofline", "decode 3x40", "prefill 24 after 8"}),
-        (correctness.collectives, {"group", "results"}),
+        (correctness.collectives, {"group", "results", "a model in the group"}),
     ],
 )
 def test_a_section_yields_its_figures(

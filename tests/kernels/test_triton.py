@@ -1,7 +1,8 @@
 """The Triton kernels agree with the reference on every case, run by Triton's interpreter; and compile for an H100.
 
-The interpreter takes the place of the compiler for a whole process, so what it runs runs in a process of its own. It
-cannot multiply matrices in bfloat16: ops that do are interpreted in the other types.
+The interpreter takes the place of the compiler for a whole process, so what it runs runs in a process of its own; in
+one of two, since each imports torch and Triton for seconds. It cannot multiply matrices in bfloat16: ops that do are
+interpreted in the other types.
 """
 
 import dataclasses
@@ -60,41 +61,38 @@ for name, figures in compare(torch.device("cpu")):
 """
 
 
-def interpret(*command: str) -> None:
+CHECK = """
+from inferflux.cli import main
+
+assert main(["kernels", "check", "--backend", "triton", "--dtype", "{dtype}", {ops}]) == 0
+"""
+
+
+def check(dtype: str, *ops: str) -> str:
+    """Returns a program that checks these ops in one type."""
+    return CHECK.format(dtype=dtype, ops=", ".join(f'"--op", "{op}"' for op in ops))
+
+
+def interpret(*programs: str) -> None:
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, "-c", "\n".join(programs)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("ops", [["attention"], ["rope", "norm", "add_norm", "activation"], ["quantized_linear"],
-                                 ["sampling"], ["moe"], ["quantized_moe"]], ids=lambda ops: ops[0])  # fmt: skip
-def test_every_kernel_passes_its_check(ops: list[str]) -> None:
-    options = [option for op in ops for option in ("--op", op)]
-    interpret("-m", "inferflux", "kernels", "check", "--backend", "triton", "--dtype", "float32", *options)
+def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
+    products = ("quantized_linear", "moe")
+    interpret(check("float32", "attention", "quantized_moe", *products), check("float16", *products), ALONE_AND_BESIDE)
 
 
-def test_bfloat16_where_no_matrices_are_multiplied() -> None:
-    options = ["--op", "norm", "--op", "add_norm", "--op", "activation", "--dtype", "bfloat16"]
-    interpret("-m", "inferflux", "kernels", "check", "--backend", "triton", *options)
-
-
-def test_float16_products() -> None:
-    options = ["--op", "quantized_linear", "--op", "moe", "--dtype", "float16"]
-    interpret("-m", "inferflux", "kernels", "check", "--backend", "triton", *options)
-
-
-def test_pages_of_8_bits() -> None:
-    interpret("-c", NARROW_PAGES)
-
-
-def test_a_decoded_row_does_not_depend_on_the_batch() -> None:
-    interpret("-c", ALONE_AND_BESIDE)
+def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
+    small = ("norm", "add_norm", "activation")
+    interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), NARROW_PAGES)
 
 
 # moe uses that op between its own kernels.
