@@ -29,7 +29,8 @@ import psutil
 from rich.console import Console
 
 from benchmarks import record
-from benchmarks.serving import free_port, percentiles, until_ready
+from benchmarks.ports import free_port
+from benchmarks.serving import percentiles, until_ready
 
 STEADY, SWAPPED, GUEST = "steady", "swapped", "guest"
 TARGETS = (STEADY, SWAPPED, None, SWAPPED, STEADY, None, SWAPPED, GUEST)

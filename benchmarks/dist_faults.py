@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import psutil
+
+from benchmarks.ports import free_port
 
 READY_S = 120.0
 # Beside the timeout: the server's last second for its clients, and taking a process down on a busy machine.
@@ -99,14 +100,6 @@ class Group:
             return error.code
         except OSError:
             return None
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

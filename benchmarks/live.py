@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any
 
 import aiohttp
 import psutil
+
+from benchmarks.ports import free_port
 
 ADMIN = "sk-benchmark-admin-0123456789"
 TENANTS = ("alice", "bob", "carol")
@@ -70,9 +71,7 @@ class Server:
 @asynccontextmanager
 async def serving(config: Mapping[str, Any]) -> AsyncIterator[Server]:
     """Starts a server and waits until it is ready; ends it with SIGTERM."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as scratch:
         path, log = Path(scratch) / "server.yaml", Path(scratch) / "server.log"
         path.write_text(json.dumps(config))

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from rich.progress import Progress
 
 from benchmarks import record
 from benchmarks.offline import run_child
+from benchmarks.ports import free_port
 from benchmarks.shapes import SHAPES, write_model
 from benchmarks.workloads import Job, batch
 
@@ -153,12 +153,6 @@ async def server(folder: Path, dtype: str) -> AsyncIterator[tuple[str, float]]:
         finally:
             process.terminate()
             process.wait(timeout=60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until_ready(url: str, process: "subprocess.Popen[bytes]", limit_s: float = 300.0) -> None:

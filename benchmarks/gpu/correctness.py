@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu import narrow
 from benchmarks.gpu.models import make_loop
+from benchmarks.ports import free_port
 from benchmarks.workloads import Job
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.check import problems
@@ -63,7 +64,7 @@ def collectives(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
     """World size 1 through the path that several ranks take."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     start = time.perf_counter()
-    context = launch(DistributedConfig(rank=0, world_size=1, backend=backend, master_port=29555), device)
+    context = launch(DistributedConfig(rank=0, world_size=1, backend=backend, master_port=free_port()), device)
     yield "group", {"ok": True, "backend": backend, "seconds": time.perf_counter() - start}
     wrong = list(problems(context))
     yield "results, in a CUDA graph too" if device.type == "cuda" else "results", {"ok": not wrong, "wrong": wrong}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ports import free_port
+from benchmarks.ports import free_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"

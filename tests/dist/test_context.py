@@ -8,7 +8,7 @@ from inferflux.dist import shares
 from inferflux.dist.context import ParallelContext
 from inferflux.dist.launch import launch
 from inferflux.errors import ConfigError, EngineDeadError
-from tests.support.ports import free_port
+from benchmarks.ports import free_port
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,8 @@ from typing import IO
 import psutil
 import pytest
 
-from benchmarks.dist_faults import READY_S, Fault, Group, Stream, free_port, run_round
+from benchmarks.dist_faults import READY_S, Fault, Group, Stream, run_round
+from benchmarks.ports import free_port
 from tests.support.waiting import PATIENCE_S
 
 

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import msgspec
 
+from benchmarks.ports import free_port
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.engine import Engine
@@ -21,7 +22,6 @@ from inferflux.engine.executor import Executor
 from inferflux.engine.layers import mixture
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests
-from tests.support.ports import free_port
 
 JOB_TIMEOUT_S = 120.0
 
