@@ -233,10 +233,12 @@ class Scheduler:
             draft.prefill_budget = budget - _num_decoding(first)
             self._plan_running(draft, first)
             self._admit(draft, order.goes_first)
-            if queues.is_blocked:
-                # Here and now, for otherwise the others would have this step to themselves.
-                self._give_way()
-                self._admit(draft, order.goes_first)
+            if queues.is_blocked and order.is_favoured(queues.waiting[0]):
+                # One of the others yields now, for otherwise they would have this step to themselves.
+                victim = order.victim(queues.waiting[0], queues.running[order.num_first(queues.running) :])
+                if victim is not None:
+                    queues.preempt(victim)
+                    self._admit(draft, order.goes_first)
             if any(map(order.is_favoured, draft.requests)):
                 alone = draft.load
             others = queues.running[order.num_first(queues.running) :]

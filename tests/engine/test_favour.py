@@ -299,3 +299,17 @@ def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
         favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)
         num_steps += 1
     assert 0 < num_steps < 4 * MOST_STEPS / (FACTOR - 1)
+
+
+def test_a_favoured_request_without_room_takes_that_of_nobody_who_has_a_row_already() -> None:
+    """The turn of the running one is over, but not before the next step."""
+    timed = Timed(CPU, max_batch_size=8, num_pages=12, fairness=FairnessConfig(max_timeslice_tokens=2))
+    first = timed.submit("b", 100, 60)
+    timed.steps(6)
+    for tenant in "aaaaaab":
+        last = timed.submit(tenant, 90, 20)
+    timed.steps(1)
+    assert (first.state, last.state) == (RequestState.RUNNING, RequestState.WAITING)
+    timed.steps(1)
+    assert (first.state, last.state) == (RequestState.WAITING, RequestState.RUNNING)
+    timed.bench.run()
