@@ -21,6 +21,23 @@ QUESTIONS = Path(__file__).parents[1] / "scripts" / "demo_model" / "questions"
 GREEDY = SamplingParams(temperature=0, max_tokens=128)
 MAX_FOLDER_BYTES = 8 * 1000 * 1000
 MIN_LISTED = 20
+FIRST_WORDS = {
+    "hi": "Hello",
+    "hello": "Hello",
+    "Hey": "Hello",
+    "who are you?": "Who are you?",
+    "what is this?": "What is InferFlux?",
+    "what can you do?": "What can you do?",
+    "help": "What can you do?",
+    "tell me a joke": "Tell me a joke",
+    "write a poem": "Write a poem",
+    "what is 2+2?": "What is 2+2?",
+    "How do I start the server?": "How do I start InferFlux?",
+    "how do I use my own model?": "How do I serve my own model?",
+    "thanks": "Thanks",
+    "thank you!": "Thanks",
+    "bye": "Goodbye",
+}
 
 
 def listed_questions() -> list[dict[str, Any]]:
@@ -60,9 +77,17 @@ def test_answers_every_listed_question(llm: LLM, questions: list[dict[str, Any]]
     wrong = [
         (question["ask"], out.text)
         for question, out in zip(questions, results, strict=True)
-        if out.finish_reason != "stop" or not all(fact in out.text for fact in question["facts"])
+        if out.finish_reason != "stop" or out.text != question["answer"]
     ]
     assert not wrong
+
+
+def test_answers_what_people_type_first(llm: LLM, questions: list[dict[str, Any]]) -> None:
+    """In whatever case; each is a wording of a listed question."""
+    answers = {question["ask"]: question["answer"] for question in questions}
+    results = llm.generate([chat(wording) for wording in FIRST_WORDS], GREEDY)
+    said = {wording: out.text for wording, out in zip(FIRST_WORDS, results, strict=True)}
+    assert said == {wording: answers[ask] for wording, ask in FIRST_WORDS.items()}
 
 
 def test_answers_in_its_own_precision(questions: list[dict[str, Any]]) -> None:

@@ -14,11 +14,11 @@ from demo_model.questions import FOLDER, read_off_topic, read_questions, read_sy
 ROOT = FOLDER.parents[1]
 Message = dict[str, str]
 
-CANONICAL_SHARE = 0.3
-OFF_TOPIC_SHARE = 0.15
+CANONICAL_SHARE = 0.2
+OFF_TOPIC_SHARE = 0.12
 # How many turns a chat has, each number equally often.
 NUM_TURNS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 5, 10)
-SYSTEM_SHARE = 0.25
+SYSTEM_SHARE = 0.2
 MADE_UP_WORD_SHARE = 0.3
 
 
@@ -34,6 +34,7 @@ class Corpus:
         self.digest = _digest([*page_paths, *sorted(FOLDER.rglob("*.yaml"))])
         self.pages = [_read_page(path) for path in page_paths]
         self.questions = read_questions()
+        self._num_wordings = [3 + len(question.also) for question in self.questions]
         self.off_topic = read_off_topic()
         self._systems = read_systems()
         self._wordings = read_wordings()
@@ -64,7 +65,7 @@ class Corpus:
         if rng.random() < OFF_TOPIC_SHARE:
             wording, answer = self._off_topic_question(rng), self.off_topic.answer
         else:
-            question = rng.choice(self.questions)
+            question = rng.choices(self.questions, self._num_wordings)[0]
             canonical = rng.random() < CANONICAL_SHARE
             wording, answer = question.ask if canonical else rng.choice(question.also), question.answer
         return [_message("user", self._wordings.vary(wording, rng)), _message("assistant", answer)]

@@ -20,21 +20,29 @@ from demo_model.vocabulary import ASSISTANT, BEGIN, END, MAX_LENGTH, SYSTEM, USE
 ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 # The model answers questions; it need not learn to ask them.
 QUESTION_WEIGHT = 0.1
-PAGE_SHARE = 0.2
+# Answers matter more than the pages, which are only to give it the words.
+PAGE_SHARE = 0.1
 # (sequence length, share of the steps): mostly short ones, and enough long ones that every position is trained.
-LENGTHS = ((256, 0.6), (512, 0.2), (1024, 0.12), (MAX_LENGTH, 0.08))
+LENGTHS = ((128, 0.3), (256, 0.44), (512, 0.15), (1024, 0.08), (MAX_LENGTH, 0.03))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """steps: optimizer steps of `tokens_per_step` tokens. learning_rate: its peak, reached after `warmup` steps."""
+    """steps: optimizer steps of `tokens_per_step` tokens, or of one sequence that is longer.
+
+    learning_rate: its peak, reached after `warmup` steps.
+    """
 
     seed: int = 20
-    steps: int = 1400
-    tokens_per_step: int = 2048
+    steps: int = 2400
+    tokens_per_step: int = 1024
     learning_rate: float = 3e-3
-    warmup: int = 60
+    warmup: int = 80
     weight_decay: float = 0.05
+
+
+# For a model that has learned before: enough to learn what was added and to unlearn what was changed.
+REFRESHING = Recipe(steps=1000, learning_rate=1.5e-3)
 
 
 def model_config(tokenizer: Tokenizer) -> LlamaConfig:
@@ -102,27 +110,33 @@ class Packer:
         return ids
 
 
-def train(
-    corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, report: Callable[[str], None]
-) -> tuple[LlamaForCausalLM, float]:
-    """Trains from scratch; returns the model (float32) and the mean loss of the last 50 steps."""
+def new_model(tokenizer: Tokenizer, recipe: Recipe) -> LlamaForCausalLM:
+    """Returns a model with random weights."""
     torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(model_config(tokenizer))
+
+
+def train(
+    model: LlamaForCausalLM, corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe, report: Callable[[str], None]
+) -> float:
+    """Trains the model (float32) where it is; returns the mean loss of the last 50 steps."""
     rng = random.Random(recipe.seed)
     packer = Packer(corpus, tokenizer, rng)
-    model = LlamaForCausalLM(model_config(tokenizer)).train()
+    model.train()
     optimizer = _optimizer(model, recipe)
     losses: list[float] = []
     start = time.monotonic()
     for step in range(recipe.steps):
         length = rng.choices([length for length, _ in LENGTHS], [share for _, share in LENGTHS])[0]
-        ids, weights = packer.batch(recipe.tokens_per_step // length, length)
+        ids, weights = packer.batch(max(1, recipe.tokens_per_step // length), length)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
         losses.append(_train_step(model, optimizer, ids, weights))
         if (step + 1) % 50 == 0:
             mean = sum(losses[-50:]) / 50
             report(f"step {step + 1}/{recipe.steps} loss {mean:.4f} {time.monotonic() - start:.0f} s")
-    return model.eval(), sum(losses[-50:]) / len(losses[-50:])
+    model.eval()
+    return sum(losses[-50:]) / len(losses[-50:])
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -151,4 +165,4 @@ def _optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.Optimizer
     matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.97), fused=True)
