@@ -6,7 +6,7 @@ import sys
 
 import psutil
 
-from inferflux.server.process_memory import resident_bytes
+from inferflux.engine.process_memory import resident_bytes
 
 
 def test_a_process_and_one_that_is_gone():

@@ -26,6 +26,7 @@ from inferflux.engine.runner.build_encoder import build_encoder
 from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
+from inferflux.engine.runner.promises import Promise, promises_folder
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
@@ -61,17 +62,27 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
     """
     path = _model_path(model)
     context = channel.context
+    with Promise(str(context.device), promises_folder() if context.size == 1 else None) as promise:
+        if encoder_architecture(path) is not None:
+            encoder = build_encoder(path, model, runtime, context, phase, promise)
+            return Built(encoder.runner, encoder.info, encoder.fingerprint, Grammars(_no_vocabulary), None)
+        return _build_decoder(path, model, runtime, channel, phase, promise)
+
+
+def _build_decoder(
+    path: Path, model: ModelConfig, runtime: RuntimeConfig, channel: Channel, phase: Phase, promise: Promise
+) -> Built:
+    context = channel.context
     device = context.device
-    if encoder_architecture(path) is not None:
-        encoder = build_encoder(path, model, runtime, context, phase)
-        return Built(encoder.runner, encoder.info, encoder.fingerprint, Grammars(_no_vocabulary), None)
     with phase("weights"):
         spec = read_spec(path)
         dtype = resolve_dtype(runtime.dtype if model.dtype == "auto" else model.dtype, spec.checkpoint_dtype, device)
         kv_dtype = _kv_dtype(runtime, dtype)
         kernels = select(device, dtype, runtime.kernels, narrow_kv=kv_dtype in LARGEST_CODE)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
-        check_fits(model, weights, free_memory(device).shared(context.size))
+        with promise.turn() as promised:
+            check_fits(model, weights, free_memory(device).without(promised).shared(context.size))
+            promise.give(weights)
         decoder = load_model(
             path,
             kernels=kernels,
@@ -86,8 +97,10 @@ def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, p
     with phase("pool"):
         width = spec.head_dim + (SCALE_BYTES if kv_dtype in LARGEST_CODE else 0)
         page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), width, kv_dtype)
-        free = pool_memory(model, weights, free_memory(device).shared(context.size))
-        plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
+        with promise.turn() as promised:
+            free = pool_memory(model, weights, free_memory(device).without(promised).shared(context.size))
+            plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
+            promise.give(weights + plan.num_pages * page.num_bytes)
         channel.meet()
         context.require_same(_shared_settings(model, runtime, path), "models[] and runtime settings, and config.json")
         plan = PoolPlan(*context.smallest(plan))

@@ -15,6 +15,7 @@ from inferflux.engine.runner.budget import check_fits, weight_bytes
 from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import free_memory
+from inferflux.engine.runner.promises import Promise
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.errors import ConfigError
@@ -31,7 +32,7 @@ class BuiltEncoder(NamedTuple):
 
 
 def build_encoder(
-    path: Path, model: ModelConfig, runtime: RuntimeConfig, context: ParallelContext, phase: Phase
+    path: Path, model: ModelConfig, runtime: RuntimeConfig, context: ParallelContext, phase: Phase, promise: Promise
 ) -> BuiltEncoder:
     """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
     if context.size > 1:
@@ -43,7 +44,10 @@ def build_encoder(
         dtype = resolve_dtype(
             runtime.dtype if model.dtype == "auto" else model.dtype, spec.checkpoint_dtype, context.device
         )
-        check_fits(model, weight_bytes(spec.num_parameters, dtype.itemsize, None), free_memory(context.device))
+        weights = weight_bytes(spec.num_parameters, dtype.itemsize, None)
+        with promise.turn() as promised:
+            check_fits(model, weights, free_memory(context.device).without(promised))
+            promise.give(weights)
         kernels = select(context.device, dtype, runtime.kernels)
         encoder = load_encoder(path, spec, kernels=kernels, dtype=dtype, context=context)
     runner = EncoderRunner(encoder)

@@ -40,6 +40,10 @@ class FreeMemory(NamedTuple):
     num_bytes: int
     limit: int | None = None
 
+    def without(self, num_bytes: int) -> "FreeMemory":
+        """Returns what is left when others take so much of it."""
+        return self._replace(num_bytes=max(0, self.num_bytes - num_bytes))
+
     def shared(self, num_ranks: int) -> "FreeMemory":
         """Returns what one of num_ranks ranks may count on: each has a GPU of its own, but a CPU's memory they share
         (as if all were on this host)."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from inferflux.engine.process_memory import resident_bytes
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from inferflux.server.backends import Backend
 from inferflux.server.http.admin import change_policy, finish
@@ -33,7 +34,6 @@ from inferflux.server.model_control import Keep
 from inferflux.server.models import Models
 from inferflux.server.policy.document import PolicyDocument
 from inferflux.server.policy.store import Change
-from inferflux.server.process_memory import resident_bytes
 
 
 async def list_models(request: web.Request) -> web.Response:
