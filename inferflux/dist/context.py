@@ -6,7 +6,7 @@ each other is `launch`'s work, and a rank that is gone or silent is an EngineDea
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +83,13 @@ class ParallelContext:
             torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN, group=self.control)
         return values.tolist()
 
-    def require_same(self, data: bytes, what: str) -> None:
-        """Raises ConfigError unless every rank has the same data; `what` it is, for the message."""
-        number = int.from_bytes(hashlib.sha256(data).digest()[:7])
-        least, most = self.smallest([number, -number])
-        if least != -most:
-            raise ConfigError(f"distributed: every rank must have the same {what}")
+    def require_same(self, settings: Mapping[str, str]) -> None:
+        """Raises ConfigError for the first setting that ranks have different values of; all give the same names."""
+        numbers = [int.from_bytes(hashlib.sha256(value.encode()).digest()[:7]) for value in settings.values()]
+        least = self.smallest([*numbers, *(-number for number in numbers)])
+        for name, low, high in zip(settings, least, least[len(numbers) :], strict=False):
+            if low != -high:
+                raise ConfigError(f"{name}: must be the same on every rank (this one has {settings[name]:.80})")
 
     def exchange(self, rows: torch.Tensor, num_sent: list[int], num_received: list[int]) -> torch.Tensor:
         """All-to-all: sends the first num_sent[0] rows to rank 0, the next to rank 1, and so on; returns the rows that

@@ -4,7 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config.tree import DistributedConfig
+from inferflux.engine.engine import Engine
+from inferflux.engine.executor import Executor
+from inferflux.errors import EngineDeadError
 from inferflux.sampling_params import SamplingParams
 from tests.dist.test_parallel import RUNTIME, assert_same, clear_answers
 from tests.support.engines import run_requests, start_engine
@@ -67,3 +73,27 @@ def test_where_a_rank_cannot_record_none_replays(
     assert_same(ranks[0].results, expected)
     assert all(rank.replays == [] for rank in ranks)
     assert max(rank.num_captures for rank in ranks) == failing[1] + 1, "nobody goes on recording alone"
+
+
+def leave_with_a_plan(distributed: DistributedConfig, folder: Path) -> str | None:
+    """A job: rank 1 is gone once it has heard the third plan, whose collectives it never enters."""
+    model, runtime = ModelConfig(id="model", path=str(folder)), RuntimeConfig(dtype="float32")
+    if distributed.rank > 0:
+        executor = Executor(model, runtime, distributed)
+        steps = executor.follow()
+        next(steps)
+        next(steps)
+        executor._channel.receive()
+        torch.distributed.destroy_process_group()
+        return None
+    engine = Engine(model, runtime, distributed, overlap=True)
+    with pytest.raises(EngineDeadError) as caught:
+        run_requests(engine, [[5, 6, 7]], PARAMS)
+    torch.distributed.destroy_process_group()
+    return str(caught.value)
+
+
+def test_a_rank_that_goes_with_a_plan_in_hand_is_missed(tiny_model: Callable[[str], TinyModel]) -> None:
+    with World(2) as world:
+        message = world.run(leave_with_a_plan, tiny_model("llama").folder)
+    assert message.startswith("a rank is gone or silent: ")

@@ -1,6 +1,8 @@
 """Two and four ranks say what one process says, in float32, for every family, while requests are chunked and preempted."""
 
 import functools
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import DistributedConfig, KernelsConfig
 from inferflux.dist.check import problems
 from inferflux.dist.launch import launch, leave
 from inferflux.engine.executor import Executor
@@ -119,14 +121,42 @@ def test_every_collective_gives_what_it_should(world: World) -> None:
     assert world.run(check_collectives) == []
 
 
-def settings_differ(distributed: DistributedConfig, folder: Path) -> str:
-    model = ModelConfig(id="model", path=str(folder), max_model_len=64 + distributed.rank)
+def refusal(distributed: DistributedConfig, model: ModelConfig, runtime: RuntimeConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        Executor(model, RuntimeConfig(dtype="float32"), distributed)
+        Executor(model, runtime, distributed)
     torch.distributed.destroy_process_group()
     return str(caught.value)
 
 
-def test_ranks_of_different_settings_do_not_start(world: World, one_process: Answers) -> None:
-    message = world.run(settings_differ, one_process("llama")[0])
-    assert message.startswith("distributed: every rank must have the same models[] and runtime settings")
+def window_differs(distributed: DistributedConfig, folder: Path) -> str:
+    model = ModelConfig(id="model", path=str(folder), max_model_len=64 + distributed.rank)
+    return refusal(distributed, model, RuntimeConfig(dtype="float32"))
+
+
+def kernels_differ(distributed: DistributedConfig, folder: Path) -> str:
+    kernels = KernelsConfig(norm="reference" if distributed.rank else "torch")
+    return refusal(distributed, ModelConfig(id="model", path=str(folder)), RuntimeConfig(dtype="float32", kernels=kernels))
+
+
+def weights_differ(distributed: DistributedConfig, folder: Path) -> str:
+    """The last rank's are from another training run: of the same names, shapes and sizes."""
+    if distributed.rank == distributed.world_size - 1:
+        folder = Path(shutil.copytree(folder, folder.parent / f"other {distributed.world_size}"))
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(-64, os.SEEK_END)
+            file.write(bytes(64))
+    return refusal(distributed, ModelConfig(id="model", path=str(folder)), RuntimeConfig(dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (window_differs, "models[].max_model_len: must be the same on every rank (this one has 64)"),
+        (kernels_differ, 'runtime.kernels: must be the same on every rank (this one has {"attention":"auto"'),
+        (weights_differ, "models[].path: must be the same on every rank (this one has"),
+    ],
+)
+def test_ranks_of_different_settings_do_not_start(
+    world: World, one_process: Answers, job: Callable[..., str], message: str
+) -> None:
+    assert world.run(job, one_process("llama")[0]).startswith(message)

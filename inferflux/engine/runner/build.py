@@ -24,7 +24,7 @@ from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.build_encoder import build_encoder
 from inferflux.engine.runner.encoder_runner import EncoderRunner
-from inferflux.engine.runner.fingerprint import fingerprint
+from inferflux.engine.runner.fingerprint import contents, fingerprint
 from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
 from inferflux.engine.runner.promises import Promise, promises_folder
 from inferflux.engine.runner.runner import Runner
@@ -102,7 +102,7 @@ def _build_decoder(
             plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
             promise.give(weights + plan.num_pages * page.num_bytes)
         channel.meet()
-        context.require_same(_shared_settings(model, runtime, path), "models[] and runtime settings, and config.json")
+        context.require_same(_shared_settings(model, runtime, path))
         plan = PoolPlan(*context.smallest(plan))
         pool = allocate_pool(plan.num_pages, page, device)
         name = fingerprint(path, page, spec.max_model_len, context.rank, context.size, model.quantization)
@@ -176,14 +176,19 @@ def warm_up(runner: Runner, num_tokens: int, *, is_first: bool = True) -> None:
             runner.follow(plan)
 
 
-def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> bytes:
-    """What ranks must agree on: all that decides shapes, page moves, and how steps are computed; not where files are,
-    nor who runs when."""
-    kept = (model.dtype, model.quantization, model.max_model_len, runtime.dtype, runtime.paged_kv)
-    computing = (runtime.kernels, runtime.cuda_graphs, runtime.scheduler.max_batch_size)
+def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> dict[str, str]:
+    """What ranks must agree on, each as text: all that decides shapes, page moves, and how steps are computed; not
+    where files are, nor who runs when."""
     file = runtime.nvme_offload
-    moves = (runtime.prefix_cache.enabled, file.path is None, file.queue_depth, file.max_gb)
-    return msgspec.json.encode((kept, computing, moves)) + (path / "config.json").read_bytes()
+    settings: dict[str, object] = {
+        **{f"models[].{name}": getattr(model, name) for name in ("dtype", "quantization", "max_model_len")},
+        **{f"runtime.{name}": getattr(runtime, name) for name in ("dtype", "paged_kv", "kernels", "cuda_graphs")},
+        "runtime.scheduler.max_batch_size": runtime.scheduler.max_batch_size,
+        "runtime.prefix_cache.enabled": runtime.prefix_cache.enabled,
+        "runtime.nvme_offload": [file.path is not None, file.queue_depth, file.max_gb],
+        "models[].path": contents(path),
+    }
+    return {name: msgspec.json.encode(value).decode() for name, value in settings.items()}
 
 
 def _model_path(model: ModelConfig) -> Path:

@@ -13,13 +13,28 @@ SAMPLE_BYTES = 4096
 
 def fingerprint(path: Path, *facts: object) -> bytes:
     """Returns 32 bytes that name the model folder `path` and `facts` (whatever else a page's bytes depend on)."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for file in sorted([path / "config.json", *path.glob("*.safetensors")]):
-        stat = file.stat()
-        digest.update(repr((file.name, stat.st_size, stat.st_mtime_ns)).encode())
-        stride = max(SAMPLE_BYTES, stat.st_size // SAMPLES_PER_FILE)
+    files = _files(path)
+    times = [(file.name, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((facts, times)).encode() + _sampled(files)).digest()
+
+
+def contents(path: Path) -> str:
+    """Returns what names the model in the folder `path`, wherever and whenever that was written."""
+    return _sampled(_files(path)).hex()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted([path / "config.json", *path.glob("*.safetensors")])
+
+
+def _sampled(files: list[Path]) -> bytes:
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(repr((file.name, size)).encode())
+        stride = max(SAMPLE_BYTES, size // SAMPLES_PER_FILE)
         with file.open("rb") as stream:
-            for offset in range(0, stat.st_size, stride):
+            for offset in range(0, size, stride):
                 stream.seek(offset)
                 digest.update(stream.read(SAMPLE_BYTES))
     return digest.digest()
