@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
@@ -67,6 +68,28 @@ def test_pages_yielded_and_found_again(tiny_model: MakeModel) -> None:
     expected = answers(start(model, overlap=False), params)
     assert [result.token_ids for result in answers(small, params)] == [result.token_ids for result in expected]
     assert small.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turns", "ahead"])
+def test_a_kernel_that_raises_for_one_request_ends_that_one(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    """In the second step of its prompt, while the others generate."""
+    engine = start(tiny_model("llama"), overlap, scheduler={"chunked_prefill_tokens": 24})
+    expected = answers(engine, [MIXED[0]] * 4)
+    compute, bad = engine.executor.decoder.hidden_states, PROMPTS[3][40:44]
+
+    def hidden_states(token_ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        tokens = token_ids.tolist()
+        if any(tokens[place : place + 4] == bad for place in range(len(tokens))):
+            raise RuntimeError("a kernel failed")
+        result: torch.Tensor = compute(token_ids, *rest)
+        return result
+
+    engine.drop_cache()
+    monkeypatch.setattr(engine.executor.decoder, "hidden_states", hidden_states)
+    found = answers(engine, [MIXED[0]] * 4)
+    assert [result.token_ids for result in found] == [result.token_ids for result in expected[:3]] + [[]]
 
 
 def test_an_abort_with_a_step_in_flight_leaves_nothing_behind(tiny_model: MakeModel) -> None:

@@ -15,7 +15,8 @@ from inferflux.kernels.metadata import AttentionMetadata
 
 
 class FakeDecoder:
-    """broken_token: a context that holds it yields NaN logits. spec: only vocab_size.
+    """broken_token: a context that holds it yields NaN logits. refused_token: a batch that holds it raises `error`.
+    spec: only vocab_size. num_forwards: how often it was asked.
     most_logits: rows of the largest piece that `logits` was asked for."""
 
     def __init__(self, vocab_size: int = 50, broken_token: int | None = None) -> None:
@@ -23,6 +24,9 @@ class FakeDecoder:
         self.context = ParallelContext(0, 1, torch.device("cpu"))
         self.broken_token = broken_token
         self.most_logits = 0
+        self.refused_token: int | None = None
+        self.error: Exception = RuntimeError("a kernel failed")
+        self.num_forwards = 0
 
     def make_pool(self, num_pages: int, page_tokens: int) -> torch.Tensor:
         return allocate_pool(num_pages, PageShape(1, page_tokens, 1, 1, torch.float32), torch.device("cpu"))
@@ -46,6 +50,9 @@ class FakeDecoder:
         kv_pool: torch.Tensor,
         indices: torch.Tensor,
     ) -> torch.Tensor:
+        self.num_forwards += 1
+        if self.refused_token in token_ids.tolist():
+            raise self.error
         page_tokens = kv_pool.shape[3]
         for token_id, position, slot in zip(
             token_ids.tolist(), metadata.positions.tolist(), metadata.slots.tolist(), strict=True

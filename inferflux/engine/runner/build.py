@@ -120,6 +120,8 @@ def _build_decoder(
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
         if runtime.cuda_graphs == "auto":
             runner.record_graphs(plan.max_model_len, channel.agree)
+    if context.size == 1:
+        runner.isolate_failures()
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     pooling: Pooling = "mean" if read_pooling(path) == "mean" else "last"
     own_dtype = str(dtype).removeprefix("torch.")

@@ -1,19 +1,21 @@
 """Runner: carries a StepPlan out. Inputs, forward, sampling, results; no decision is made here.
 
 Keeps what a row needs from step to step by slot: its page table and its sampling settings. An exception is a failure
-of the whole engine; what concerns one row alone is in that row's RowOutput.
+of the whole engine; what concerns one row alone is in that row's RowOutput, a kernel's exception among it.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
+from inferflux.engine.runner.isolation import Isolation
 from inferflux.engine.runner.outputs import start_collecting
 from inferflux.engine.runner.pooling import Pooler
 from inferflux.engine.sampling.logprobs import Scores, score
@@ -91,6 +93,7 @@ class Runner:
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
         self._pooler = Pooler()
+        self._isolation: Isolation | None = None
         # The newest token of each slot, for rows planned before anybody knew it. On rank 0, which draws them.
         self._newest = torch.zeros(max_batch_size, dtype=torch.int64, device=kv_pool.device)
 
@@ -103,18 +106,7 @@ class Runner:
         with torch.inference_mode():
             for start in plan.starts:
                 self._begin(start)
-            batch = self._inputs.build(plan.rows)
-            num_sampled = len(batch.sampled)
-            hidden, logits = self._compute(batch)
-            draw = None
-            if num_sampled:
-                self._observe(plan.rows, batch)
-                draw = self._sampler.draw(logits, batch.slots, batch.ends)
-                self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
-            scored, pooled = hidden[num_sampled:].split((batch.num_scored, batch.num_pooled))
-            prompt = self._score_prompts(scored, plan.rows, batch) if batch.spans else None
-            vectors = self._pooler.pool(hidden[:num_sampled], pooled, plan.rows, batch)
-            return LaunchedStep(plan.step_id, start_collecting(plan.rows, batch, draw, prompt, vectors, self._table))
+            return LaunchedStep(plan.step_id, self._start(plan.rows, self._inputs.build(plan.rows)))
 
     def follow(self, plan: StepPlan) -> None:
         """Computes this rank's share of the plan's rows; their results are rank 0's."""
@@ -138,6 +130,11 @@ class Runner:
             self.decoder, self._kernels, self._kv_pool, len(self._newest), max_model_len, agree
         )
 
+    def isolate_failures(self) -> None:
+        """From now on a forward that fails is the failure of the rows to blame. On one rank: others would have gone
+        on. Not before the model is known to work."""
+        self._isolation = Isolation()
+
     @property
     def has_recordings(self) -> bool:
         return self._graphs is not None
@@ -157,6 +154,39 @@ class Runner:
             return decoded
         hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
         return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
+
+    def _start(self, rows: list[Row], batch: Batch) -> Callable[[], list[RowOutput]]:
+        """Starts computing; returns what waits for the results. Where the forward fails, only the rows to blame do."""
+        try:
+            decoded = self._compute(batch)
+        except Exception as error:
+            if self._isolation is None:
+                raise
+            failure = error
+        else:
+            if self._isolation is not None:
+                self._isolation.note_success()
+            return self._finish(rows, batch, decoded)
+        outputs = self._isolation.apart(rows, self._compute_again, failure)
+        return lambda: outputs
+
+    def _compute_again(self, rows: list[Row]) -> list[RowOutput]:
+        """Computes some of a step's rows once more; what they write is the same. Their new pages are in the tables."""
+        rows = [msgspec.structs.replace(row, new_pages=[]) for row in rows]
+        return self._start(rows, self._inputs.build(rows))()
+
+    def _finish(self, rows: list[Row], batch: Batch, decoded: Decoded) -> Callable[[], list[RowOutput]]:
+        """Samples, scores and pools; returns what waits for the results."""
+        num_sampled = len(batch.sampled)
+        hidden, draw = decoded.hidden, None
+        if num_sampled:
+            self._observe(rows, batch)
+            draw = self._sampler.draw(decoded.logits, batch.slots, batch.ends)
+            self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
+        scored, pooled = hidden[num_sampled:].split((batch.num_scored, batch.num_pooled))
+        prompt = self._score_prompts(scored, rows, batch) if batch.spans else None
+        vectors = self._pooler.pool(hidden[:num_sampled], pooled, rows, batch)
+        return start_collecting(rows, batch, draw, prompt, vectors, self._table)
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
+from inferflux.engine.runner.isolation import FAILED, MOST_FAILURES
 from inferflux.engine.runner.runner import SCORED_AT_ONCE, Runner
 from inferflux.engine.step import Row, RowOutput, RowStart, StepPlan
 from inferflux.kernels.kernel_set import select
@@ -24,6 +26,7 @@ class Sequences:
         self.decoder = decoder
         pool = decoder.make_pool(NUM_SLOTS * PAGES_PER_SLOT, PAGE_TOKENS)
         self.runner = Runner(decoder, KERNELS, pool, max_batch_size=NUM_SLOTS, max_pages_per_row=PAGES_PER_SLOT)
+        self.runner.isolate_failures()
         self.tokens: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
         self.prompts: dict[int, int] = {}
@@ -186,6 +189,60 @@ def test_a_broken_row_errs_alone(params: dict[str, Any]):
     assert results[1].error is not None
     assert results[1].token_id is None
     assert [results[0], results[2]] == [expected[0], expected[2]]
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"seed": 1}, {"presence_penalty": 1.0, "seed": 2}])
+def test_a_row_on_which_a_kernel_raises_fails_alone(params: dict[str, Any]):
+    """The others say what they would have said, in this step and after it, though they were computed twice."""
+    failing, healthy = Sequences(FakeDecoder()), Sequences(FakeDecoder())
+    failing.decoder.refused_token = 13
+    for slot, prompt in enumerate(([1, 2], [13, 2], [3, 4, 5, 6, 7], [8])):
+        failing.start(slot, prompt, **params)
+        healthy.start(slot, [1 if token_id == 13 else token_id for token_id in prompt], **params)
+    results = failing.step(*(failing.row(slot) for slot in range(4)))
+    expected = healthy.step(*(healthy.row(slot) for slot in range(4)))
+    assert results[1] == RowOutput(error=FAILED)
+    assert failing.decoder.num_forwards <= 1 + 2 * 2, "halves, and halves of the half that failed"
+    del results[1], expected[1]
+    assert results == expected
+    for slots in [(0, 2, 3)] * 6:
+        failing.decoder.refused_token = None
+        assert failing.step(*map(failing.row, slots)) == healthy.step(*map(healthy.row, slots))
+
+
+def test_pooled_rows_are_summed_up_once_though_computed_twice():
+    vectors = []
+    for refused_token in (None, 13):
+        sequences = Sequences(FakeDecoder())
+        sequences.start(0, [1, 2, 3, 4, 5, 6], pooling="mean")
+        sequences.start(1, [13, 2])
+        sequences.decoder.refused_token = refused_token
+        pooled = msgspec.structs.replace(sequences.row(0, 3), pool=True)
+        sequences.step(pooled, sequences.row(1))
+        vectors.append(sequences.step(msgspec.structs.replace(sequences.row(0), pool=True)))
+    assert vectors[0] == vectors[1]
+
+
+def test_where_nothing_can_be_computed_the_engine_has_failed():
+    sequences = Sequences(FakeDecoder())
+    sequences.decoder.refused_token = 13
+    for step in range(MOST_FAILURES + 1):
+        sequences.start(0, [13])
+        if step == MOST_FAILURES:
+            with pytest.raises(RuntimeError, match="a kernel failed"):
+                sequences.step(sequences.row(0))
+        else:
+            assert sequences.step(sequences.row(0)) == [RowOutput(error=FAILED)]
+
+
+def test_when_the_device_is_lost_no_row_is_to_blame():
+    sequences = Sequences(FakeDecoder())
+    sequences.decoder.refused_token, sequences.decoder.error = 13, torch.AcceleratorError("an illegal address")
+    for slot, prompt in enumerate(([1], [13])):
+        sequences.start(slot, prompt)
+    with pytest.raises(torch.AcceleratorError):
+        sequences.step(*map(sequences.row, range(2)))
+    assert sequences.decoder.num_forwards == 1
 
 
 def test_a_step_that_samples_nothing_returns_empty_results():
