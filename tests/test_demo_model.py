@@ -24,7 +24,7 @@ MIN_LISTED = 20
 FIRST_WORDS = {
     "hi": "Hello",
     "hello": "Hello",
-    "Hey": "Hello",
+    "Hello there!": "Hello",
     "who are you?": "Who are you?",
     "what is this?": "What is InferFlux?",
     "what can you do?": "What can you do?",
