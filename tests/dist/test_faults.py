@@ -17,6 +17,7 @@ from typing import IO
 import psutil
 import pytest
 
+from benchmarks import dist_faults
 from benchmarks.dist_faults import READY_S, Fault, Group, Stream, run_round
 from benchmarks.ports import free_port
 from tests.support.waiting import PATIENCE_S
@@ -47,7 +48,9 @@ class AnyText(dict[str, str]):
         return "?"
 
 
-def test_a_rank_that_hangs_ends_the_group_in_time(log: IO[bytes]) -> None:
+def test_a_rank_that_hangs_ends_the_group_in_time(log: IO[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist_faults, "MARGIN_S", PATIENCE_S)
+    monkeypatch.setattr(dist_faults, "MAX_TOKENS", 900)
     outcome = run_round(2, Fault("rank 1", signal.SIGSTOP, 0.0), 10.0, AnyText(), log)
     assert [fault for fault in outcome.faults if "wrong text" not in fault] == []
     assert outcome.codes == [1, None], "rank 1 is stopped, rank 0 has left"

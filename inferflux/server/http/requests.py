@@ -16,6 +16,7 @@ from inferflux.server.generation import Caller
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import CallerRequest
+from inferflux.server.http.schemas.messages import Message, template_messages
 from inferflux.server.http.schemas.structured import Asked
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -123,6 +124,18 @@ async def tokens_of(request: web.Request, backend: Backend, prompts: Sequence[st
     if texts:
         return await request.app[CONTEXT].text_work.encode(backend.text, texts)
     return [prompt for prompt in prompts if not isinstance(prompt, str)]
+
+
+async def token_ids_of(
+    request: web.Request, backend: Backend, prompt: str | list[int] | None, messages: list[Message] | None
+) -> list[int]:
+    """Returns the token ids of the one of the two that was given. Raises RequestError when it is not one."""
+    if (prompt is None) == (messages is None):
+        raise RequestError("prompt: give either prompt or messages", param="prompt")
+    if messages is not None:
+        return await request.app[CONTEXT].text_work.encode_chat(backend.text, template_messages(messages))
+    assert prompt is not None
+    return (await tokens_of(request, backend, [prompt]))[0]
 
 
 def caller_of(request: web.Request, body: CallerRequest) -> Caller:

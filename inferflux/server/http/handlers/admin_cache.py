@@ -8,14 +8,13 @@ from typing import Final
 from aiohttp import web
 
 from inferflux.engine.stats import EngineStats
-from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.access.principal import Principal, cache_salt, tenant_salt
 from inferflux.server.backends import Backend, BackendState
 from inferflux.server.generation import check_prompt
 from inferflux.server.http.admin import record_change
 from inferflux.server.http.context import CONTEXT, INFO
-from inferflux.server.http.requests import find_backend, read_body, time_left, use_backend
+from inferflux.server.http.requests import find_backend, read_body, time_left, token_ids_of, use_backend
 from inferflux.server.http.responses import json_response
 from inferflux.server.http.schemas.cache import (
     DROP,
@@ -28,7 +27,6 @@ from inferflux.server.http.schemas.cache import (
     Warmed,
     WarmRequest,
 )
-from inferflux.server.http.schemas.messages import template_messages
 
 # One token is the least that a sequence generates.
 _ONE_TOKEN: Final = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -43,7 +41,7 @@ async def warm_cache(request: web.Request) -> web.Response:
     """Answers when the prompt's pages are cached."""
     body = await read_body(request, WARM)
     backend = await use_backend(request, body.model)
-    token_ids = await _token_ids(request, backend, body)
+    token_ids = await token_ids_of(request, backend, body.prompt, body.messages)
     assert backend.info is not None, "a ready backend has been described"
     check_prompt(token_ids, backend.info, "prompt")
     context, principal = request.app[CONTEXT], request[INFO].principal
@@ -70,18 +68,6 @@ async def drop_cache(request: web.Request) -> web.Response:
     async with time_left(request):
         await asyncio.gather(*(backend.client.drop_cache() for backend in ready))
     return json_response(Dropped([backend.id for backend in ready]))
-
-
-async def _token_ids(request: web.Request, backend: Backend, body: WarmRequest) -> list[int]:
-    work = request.app[CONTEXT].text_work
-    if (body.prompt is None) == (body.messages is None):
-        raise RequestError("prompt: give either prompt or messages", param="prompt")
-    if body.messages is not None:
-        return await work.encode_chat(backend.text, template_messages(body.messages))
-    assert body.prompt is not None
-    if isinstance(body.prompt, str):
-        return (await work.encode(backend.text, [body.prompt]))[0]
-    return body.prompt
 
 
 def _salt(request: web.Request, principal: Principal, body: WarmRequest) -> bytes:

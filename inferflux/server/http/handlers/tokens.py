@@ -4,16 +4,13 @@ from aiohttp import web
 
 from inferflux.engine.text import Tokenizer
 from inferflux.errors import RequestError
-from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT
-from inferflux.server.http.requests import find_backend, read_body
+from inferflux.server.http.requests import find_backend, read_body, token_ids_of
 from inferflux.server.http.responses import json_response
-from inferflux.server.http.schemas.messages import template_messages
 from inferflux.server.http.schemas.tokens import (
     DETOKENIZE,
     TOKENIZE,
     DetokenizeResponse,
-    TokenizeRequest,
     TokenizeResponse,
 )
 
@@ -21,7 +18,7 @@ from inferflux.server.http.schemas.tokens import (
 async def tokenize(request: web.Request) -> web.Response:
     body = await read_body(request, TOKENIZE)
     backend = find_backend(request, body.model)
-    token_ids = await _token_ids(request, backend, body)
+    token_ids = await token_ids_of(request, backend, body.prompt, body.messages)
     assert backend.info is not None, "a backend with a text side has been described"
     return json_response(TokenizeResponse(token_ids, len(token_ids), backend.info.max_model_len))
 
@@ -33,16 +30,6 @@ async def detokenize(request: web.Request) -> web.Response:
         raise RequestError(f"tokens: must be >= 0 and < {tokenizer.vocab_size}", param="tokens")
     prompt = await request.app[CONTEXT].text_work.run(_prompt_of, tokenizer, body.tokens)
     return json_response(DetokenizeResponse(prompt))
-
-
-async def _token_ids(request: web.Request, backend: Backend, body: TokenizeRequest) -> list[int]:
-    work = request.app[CONTEXT].text_work
-    if (body.prompt is None) == (body.messages is None):
-        raise RequestError("prompt: give either prompt or messages", param="prompt")
-    if body.messages is not None:
-        return await work.encode_chat(backend.text, template_messages(body.messages))
-    assert body.prompt is not None
-    return (await work.encode(backend.text, [body.prompt]))[0]
 
 
 def _prompt_of(tokenizer: Tokenizer, token_ids: list[int]) -> str:
