@@ -30,7 +30,7 @@ class Section(NamedTuple):
 
 # What matters most comes first: the last ones get what is left of the time.
 SECTIONS = {
-    "collectives": Section("correctness:collectives", 40),
+    "collectives": Section("correctness:collectives", 80),
     "decode": Section("whole_model:decode", 110),
     "workload": Section("whole_model:workload", 90),
     "kernels": Section("correctness:kernels", 150),

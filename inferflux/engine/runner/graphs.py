@@ -180,7 +180,9 @@ def record_together(recorder: Recorder, agree: Agree, context: ParallelContext, 
     except (RuntimeError, InferFluxError) as error:
         if context.size == 1:
             raise NoGraphError(str(error)) from error
-        raise ModelLoadError(f"a step fails that a CUDA graph is to hold, runtime.cuda_graphs: {error}") from error
+        raise ModelLoadError(
+            f"a decode step fails that a CUDA graph is to hold (runtime.cuda_graphs: off does without): {error}"
+        ) from error
     replay, problem = None, "another rank cannot record a step"
     try:
         replay = recorder.capture(step)

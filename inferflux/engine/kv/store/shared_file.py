@@ -42,6 +42,10 @@ class SharedFile:
             if each.pages is not None:
                 self._found = each
 
+    def forget(self) -> None:
+        """This rank's file is wiped: what it was opened with is gone."""
+        self._found = None
+
     def words(self) -> list[int]:
         """A file that has failed and is back already says off once, so that all forget what they knew of it."""
         state, num_slots = self._own

@@ -33,6 +33,8 @@ class SharedMoves:
         """Starts what the plan moves; before its rows are computed."""
         if plan.wipe:
             self._mover.wipe()
+            if self._file is not None:
+                self._file.forget()
         self._mover.start(plan.moves)
         if self._context.size > 1:
             self._under_way |= {move.id: move.kind for move in plan.moves}

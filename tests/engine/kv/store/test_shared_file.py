@@ -68,6 +68,13 @@ def test_a_failure_between_two_questions_is_told(ranks: Ranks) -> None:
     assert ranks.ask() == [FileNews("on", 10, [])]
 
 
+def test_what_was_wiped_before_it_was_on_is_not_there(ranks: Ranks) -> None:
+    ranks.ask(FileNews("on", 10, PAGES))
+    for file in ranks.files:
+        file.forget()
+    assert ranks.ask(None, FileNews("on", 10, PAGES)) == [FileNews("on", 10, [])]
+
+
 def test_a_full_disk_of_one_is_one_of_all(ranks: Ranks) -> None:
     ranks.ask(FileNews("on", 10, []), FileNews("on", 10, []))
     assert ranks.ask(None, FileNews("full", 4)) == [FileNews("full", 4)]
