@@ -1,5 +1,6 @@
 """The HTTP side of `inferctl`: requests out, JSON and events in, failures as one error with words to show."""
 
+import os
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
@@ -78,7 +79,9 @@ class Client:
         return self._session
 
     def _unreachable(self, error: Exception) -> ServerError:
-        return ServerError(f"cannot reach {self.url}: {error or type(error).__name__}")
+        number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+        reason = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
+        return ServerError(f"cannot reach {self.url}: {reason}")
 
 
 async def _check(response: aiohttp.ClientResponse, accept: tuple[int, ...]) -> None:

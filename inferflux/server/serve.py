@@ -6,6 +6,7 @@ Knows the process: event loop, signals, exit status. The application itself is w
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import ssl
 from collections.abc import Sequence
@@ -140,7 +141,8 @@ async def _open_port(runner: web.AppRunner, server: ServerConfig, tls: ssl.SSLCo
     try:
         await site.start()
     except OSError as error:
-        reason = error.strerror or str(error)
+        # asyncio's own words name the address once more; a name that is not found has a number below zero.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         raise InferFluxError(f"cannot listen on {server.host}:{server.http_port}: {reason}") from error
     host, port = runner.addresses[0][:2]
     scheme = "http" if tls is None else "https"
