@@ -21,6 +21,7 @@ from inferflux.sampling_params import SamplingParams
 from tests.support.models import TinyModel
 from tests.support.tier_workload import Said, Script, assert_same, drain, make_workload, run, start, tier, wait_for_file
 
+MOST_ROUNDS = 8
 MakeModel = Callable[[str], TinyModel]
 Played = tuple[list[Script], list[Said]]
 
@@ -71,11 +72,13 @@ def test_tokens_are_those_of_an_engine_without_tiers(
     small["paged_kv"]["eviction"] = eviction
     engine = start(folder, dtype, **small)
     wait_for_file(engine)
-    assert_same(run(engine, scripts), expected, dtype)
-    stats = engine.stats()
-    assert stats.preemptions > 0
-    assert stats.tiers["cpu"].hit_tokens > 0
-    assert stats.tiers["nvme"].hit_tokens > 0
+    for _ in range(MOST_ROUNDS):  # what happens, and how often, is a matter of when transfers end
+        assert_same(run(engine, scripts), expected, dtype)
+        stats = engine.stats()
+        seen = (stats.preemptions, stats.tiers["cpu"].hit_tokens, stats.tiers["nvme"].hit_tokens)
+        if all(seen):
+            break
+    assert all(seen), "preempted, and found in either tier"
     drain(engine)
     engine.check_integrity()
     engine.close()
