@@ -125,9 +125,16 @@ def test_high_latency(drill: Drill) -> None:
     pools = until(lambda: (seen := drill.inferctl("admin", "pools"))["pools"][0]["queue"]["engine"] > 8 and seen)
     assert pools["pools"][0]["batch"]["running"] <= 4
     assert drill.inferctl("admin", "fairness", "set", "--policy", "fair")["policy"] == "fair"
-    status, _ = drill.ask(B_KEY, 4)
-    assert status == 200
-    assert sum(not one.done() for one in flood) > 4, "the other tenant's request waited for the whole queue"
+    for _ in range(5):
+        status, _ = drill.ask(B_KEY, 4)
+        assert status == 200
+        num_waiting = sum(not one.done() for one in flood)
+        if num_waiting > 4:
+            break
+        # The machine was slower to start inferctl than to answer the flood.
+        flood += [drill.asking(A_KEY, 150) for _ in range(24)]
+        until(lambda: drill.metric("inferflux_queue_depth") > 8)
+    assert num_waiting > 4, "the other tenant's request waited for the whole queue"
     assert {one.result()[0] for one in flood} == {200}
 
     drill.inferctl("admin", "rate-limit", "set", "1")
