@@ -90,10 +90,11 @@ class Promise:
         return os.fdopen(descriptor, "w")
 
     def _outstanding(self, path: Path) -> int:
-        """What another load was promised and has not taken. Clears up after one that died."""
+        """What another load was promised and has not taken; nothing that can be made sense of is nothing. Clears up
+        after one that died."""
         if str(path) == self._path:
             return 0
-        with contextlib.suppress(FileNotFoundError), path.open() as file:
+        with contextlib.suppress(FileNotFoundError, ValueError), path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,5 +1,6 @@
 """Memory that others are about to take counts as taken, until they have taken it or are gone."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_what_has_been_taken_is_not_counted_twice(tmp_path: Path) -> None:
         taken = bytearray(os.urandom(2**20) * 300)
         assert promised(tmp_path) < 150 * 2**20
         assert len(taken) == 300 * 2**20
+
+
+def test_a_file_that_says_nothing_is_passed_over(tmp_path: Path) -> None:
+    with (tmp_path / "odd.load").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("nonsense")
+        file.flush()
+        assert promised(tmp_path) == 0
 
 
 def test_a_folder_that_cannot_be_used_is_no_error(tmp_path: Path) -> None:
