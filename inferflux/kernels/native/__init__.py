@@ -1,7 +1,8 @@
 """CPU kernels in C++, compiled once per machine: what stock operators cannot do in one pass.
 
-Attention of decoding rows straight from their pages, norms, rotation with the KV write and gates in one call each.
-What they do not cover (rows that prefill, norms per head) goes to the torch backend, call by call.
+Attention straight from the pages, norms, rotation with the KV write and gates in one call each. What they do not cover
+(pages of 8 bits, norms per head) goes to the torch backend, call by call. Products are not an op here but layouts
+(`panels`) among which the torch backend's table chooses.
 """
 
 import torch

@@ -14,7 +14,7 @@ struct AttentionCall {
   const void* pages;       // one layer's view [P, 2, N, K, D] with these strides, in elements
   const int32_t* table;    // [B, table_stride]
   const int32_t* lengths;  // [B]
-  const int64_t* rows;     // [n, 2]: row and token of each that decodes
+  const int64_t* rows;     // [n, 3]: row, first token, number of queries
   int64_t query_stride, page_stride, part_stride, token_stride, table_stride;
   int64_t num_rows, num_heads, num_kv_heads, head_dim, page_tokens, window;  // window 0: all
   float scale, soft_cap;  // soft_cap 0: off
@@ -28,40 +28,84 @@ struct Part {
   long row, token, first, last;
 };
 
-// GT query heads that share a key head, at once: a key is widened once for all of them.
-template <class E, int GT>
-static inline int score_heads(const typename E::T* keys, long stride, const float* query, long D, long count,
-                              float (*scores)[CHUNK]) {
-  for (long n = 0; n < count; n++) {
-    const typename E::T* key = keys + n * stride;
-    Floats acc[GT] = {};
-    long d = 0;
-    for (; d + W <= D; d += W) {
-      Floats k = E::read(key + d);
-      for (int g = 0; g < GT; g++) acc[g] += k * load<Floats>(query + g * D + d);
+// How many registers of sums a loop holds: of 16, some are for what is added.
+constexpr int SUMS = W == 16 ? 24 : 12;
+
+// Fetches what stands `ahead` elements on, a cache line at a time, while this is computed: asked for all at once, the next
+// chunk would be waited for.
+template <class T> static inline void prefetch(const T* p, long ahead, long column) {
+  if (column % (64 / sizeof(T)) == 0) __builtin_prefetch(p + ahead);
+}
+
+// NT keys against GT query heads that share a key head, at once: a key is widened once for all of them, and enough sums
+// grow side by side that none waits for the one before. scores[g][n].
+template <class E, int GT, int NT>
+static inline void score_keys(const typename E::T* keys, long stride, long ahead, const float* query, long D,
+                              float (*scores)[CHUNK], long first) {
+  Floats acc[GT][NT] = {};
+  long d = 0;
+  for (; d + W <= D; d += W) {
+    Floats k[NT];
+    for (int n = 0; n < NT; n++) {
+      const typename E::T* key = keys + (first + n) * stride + d;
+      k[n] = E::read(key);
+      prefetch(key, ahead, d);
     }
     for (int g = 0; g < GT; g++) {
-      float s = sum(acc[g]);
-      for (long j = d; j < D; j++) s += E::read1(key + j) * query[g * D + j];
-      scores[g][n] = s;
+      Floats q = load<Floats>(query + g * D + d);
+      for (int n = 0; n < NT; n++) acc[g][n] += k[n] * q;
     }
   }
-  return GT;
+  for (int g = 0; g < GT; g++) {
+    float sums[NT];
+    sum_each<NT>(acc[g], sums);
+    for (int n = 0; n < NT; n++) {
+      for (long j = d; j < D; j++) sums[n] += E::read1(keys + (first + n) * stride + j) * query[g * D + j];
+      scores[g][first + n] = sums[n];
+    }
+  }
 }
 
 template <class E, int GT>
-static inline int mix_heads(const typename E::T* values, long stride, float* mixed, long D, long count,
-                            const float (*scores)[CHUNK]) {
-  long d = 0;
-  for (; d + W <= D; d += W) {
-    Floats acc[GT];
-    for (int g = 0; g < GT; g++) acc[g] = load<Floats>(mixed + g * D + d);
-    for (long n = 0; n < count; n++) {
-      Floats v = E::read(values + n * stride + d);
-      for (int g = 0; g < GT; g++) acc[g] += v * scores[g][n];
+static inline int score_heads(const typename E::T* keys, long stride, long ahead, const float* query, long D, long count,
+                              float (*scores)[CHUNK]) {
+  constexpr int NT = SUMS / GT < 4 ? 2 : 4;
+  long n = 0;
+  for (; n + NT <= count; n += NT) score_keys<E, GT, NT>(keys, stride, ahead, query, D, scores, n);
+  for (; n < count; n++) score_keys<E, GT, 1>(keys, stride, ahead, query, D, scores, n);
+  return GT;
+}
+
+// DT registers' worth of each value, from column d on.
+template <class E, int GT, int DT>
+static inline void mix_columns(const typename E::T* values, long stride, long ahead, float* mixed, long D,
+                               long count, const float (*scores)[CHUNK], long d) {
+  Floats acc[GT][DT];
+  for (int g = 0; g < GT; g++)
+    for (int i = 0; i < DT; i++) acc[g][i] = load<Floats>(mixed + g * D + d + i * W);
+  for (long n = 0; n < count; n++) {
+    Floats v[DT];
+    for (int i = 0; i < DT; i++) {
+      const typename E::T* value = values + n * stride + d + i * W;
+      v[i] = E::read(value);
+      prefetch(value, ahead, d + i * W);
     }
-    for (int g = 0; g < GT; g++) store(mixed + g * D + d, acc[g]);
+    for (int g = 0; g < GT; g++) {
+      Floats weight = splat(scores[g][n]);
+      for (int i = 0; i < DT; i++) acc[g][i] += v[i] * weight;
+    }
   }
+  for (int g = 0; g < GT; g++)
+    for (int i = 0; i < DT; i++) store(mixed + g * D + d + i * W, acc[g][i]);
+}
+
+template <class E, int GT>
+static inline int mix_heads(const typename E::T* values, long stride, long ahead, float* mixed, long D, long count,
+                            const float (*scores)[CHUNK]) {
+  constexpr int DT = SUMS / GT < 4 ? 2 : 4;
+  long d = 0;
+  for (; d + DT * W <= D; d += DT * W) mix_columns<E, GT, DT>(values, stride, ahead, mixed, D, count, scores, d);
+  for (; d + W <= D; d += W) mix_columns<E, GT, 1>(values, stride, ahead, mixed, D, count, scores, d);
   for (; d < D; d++)
     for (int g = 0; g < GT; g++)
       for (long n = 0; n < count; n++) mixed[g * D + d] += E::read1(values + n * stride + d) * scores[g][n];
@@ -70,38 +114,48 @@ static inline int mix_heads(const typename E::T* values, long stride, float* mix
 
 // Both return how many of the `left` heads they did.
 template <class E>
-static inline int score(const typename E::T* keys, long stride, const float* query, long D, long count,
+static inline int score(const typename E::T* keys, long stride, long ahead, const float* query, long D, long count,
                         float (*scores)[CHUNK], long left) {
   switch (left) {
-    case 1: return score_heads<E, 1>(keys, stride, query, D, count, scores);
-    case 2: return score_heads<E, 2>(keys, stride, query, D, count, scores);
-    case 3: return score_heads<E, 3>(keys, stride, query, D, count, scores);
-    default: return score_heads<E, 4>(keys, stride, query, D, count, scores);
+    case 1: return score_heads<E, 1>(keys, stride, ahead, query, D, count, scores);
+    case 2: return score_heads<E, 2>(keys, stride, ahead, query, D, count, scores);
+    case 3: return score_heads<E, 3>(keys, stride, ahead, query, D, count, scores);
+    default: return score_heads<E, 4>(keys, stride, ahead, query, D, count, scores);
   }
 }
 
 template <class E>
-static inline int mix(const typename E::T* values, long stride, float* mixed, long D, long count,
+static inline int mix(const typename E::T* values, long stride, long ahead, float* mixed, long D, long count,
                       const float (*scores)[CHUNK], long left) {
   switch (left) {
-    case 1: return mix_heads<E, 1>(values, stride, mixed, D, count, scores);
-    case 2: return mix_heads<E, 2>(values, stride, mixed, D, count, scores);
-    case 3: return mix_heads<E, 3>(values, stride, mixed, D, count, scores);
-    default: return mix_heads<E, 4>(values, stride, mixed, D, count, scores);
+    case 1: return mix_heads<E, 1>(values, stride, ahead, mixed, D, count, scores);
+    case 2: return mix_heads<E, 2>(values, stride, ahead, mixed, D, count, scores);
+    case 3: return mix_heads<E, 3>(values, stride, ahead, mixed, D, count, scores);
+    default: return mix_heads<E, 4>(values, stride, ahead, mixed, D, count, scores);
   }
 }
 
-// One head's new scores join its running peak and sum; they become weights in place. Returns what shrinks the old sums.
-static inline float weigh(float* scores, long count, float soft_cap, float* peak, float* total) {
-  for (long n = count; n < CHUNK; n++) scores[n] = -INFINITY;
-  if (soft_cap > 0)
-    for (long n = 0; n < CHUNK; n += W) store(scores + n, tanh(load<Floats>(scores + n) / soft_cap) * soft_cap);
-  float most = *peak, added = 0;
-  for (long n = 0; n < count; n++) most = scores[n] > most ? scores[n] : most;
-  for (long n = 0; n < CHUNK; n += W) store(scores + n, exp(load<Floats>(scores + n) - most));
-  for (long n = 0; n < count; n++) added += scores[n];
-  float shrink = *peak == -INFINITY ? 0.0f : *peak == most ? 1.0f : expf(*peak - most);
-  *total = *total * shrink + added;
+// One head's new scores, -infinity where nothing is seen, join its running peak and sum; they become weights in place.
+// Returns what shrinks the old sums.
+template <long MOST> static inline float weigh(float* scores, long count, float* peak, float* total) {
+  for (long n = count; n < MOST; n++) scores[n] = -INFINITY;
+  Floats mosts = splat(*peak);
+  for (long n = 0; n < MOST; n += W) {
+    Floats s = load<Floats>(scores + n);
+    mosts = s > mosts ? s : mosts;
+  }
+  float most = mosts[0];
+  for (int i = 1; i < W; i++) most = mosts[i] > most ? mosts[i] : most;
+  Floats added = {};
+  // Nothing was seen yet: all weights are 0, not 0 / 0.
+  const float from = most == -INFINITY ? 0.0f : most;
+  for (long n = 0; n < MOST; n += W) {
+    Floats weights = exp(load<Floats>(scores + n) - from);
+    store(scores + n, weights);
+    added += weights;
+  }
+  float shrink = *peak == most ? 1.0f : *peak == -INFINITY ? 0.0f : expf(*peak - most);
+  *total = *total * shrink + sum(added);
   *peak = most;
   return shrink;
 }
@@ -126,26 +180,24 @@ static void attend(const AttentionCall& c, const Part& part, float* state) {
     const long count = stop - start;
     const T* keys = (const T*)c.pages + pages[start / N] * c.page_stride + (start % N) * c.token_stride;
     const T* values = keys + c.part_stride;
-    if (stop < part.last) {
-      // Pages lie anywhere, so the processor cannot guess the next one.
-      const T* next = (const T*)c.pages + pages[stop / N] * c.page_stride + (stop % N) * c.token_stride;
-      for (long i = 0; i < count * c.token_stride; i += 64 / sizeof(T)) {
-        __builtin_prefetch(next + i);
-        __builtin_prefetch(next + c.part_stride + i);
-      }
-    }
+    // Pages lie anywhere, so the processor cannot guess the next one.
+    const long after = stop < part.last ? stop : start;
+    const long ahead = (const T*)c.pages + pages[after / N] * c.page_stride + (after % N) * c.token_stride - keys;
     for (long h = 0; h < H;) {
       long left = G - h % G;
-      h += score<E>(keys + h / G * D, c.token_stride, query.data() + h * D, D, count, scores + h, left);
+      h += score<E>(keys + h / G * D, c.token_stride, ahead, query.data() + h * D, D, count, scores + h, left);
     }
     for (long h = 0; h < H; h++) {
-      float shrink = weigh(scores[h], count, c.soft_cap, peaks + h, totals + h);
+      if (c.soft_cap > 0)
+        for (long n = 0; n < CHUNK; n += W)
+          store(scores[h] + n, tanh(load<Floats>(scores[h] + n) / c.soft_cap) * c.soft_cap);
+      float shrink = weigh<CHUNK>(scores[h], count, peaks + h, totals + h);
       if (shrink != 1.0f)
         for (long d = 0; d < D; d++) mixed[h * D + d] *= shrink;
     }
     for (long h = 0; h < H;) {
       long left = G - h % G;
-      h += mix<E>(values + h / G * D, c.token_stride, mixed + h * D, D, count, scores + h, left);
+      h += mix<E>(values + h / G * D, c.token_stride, ahead, mixed + h * D, D, count, scores + h, left);
     }
   }
 }
@@ -168,29 +220,31 @@ static void merge(const AttentionCall& c, const Part& part, long count, const fl
 }
 
 template <class E>
-static void attention(const AttentionCall& c) {
+static void decode(const AttentionCall& c) {
   const long size = c.num_heads * (c.head_dim + 2);
   std::vector<Part> parts;
   std::vector<long> firsts;
   for (long r = 0; r < c.num_rows; r++) {
-    long row = c.rows[2 * r], length = c.lengths[row];
+    long row = c.rows[3 * r], length = c.lengths[row];
+    if (c.rows[3 * r + 2] != 1) continue;
     firsts.push_back(parts.size());
     for (long first = c.window && length > c.window ? length - c.window : 0; first < length;) {
       long last = (first / SPLIT + 1) * SPLIT;
       if (last > length) last = length;
-      parts.push_back({row, (long)c.rows[2 * r + 1], first, last});
+      parts.push_back({row, (long)c.rows[3 * r + 1], first, last});
       first = last;
     }
   }
   firsts.push_back(parts.size());
-  const long num_parts = parts.size();
+  const long num_parts = parts.size(), num_rows = firsts.size() - 1;
+  if (!num_rows) return;
   std::vector<float> states(num_parts * size);
 #pragma omp parallel num_threads(c.threads) if (num_parts > 1)
   {
 #pragma omp for schedule(dynamic, 1)
     for (long p = 0; p < num_parts; p++) attend<E>(c, parts[p], states.data() + p * size);
 #pragma omp for schedule(static)
-    for (long r = 0; r < c.num_rows; r++)
+    for (long r = 0; r < num_rows; r++)
       merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], states.data() + firsts[r] * size, size);
   }
 }

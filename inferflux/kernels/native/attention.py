@@ -1,5 +1,6 @@
-"""Paged attention: rows that decode straight from their pages, rows that prefill by the torch backend."""
+"""Paged attention straight from the pages; narrow pages and odd shapes go to the torch backend."""
 
+import itertools
 import struct
 
 import torch
@@ -31,9 +32,7 @@ def attention(
     if not is_plain or head_dim > MAX_HEAD_DIM or num_heads // num_kv_heads > MAX_GROUP:
         return fallback.attention(query, kv_pages, metadata, scale=scale, window=window, soft_cap=soft_cap)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    rows = _decoding(metadata)
-    if len(rows) < metadata.num_rows:
-        fallback.prefill(output, query, kv_pages, metadata, scale, window, soft_cap)
+    rows = _rows(metadata)
     if len(rows):
         table = metadata.page_table
         pointers = (output, query, kv_pages, table, metadata.kv_lengths, rows)
@@ -56,15 +55,12 @@ def attention(
     return output
 
 
-def _decoding(metadata: AttentionMetadata) -> Tensor:
-    """int64 [n, 2]: the rows of one query, each with the number of its token. Worked out once per step."""
+def _rows(metadata: AttentionMetadata) -> Tensor:
+    """int64 [B, 3]: each row with its first token and its queries. Worked out once per step."""
     key = "native.attention"
     rows: Tensor | None = metadata.derived.get(key)
     if rows is None:
-        pairs, token = [], 0
-        for row, num_queries in enumerate(metadata.query_lengths_host):
-            if num_queries == 1:
-                pairs.append((row, token))
-            token += num_queries
-        rows = metadata.derived[key] = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+        starts = itertools.accumulate(metadata.query_lengths_host, initial=0)
+        triples = list(zip(range(metadata.num_rows), starts, metadata.query_lengths_host, strict=False))
+        rows = metadata.derived[key] = torch.tensor(triples, dtype=torch.int64).view(-1, 3)
     return rows

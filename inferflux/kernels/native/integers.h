@@ -7,13 +7,13 @@
 #include <cmath>
 #include <memory>
 
-#include "vector.h"
+#include "matmul.h"
 
-constexpr long PANEL = 16, BLOCK = 512, INT4_GROUP = 32, STEPS = 32767;
+constexpr long BLOCK = 512, INT4_GROUP = 32, STEPS = 32767;
 static_assert(127 * STEPS * BLOCK < (1L << 31), "a block's sum must fit 32 bits");
 // A tile's sums stay in registers: TILE rows of VECTORS registers each. GOP/s of int8 [3072, 576] x 120 rows, one core of
 // a Zen 3 EPYC: 4 rows 131, 5 rows 127, 6 rows 101 (float32 in oneDNN: 75); AVX-512 is not measured.
-constexpr int VECTORS = PANEL / W, TILE = W == 16 ? 12 : 4;
+constexpr int TILE = W == 16 ? 12 : 4;
 // Rounded rows that stay in the second cache while the panels pass.
 constexpr long L2_BYTES = 192 * 1024;
 typedef int16_t Shorts __attribute__((vector_size(4 * W)));
@@ -28,14 +28,6 @@ static inline Ints add_pairs(Ints to, Shorts a, Shorts b) { return to + (Ints)_m
 static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
   return to + ((Ints)a << 16 >> 16) * ((Ints)b << 16 >> 16) + ((Ints)a >> 16) * ((Ints)b >> 16);
 }
-#endif
-
-// Has the compiler finish a sum before it begins the next: else it loads ahead and puts sums aside (GCC 12, AVX2: 101
-// against 131).
-#if defined(__AVX2__) && !defined(__AVX512F__)
-static inline void keep(Ints& v) { asm("" : "+x"(v)); }
-#else
-static inline void keep(Ints&) {}
 #endif
 
 #if defined(__AVX512BW__)
@@ -67,10 +59,10 @@ struct Packed4 {  // pair 0 in the low halves of the bytes, 1 in the high ones
 };
 
 struct IntegersCall {
-  const uint8_t* weight;  // [panels, columns / 4, K::BYTES]
-  const float* scales;    // 8 bits: [panels, PANEL]; 4 bits: [panels, groups, PANEL]
-  const float *x, *bias;  // [rows, inputs]; [outputs] or null
-  float* y;               // [rows, outputs]
+  const uint8_t* weight;       // [panels, columns / 4, K::BYTES]
+  const float *scales, *bias;  // 8 bits: [panels, PANEL]; 4 bits: [panels, groups, PANEL]. [outputs] or null
+  const float* x;              // [rows, inputs]
+  float* y;                    // [rows, outputs]
   int64_t rows, outputs, inputs;
   int32_t threads;
 

@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "integers.h"
 #include "matmul.h"
+#include "prefill.h"
 
 template <class E>
 static void norm_rows(void* out_, const void* x_, void* residual_, const void* weight_, long rows, long F, float eps,
@@ -52,6 +53,12 @@ static void rope_tokens(const RopeCall& c) {
 #pragma omp parallel for num_threads(c.threads) schedule(static) if (c.num_tokens * c.num_heads * D > 32768)
   for (long t = 0; t < c.num_tokens; t++) {
     T* heads = (T*)c.qkv + t * c.qkv_stride;
+    T* to = (T*)c.pages + c.slots[t] / c.page_tokens * c.page_stride + c.slots[t] % c.page_tokens * c.token_stride;
+    // Its place in the pages is fetched while the heads are rotated: it lies anywhere.
+    for (long i = 0; i < K * D; i += 64 / sizeof(T)) {
+      __builtin_prefetch(to + i, 1);
+      __builtin_prefetch(to + c.part_stride + i, 1);
+    }
     const T *cos = (const T*)c.cos + t * c.angle_stride, *sin = (const T*)c.sin + t * c.angle_stride;
     for (long h = 0; c.cos && h < c.num_heads + K; h++) {
       T *first = heads + h * D, *second = first + half;
@@ -67,8 +74,6 @@ static void rope_tokens(const RopeCall& c) {
         E::write1(second + i, b * co + a * si);
       }
     }
-    long page = c.slots[t] / c.page_tokens, offset = c.slots[t] % c.page_tokens;
-    T* to = (T*)c.pages + page * c.page_stride + offset * c.token_stride;
     memcpy(to, heads + c.num_heads * D, K * D * sizeof(T));
     memcpy(to + c.part_stride, heads + (c.num_heads + K) * D, K * D * sizeof(T));
   }
@@ -111,7 +116,10 @@ void inferflux_gate(int type, void* out, const void* in, long rows, long I, int 
   (type ? gate_rows<BF16> : gate_rows<F32>)(out, in, rows, I, kind, threads);
 }
 
-void inferflux_attention(int type, const AttentionCall* call) { (type ? attention<BF16> : attention<F32>)(*call); }
+void inferflux_attention(int type, const AttentionCall* call) {
+  (type ? decode<BF16> : decode<F32>)(*call);
+  (type ? prefill<BF16> : prefill<F32>)(*call);
+}
 
 // int8 and int4.
 void inferflux_integers(int kind, const IntegersCall* call) {
@@ -119,8 +127,7 @@ void inferflux_integers(int kind, const IntegersCall* call) {
 }
 
 // float32, bfloat16 and fp8.
-void inferflux_multiply(int kind, const void* weight, const float* x, const float* scales, const float* bias, float* y,
-                        long rows, long outputs, long inputs, int threads) {
-  (kind == 0 ? multiply<F32> : kind == 1 ? multiply<BF16> : multiply<F8>)(weight, x, scales, bias, y, rows, outputs, inputs, threads);
+void inferflux_floats(int kind, const FloatsCall* call) {
+  (kind == 0 ? multiply_floats<F32> : kind == 1 ? multiply_floats<BF16> : multiply_floats<F8>)(*call);
 }
 }

@@ -31,7 +31,7 @@ _SIGNATURES: Final = {
     "gate": (c_int, c_void_p, c_void_p, c_long, c_long, c_int, c_int),
     "attention": (c_int, c_char_p),
     "integers": (c_int, c_char_p),
-    "multiply": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long, c_int),
+    "floats": (c_int, c_char_p),
 }
 
 
@@ -43,7 +43,7 @@ class Library(NamedTuple):
     gate: Any = None
     attention: Any = None
     integers: Any = None
-    multiply: Any = None
+    floats: Any = None
     reason: str | None = None
 
 

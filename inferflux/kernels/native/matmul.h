@@ -1,59 +1,83 @@
-// y = x @ weight.T for few rows: each weight is read once from memory, widened in registers and used for all rows.
+// y = x @ weight.T for weights in floats of 32, 16 or 8 bits, which are widened in registers.
+//
+// Weights lie in panels of PANEL outputs, a column's outputs side by side: one column of a panel meets one input of each row
+// of a tile. A row's sums grow in the order of the columns, whatever else is in the batch.
 #pragma once
 #include "vector.h"
 
-// O outputs of MT rows at once; weights [O, I] of kind K; x [MT, I] floats; sums[o][m].
-template <class K, int O, int MT>
-static inline void dot(const typename K::T* w, const float* x, long I, float sums[O][MT]) {
-  Floats acc[O][MT] = {};
-  long i = 0;
-  for (; i + W <= I; i += W) {
-    Floats xs[MT];
-    for (int m = 0; m < MT; m++) xs[m] = load<Floats>(x + m * I + i);
-    for (int o = 0; o < O; o++) {
-      Floats ws = K::read(w + o * I + i);
-      for (int m = 0; m < MT; m++) acc[o][m] += ws * xs[m];
+constexpr long PANEL = 16;
+// A tile's sums stay in registers: rows of VECTORS each.
+constexpr int VECTORS = PANEL / W, FLOAT_TILE = 12 / VECTORS;
+// Of x, ROW_BLOCK rows of COLUMN_BLOCK columns stay in the second cache while the panels pass, of each panel as many columns
+// in the first or second.
+constexpr long ROW_BLOCK = 96, COLUMN_BLOCK = 512;
+
+struct FloatsCall {
+  const void* weight;          // [panels, inputs, PANEL]
+  const float *scales, *bias;  // [outputs] or null
+  const float* x;              // [rows, inputs]
+  float* y;                    // [rows, outputs]
+  int64_t rows, outputs, inputs;
+  int32_t threads;
+};
+
+// Columns first..last-1.
+template <class K, int ROWS>
+static void add_tile(const FloatsCall& c, long p, long row, long first, long last) {
+  const long o = p * PANEL, count = c.outputs - o < PANEL ? c.outputs - o : PANEL;
+  const typename K::T* w = (const typename K::T*)c.weight + (p * c.inputs + first) * PANEL;
+  const float* x = c.x + row * c.inputs + first;
+  float rest[ROWS][PANEL] = {};
+  Floats acc[ROWS][VECTORS] = {};
+  float* y = c.y + row * c.outputs + o;
+  if (first)
+    for (int m = 0; m < ROWS; m++) {
+      memcpy(rest[m], y + m * c.outputs, count * sizeof(float));
+      for (int v = 0; v < VECTORS; v++) acc[m][v] = load<Floats>(rest[m] + v * W);
+    }
+  for (long i = 0; i < last - first; i++) {
+    Floats b[VECTORS];
+    for (int v = 0; v < VECTORS; v++) {
+      b[v] = K::read(w + i * PANEL + v * W);
+      keep(b[v]);
+    }
+    for (int m = 0; m < ROWS; m++) {
+      Floats a = splat(x[m * c.inputs + i]);
+      for (int v = 0; v < VECTORS; v++) acc[m][v] += a * b[v];
     }
   }
-  for (int o = 0; o < O; o++)
-    for (int m = 0; m < MT; m++) {
-      float s = sum(acc[o][m]);
-      for (long j = i; j < I; j++) s += K::read1(w + o * I + j) * x[m * I + j];
-      sums[o][m] = s;
-    }
-}
-
-template <class K, int O, int MT>
-static void rows_of(const typename K::T* w, const float* x, const float* scales, const float* bias, float* y, long first,
-                    long last, long outputs, long I) {
-  for (long o = first; o + O <= last; o += O) {
-    float sums[O][MT];
-    dot<K, O, MT>(w + o * I, x, I, sums);
-    for (int k = 0; k < O; k++)
-      for (int m = 0; m < MT; m++)
-        y[m * outputs + o + k] = sums[k][m] * (scales ? scales[o + k] : 1.0f) + (bias ? bias[o + k] : 0.0f);
+  for (int m = 0; m < ROWS; m++) {
+    for (int v = 0; v < VECTORS; v++) store(rest[m] + v * W, acc[m][v]);
+    if (last == c.inputs)
+      for (long k = 0; k < count; k++)
+        rest[m][k] = rest[m][k] * (c.scales ? c.scales[o + k] : 1.0f) + (c.bias ? c.bias[o + k] : 0.0f);
+    memcpy(y + m * c.outputs, rest[m], count * sizeof(float));
   }
 }
 
-template <class K, int MT>
-static void tile(const void* weight, const float* x, const float* scales, const float* bias, float* y, long first,
-                 long last, long outputs, long I) {
-  const typename K::T* w = (const typename K::T*)weight;
-  constexpr int O = MT <= 2 ? 4 : 2;
-  long middle = first + (last - first) / O * O;
-  rows_of<K, O, MT>(w, x, scales, bias, y, first, middle, outputs, I);
-  rows_of<K, 1, MT>(w, x, scales, bias, y, middle, last, outputs, I);
+// The last rows, fewer than a tile's.
+template <class K, int ROWS>
+static void add_rest(const FloatsCall& c, long p, long row, long count, long first, long last) {
+  if (count == ROWS)
+    add_tile<K, ROWS>(c, p, row, first, last);
+  else if constexpr (ROWS > 1)
+    add_rest<K, ROWS - 1>(c, p, row, count, first, last);
 }
 
 template <class K>
-static void multiply(const void* weight, const float* x, const float* scales, const float* bias, float* y, long M,
-                     long outputs, long I, int threads) {
-  constexpr long BLOCK = 32;  // outputs whose weights stay in the first cache while the rows pass
-#pragma omp parallel for num_threads(threads) schedule(static) if (outputs * I > 20000)
-  for (long first = 0; first < outputs; first += BLOCK) {
-    long last = first + BLOCK < outputs ? first + BLOCK : outputs, m = 0;
-    for (; m + 4 <= M; m += 4) tile<K, 4>(weight, x + m * I, scales, bias, y + m * outputs, first, last, outputs, I);
-    for (; m + 2 <= M; m += 2) tile<K, 2>(weight, x + m * I, scales, bias, y + m * outputs, first, last, outputs, I);
-    if (m < M) tile<K, 1>(weight, x + m * I, scales, bias, y + m * outputs, first, last, outputs, I);
-  }
+static void multiply_floats(const FloatsCall& c) {
+  const long panels = (c.outputs + PANEL - 1) / PANEL;
+#pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 20000)
+  for (long row = 0; row < c.rows; row += ROW_BLOCK)
+    for (long first = 0; first < c.inputs; first += COLUMN_BLOCK) {
+      const long row_end = row + ROW_BLOCK < c.rows ? row + ROW_BLOCK : c.rows;
+      const long last = first + COLUMN_BLOCK < c.inputs ? first + COLUMN_BLOCK : c.inputs;
+      // A panel is always the same thread's.
+#pragma omp for schedule(static) nowait
+      for (long p = 0; p < panels; p++) {
+        long m = row;
+        for (; m + FLOAT_TILE <= row_end; m += FLOAT_TILE) add_tile<K, FLOAT_TILE>(c, p, m, first, last);
+        if (m < row_end) add_rest<K, FLOAT_TILE - 1>(c, p, m, row_end - m, first, last);
+      }
+    }
 }

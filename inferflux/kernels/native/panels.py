@@ -1,4 +1,4 @@
-"""Products with int8 and int4 weights in integers: the layout that integers.h multiplies, and the call."""
+"""Products of the native library: the layouts that matmul.h (floats) and integers.h (int8, int4) want, and the call."""
 
 import struct
 from typing import Final, NamedTuple
@@ -10,29 +10,37 @@ from inferflux.kernels.native.loading import TYPES, library
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 
 Tensor = torch.Tensor
-# IntegersCall and PANEL of integers.h.
+# FloatsCall and PANEL of matmul.h, IntegersCall of integers.h.
 _CALL = struct.Struct("8qi4x")
 PANEL: Final = 16
-SCHEMES: Final = ("int8", "int4")
+INTEGERS: Final = ("int8", "int4")
 
 
 class Panels(NamedTuple):
-    """A matrix, 16 outputs a panel; outputs and columns are filled up to multiples of 16 and 32.
+    """A matrix, 16 outputs a panel; outputs are filled up to a multiple of 16.
 
-    values: int8 [panels, columns / 2, 16, 2], each output's columns in pairs; int4: uint8 [panels, columns / 4, 16, 2],
-    the pair of columns 4i, 4i + 1 in the low halves of the bytes, 4i + 2, 4i + 3 in the high ones. scales: float32
-    [panels, groups, 16].
+    Floats: values [panels, columns, 16] in their own type; scales float32 [outputs], or None.
+    int8: values [panels, columns / 2, 16, 2], each output's columns in pairs, filled up to a multiple of 32 columns.
+    int4: uint8 [panels, columns / 4, 16, 2], the pair of columns 4i, 4i + 1 in the low halves of the bytes, the pair
+    4i + 2, 4i + 3 in the high ones. Both: scales float32 [panels, groups, 16].
     """
 
     values: Tensor
-    scales: Tensor
+    scales: Tensor | None
     num_outputs: int
 
 
+def arrange_floats(weight: Tensor) -> Panels:
+    """weight [out, in] of float32, bfloat16 or fp8, on the CPU. Copies it."""
+    return Panels(_panels(weight, 1), None, weight.shape[0])
+
+
 def arrange(weight: QuantizedWeight) -> Panels:
-    """weight: int8 or int4, on the CPU. Copies it."""
+    """weight: of any scheme, on the CPU. Copies it."""
     num_outputs, num_inputs = weight.shape
     values = weight.values
+    if weight.scheme not in INTEGERS:
+        return Panels(_panels(values, 1), weight.scales.flatten(), num_outputs)
     if weight.scheme == "int8":
         values = functional.pad(values, (0, -num_inputs % INT4_GROUP))
     else:
@@ -40,27 +48,34 @@ def arrange(weight: QuantizedWeight) -> Panels:
         both = values.view(num_outputs, -1, 2)
         low, high = both & 0xF, both >> 4
         values = torch.stack((low[..., 0] | low[..., 1] << 4, high[..., 0] | high[..., 1] << 4), dim=-1).flatten(1)
-    missing = -num_outputs % PANEL
-    values = functional.pad(values, (0, 0, 0, missing)).view(-1, PANEL, values.shape[1] // 2, 2)
-    scales = functional.pad(weight.scales, (0, 0, 0, missing)).view(-1, PANEL, weight.scales.shape[1])
-    return Panels(values.transpose(1, 2).contiguous(), scales.transpose(1, 2).contiguous(), num_outputs)
+    return Panels(_panels(values, 2), _panels(weight.scales, 1), num_outputs)
+
+
+def _panels(matrix: Tensor, together: int) -> Tensor:
+    """[out, in] -> [panels, in / together, 16, together], the last axis dropped where it is 1."""
+    narrow = matrix.element_size() == 1
+    rows = functional.pad(matrix.view(torch.uint8) if narrow else matrix, (0, 0, 0, -len(matrix) % PANEL))
+    panels = rows.view(-1, PANEL, matrix.shape[1] // together, together).transpose(1, 2).contiguous()
+    return (panels.view(matrix.dtype) if narrow else panels).squeeze(3)
 
 
 def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x [T, in] -> [T, out], in x's dtype; x is rounded to 16 bits, each row's every 512 columns to their own scale."""
+    """x [T, in] -> [T, out], in x's dtype, summed in float32; integers: x is rounded to 16 bits, each row's every 512
+    columns to their own scale."""
     rows = x.float().contiguous()
     y = torch.empty((x.shape[0], panels.num_outputs), dtype=torch.float32)
     wide_bias = None if bias is None else bias.float()
     call = _CALL.pack(
         panels.values.data_ptr(),
-        panels.scales.data_ptr(),
-        rows.data_ptr(),
+        0 if panels.scales is None else panels.scales.data_ptr(),
         0 if wide_bias is None else wide_bias.data_ptr(),
+        rows.data_ptr(),
         y.data_ptr(),
         *x.shape[:1],
         panels.num_outputs,
         x.shape[1],
         torch.get_num_threads(),
     )
-    library().integers(TYPES[panels.values.dtype], call)
+    function = library().integers if panels.values.dim() == 4 else library().floats
+    function(TYPES[panels.values.dtype], call)
     return y.to(x.dtype)

@@ -44,7 +44,7 @@ def attention(
     soft_cap: float | None,
 ) -> Tensor:
     """See `ops.AttentionOp`."""
-    plan, dtype = _plan(query, kv_pages, metadata, window, soft_cap, decodes=True)
+    plan, dtype = _plan(query, kv_pages, metadata, window, soft_cap)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     wide_query = query.to(dtype)
     for group in plan.groups:
@@ -54,37 +54,19 @@ def attention(
     return output
 
 
-def prefill(
-    output: Tensor,
-    query: Tensor,
-    kv_pages: Tensor,
-    metadata: AttentionMetadata,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
-) -> None:
-    """Fills in the rows of several queries; what decodes is another's."""
-    plan, dtype = _plan(query, kv_pages, metadata, window, soft_cap, decodes=False)
-    wide_query = query.to(dtype)
-    for row in plan.rows:
-        _prefill(output, wide_query, kv_pages, row, scale, soft_cap)
-
-
 def _plan(
     query: Tensor,
     kv_pages: Tensor,
     metadata: AttentionMetadata,
     window: int | None,
     soft_cap: float | None,
-    *,
-    decodes: bool,
 ) -> tuple[AttentionPlan, torch.dtype]:
     """Returns the step's plan and the type to compute in."""
     on_cpu = query.device.type == "cpu"
     # 16-bit products are slow on CPUs (see `linear`), and attention's are small: widened context stays in the cache.
     dtype = torch.promote_types(query.dtype, torch.float32) if on_cpu else query.dtype
     limits = CPU_LIMITS if on_cpu else ACCELERATOR_LIMITS
-    geometry = Geometry(kv_pages.shape[2], window, dtype, limits, fused=soft_cap is None, decodes=decodes)
+    geometry = Geometry(kv_pages.shape[2], window, dtype, limits, fused=soft_cap is None)
     return plan_attention(metadata, geometry), dtype
 
 

@@ -71,15 +71,13 @@ class AttentionPlan:
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """What a plan depends on besides the metadata. mask_dtype: the type attention is computed in. fused: the operator
-    knows causal attention, so that whole prompts need no mask and no blocks. decodes: rows of one query are
-    planned too."""
+    knows causal attention, so that whole prompts need no mask and no blocks."""
 
     page_tokens: int
     window: int | None
     mask_dtype: torch.dtype
     limits: Limits
     fused: bool
-    decodes: bool = True
 
     def first_seen(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)
@@ -105,7 +103,7 @@ def _make_plan(metadata: AttentionMetadata, geometry: Geometry) -> AttentionPlan
     for row, num_queries in enumerate(metadata.query_lengths_host):
         (decoding if num_queries == 1 else prefilling).append((row, first))
         first += num_queries
-    pieces = _split(decoding, metadata, geometry) if geometry.decodes else []
+    pieces = _split(decoding, metadata, geometry)
     groups = tuple(_decode_group(metadata, geometry, group) for group in pieces)
     mask = _band(metadata, geometry, prefilling) if prefilling else None
     rows = tuple(_prefill_row(metadata, geometry, row, first, mask) for row, first in prefilling)

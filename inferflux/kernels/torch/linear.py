@@ -32,7 +32,7 @@ def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
         return PackedWeight((_ELSEWHERE,) * len(BUCKETS), weight, bias)
     layouts = float_layouts(weight.dtype)
     if weight.numel() < MIN_PACKED_ELEMENTS:
-        plain = next(layout for layout in layouts if layout.name == "plain")
+        plain = next((layout for layout in layouts if layout.name == "plain"), layouts[0])
         return PackedWeight(plain.defaults(), plain.arrange(weight), bias)
     num_outputs, num_inputs = weight.shape
     choice = cpu_table().choose(

@@ -16,7 +16,7 @@ from inferflux.kernels.cpu_table import BUCKETS, Layout, Method, bucket_of, cpu_
 from inferflux.kernels.native import panels
 from inferflux.kernels.native.loading import library
 from inferflux.kernels.quantized_weight import QuantizedWeight, dequantize
-from inferflux.kernels.torch.products import MAX_NATIVE_ROWS, multiply_blocks, multiply_native
+from inferflux.kernels.torch.products import multiply_blocks
 
 Tensor = torch.Tensor
 
@@ -72,22 +72,14 @@ def run(packed: PackedWeight, x: Tensor) -> Tensor:
 
 def quantized_layouts(scheme: str) -> tuple[Layout, ...]:
     """Returns the layouts of a matrix on a CPU, the default first."""
-    values = Layout("values", lambda weight: weight, (Method("widened", _widened),))
     onednn8 = Layout("onednn8", _reorder, (Method("onednn8", _multiply_rounded),))
     if library().reason is not None:
+        values = Layout("values", lambda weight: weight, (Method("widened", _widened),))
         return (values, onednn8) if scheme == "int8" and cpu_features.has_onednn() else (values,)
-    if scheme not in panels.SCHEMES:
-        return (values._replace(methods=(Method("native", _native, MAX_NATIVE_ROWS), *values.methods)),)
     packed = Layout("panels", panels.arrange, (Method("panels", panels.multiply),))
     # Where oneDNN lacks the instructions, panels beat it at any number of rows (GOP/s of [3072, 576]: 45 to 5 at 1 row,
     # 97 to 63 at 128; one core of a Zen 3 EPYC).
     return (packed, onednn8) if scheme == "int8" and cpu_features.multiplies_bytes() else (packed,)
-
-
-def _native(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
-    if x.dtype == torch.float64:
-        return _elsewhere(weight, x, bias)
-    return multiply_native(weight.values, weight.scales, x, bias)
 
 
 def _widened(weight: QuantizedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
