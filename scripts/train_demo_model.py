@@ -37,11 +37,13 @@ def main() -> int:
     what.add_argument("--refresh", action="store_true", help="go on from the folder's tokenizer and weights")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the model is written to or read from")
     parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {Recipe().steps}, or {REFRESHING.steps})")
+    parser.add_argument("--learning-rate", type=float, help="its peak (default: the recipe's)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = REFRESHING if arguments.refresh else Recipe()
-    recipe = replace(recipe, steps=arguments.steps or recipe.steps)
+    rate = arguments.learning_rate or recipe.learning_rate
+    recipe = replace(recipe, steps=arguments.steps or recipe.steps, learning_rate=rate)
     card = None if arguments.check else build(arguments.folder, recipe, arguments.refresh)
     scores = evaluate(arguments.folder)
     for score in scores:

@@ -30,7 +30,7 @@ LENGTHS = ((128, 0.3), (256, 0.44), (512, 0.15), (1024, 0.08), (MAX_LENGTH, 0.03
 class Recipe:
     """steps: optimizer steps of `tokens_per_step` tokens, or of one sequence that is longer.
 
-    learning_rate: its peak, reached after `warmup` steps.
+    learning_rate: its peak, reached after `warmup` steps, or a tenth of them all if that is less.
     """
 
     seed: int = 20
@@ -141,9 +141,10 @@ def train(
 
 def learning_rate(step: int, recipe: Recipe) -> float:
     """Returns the rate of a step: linear warm-up, then half a cosine down to 1 % of the peak."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    warmup = min(recipe.warmup, recipe.steps // 10)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, recipe.steps - warmup)
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
