@@ -42,7 +42,8 @@ def arrange(weight: QuantizedWeight) -> Panels:
     if weight.scheme not in INTEGERS:
         return Panels(_panels(values, 1), weight.scales.flatten(), num_outputs)
     if weight.scheme == "int8":
-        values = functional.pad(values, (0, -num_inputs % INT4_GROUP))
+        unfilled = -num_inputs % INT4_GROUP
+        values = functional.pad(values, (0, unfilled)) if unfilled else values
     else:
         # A byte here holds columns 2i, 2i + 1.
         both = values.view(num_outputs, -1, 2)
@@ -54,7 +55,9 @@ def arrange(weight: QuantizedWeight) -> Panels:
 def _panels(matrix: Tensor, together: int) -> Tensor:
     """[out, in] -> [panels, in / together, 16, together], the last axis dropped where it is 1."""
     narrow = matrix.element_size() == 1
-    rows = functional.pad(matrix.view(torch.uint8) if narrow else matrix, (0, 0, 0, -len(matrix) % PANEL))
+    rows, missing = matrix.view(torch.uint8) if narrow else matrix, -len(matrix) % PANEL
+    if missing:  # else padding would copy for nothing
+        rows = functional.pad(rows, (0, 0, 0, missing))
     panels = rows.view(-1, PANEL, matrix.shape[1] // together, together).transpose(1, 2).contiguous()
     return (panels.view(matrix.dtype) if narrow else panels).squeeze(3)
 
