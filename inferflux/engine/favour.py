@@ -17,8 +17,8 @@ from inferflux.engine.pace import GAIN, HELD_UP, Load, StepPace
 from inferflux.engine.request import Request
 
 # What favoured requests may take, in times of what they would take alone. Twice is what is promised; the rest is for
-# the step that is under way when a request comes. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128: 1.5, 2.1
-# and 2.2 with 1.4; 2.0, 1.8 and 1.7 with 1.25.
+# the step that is under way when a request comes. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:
+# 1.5, 2.1 and 2.2 with 1.4; 2.0, 1.8 and 1.7 with 1.25.
 FACTOR: Final = 1.25
 # The purse holds, or owes, at most what so many steps of the favoured alone take: bounds how long the others are held
 # up by a step that took too long for another reason, and a step that follows on a time when they had little to do.
