@@ -58,15 +58,16 @@ static inline void multiply_add(float* to, const float* shrinks, const float* fr
     }
 }
 
-// Keys first..first+KEYS-1 as columns, their values as rows; zeros from `last` on.
+// Keys first..first+KEYS-1 as columns, their values as rows; zeros where no query of the block sees them, before `seen` and
+// from `last` on, since anything may stand there: a weight of 0 times what is no number is none.
 template <class E>
-static void fetch(const AttentionCall& c, const Block& block, long first, long last, Buffers& b) {
+static void fetch(const AttentionCall& c, const Block& block, long first, long seen, long last, Buffers& b) {
   typedef typename E::T T;
   const long D = c.head_dim, N = c.page_tokens;
   const int32_t* pages = c.table + block.row * c.table_stride;
   for (long n = 0; n < KEYS; n++) {
     float* value = b.values.data() + n * b.columns;
-    if (first + n >= last) {
+    if (first + n < seen || first + n >= last) {
       for (long d = 0; d < D; d++) b.keys[d * KEYS + n] = value[d] = 0;
       continue;
     }
@@ -87,8 +88,8 @@ template <class E>
 static void attend_block(const AttentionCall& c, const Block& block, Buffers& b) {
   typedef typename E::T T;
   const long D = c.head_dim, G = c.num_heads / c.num_kv_heads, used = G * block.count, rows = padded(used, MR);
-  const long last = block.first + block.count, seen = c.window ? block.first - c.window + 1 : 0;
-  const long begin = (seen > 0 ? seen : 0) / KEYS * KEYS;
+  const long last = block.first + block.count;
+  const long seen = c.window && block.first >= c.window ? block.first - c.window + 1 : 0;
   std::fill(b.query.begin(), b.query.end(), 0.0f);
   std::fill(b.mixed.begin(), b.mixed.end(), 0.0f);
   std::fill(b.peaks.begin(), b.peaks.end(), -INFINITY);
@@ -98,8 +99,8 @@ static void attend_block(const AttentionCall& c, const Block& block, Buffers& b)
     for (long d = 0; d < D; d++)
       b.query[r * D + d] = E::read1(from + (block.head * G + r / block.count) * D + d) * c.scale;
   }
-  for (long first = begin; first < last; first += KEYS) {
-    fetch<E>(c, block, first, last, b);
+  for (long first = seen / KEYS * KEYS; first < last; first += KEYS) {
+    fetch<E>(c, block, first, seen, last, b);
     multiply_add(b.scores.data(), nullptr, b.query.data(), b.keys.data(), rows, D, KEYS);
     const bool all_seen = first + KEYS <= block.first + 1 && (!c.window || first > last - 1 - c.window);
     for (long r = 0; r < used; r++) {
