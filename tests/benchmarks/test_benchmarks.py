@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import admin, churn, kv_tiers, offline, paged_attention, serving, structured
+from benchmarks import admin, churn, kv_tiers, offline, op_shares, paged_attention, serving, structured
 from benchmarks.shapes import SHAPES, write_model
 from inferflux import LLM
 from inferflux.engine.kv.rates import Rates
@@ -37,6 +37,19 @@ def test_offline_runs_quantised_variants_beside_the_float_ones(
     runs = json.loads(out.read_text())["results"]["toy"]
     assert set(runs) == {"inferflux float32", "inferflux int8 float32"}
     assert all(figures["single.decode_tok_s"][0] > 0 for figures in runs.values())
+
+
+def test_shares_of_a_step_add_up(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "op_shares.json"
+    arguments = ["op_shares", "--shapes", "toy", "--quantization", "none", "int8", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--cache", str(cache), "--out", str(out)])
+    op_shares.main()
+    results = json.loads(out.read_text())["results"]
+    for name in ("toy float32", "toy int8 float32"):
+        for figures in results[name].values():
+            assert sum(figures["shares"].values()) == pytest.approx(1, abs=0.01)
+            assert figures["shares"]["products"] > 0
+            assert figures["shares"]["attention"] > 0
 
 
 def test_admin_measures_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
