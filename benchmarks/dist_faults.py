@@ -4,7 +4,8 @@
 
 Each round starts the ranks by hand, with the demo model on the CPU, streams answers, and sends one process SIGKILL or
 SIGSTOP. It passes when every other rank has left within `distributed.timeout_s` and a margin, with exit code 1, when no
-client hangs, and when all the text that arrived is what one process says.
+client hangs, and when all the text that arrived is what one process says. Writes benchmarks/results/dist_faults.json
+unless --out says otherwise.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from typing import IO, NamedTuple
 
 import psutil
 
+from benchmarks import record
 from benchmarks.ports import free_port
 
 READY_S = 120.0
@@ -221,18 +223,21 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout-s", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     victims = [*(f"rank {rank}" for rank in range(args.ranks)), "engine"]
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         expected = expected_texts(log)
-        failed = 0
+        rounds = []
         for index in range(args.rounds):
             fault = Fault(rng.choice(victims), rng.choice((signal.SIGKILL, signal.SIGSTOP)), rng.uniform(0, 1))
             outcome = run_round(args.ranks, fault, args.timeout_s, expected, log)
-            failed += bool(outcome.faults)
-            print(json.dumps({"round": index, **vars(outcome)}), flush=True)
-        print(json.dumps({"rounds": args.rounds, "failed": failed}))
+            rounds.append({"round": index, **vars(outcome)})
+            print(json.dumps(rounds[-1]), flush=True)
+    failed = sum(bool(one["faults"]) for one in rounds)
+    results = {"ranks": args.ranks, "timeout_s": args.timeout_s, "failed": failed, "rounds": rounds}
+    print(f"{failed} of {len(rounds)} rounds failed:", record.write("dist_faults", results, args.out))
     return 1 if failed else 0
 
 
