@@ -1,6 +1,7 @@
 """Fixtures for all rooms."""
 
 import functools
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,10 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.models import TinyModel
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Who starts the tests in the background may have it ignored, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

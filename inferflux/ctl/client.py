@@ -79,7 +79,10 @@ class Client:
         return self._session
 
     def _unreachable(self, error: Exception) -> ServerError:
-        number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+        number = None
+        # OpenSSL's errors have numbers of their own.
+        if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+            number = error.os_error.errno
         reason = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
         return ServerError(f"cannot reach {self.url}: {reason}")
 
