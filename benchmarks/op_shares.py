@@ -4,7 +4,8 @@
 
 decode_1 and decode_32 generate for so many requests behind 128 tokens each, prefill computes one prompt of 1024. Beside
 the shares stand the weights' bytes per second, with the machine's measured bandwidth, and the products' operations per
-second. Results go to benchmarks/results/op_shares.json unless --out says otherwise.
+second (the output matrix counted for every token, though a prefill multiplies by it once). Results go to
+benchmarks/results/op_shares.json unless --out says otherwise.
 """
 
 import argparse
