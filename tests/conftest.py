@@ -1,14 +1,22 @@
 """Fixtures for all rooms."""
 
 import functools
+import os
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.support.models import TinyModel
+
+# Examples are drawn alike in every run, so that a change fails for what it changes. To look for new ones, run with
+# HYPOTHESIS_PROFILE=explore.
+settings.register_profile("repeat", derandomize=True)
+settings.register_profile("explore", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Who starts the tests in the background may have it ignored, and so would every process that a test starts.
