@@ -1,6 +1,8 @@
 """The native kernels: right on every case, built once, and out of the way where they cannot be built."""
 
 import fcntl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -101,6 +103,15 @@ def test_only_one_process_builds_and_one_that_was_killed_does_not_count(
         assert build.build(tmp_path / "native.so", "libgomp.so") == "another process is building it"
     assert str(build.build(tmp_path / "native.so", "libgomp.so")).startswith("false failed")
     assert [path.name for path in tmp_path.iterdir()] == [build.LOCK]
+
+
+@pytest.mark.skipif(OPENMP is None, reason="torch without GNU OpenMP")
+@pytest.mark.parametrize("imports", ["import sentencepiece, torch", "import torch, sentencepiece"])
+def test_another_openmp_that_a_wheel_brings_along_is_not_mistaken_for_torchs(imports: str) -> None:
+    # Threads of a second one would wait for work on the cores that torch's compute on.
+    ask = "from inferflux.kernels.native.build import openmp_library; print(openmp_library())"
+    found = subprocess.run([sys.executable, "-c", f"{imports}; {ask}"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == OPENMP
 
 
 @pytest.mark.skipif(OPENMP is None, reason="torch without GNU OpenMP")

@@ -3,13 +3,17 @@
 One file per machine, torch and source, in the user's cache; a change of any of them is another file. Knows no kernel.
 """
 
+import ctypes
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
+
+import torch
 
 from inferflux.config.cache_dir import cache_dir
 from inferflux.kernels import cpu_features
@@ -28,12 +32,23 @@ def compiler() -> str | None:
 
 
 def openmp_library() -> str | None:
-    """Returns the GNU OpenMP library that torch has loaded: a second one would bring threads of its own."""
+    """Returns the GNU OpenMP library that torch computes with, or None.
+
+    A process may hold others, which wheels bring along; kernels in one of those would have threads of their own, that
+    wait for work on the same cores as torch's.
+    """
+    flags = os.RTLD_LAZY | getattr(os, "RTLD_NOLOAD", 0)
     try:
+        entry = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), mode=flags).GOMP_parallel
         lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
+    except (OSError, AttributeError):
         return None
-    return next((line.split()[-1] for line in lines if "libgomp" in line), None)
+    address = ctypes.cast(entry, ctypes.c_void_p).value or 0
+    for line in lines:
+        first, last = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if first <= address < last:
+            return line.split()[-1]
+    return None
 
 
 def library_path(openmp: str) -> Path:

@@ -50,7 +50,9 @@ template <class E>
 static void rope_tokens(const RopeCall& c) {
   typedef typename E::T T;
   const long D = c.head_dim, half = c.rotary_dim / 2, K = c.num_kv_heads;
-#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.num_tokens * c.num_heads * D > 32768)
+  // Two threads pay early: half of what they read is in the other's cache. 32 tokens of 15 heads of 64, two cores of a
+  // Zen 3 EPYC: 240 us in one thread, 70 to 150 in two.
+#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.num_tokens * c.num_heads * D > 4096)
   for (long t = 0; t < c.num_tokens; t++) {
     T* heads = (T*)c.qkv + t * c.qkv_stride;
     T* to = (T*)c.pages + c.slots[t] / c.page_tokens * c.page_stride + c.slots[t] % c.page_tokens * c.token_stride;
