@@ -22,13 +22,15 @@ class Anteroom:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, request: Request, prepared: "Future[Any]") -> None:
+    def add(self, request: Request, prepared: Future[Any]) -> None:
         self._waiting[request.id] = request, prepared
 
     def remove(self, request_ids: Iterable[int]) -> None:
-        """Forgets these requests; unknown ids are ignored."""
+        """Forgets these requests, and does not have compiled what has not begun; unknown ids are ignored."""
         for request_id in request_ids:
-            self._waiting.pop(request_id, None)
+            if request_id in self._waiting:
+                _, prepared = self._waiting.pop(request_id)
+                prepared.cancel()
 
     def take_ready(self, *, idle: bool) -> list[tuple[Request, BaseException | None]]:
         """Returns the requests that need wait no longer, each with what went wrong. idle: wait a moment for one."""

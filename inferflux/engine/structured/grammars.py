@@ -16,17 +16,22 @@ MAX_KEPT: Final = 64
 
 
 class Grammars:
-    """The latest MAX_KEPT grammars of one model. `load`: makes the vocabulary, when the first grammar needs it."""
+    """The latest MAX_KEPT grammars of one model. `load`: makes the vocabulary, when the first grammar needs it.
+
+    No call waits for the compiling of a grammar but its own.
+    """
 
     def __init__(self, load: Callable[[], Vocabulary]) -> None:
         self._load = load
         self._vocabulary: Vocabulary | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        # For looking and noting down; never held while something is compiled.
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     def prepare(self, grammar: Grammar) -> Future[LLMatcher]:
-        """Compiles the grammar in a thread; the future raises RequestError when that cannot be done."""
+        """Compiles the grammar in a thread, behind those asked for before; the future raises RequestError when that
+        cannot be done. Cancelled before its turn, it costs nothing."""
         return self._pool.submit(self._find, grammar)
 
     def matcher(self, grammar: Grammar) -> LLMatcher:
@@ -39,11 +44,14 @@ class Grammars:
     def _find(self, grammar: Grammar) -> LLMatcher:
         with self._turn:
             compiled = self._compiled.get(grammar)
-            if compiled is None:
-                if self._vocabulary is None:
-                    self._vocabulary = self._load()
-                compiled = self._compiled[grammar] = compile_grammar(self._vocabulary, grammar)
-                if len(self._compiled) > MAX_KEPT:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(grammar)
-            return compiled
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+                return compiled
+        if self._vocabulary is None:
+            self._vocabulary = self._load()
+        compiled = compile_grammar(self._vocabulary, grammar)
+        with self._turn:
+            self._compiled[grammar] = compiled
+            if len(self._compiled) > MAX_KEPT:
+                self._compiled.popitem(last=False)
+        return compiled
