@@ -6,6 +6,10 @@ Raised for users' mistakes and for failures of the world; our own mistakes are a
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+# No name is longer. A word may be all of a request's body, and comparing that takes seconds.
+_LONGEST_WORD: Final = 200
 
 
 class InferFluxError(Exception):
@@ -43,5 +47,7 @@ class EngineDeadError(EngineError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `'; did you mean "x"?'` for the nearest known word, or an empty string."""
+    if len(word) > _LONGEST_WORD:
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else ""
