@@ -8,10 +8,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
-from inferflux.engine.service.protocol import ModelInfo
-from inferflux.engine.text import ChatPrompt, TextBundle, Tokenizer
+from inferflux.engine.text import ChatPrompt, TextBundle
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
 from inferflux.server.grammar_check import GrammarCheck
@@ -30,7 +28,6 @@ class TextWork:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="text")
-        self._checks: WeakKeyDictionary[Tokenizer, GrammarCheck] = WeakKeyDictionary()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -59,9 +56,8 @@ class TextWork:
         """Returns the token ids of the rendered conversation, ready for the answer. Raises RequestError."""
         return await self.run(text.encode_chat, messages)
 
-    async def check_grammar(self, text: TextBundle, info: ModelInfo, grammar: Grammar, param: str) -> None:
+    async def check_grammar(self, check: GrammarCheck, grammar: Grammar, param: str) -> None:
         """Raises RequestError naming `param` when the model's engine could not use the grammar."""
-        check = self._checks.setdefault(text.tokenizer, GrammarCheck(text.tokenizer, info))
         try:
             async with asyncio.timeout(GRAMMAR_TIMEOUT_S):
                 await self.run(check.check, grammar)

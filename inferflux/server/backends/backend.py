@@ -20,6 +20,7 @@ from inferflux.engine.text import TextBundle
 from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.backends.totals import EngineTotals
 from inferflux.server.errors import NotReadyError, NotReadyReason, UnknownModelError
+from inferflux.server.grammar_check import GrammarCheck
 from inferflux.server.model_source import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Backend:
         self._retries_before = 0
         self._info: ModelInfo | None = None
         self._text: TextBundle | None = None
+        self._grammar_check: GrammarCheck | None = None
         self._state: BackendState | None = BackendState.LOADING
         self._turn = asyncio.Lock()
         self._waking: asyncio.Task[None] | None = None
@@ -105,6 +107,16 @@ class Backend:
         if self._text is None:
             raise self.refusal()
         return self._text
+
+    @property
+    def grammar_check(self) -> GrammarCheck:
+        """Compiles callers' grammars; its vocabulary is large, and goes with the model. Raises NotReadyError before the
+        model is loaded."""
+        if self._grammar_check is None:
+            tokenizer = self.text.tokenizer
+            assert self.info is not None, "a backend with a text side has been described"
+            self._grammar_check = GrammarCheck(tokenizer, self.info)
+        return self._grammar_check
 
     @property
     def num_restarts(self) -> int:

@@ -106,9 +106,8 @@ async def use_backend(request: web.Request, model_id: str | None) -> Backend:
 async def find_grammar(request: web.Request, backend: Backend, asked: Sequence[Asked]) -> Grammar | None:
     """Returns the last grammar, None when there is none. Each has been compiled once to see that it can be: so that the
     first fault found is a part's own. Raises RequestError."""
-    assert backend.info is not None, "a ready backend has been described"
     for one in asked:
-        await request.app[CONTEXT].text_work.check_grammar(backend.text, backend.info, one.grammar, one.param)
+        await request.app[CONTEXT].text_work.check_grammar(backend.grammar_check, one.grammar, one.param)
     return asked[-1].grammar if asked else None
 
 
