@@ -52,9 +52,13 @@ class ParsedLine:
         return hmac.compare_digest(self.mac, _mac(self.content, keys))
 
     def fields(self) -> dict[str, Any]:
-        """Returns the members before the last three."""
-        fields: dict[str, Any] = json.loads(self.content + b"}")
-        del fields["prev"]
+        """Returns the members before the last three; none for a line that is no JSON. (Its digest needs no key, so
+        anyone can write such a line.)"""
+        try:
+            fields: dict[str, Any] = json.loads(self.content + b"}")
+        except (ValueError, RecursionError):
+            return {}
+        fields.pop("prev", None)
         return fields
 
 

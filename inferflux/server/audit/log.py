@@ -159,7 +159,7 @@ class AuditLog:
     def _tidy(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except (AuditError, OSError) as error:
+        except Exception as error:  # as in `_write`: without the thread, whoever waits for a record waits for ever
             self._fail(error, 0)
 
     def _fail(self, error: Exception, num_dropped: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ from inferflux.server.audit import AuditError, AuditEvent, AuditLog
 from inferflux.server.audit import file as audit_file
 from inferflux.server.audit import log as audit_log
 from inferflux.server.audit.event import text_digest
+from inferflux.server.audit.file import AuditFile
 from inferflux.server.audit.keys import AuditKeys
 from inferflux.server.audit.verify import verify
-from tests.support.waiting import PATIENCE_S, until, wait_until
+from tests.support.waiting import PATIENCE_S, patience, until, wait_until
 
 PROMPT = "canary prompt"
 
@@ -288,3 +290,34 @@ def test_no_line_is_lost_in_rotations_under_load(log: AuditLog, log_path: Path, 
     if how == "move":
         report = verify([*rotated, log_path], keys)
         assert (report.findings, report.num_lines) == ([], NUM_THREADS * NUM_EVENTS)
+
+
+async def test_a_forged_file_in_the_logs_place_ends_nothing(log: AuditLog, log_path: Path) -> None:
+    """It is looked at while nothing is written, too, and the thread must outlive that."""
+    log.record(event(1))
+    await until(lambda: log_path.exists() and records(log_path))
+    sealed = b'{"kind":"file",not JSON,"prev":"%s","mac":"%s"' % (b"0" * 64, b"0" * 64)
+    digest = hashlib.sha256(sealed).hexdigest().encode()
+    log_path.rename(log_path.with_suffix(".moved"))
+    log_path.write_bytes(sealed + b',"digest":"%s"}\n' % digest)
+    await until(lambda: not log.healthy)
+    log_path.rename(log_path.with_suffix(".forged"))
+    await until(lambda: log.healthy)
+    async with patience():
+        await log.record_admin(event(2))
+    assert [line["request_id"] for line in records(log_path) if "request_id" in line] == ["req_2"]
+
+
+async def test_nothing_unforeseen_ends_the_thread(
+    log: AuditLog, log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: AuditFile) -> None:
+        raise RuntimeError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditFile, "sync", fail)
+        await until(lambda: not log.healthy)
+    async with patience():
+        await log.record_admin(event(1))
+    assert log.healthy
+    assert [line["request_id"] for line in records(log_path)] == ["req_1"]

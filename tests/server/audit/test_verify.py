@@ -1,5 +1,6 @@
 """`inferflux audit verify`: whatever is done to a log's lines shows, and where."""
 
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from inferflux.cli import main
 from inferflux.server.audit.file import AuditFile, Record
 from inferflux.server.audit.keys import AuditKeys, key_path, open_keys
-from inferflux.server.audit.lines import GENESIS, make_header, make_line
+from inferflux.server.audit.lines import GENESIS, make_header, make_line, parse_line
 from inferflux.server.audit.verify import verify
 
 NUM_LINES = 12
@@ -144,3 +145,21 @@ def test_the_command_without_its_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["audit", "verify", str(tmp_path / "none")]) == 1
     assert "No such file" in capsys.readouterr().err
     assert main(["audit", "verify", str(tmp_path / "none"), "--key", str(tmp_path / "no-key")]) == 2
+
+
+def forged(kind: str, inside: bytes, prev: str) -> bytes:
+    """A line with the right digest, which needs no key, and with anything at all between kind and `prev`."""
+    sealed = b'{"kind":"%s"%s"prev":"%s","mac":"%s"' % (kind.encode(), inside, prev.encode(), b"0" * 64)
+    return sealed + b',"digest":"%s"}\n' % hashlib.sha256(sealed).hexdigest().encode()
+
+
+@pytest.mark.parametrize("inside", [b",not JSON,", b",\xff", b',"x":' + b"[" * 100_000 + b',"y', b',"x\\'])
+def test_a_forged_line_that_is_no_json_is_a_finding(
+    log_path: Path, lines: list[bytes], keys: AuditKeys, inside: bytes
+) -> None:
+    """It claims that a crash tore the line before it, which would explain away what was done to that."""
+    prev = parse_line(lines[3].rstrip())
+    assert prev is not None
+    line = forged("torn", inside, prev.digest)
+    assert parse_line(line.rstrip()) is not None
+    assert findings(log_path, [*lines[:4], b"changed\n", line, *lines[5:]], keys)[:2] == [5, 6]
