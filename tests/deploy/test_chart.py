@@ -125,6 +125,27 @@ def test_several_gpus_are_split_by_torchrun(tmp_path: Path) -> None:
     assert {"name": "INFERFLUX_DIST_BACKEND", "value": "nccl"} in container["env"]
 
 
+def test_copies_follow_the_queue(tmp_path: Path) -> None:
+    """By both ways; and what docs/distributed.md shows for KEDA is what the chart makes, by the same keys."""
+    hpa = render(CASES["hpa"], tmp_path)["HorizontalPodAutoscaler"]["spec"]
+    assert hpa["metrics"][0]["pods"]["metric"] == {"name": "inferflux_queue_depth"}
+    keda = render(CASES["keda"], tmp_path)["ScaledObject"]["spec"]
+    assert hpa["behavior"] == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert keda["triggers"][0]["metadata"]["query"].startswith("sum(inferflux_queue_depth{")
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    (shown,) = (yaml.safe_load(text)["spec"] for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
+    assert paths_of(shown) | {"scaleTargetRef.apiVersion", "scaleTargetRef.kind"} == paths_of(keda)
+    assert shown["triggers"][0]["metadata"].keys() == keda["triggers"][0]["metadata"].keys()
+
+
+def test_the_route_of_the_gateway_api_leads_to_the_service(tmp_path: Path) -> None:
+    text = called(helm(), "template", "inferflux", str(CHART), "--kube-version", f"{KUBERNETES}.0")
+    (service,) = (one for one in yaml.safe_load_all(text) if one and one["kind"] == "Service")
+    route = next(yaml.safe_load_all((ROOT / "deploy" / "gateway-api" / "inferflux.yaml").read_text()))
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    assert backend == {"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}
+
+
 def test_persistence_makes_a_claim_for_each_copy(tmp_path: Path) -> None:
     objects = render({"persistence": {"enabled": True, "size": "7Gi"}}, tmp_path)
     (claim,) = objects["StatefulSet"]["spec"]["volumeClaimTemplates"]
