@@ -5,9 +5,10 @@ the pages are the scheduler's. One thread calls everything here.
 """
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from heapq import heapify, heappop, heapreplace
 from itertools import count
 from math import inf
 from operator import attrgetter
@@ -101,6 +102,32 @@ class Order:
             else:
                 self._rank(queue, unread)
             queue.sort(key=by_rank)
+
+    def in_turn(self, waiting: Sequence[Request]) -> Iterator[Request]:
+        """Yields requests that wait, sorted; it may start between any two. Where places are shared, whose turn is next
+        is seen anew each time, for a start is charged to its tenant; the ranks stay as they are until the next `sort`.
+        """
+        if not self._policy.shares:
+            yield from tuple(waiting)
+            return
+        queues: dict[str, deque[Request]] = defaultdict(deque)
+        for request in waiting:
+            queues[request.tenant].append(request)
+        value, books = self._policy.value, self._books(self._num_cached)
+
+        def entry(queue: deque[Request]) -> tuple[int, float, int, deque[Request]]:
+            tier, _, turn = queue[0].rank
+            return tier, value(queue[0], books), turn, queue
+
+        heap = list(map(entry, queues.values()))
+        heapify(heap)
+        while heap:
+            queue = heap[0][3]
+            yield queue.popleft()
+            if queue:
+                heapreplace(heap, entry(queue))
+            else:
+                heappop(heap)
 
     def spent(self, waiting: Sequence[Request], running: Sequence[Request]) -> list[Request]:
         """Returns the running requests that have produced their timeslice and, if they queued again now, would stand

@@ -294,8 +294,8 @@ class Scheduler:
         return pages
 
     def _admit(self, draft: StepDraft, may_start: Callable[[Request], bool] | None = None) -> None:
-        """Starts waiting requests in order of rank while there are slots, budget and pages for all of their tokens; up
-        to the first that may not.
+        """Starts waiting requests in their turn while there are slots, budget and pages for all of their tokens; up to
+        the first that may not.
 
         A request whose next page is being computed or loaded by another right now is passed over: it will find that
         page cached. One whose next pages are worth loading from a lower tier begins to load instead of starting.
@@ -310,13 +310,12 @@ class Scheduler:
         in_flight = chain.from_iterable(map(living, self._in_flight))
         computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
         num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
-        num_passed_over = 0
-        while queues.has_free_slot and draft.prefill_budget > 0:
-            if num_passed_over == min(MAX_PASSED_OVER, len(queues.waiting)):
-                return
-            request = queues.waiting[num_passed_over]
+        num_running, num_passed_over = len(queues.running), 0
+        for request in self._order.in_turn(queues.waiting):
+            if not queues.has_free_slot or draft.prefill_budget <= 0 or num_passed_over == MAX_PASSED_OVER:
+                break
             if may_start is not None and not may_start(request):
-                return
+                break
             matched = kv.match_prefix(request)
             awaited = kv.awaited_name(request, len(matched))
             if awaited in computing or kv.is_coming(awaited):
@@ -326,14 +325,14 @@ class Scheduler:
             if below.sources:
                 if not kv.start_load(request, matched, below, num_reserved):
                     queues.is_blocked = True
-                    return
+                    break
                 queues.load(request)
                 num_reserved += kv.num_pages_to_come(request)
                 continue
             max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
             if not kv.admit(request, matched, max_tokens, num_reserved):
                 queues.is_blocked = True
-                return
+                break
             kv.note_declined(below)
             queues.start(request)
             draft.add_start(request)
@@ -341,8 +340,8 @@ class Scheduler:
             draft.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
             computing |= {kv.computing_name(request)} - {None}
             num_reserved += kv.num_pages_to_come(request)
-            if self._order.shares:
-                self._order.sort(queues.waiting)
+        if self._order.shares and len(queues.running) > num_running:
+            self._order.sort(queues.waiting)
 
     def _append(self, request: Request, result: RowOutput) -> Output:
         """Appends a sampled token, ends the request when it is its last, and returns the news."""

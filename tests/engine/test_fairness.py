@@ -224,3 +224,18 @@ def test_a_long_queue_is_not_looked_up_whole(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match=r'priority_age, fcfs, fair, longest_prefix .*did you mean "fair"'):
         policy_named("fairr")
+
+
+def test_a_start_skips_nobody_though_it_changes_the_order() -> None:
+    """One of tenant a's waits for a page that is being computed; another starts, and then it is b's turn."""
+    bench = Workbench(page_tokens=4, policy="fair", max_batch_tokens=24, chunked_prefill_tokens=24)
+    shared = prompt_of(32)
+    bench.submit(shared, tenant="a", ignore_eos=True)
+    bench.step()
+    waits = bench.submit([*shared, 1], tenant="a", ignore_eos=True)
+    starts = bench.submit(prompt_of(8, 1), tenant="a", ignore_eos=True)
+    first, second, third = (bench.submit(prompt_of(8, 2 + i), tenant="b", ignore_eos=True) for i in range(3))
+    bench.step()
+    assert [one.state for one in (waits, starts, first)] == [WAITING, RUNNING, RUNNING]
+    assert [one.state for one in (second, third)] == [WAITING, WAITING], "the step is full"
+    bench.run()
