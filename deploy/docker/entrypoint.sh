@@ -9,9 +9,10 @@ state="${INFERFLUX_STATE:-/var/lib/inferflux}"
 config="${INFERFLUX_DEFAULT_CONFIG:-/etc/inferflux/server.yaml}"
 key_file="$state/first-api-key"
 
-# has_credentials: true when the environment or the mounted configuration says who may call.
+# has_credentials: true when the environment or the mounted configuration says who may call. Elements of the list count
+# too (INFERFLUX_AUTH__API_KEYS__0__KEY): they would be laid over the key made here, and so get its scopes.
 has_credentials() {
-  [ -n "${INFERFLUX_API_KEYS:-}${INFERFLUX_AUTH__API_KEYS:-}${INFERFLUX_OIDC_ISSUER:-}${INFERFLUX_AUTH__OIDC_ISSUER:-}" ] ||
+  env | grep -Eq '^INFERFLUX_(API_KEYS|AUTH__API_KEYS(__[0-9]+__[A-Z0-9_]+)?|OIDC_ISSUER|AUTH__OIDC_ISSUER)=.' ||
     grep -Eq '^[[:space:]]*(api_keys|oidc_issuer|allow_anonymous):' "$config"
 }
 

@@ -152,8 +152,10 @@ def test_first_run_makes_a_key_and_the_demo_model_answers(prefix: Path, state: P
         again.wait(PATIENCE_S)
 
 
-def test_configured_keys_are_left_alone(prefix: Path, state: Path) -> None:
-    process = start(prefix, state, INFERFLUX_API_KEYS="mine:generate")
+@pytest.mark.parametrize("variable", ["INFERFLUX_API_KEYS", "INFERFLUX_AUTH__API_KEYS__0__KEY"])
+def test_configured_keys_are_left_alone(prefix: Path, state: Path, variable: str) -> None:
+    """A key that was made all the same would lend an element of the list its scopes, admin among them."""
+    process = start(prefix, state, **{variable: "mine"})
     try:
         assert "made one" not in wait_for(process, r"listens on|made one")[0]
     finally:
