@@ -163,6 +163,28 @@ def test_secret_is_made_only_when_none_is_named(tmp_path: Path) -> None:
     assert sources == ["mine", "mine"]
 
 
+def test_keys_in_the_configuration_are_the_keys_there_are(tmp_path: Path) -> None:
+    """INFERFLUX_API_KEYS takes the place of the whole list: with it, none of these would work, and one nobody asked for
+    would administer the server."""
+    config = {"auth": {"api_keys": [{"name": "chat-app", "key_sha256": "0" * 64}]}}
+    objects = render({"config": config}, tmp_path)
+    names = [one["name"] for one in pod(objects)["containers"][0]["env"]]
+    assert names == ["INFERFLUX_POLICY_PASSPHRASE"]
+    assert set(objects["Secret"]["data"]) == {"policy-passphrase"}
+    file = tmp_path / "server.yaml"
+    file.write_text(objects["ConfigMap"]["data"]["server.yaml"])
+    assert [key.name for key in load_config(file, {}, {}).config.auth.api_keys] == ["chat-app"]
+
+
+def test_keys_in_two_places_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    keys = [{"name": "chat-app", "key_sha256": "0" * 64}]
+    file.write_text(yaml.safe_dump({"config": {"auth": {"api_keys": keys}}, "secrets": {"apiKeys": "k:generate"}}))
+    result = call(helm(), "template", "r", str(CHART), "--kube-version", f"{KUBERNETES}.0", "-f", str(file))
+    assert result.returncode != 0
+    assert "config.auth.api_keys" in result.stderr
+
+
 def test_a_changed_configuration_rolls_the_pods(tmp_path: Path) -> None:
     def checksum(level: str) -> str:
         objects = render({"config": {"logging": {"level": level}}}, tmp_path)

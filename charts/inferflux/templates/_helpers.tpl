@@ -39,6 +39,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.secrets.existingSecret | default (include "inferflux.fullname" .) -}}
 {{- end -}}
 
+{{/* "true" when the keys stand in the configuration: INFERFLUX_API_KEYS would take the place of all of them. */}}
+{{- define "inferflux.keysInConfig" -}}
+{{- if (get .Values.config "auth" | default dict).api_keys -}}
+{{- if .Values.secrets.apiKeys -}}
+{{- fail "API keys: give them in config.auth.api_keys or in secrets.apiKeys, not in both" -}}
+{{- end -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- define "inferflux.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "inferflux.fullname" .) -}}
