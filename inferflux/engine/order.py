@@ -169,6 +169,13 @@ class Order:
         if self._policy.shares:
             self.favour.note(load, beside, seconds)
 
+    def may_displace(self, first: Request) -> bool:
+        """Whether one that waits may take the place of one that runs; if not, how those that wait stand is of no
+        matter until a place falls free. first: of those that wait; one of high priority always stands in front."""
+        if self._policy.shares or self._fairness.max_timeslice_tokens:
+            return True
+        return self._fairness.enable_preemption and self._is_high(first)
+
     def victim(self, request: Request, running: Sequence[Request]) -> Request | None:
         """Returns whose place a waiting request may take; None when it has to wait for one to fall free.
 
@@ -189,14 +196,19 @@ class Order:
 
     def _rank(self, requests: Iterable[Request], books: Books) -> None:
         """Ranks requests by the turns they have."""
-        value, favoured = self._policy.value, self.favour.tenants
+        value, shares, favoured = self._policy.value, self._policy.shares, self.favour.tenants
         # Where age counts against priority, that is all that priority does.
         urgent = self._fairness.high_priority_threshold if self._fairness.enable_preemption else inf
         if self._policy.ages:
             urgent = inf
+        numbers: dict[str, float] = {}
         for request in requests:
-            tier = _URGENT if request.priority >= urgent else _FAVOURED if request.tenant in favoured else _USUAL
-            request.rank = (tier, value(request, books), request.rank[2])
+            tenant = request.tenant
+            tier = _URGENT if request.priority >= urgent else _FAVOURED if tenant in favoured else _USUAL
+            # Where places are shared, a tenant's requests, which may be thousands, all have its number.
+            if not shares or tenant not in numbers:
+                numbers[tenant] = value(request, books)
+            request.rank = (tier, numbers[tenant], request.rank[2])
 
     def _rank_last(self, request: Request) -> None:
         """Ranks a request that queues now."""

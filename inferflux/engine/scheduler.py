@@ -195,10 +195,12 @@ class Scheduler:
     def _give_way(self) -> None:
         """Brings the queues up to date. Where nobody can be admitted, running requests yield their places as the policy
         wants it: all whose turn is over, or one to a request that may take it."""
-        if self._order.moves:
-            first = self._queues.waiting[0]
+        first = self._queues.waiting[0]
+        if self._order.moves and (self._queues.has_free_slot or self._order.may_displace(first)):
             self._queues.sort()
             self._queues.is_blocked &= self._queues.waiting[0] is first
+        elif self._order.moves:
+            self._order.sort(self._queues.running, self._queues.loading)
         if self._queues.has_free_slot and not self._queues.is_blocked:
             return
         spent = self._order.spent(self._queues.waiting, self._queues.running)

@@ -3,6 +3,7 @@
 import pytest
 
 from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.order import Order
 from inferflux.engine.policies import PATIENCE_S, policy_named
 from inferflux.engine.request import Request, RequestState
@@ -239,3 +240,25 @@ def test_a_start_skips_nobody_though_it_changes_the_order() -> None:
     assert [one.state for one in (waits, starts, first)] == [WAITING, RUNNING, RUNNING]
     assert [one.state for one in (second, third)] == [WAITING, WAITING], "the step is full"
     bench.run()
+
+
+@pytest.mark.parametrize("max_timeslice_tokens", [0, 2])
+def test_prefixes_are_looked_up_only_when_it_matters(
+    monkeypatch: pytest.MonkeyPatch, max_timeslice_tokens: int
+) -> None:
+    """While no place is free and none can be taken, how those that wait stand is of no matter."""
+    looked_up = []
+    find = KVManager.match_prefix
+    monkeypatch.setattr(
+        KVManager, "match_prefix", lambda kv, request: looked_up.append(request.id) or find(kv, request)
+    )
+    fairness = FairnessConfig(max_timeslice_tokens=max_timeslice_tokens)
+    bench = Workbench(max_batch_size=1, policy="longest_prefix", fairness=fairness)
+    bench.submit(prompt_of(4), 12, ignore_eos=True)
+    bench.step()
+    waiting = [bench.submit(prompt_of(4, 1 + i), 2, ignore_eos=True) for i in range(3)]
+    looked_up.clear()
+    bench.step()
+    assert sorted(looked_up) == ([one.id for one in waiting] if max_timeslice_tokens else [])
+    bench.run()
+    assert set(looked_up) >= {one.id for one in waiting}
