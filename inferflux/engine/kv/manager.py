@@ -12,6 +12,7 @@ short of the last token, so what a request writes always lies in pages of its ow
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 from inferflux.engine.kv.eviction import EVICTION
 from inferflux.engine.kv.hashing import PageNamer
@@ -79,9 +80,11 @@ class KVManager:
         """
         if not self._reads_prefix(request):
             return []
-        # Named one by one as the chain is followed, so that a miss costs one hash.
         limit = (len(request.tokens) - 1) // self.page_tokens
-        return self.index.longest_chain(self._name(request, position) for position in range(limit))
+        known = request.page_names[:limit]
+        # The others are named one by one as the chain is followed, so that a miss costs one hash.
+        unnamed = (self._name(request, position) for position in range(len(known), limit))
+        return self.index.longest_chain(chain(known, unnamed))
 
     def num_pages_to_come(self, request: Request) -> int:
         """Pages a request still needs for its known tokens and the next page_tokens it may generate."""

@@ -3,7 +3,11 @@
 One page has at most one name here and one name at most one page. Knows no requests and no reference counts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import takewhile
+from operator import is_not
+from typing import cast
 
 
 class PrefixIndex:
@@ -26,14 +30,9 @@ class PrefixIndex:
 
     def longest_chain(self, names: Iterable[bytes]) -> list[int]:
         """Returns the pages of the leading names that are known. Draws no name beyond the first unknown one."""
-        pages: list[int] = []
-        lookup = self._pages.get
-        for name in names:
-            page = lookup(name)
-            if page is None:
-                break
-            pages.append(page)
-        return pages
+        # Without a line of Python per name: a prompt of 32k tokens has 2048, and is looked up each time it might start.
+        found = takewhile(partial(is_not, None), map(self._pages.get, names))
+        return list(cast("Iterator[int]", found))
 
     def hold(self, name: bytes, page: int) -> int:
         """Gives the name to this page unless another has it already; returns the page that has it now."""
