@@ -39,7 +39,7 @@ class Grammar(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters with the OpenAI API's names and meanings, plus the field's usual extensions.
 
-    max_tokens: most tokens to generate; None: until the model's window is full.
+    max_tokens: most tokens to generate; 0: the prompt is only computed; None: until the model's window is full.
     temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     seed: fixes the noise; None: the engine draws one. Noise is a function of (seed, position) only.
     stop: strings that end the output and are not part of it. min_tokens: neither EOS nor a stop ends it before.
@@ -141,7 +141,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 _Range = tuple[str, float, float]
 _INT_RANGES: tuple[_Range, ...] = (
-    ("max_tokens", 1, MAX_TOKEN_ID),
+    ("max_tokens", 0, MAX_TOKEN_ID),
     ("top_k", 0, MAX_TOKEN_ID),
     ("seed", -(2**63), 2**63 - 1),
     ("min_tokens", 0, MAX_TOKEN_ID),

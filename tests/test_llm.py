@@ -95,6 +95,21 @@ def test_logprobs_come_for_prompt_and_output(llm: LLM) -> None:
     assert all(len(entry.top) == 2 and entry.top[0][0] == entry.token_id for entry in logprobs)
 
 
+def test_a_prompt_is_scored_without_generating(llm: LLM) -> None:
+    """With max_tokens 0; the scores are those that a prompt has before an answer."""
+    scores = [
+        llm.generate("hello there", SamplingParams(max_tokens=number, temperature=0, prompt_logprobs=1))[0]
+        for number in (1, 0)
+    ]
+    assert scores[1].prompt_logprobs == scores[0].prompt_logprobs
+    before = llm.engine.stats().generation_tokens
+    for generation in llm.generate(["hello there", [5, 6, 7]], SamplingParams(max_tokens=0, n=2)):
+        for output in generation.outputs:
+            assert (output.text, output.token_ids, output.finish_reason) == ("", [], "length")
+    assert llm.engine.stats().generation_tokens == before
+    assert not llm.engine.has_work
+
+
 def test_one_bad_prompt_runs_none(llm: LLM) -> None:
     with pytest.raises(RequestError, match="token ids"):
         llm.generate([[5, 6], [10**6]], GREEDY)

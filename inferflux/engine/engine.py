@@ -82,8 +82,8 @@ class Engine:
         self._check_token_ids(sampling)
         window = self.info.max_model_len
         total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
-        if sampling.pooling is not None:
-            total = len(prompt) + 1
+        if sampling.pooling is not None or sampling.max_tokens == 0:
+            total = len(prompt) + 1  # one step looks past the prompt, and its token is dropped
         request = Request(
             id=submit.request_id,
             prompt_token_ids=prompt,

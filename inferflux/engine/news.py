@@ -42,6 +42,17 @@ def token_news(
     )
 
 
+def prompt_news(request: Request, prompt_logprobs: list[TokenLogprobs] | None) -> Output:
+    """Returns the news of a request whose prompt has been computed, and that wants no more."""
+    return Output(
+        request_id=request.id,
+        prompt_logprobs=prompt_logprobs,
+        finish_reason="length",
+        num_cached_tokens=request.num_cached,
+        queue_s=_queue_s(request),
+    )
+
+
 def vector_news(request: Request, vector: bytes) -> Output:
     """Returns the news of a request that has become a vector, and so ends."""
     return Output(

@@ -77,7 +77,6 @@ class Queues:
             request.first_scheduled_time = self._clock()
             request.num_cached = request.num_computed
             self._order.charge_prompt(request)
-            self._stats.prompt_tokens += request.num_prompt_tokens
         if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
             self.scores[request.id] = []
 

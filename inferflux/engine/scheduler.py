@@ -25,7 +25,7 @@ from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.draft import StepDraft
 from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.news import error_news, finish_reason, token_news, vector_news
+from inferflux.engine.news import error_news, finish_reason, prompt_news, token_news, vector_news
 from inferflux.engine.order import Order
 from inferflux.engine.pace import Load
 from inferflux.engine.policies import Policy
@@ -350,6 +350,10 @@ class Scheduler:
         if result.vector is not None:
             self._queues.end(request, "stop")
             return vector_news(request, result.vector)
+        if request.sampling.max_tokens == 0:
+            news = prompt_news(request, self._queues.scores.pop(request.id, None))
+            self._queues.end(request, "length")
+            return news
         token_id = result.token_id
         assert token_id is not None, "the row was to sample"
         request.tokens.append(token_id)

@@ -56,7 +56,6 @@ class EngineStats(msgspec.Struct):
     device_pages_in_use: int = 0
     device_pages_cached: int = 0
     steps: int = 0
-    prompt_tokens: int = 0
     generation_tokens: int = 0
     prefix_hit_tokens: int = 0
     prefix_query_tokens: int = 0

@@ -17,7 +17,6 @@ Engines = Mapping[str, Sequence[Backend]]
 
 # Series name (without prefix), the count's name, help.
 _COUNTERS = (
-    ("prompt_tokens", "prompt_tokens", "Prompt tokens, those found in the prefix cache included."),
     ("generation_tokens", "generation_tokens", "Tokens generated."),
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
     ("preemptions", "preemptions", "Times a running sequence gave its pages back."),

@@ -21,15 +21,15 @@ from inferflux.server.policy.delta_guard import DeltaGuard
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to run for one prompt. score_only: only the prompt's own log-probabilities are wanted, no output.
-    shown: special tokens whose text is wanted."""
+    """What to run for one prompt. counts_prompt: whether it is the one of its prompt's choices that the
+    prompt's tokens are counted with. shown: special tokens whose text is wanted."""
 
     prompt_token_ids: list[int]
     sampling: SamplingParams
     priority: int
     tenant: str
     salt: bytes
-    score_only: bool = False
+    counts_prompt: bool = True
     shown: frozenset[int] = frozenset()
 
     @property
@@ -40,7 +40,10 @@ class Job:
 
     def choices(self) -> list["Job"]:
         """Returns a job per choice of `sampling.n`, each with a noise of its own."""
-        return [replace(self, sampling=self.sampling.for_choice(index)) for index in range(self.sampling.n)]
+        return [
+            replace(self, sampling=self.sampling.for_choice(index), counts_prompt=index == 0)
+            for index in range(self.sampling.n)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,6 @@ class Caller:
         prompt_token_ids: list[int],
         sampling: SamplingParams,
         *,
-        score_only: bool = False,
         shown: frozenset[int] = frozenset(),
     ) -> Job:
         principal = self.principal
@@ -66,7 +68,6 @@ class Caller:
             priority=min(self.priority or 0, principal.max_priority),
             tenant=principal.tenant,
             salt=principal.cache_salt(self.cache_salt),
-            score_only=score_only,
             shown=shown,
         )
 
@@ -137,7 +138,7 @@ class Choice:
         async with aclosing(news) as outputs:  # type: ignore[type-var]
             async for output in outputs:
                 self._note(output)
-                delta = self._feed(output)
+                delta = self.stream.feed(output)
                 if self._guard is not None:
                     delta = self._guard.feed(delta)
                     self._shown.append(delta.text)
@@ -150,11 +151,6 @@ class Choice:
         """Counts a delta that was sent as part of a stream."""
         self._watch.metrics.stream_tokens.inc(len(delta.token_ids))
 
-    def _feed(self, output: Output) -> TextDelta:
-        if self.job.score_only:
-            return TextDelta(finish_reason="length" if output.token_ids or output.finish_reason else None)
-        return self.stream.feed(output)
-
     def _note(self, output: Output) -> None:
         if output.prompt_logprobs is not None:
             self.prompt_logprobs += output.prompt_logprobs
@@ -166,6 +162,8 @@ class Choice:
         if output.queue_s is not None:
             self._watch.metrics.queue_wait.observe(times.waited_s + output.queue_s)
             times.scheduled = min(times.submitted + output.queue_s, time.monotonic())
+            if self.job.counts_prompt:
+                self._watch.metrics.prompt_tokens.inc(len(self.job.prompt_token_ids))
         if output.token_ids:
             now = time.monotonic()
             if times.last_token is not None:

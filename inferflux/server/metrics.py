@@ -25,12 +25,13 @@ OTHER = "other"
 class ModelMetrics:
     """One model's series with their label bound, for the path that every token takes."""
 
-    __slots__ = ("inter_token_latency", "queue_wait", "stream_tokens", "time_to_first_token")
+    __slots__ = ("inter_token_latency", "prompt_tokens", "queue_wait", "stream_tokens", "time_to_first_token")
 
     def __init__(self, metrics: "Metrics", model_id: str) -> None:
         self.time_to_first_token = metrics.time_to_first_token.labels(model_id)
         self.inter_token_latency = metrics.inter_token_latency.labels(model_id)
         self.queue_wait = metrics.queue_wait.labels(model_id)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model_id)
         self.stream_tokens = metrics.stream_tokens.labels(model_id)
 
 
@@ -118,6 +119,11 @@ class Metrics:
         )
         self.queue_wait = self._histogram(
             "queue_wait_seconds", "Time a sequence waits, in the server and in the engine.", LATENCY_BUCKETS, "model"
+        )
+        self.prompt_tokens = self._counter(
+            "prompt_tokens_total",
+            "Prompt tokens, each prompt once whatever its choices; those found in the prefix cache included.",
+            "model",
         )
         self.stream_tokens = self._counter("stream_tokens_total", "Tokens sent in streamed answers.", "model")
 

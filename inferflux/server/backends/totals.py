@@ -10,7 +10,6 @@ from typing import Final
 from inferflux.engine.stats import EngineStats, TierStats
 
 COUNTED: Final = (
-    "prompt_tokens",
     "generation_tokens",
     "prefix_hit_tokens",
     "prefix_query_tokens",

@@ -89,7 +89,7 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
 
 def _num_prompt_tokens(jobs: Sequence[Job]) -> int:
     """Each prompt once, however many choices are made from it, as in the usage figures."""
-    return sum(len(prompt) for prompt in {id(job.prompt_token_ids): job.prompt_token_ids for job in jobs}.values())
+    return sum(len(job.prompt_token_ids) for job in jobs if job.counts_prompt)
 
 
 async def _finish(choice: Choice) -> None:

@@ -107,12 +107,14 @@ async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
     assert client.pid is not None
     os.kill(client.pid, signal.SIGSTOP)
     monkeypatch.setattr(client, "_watchdog_s", 1.0)
-    untold = asyncio.create_task(collect(client, GREEDY))
+    untold = asyncio.create_task(collect_of(client, PROMPT))
     with pytest.raises(EngineDeadError):
         async for _ in told:
             pass
     monkeypatch.setattr(client, "_watchdog_s", 60.0)
-    assert await untold == expected
+    news = await untold
+    assert [token_id for output in news for token_id in output.token_ids] == expected
+    assert [output.queue_s is not None for output in news] == [True] + [False] * (len(news) - 1), "it counts once"
     assert (client.num_restarts, client.num_retries) == (1, 1)
     assert client.runtime.fairness == fairness
     await until(lambda: client.stats.device_pages_in_use == 0)

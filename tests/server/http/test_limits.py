@@ -83,6 +83,14 @@ async def test_a_prompt_with_several_choices_counts_once():
         assert (await ask(site, long))[0] == 200
 
 
+async def test_scoring_a_prompt_takes_its_tokens_and_no_more():
+    async with running_server(limited(tokens_per_minute=60)) as site:
+        body = {"model": MODEL, "prompt": list(range(3, 63)), "echo": True, "logprobs": 1, "max_tokens": 0}
+        status, headers, answer = await ask(site, body)
+        assert (status, headers["x-ratelimit-remaining-tokens"]) == (200, "0")
+        assert answer["usage"] == {**answer["usage"], "prompt_tokens": 60, "completion_tokens": 0, "total_tokens": 60}
+
+
 async def test_who_keeps_guessing_is_slowed_down_and_others_are_not():
     async with running_server(KEYED) as site:
         assert (await ask(site))[0] == 200, "this key has proved itself from here"

@@ -202,6 +202,28 @@ async def test_the_numbers_move(site: Site):
     assert await sample(site, "inferflux_request_duration_seconds_count", endpoint="/v1/completions") == 2
 
 
+async def test_prompt_tokens_are_those_of_the_usage_figures(site: Site):
+    """A prompt counts once, whatever its choices, candidates and whoever else is in the request."""
+    asked: list[tuple[str, dict[str, object]]] = [
+        ("/v1/completions", {"prompt": "Hi", "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "Hi there", "max_tokens": 2, "n": 3}),
+        ("/v1/completions", {"prompt": "Hi there", "max_tokens": 2, "n": 2, "best_of": 4}),
+        ("/v1/completions", {"prompt": ["Hi", "Hi", "ho ho"], "max_tokens": 2, "n": 2}),
+        ("/v1/completions", {"prompt": "Hi there", "max_tokens": 0, "echo": True, "logprobs": 1, "n": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "n": 2}),
+        ("/v1/embeddings", {"input": ["Hi", "Hi", "ho ho"]}),
+    ]
+    total = 0
+    for path, body in asked:
+        _, answer = await site.post(path, body)
+        total += answer["usage"]["prompt_tokens"]
+        assert await sample(site, "inferflux_prompt_tokens_total", model=MODEL) == total, body
+    body = {"prompt": "Hi there", "max_tokens": 2, "n": 3, "stream_options": {"include_usage": True}}
+    *_, last, _done = await site.events("/v1/completions", body)
+    total += last["usage"]["prompt_tokens"]
+    assert await sample(site, "inferflux_prompt_tokens_total", model=MODEL) == total
+
+
 async def test_labels_stay_bounded_whatever_is_sent(site: Site):
     for index in range(5):
         await site.post("/v1/completions", {"model": f"evil{index}", "prompt": "Hi"})

@@ -28,8 +28,7 @@ from inferflux.server.http.schemas.cache import (
     WarmRequest,
 )
 
-# One token is the least that a sequence generates.
-_ONE_TOKEN: Final = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+_NO_TOKENS: Final = SamplingParams(max_tokens=0, temperature=0.0)
 
 
 async def get_cache(request: web.Request) -> web.Response:
@@ -50,7 +49,7 @@ async def warm_cache(request: web.Request) -> web.Response:
     place = context.admission.enter(backend.id, tenant=tenant, priority=0, tokens=len(token_ids))
     num_cached = 0
     async with time_left(request), place:
-        news = backend.client.generate(token_ids, _ONE_TOKEN, tenant=tenant, salt=_salt(request, principal, body))
+        news = backend.client.generate(token_ids, _NO_TOKENS, tenant=tenant, salt=_salt(request, principal, body))
         async with aclosing(news) as outputs:  # type: ignore[type-var]
             async for output in outputs:
                 num_cached = max(num_cached, output.num_cached_tokens)

@@ -38,9 +38,8 @@ def _jobs(
     info = backend.info
     assert info is not None, "a ready backend has been described"
     check_prompt(token_ids, info, "prompt")
-    score_only = body.max_tokens == 0
-    max_tokens = 1 if score_only else fit_max_tokens(len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, info)
+    max_tokens = fit_max_tokens(len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, info)
     scores = body.logprobs if body.echo else None
     sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, prompt_logprobs=scores, grammar=grammar)
     candidates = msgspec.structs.replace(sampling, n=body.num_candidates)
-    return caller.job(token_ids, candidates, score_only=score_only).choices()
+    return caller.job(token_ids, candidates).choices()
