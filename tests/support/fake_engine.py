@@ -136,7 +136,15 @@ class FakeEngine:
         if sampling.prompt_logprobs is not None:
             scored = [logprobs_of(token_id, sampling.prompt_logprobs) for token_id in prompt[1:]]
         if sampling.max_tokens == 0:
-            return [Output(len(self.submitted), prompt_logprobs=scored, finish_reason="length", queue_s=0.001)]
+            return [
+                Output(
+                    request_id=len(self.submitted),
+                    prompt_logprobs=scored,
+                    finish_reason="length",
+                    num_cached_tokens=min(3, len(prompt) - 1),
+                    queue_s=0.001,
+                )
+            ]
         outputs = []
         for index, token_id in enumerate(tokens):
             last, first = index == len(tokens) - 1, index == 0

@@ -61,7 +61,7 @@ async def test_warming_runs_the_prompt_under_the_salt_of_who_will_ask():
         body = {"prompt": [1, 2, 3], "tenant": "other", "cache_salt": "x"}
         assert (await site.post("/v1/admin/cache/warm", body, headers=HEADERS))[0] == 200
         own, other = site.engine.submitted
-        assert (own.tenant, own.salt, own.sampling.max_tokens) == ("acme", tenant_salt("acme"), 1)
+        assert (own.tenant, own.salt, own.sampling.max_tokens) == ("acme", tenant_salt("acme"), 0)
         assert (other.prompt_token_ids, other.salt) == ([1, 2, 3], cache_salt(tenant_salt("other"), "x"))
 
 
