@@ -305,14 +305,18 @@ class EngineClient:
                 logger.warning("model %s: engine restarted (%d so far)", self.model.id, self.num_restarts)
 
     async def _stop_host(self) -> None:
+        """Closes the stream behind what the engine was told last, and waits for the engine's end."""
         if self._writer is not None:
             self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
-            self._writer = None
         if self._host is not None:
             await self._host.wait()
             self._host = None
+        if self._writer is not None:
+            # A stuck engine has not read all of it, and never will: waiting for that would be for ever.
+            self._writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+            self._writer = None
 
     def _submit(self, submit: Submit) -> Mailbox:
         mailbox = self._mailboxes[submit.request_id] = Mailbox()

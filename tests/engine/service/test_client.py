@@ -4,6 +4,7 @@ Uses real engine processes (about two seconds each to start), so few tests share
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -225,3 +226,26 @@ def test_the_engine_dies_with_its_parent(folder: Path) -> None:
         parent.kill()
     _, alive = psutil.wait_procs([engine], timeout=PATIENCE_S)
     assert not alive
+
+
+async def test_a_stopped_engine_that_takes_no_more_words_can_be_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was still to be told is more than the socket holds, and will never be read."""
+    monkeypatch.setattr(launching, "TERMINATE_GRACE_S", 0.2)
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), RUNTIME)
+    await client.start()
+    pid = client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        prompt = [5] * 1000
+        waiting = [asyncio.create_task(collect_of(client, prompt)) for _ in range(2000)]
+        await asyncio.sleep(0)
+        async with patience():
+            await client.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(end, EngineDeadError) for end in ends)
