@@ -6,7 +6,7 @@ Knows the text rooms and the engine; knows no HTTP and starts no process.
 import itertools
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -228,15 +228,17 @@ class LLM:
         with Progress(console=Console(stderr=True), disable=_hide_bar(progress), transient=True) as bar:
             task = bar.add_task("generating", total=total)
             while running:
-                for output in self._next_news(list(running)):
+                for output in self._next_news(running):
                     if output.request_id in running:
                         yield output.request_id, output
                 bar.update(task, completed=total - len(running))
 
-    def _next_news(self, request_ids: list[int]) -> list[Output]:
+    def _next_news(self, request_ids: Container[int]) -> list[Output]:
         """Returns what came for these requests, or takes a step and returns nothing."""
         with self._turn:
-            own = [output for request_id in request_ids for output in self._news.pop(request_id, ())]
+            # By what came, not by what was asked for: of thousands of requests few have news.
+            told = [request_id for request_id in self._news if request_id in request_ids]
+            own = [output for request_id in told for output in self._news.pop(request_id)]
             if not own:
                 assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
                 for output in self.engine.step():
