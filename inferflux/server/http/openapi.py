@@ -5,7 +5,7 @@ Adds to `routes` what a caller wants to know of each route: what it is for, what
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache as cached
 from types import MappingProxyType
 from typing import Any, Final
@@ -28,6 +28,7 @@ from inferflux.server.http.schemas import (
     pools,
     tokens,
 )
+from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.errors import ErrorBody
 from inferflux.server.policy.document import Fairness, Guardrails, RateLimit
 
@@ -39,67 +40,73 @@ Struct = type[msgspec.Struct]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route is for. body, answer: the structs of its request and its answer; None: no body, or an answer of
-    `content_type` that is not JSON. chunk: what the events of a streamed answer hold."""
+    """What a route is for. body: what reads its request; None: it has none. answers: the structs it may answer with;
+    none: an answer of `content_type`, or any object. chunk: what the events of a streamed answer hold. further: other
+    statuses that come with such an answer, and what they mean."""
 
     summary: str
-    answer: Struct | None = None
-    body: Struct | None = None
+    answers: tuple[Struct, ...] = ()
+    body: BodyReader[Any] | None = None
     chunk: Struct | None = None
     content_type: str = JSON
+    further: Mapping[int, str] = field(default_factory=dict)
 
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
     {
         ("POST", "/v1/chat/completions"): Operation(
-            "Answer a list of messages", chat.ChatCompletion, chat.ChatRequest, chat.ChunkChoice
+            "Answer a list of messages", (chat.ChatCompletion,), chat.CHAT, chat.ChunkChoice
         ),
         ("POST", "/v1/completions"): Operation(
-            "Continue prompts", completions.Completion, completions.CompletionRequest, completions.Completion
+            "Continue prompts", (completions.Completion,), completions.COMPLETION, completions.Completion
         ),
-        ("POST", "/v1/embeddings"): Operation(
-            "Texts to vectors", embeddings.EmbeddingList, embeddings.EmbeddingRequest
-        ),
-        ("GET", "/v1/models"): Operation("List the models", models.ModelList),
-        ("GET", "/v1/models/{id}"): Operation("Show one model", models.ModelCard),
-        ("POST", "/tokenize"): Operation(
-            "Text or messages to token ids", tokens.TokenizeResponse, tokens.TokenizeRequest
-        ),
-        ("POST", "/detokenize"): Operation("Token ids to text", tokens.DetokenizeResponse, tokens.DetokenizeRequest),
-        ("GET", "/v1/admin/api_keys"): Operation("List the API keys, without the keys themselves", admin.KeyList),
-        ("POST", "/v1/admin/api_keys"): Operation(
-            "Make an API key, shown this once", admin.KeyCard, admin.NewKeyRequest
-        ),
-        ("DELETE", "/v1/admin/api_keys"): Operation("Revoke an API key", admin.Revoked, admin.KeyId),
-        ("GET", "/v1/admin/cache"): Operation("Show the cached pages of every tier", cache.CacheList),
-        ("DELETE", "/v1/admin/cache"): Operation("Drop every cached page", cache.Dropped, cache.DropRequest),
-        ("POST", "/v1/admin/cache/warm"): Operation("Compute a prompt ahead", cache.Warmed, cache.WarmRequest),
-        ("GET", "/v1/admin/fairness"): Operation("Show how requests are ordered", Fairness),
-        ("PUT", "/v1/admin/fairness"): Operation("Change how requests are ordered", Fairness, admin.FairnessRequest),
-        ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", Guardrails),
-        ("PUT", "/v1/admin/guardrails"): Operation("Change what may not be said", Guardrails, admin.GuardrailsRequest),
+        ("POST", "/v1/embeddings"): Operation("Texts to vectors", (embeddings.EmbeddingList,), embeddings.EMBEDDING),
+        ("GET", "/v1/models"): Operation("List the models", (models.ModelList,)),
+        ("GET", "/v1/models/{id}"): Operation("Show one model", (models.ModelCard,)),
+        ("POST", "/tokenize"): Operation("Text or messages to token ids", (tokens.TokenizeResponse,), tokens.TOKENIZE),
+        ("POST", "/detokenize"): Operation("Token ids to text", (tokens.DetokenizeResponse,), tokens.DETOKENIZE),
+        ("GET", "/v1/admin/api_keys"): Operation("List the API keys, without the keys themselves", (admin.KeyList,)),
+        ("POST", "/v1/admin/api_keys"): Operation("Make an API key, shown this once", (admin.KeyCard,), admin.NEW_KEY),
+        ("DELETE", "/v1/admin/api_keys"): Operation("Revoke an API key", (admin.Revoked,), admin.KEY_ID),
+        ("GET", "/v1/admin/cache"): Operation("Show the cached pages of every tier", (cache.CacheList,)),
+        ("DELETE", "/v1/admin/cache"): Operation("Drop every cached page", (cache.Dropped,), cache.DROP),
+        ("POST", "/v1/admin/cache/warm"): Operation("Compute a prompt ahead", (cache.Warmed,), cache.WARM),
+        ("GET", "/v1/admin/fairness"): Operation("Show how requests are ordered", (Fairness,)),
+        ("PUT", "/v1/admin/fairness"): Operation("Change how requests are ordered", (Fairness,), admin.FAIRNESS),
+        ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", (Guardrails,)),
+        ("PUT", "/v1/admin/guardrails"): Operation("Change what may not be said", (Guardrails,), admin.GUARDRAILS),
         ("GET", "/v1/admin/models"): Operation(
-            "Show the models, their engines and the registry", admin_models.AdminModelList
+            "Show the models, their engines and the registry", (admin_models.AdminModelList,)
         ),
         ("POST", "/v1/admin/models"): Operation(
-            "Serve a model, in place of the one of its id", admin_models.AdminModelCard, admin_models.LoadRequest
+            "Serve a model, in place of the one of its id",
+            (admin_models.AdminModelCard,),
+            admin_models.LOAD,
+            further={202: "It goes on loading, for longer than a request may take"},
         ),
         ("DELETE", "/v1/admin/models"): Operation(
-            "Stop serving a model", admin_models.Unloaded, admin_models.UnloadRequest
+            "Stop serving a model",
+            (admin_models.Unloaded, admin_models.Forgotten),
+            admin_models.UNLOAD,
+            further={202: "It leaves once it has answered what it is answering"},
         ),
         ("PUT", "/v1/admin/models/default"): Operation(
-            "Choose the model of requests that name none", admin_models.Default, admin_models.DefaultRequest
+            "Choose the model of requests that name none", (admin_models.Default,), admin_models.DEFAULT
         ),
-        ("GET", "/v1/admin/policy"): Operation("Show how the policy store is kept", admin.PolicyCard),
-        ("GET", "/v1/admin/pools"): Operation("Show readiness, queues, batches and KV pages", pools.Pools),
-        ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", RateLimit),
+        ("GET", "/v1/admin/policy"): Operation("Show how the policy store is kept", (admin.PolicyCard,)),
+        ("GET", "/v1/admin/pools"): Operation("Show readiness, queues, batches and KV pages", (pools.Pools,)),
+        ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", (RateLimit,)),
         ("PUT", "/v1/admin/rate_limit"): Operation(
-            "Change the limit of requests a minute", RateLimit, admin.RateLimitRequest
+            "Change the limit of requests a minute", (RateLimit,), admin.RATE_LIMIT
         ),
-        ("GET", "/livez"): Operation("Whether the server is alive", health.Probe),
-        ("GET", "/health"): Operation("The same as /livez", health.Probe),
-        ("GET", "/readyz"): Operation("Whether the default model serves", health.Probe),
-        ("GET", "/healthz"): Operation("Models, queue, uptime and version", health.Health),
+        ("GET", "/livez"): Operation(
+            "Whether the server is alive", (health.Probe,), further={503: "An engine is stuck"}
+        ),
+        ("GET", "/health"): Operation("The same as /livez", (health.Probe,), further={503: "An engine is stuck"}),
+        ("GET", "/readyz"): Operation(
+            "Whether the default model serves", (health.Probe,), further={503: "It does not"}
+        ),
+        ("GET", "/healthz"): Operation("Models, queue, uptime and version", (health.Health,)),
         ("GET", "/metrics"): Operation("Prometheus metrics", content_type="text/plain"),
         ("GET", PATH): Operation("This document"),
         ("GET", "/ui"): Operation("The operator's page", content_type="text/html"),
@@ -135,31 +142,37 @@ def document(routes: Iterable[Any]) -> bytes:
 
 def _operation(method: str, path: str, scope: str) -> dict[str, Any]:
     known = OPERATIONS[method, path]
-    described: dict[str, Any] = {"summary": known.summary, "responses": _responses(known, scope)}
+    described: dict[str, Any] = {"summary": known.summary, "responses": _responses(known)}
     names = _PLACEHOLDER.findall(path)
     if names:
         described["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     if known.body is not None:
-        described["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(known.body)}}}
+        described["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(known.body.kind)}}}
     if scope != PUBLIC:
         described |= {"security": [{"bearer": []}, {"key": []}], "x-scope": scope}
     return described
 
 
-def _responses(known: Operation, scope: str) -> dict[str, Any]:
-    schema = (
-        _reference(known.answer) if known.answer else {"type": "object" if known.content_type == JSON else "string"}
-    )
-    content = {known.content_type: {"schema": schema}}
+def _responses(known: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {known.content_type: {"schema": _answer(known)}}
+    responses = {str(status): {"description": words, "content": content} for status, words in known.further.items()}
     if known.chunk is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-choice": _reference(known.chunk)}
-    responses = {"200": {"description": "The answer", "content": content}}
-    if scope != PUBLIC:
-        error = {JSON: {"schema": _reference(ErrorBody)}}
-        responses["default"] = {"description": "What went wrong; `x-request-id` names the request", "content": error}
-    return responses
+        content = {**content, "text/event-stream": {"x-event-choice": _reference(known.chunk)}}
+    error = {JSON: {"schema": _reference(ErrorBody)}}
+    return {
+        "200": {"description": "The answer", "content": content},
+        **responses,
+        "default": {"description": "What went wrong; `x-request-id` names the request", "content": error},
+    }
+
+
+def _answer(known: Operation) -> Mapping[str, Any]:
+    if not known.answers:
+        return {"type": "object" if known.content_type == JSON else "string"}
+    first, *others = (_reference(kind) for kind in known.answers)
+    return {"anyOf": [first, *others]} if others else first
 
 
 def _reference(kind: Struct) -> Mapping[str, Any]:
@@ -169,9 +182,20 @@ def _reference(kind: Struct) -> Mapping[str, Any]:
 @cached
 def _schemas() -> tuple[Mapping[Struct, Mapping[str, Any]], Mapping[str, Any]]:
     """Returns each struct's reference, and the component schemas they refer to."""
-    structs: set[Struct] = {ErrorBody}
+    readers = [known.body for known in OPERATIONS.values() if known.body is not None]
+    structs: set[Struct] = {ErrorBody, *(reader.kind for reader in readers)}
     for known in OPERATIONS.values():
-        structs |= {kind for kind in (known.answer, known.body, known.chunk) if kind is not None}
+        structs.update(known.answers, () if known.chunk is None else (known.chunk,))
     ordered = sorted(structs, key=lambda kind: kind.__name__)
     references, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    for reader in readers:
+        _close(components[reader.kind.__name__], reader)
     return dict(zip(ordered, references, strict=True)), components
+
+
+def _close(schema: dict[str, Any], reader: BodyReader[Any]) -> None:
+    """Says that the body takes no other field, and which of OpenAI's it takes besides its own."""
+    ignored: dict[str, Any] = {name: {"description": "Changes nothing"} for name in reader.ignored}
+    unsupported = {name: {"enum": [None, *values]} for name, values in reader.unsupported.items()}
+    schema["properties"] |= dict(sorted((ignored | unsupported).items()))
+    schema["additionalProperties"] = False

@@ -63,3 +63,31 @@ def test_request_examples_meet_their_schema(schema: Any) -> None:
     check.validate({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "temperature": 0.5})
     with pytest.raises(jsonschema.ValidationError):
         check.validate({"messages": "Hi"})
+
+
+def test_a_body_takes_no_field_that_its_schema_does_not_name(schema: Any) -> None:
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                name = content["schema"]["$ref"].rpartition("/")[2]
+                assert schema["components"]["schemas"][name]["additionalProperties"] is False, name
+    check = jsonschema.Draft202012Validator(
+        {"$ref": "#/components/schemas/ChatRequest", "components": schema["components"]}
+    )
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    check.validate({**body, "user": "alice", "store": False})
+    for extra in ({"temprature": 1}, {"store": True}):
+        with pytest.raises(jsonschema.ValidationError):
+            check.validate({**body, **extra})
+
+
+async def test_refusals_of_public_routes_are_what_it_says(schema: Any) -> None:
+    async with running_server(OPEN) as site:
+        missing = await site.get("/ui/nothing")
+        site.admission.close()
+        draining = await site.get("/readyz")
+    for path, status, (got, body) in (("/ui/{file}", "default", missing), ("/readyz", "503", draining)):
+        content = schema["paths"][path]["get"]["responses"][status]["content"]["application/json"]
+        assert got in (404, 503)
+        whole = {**content["schema"], "components": schema["components"]}
+        jsonschema.validate(body, whole, jsonschema.Draft202012Validator)

@@ -38,12 +38,13 @@ class BodyReader(Generic[T]):
         unsupported: Mapping[str, tuple[Any, ...]] | None = None,
         ignored: Iterable[str] = (),
     ) -> None:
-        self._kind = kind
+        self.kind = kind
+        self.unsupported = dict(unsupported or {})
+        self.ignored = frozenset(ignored)
         self._fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._body = msgspec.json.Decoder(kind)
         self._names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
-        self._unsupported = dict(unsupported or {})
-        self._known = self._names | self._unsupported.keys() | frozenset(ignored)
+        self._known = self._names | self.unsupported.keys() | self.ignored
 
     def read(self, body: bytes) -> T:
         """Raises RequestError: `param` is the path of the field at fault, where there is one."""
@@ -53,7 +54,7 @@ class BodyReader(Generic[T]):
                 self._check_others(others)
             return self._body.decode(body)
         except msgspec.ValidationError as error:
-            raise _invalid(str(error), self._kind) from None
+            raise _invalid(str(error), self.kind) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(body, error) from None
         except RecursionError:
@@ -66,9 +67,9 @@ class BodyReader(Generic[T]):
                 raise RequestError(
                     f"unknown field: {shown}{did_you_mean(shown, self._known)}", param=shown, code="unknown_parameter"
                 )
-            if name in self._unsupported:
+            if name in self.unsupported:
                 value = msgspec.json.decode(fields[name])
-                if value is not None and not _is_among(value, self._unsupported[name]):
+                if value is not None and not _is_among(value, self.unsupported[name]):
                     raise RequestError(f"{name}: not supported yet", param=name, code="unsupported_parameter")
 
 
