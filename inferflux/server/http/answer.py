@@ -52,6 +52,8 @@ async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job
             raise
         problem = problem_of(error, info.id)
         info.outcome = problem.status
+        if problem.denial is not None:  # one choice was refused just when another one opened the stream
+            info.decision = f"denied:{problem.denial}"
         extra = {"request_id": info.id}
         reason = str(error) or problem.message
         logger.error("a stream failed: %s", reason, exc_info=error if problem.unexpected else None, extra=extra)

@@ -1,11 +1,15 @@
 """Guardrails over HTTP: every text a caller sends, answers whole and streamed, and changes at run time."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from inferflux.engine.service.protocol import Output
+from inferflux.sampling_params import SamplingParams
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, MODEL, Site, running_server
 
@@ -115,6 +119,29 @@ async def test_streamed_answers_end_before_the_term() -> None:
         assert blocked(site, "output_blocklist") == 1
         site.engine.reply = "count: 1"
         assert_refused(await complete(site, stream=True))
+
+
+async def test_a_refusal_beside_another_choices_first_words_is_on_record(tmp_path: Path) -> None:
+    """Two choices have news in the same turn of the loop: one is refused, the other opens the stream all the same."""
+    log = tmp_path / "audit.log"
+    settings = config(blocklist=["count: 1"], check_output=True) | {"logging": {"audit_log": str(log)}}
+    async with running_server(settings) as site:
+        tokenizer = site.engine.text.tokenizer
+        words = {"refused": "count: 1", "passed": "Hello"}
+
+        def at_once(prompt: list[int], _sampling: SamplingParams) -> list[Output]:
+            asked = tokenizer.decode(prompt, skip_special_tokens=True)
+            said = tokenizer.encode(words[asked], add_special_tokens=False)
+            return [Output(1, token_ids=said, finish_reason="length", queue_s=0.001)]
+
+        site.engine.outputs = at_once  # type: ignore[method-assign]
+        body = {"model": MODEL, "prompt": list(words), "max_tokens": 100}
+        events = await site.events("/v1/completions", body, headers=ADMIN)
+        assert "count" not in str(events)
+    lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [(one["decision"], one["status"]) for one in lines if one["kind"] == "request"] == [
+        ("denied:output_blocklist", 403)
+    ]
 
 
 async def test_a_stream_that_passes_is_whole() -> None:
