@@ -187,8 +187,6 @@ def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str, *
         check_generates(info)
     if not prompt_token_ids:
         raise RequestError(f"{param}: must have at least one token", param=param)
-    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocab_size:
-        raise RequestError(f"{param}: token ids must be >= 0 and < {info.vocab_size}", param=param)
     if len(prompt_token_ids) > info.max_model_len - (not embeds):
         excess = "is more than" if embeds else "leaves no room for an answer in"
         raise RequestError(
@@ -196,6 +194,8 @@ def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str, *
             param=param,
             code="context_length_exceeded",
         )
+    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocab_size:
+        raise RequestError(f"{param}: token ids must be >= 0 and < {info.vocab_size}", param=param)
 
 
 def fit_max_tokens(num_prompt_tokens: int, asked: int | None, default: int | None, info: ModelInfo) -> int:

@@ -1,6 +1,6 @@
 """Guardrails at the HTTP edge: what texts a request holds, and the check they pass before a model reads them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -8,6 +8,7 @@ from aiohttp import web
 
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, INFO
+from inferflux.server.http.requests import compute
 from inferflux.server.http.schemas.generate import CallerRequest, GenerateRequest
 from inferflux.server.http.schemas.messages import Message
 from inferflux.server.policy.guardrails import texts_in, texts_of_json, texts_of_parts
@@ -25,7 +26,7 @@ async def check_input(request: web.Request, backend: Backend, body: CallerReques
     context, info = request.app[CONTEXT], request[INFO]
     principal = info.principal
     assert principal is not None, "routes that generate declare a scope"
-    texts = info.prompt = (*texts, *_texts_of_shape(body))
+    texts = info.prompt = (*texts, *await compute(request, _texts_of_shape, body))
     if not context.gate.checks_input:
         return
     question = Question(
@@ -34,7 +35,7 @@ async def check_input(request: web.Request, backend: Backend, body: CallerReques
         route=info.endpoint,
         model=backend.id,
         texts=texts,
-        parameters=_parameters(body),
+        parameters=await compute(request, _parameters, body),
     )
     info.decision = await context.gate.check_input(question)
 
@@ -71,14 +72,15 @@ async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequ
     return await context.text_work.run(lambda: [decode(ids, skip_special_tokens=False) for ids in token_ids])
 
 
-def _texts_of_shape(body: CallerRequest) -> Iterator[str]:
-    """Yields every text in a schema, choice, pattern or grammar for the answer, which may dictate what it says."""
+def _texts_of_shape(body: CallerRequest) -> list[str]:
+    """Returns every text in a schema, choice, pattern or grammar for the answer, which may dictate what it says."""
     if not isinstance(body, GenerateRequest):
-        return
+        return []
     shapes = [shape for shape in (body.response_format, body.structured_outputs) if shape is not None]
-    yield from texts_in([msgspec.to_builtins(shape) for shape in shapes])
+    texts = list(texts_in([msgspec.to_builtins(shape) for shape in shapes]))
     if body.structured_outputs is not None and isinstance(body.structured_outputs.json, str):
-        yield from texts_of_json(body.structured_outputs.json)
+        texts += texts_of_json(body.structured_outputs.json)
+    return texts
 
 
 def _parameters(body: CallerRequest) -> Mapping[str, Any]:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
@@ -20,10 +20,11 @@ from inferflux.server.http.schemas.messages import Message, template_messages
 from inferflux.server.http.schemas.structured import Asked
 
 T = TypeVar("T", bound=msgspec.Struct)
+ResultT = TypeVar("ResultT")
 
 # When a place of a model's own may be free again.
 RETRY_AFTER_S = 1
-# Parsing this much takes well under a millisecond.
+# Parsing this much takes well under a millisecond, and what is made of it a few.
 INLINE_BODY_BYTES = 65536
 # Between two pieces of a body; and how fast a body must come when it takes longer than that.
 BODY_PAUSE_S = 20.0
@@ -49,9 +50,16 @@ async def read_body(request: web.Request, reader: BodyReader[T]) -> T:
         raise web.HTTPRequestEntityTooLarge(limit, request.content_length)
     async with time_left(request):
         body = await _read(request, limit)
-    if len(body) > INLINE_BODY_BYTES:
-        return await request.app[CONTEXT].text_work.run(reader.read, body)
-    return reader.read(body)
+    request[INFO].num_body_bytes = len(body)
+    return await compute(request, reader.read, body)
+
+
+async def compute(request: web.Request, function: Callable[..., ResultT], *args: Any) -> ResultT:
+    """Returns `function(*args)`, whose work grows with the request's body: of a large one in a thread, since megabytes
+    of tools or messages would hold up the event loop for seconds."""
+    if request[INFO].num_body_bytes > INLINE_BODY_BYTES:
+        return await request.app[CONTEXT].text_work.run(function, *args)
+    return function(*args)
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
@@ -132,7 +140,8 @@ async def token_ids_of(
     if (prompt is None) == (messages is None):
         raise RequestError("prompt: give either prompt or messages", param="prompt")
     if messages is not None:
-        return await request.app[CONTEXT].text_work.encode_chat(backend.text, template_messages(messages))
+        rendered = await compute(request, template_messages, messages)
+        return await request.app[CONTEXT].text_work.encode_chat(backend.text, rendered)
     assert prompt is not None
     return (await tokens_of(request, backend, [prompt]))[0]
 

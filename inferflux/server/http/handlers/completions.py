@@ -10,7 +10,7 @@ from inferflux.server.generation import Caller, Job, check_prompt, fit_max_token
 from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
-from inferflux.server.http.requests import caller_of, find_grammar, read_body, tokens_of, use_backend
+from inferflux.server.http.requests import caller_of, compute, find_grammar, read_body, tokens_of, use_backend
 from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 
 
@@ -18,10 +18,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body = await read_body(request, COMPLETION)
     body.check()
     backend = await use_backend(request, body.model)
-    prompts = body.prompts()
+    prompts = await compute(request, body.prompts)
     token_ids = await tokens_of(request, backend, prompts)
     caller = caller_of(request, body)
-    asked = body.asked_grammar()
+    asked = await compute(request, body.asked_grammar)
     grammar = await find_grammar(request, backend, [] if asked is None else [asked])
     jobs = [job for ids in token_ids for job in _jobs(body, caller, ids, backend, grammar)]
     if len(jobs) > MAX_PROMPTS:

@@ -9,7 +9,7 @@ from inferflux.server.generation import check_prompt
 from inferflux.server.http.answer import send_whole
 from inferflux.server.http.formats.embedding import EmbeddingFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
-from inferflux.server.http.requests import caller_of, read_body, tokens_of, use_backend
+from inferflux.server.http.requests import caller_of, compute, read_body, tokens_of, use_backend
 from inferflux.server.http.schemas.embeddings import EMBEDDING, EmbeddingRequest
 
 
@@ -20,7 +20,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     info = backend.info
     assert info is not None, "a ready backend has been described"
     sampling = _sampling(body, info)
-    inputs = body.inputs()
+    inputs = await compute(request, body.inputs)
     token_ids = await tokens_of(request, backend, inputs)
     for ids in token_ids:
         check_prompt(ids, info, "input", embeds=True)

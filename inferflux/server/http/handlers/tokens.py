@@ -26,14 +26,17 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     body = await read_body(request, DETOKENIZE)
     tokenizer = find_backend(request, body.model).text.tokenizer
-    if any(not 0 <= token_id < tokenizer.vocab_size for token_id in body.tokens):
-        raise RequestError(f"tokens: must be >= 0 and < {tokenizer.vocab_size}", param="tokens")
     prompt = await request.app[CONTEXT].text_work.run(_prompt_of, tokenizer, body.tokens)
     return json_response(DetokenizeResponse(prompt))
 
 
 def _prompt_of(tokenizer: Tokenizer, token_ids: list[int]) -> str:
-    """Returns the prompt that tokenises to these ids: without the BOS that tokenising adds by itself."""
+    """Returns the prompt that tokenises to these ids: without the BOS that tokenising adds by itself.
+
+    Raises RequestError for ids that are not in the vocabulary.
+    """
+    if any(not 0 <= token_id < tokenizer.vocab_size for token_id in token_ids):
+        raise RequestError(f"tokens: must be >= 0 and < {tokenizer.vocab_size}", param="tokens")
     added = tokenizer.encode("", add_special_tokens=True)[:1]
     shown = token_ids[1:] if added == [tokenizer.bos_token_id] == token_ids[:1] else token_ids
     return tokenizer.decode(shown, skip_special_tokens=False)

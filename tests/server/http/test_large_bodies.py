@@ -1,0 +1,63 @@
+"""Megabytes of messages, tools or token ids from one caller hold up nobody else: what grows with a body is done off the
+event loop."""
+
+import asyncio
+import threading
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from inferflux.server.http import chat_plan, guarding
+from inferflux.server.http.handlers import chat, tokens
+from inferflux.server.http.requests import INLINE_BODY_BYTES
+from tests.support.http_server import MODEL, running_server
+
+# How long the work waits for the event loop to turn; only a test that fails waits so long.
+TURN_S = 10.0
+LARGE = {"model": MODEL, "messages": [{"role": "user", "content": "x" * INLINE_BODY_BYTES}]}
+SCHEMA = {"name": "a", "description": "x" * INLINE_BODY_BYTES, "schema": {"type": "object"}}
+SHAPED = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "Hi"}],
+    "response_format": {"type": "json_schema", "json_schema": SCHEMA},
+}
+IDS = {"model": MODEL, "tokens": [1] * INLINE_BODY_BYTES}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "path", "body"),
+    [
+        (chat, "template_messages", "/v1/chat/completions", LARGE),
+        (chat, "texts_of_messages", "/v1/chat/completions", LARGE),
+        (chat, "texts_of_tools", "/v1/chat/completions", LARGE),
+        (chat, "plan_chat", "/v1/chat/completions", LARGE),
+        (chat_plan.ChatPlan, "grammars", "/v1/chat/completions", SHAPED),
+        (guarding, "texts_in", "/v1/chat/completions", SHAPED),
+        (tokens, "_prompt_of", "/detokenize", IDS),
+    ],
+)
+async def test_the_event_loop_turns_meanwhile(
+    module: ModuleType | type, name: str, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, turned = threading.Event(), threading.Event()
+    work = getattr(module, name)
+    waited: list[bool] = []
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        waited.append(turned.wait(TURN_S))
+        return work(*args)
+
+    async def turn() -> None:
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        turned.set()
+
+    monkeypatch.setattr(module, name, slow)
+    async with running_server() as site:
+        turning = asyncio.create_task(turn())
+        await site.post(path, body)
+        turning.cancel()
+    assert waited
+    assert all(waited)
