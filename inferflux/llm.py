@@ -236,8 +236,9 @@ class LLM:
     def _next_news(self, request_ids: Container[int]) -> list[Output]:
         """Returns what came for these requests, or takes a step and returns nothing."""
         with self._turn:
-            # By what came, not by what was asked for: of thousands of requests few have news.
-            told = [request_id for request_id in self._news if request_id in request_ids]
+            # By what came, not by what was asked for: of thousands of requests few have news. A list, for a stream that
+            # is collected meanwhile takes its own out.
+            told = [request_id for request_id in list(self._news) if request_id in request_ids]
             own = [output for request_id in told for output in self._news.pop(request_id)]
             if not own:
                 assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
