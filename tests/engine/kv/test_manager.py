@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request
 from inferflux.engine.stats import EngineStats
@@ -83,6 +85,28 @@ def test_salt_and_scored_prompts_find_nothing() -> None:
     assert kv.match_prefix(make_request(TOKENS, salt=b"other")) == []
     assert kv.match_prefix(make_request(TOKENS, prompt_logprobs=0)) == []
     assert len(kv.match_prefix(make_request(TOKENS))) == 3
+
+
+def test_a_waiting_request_is_told_what_it_would_find_as_its_prefix_comes_and_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asked again it takes a few looks, and not one per page."""
+    tokens = list(range(1001))
+    kv = make_manager(num_pages=400)
+    waiting, first = make_request(tokens), make_request(tokens)
+    assert kv.num_cached_tokens(waiting) == 0
+    assert admit(kv, first)
+    for _ in range(10):
+        kv.commit(first, 100)
+        assert kv.num_cached_tokens(waiting) == first.num_computed == 4 * len(kv.match_prefix(waiting))
+    kv.release(first)
+    for left in range(249, 0, -1):
+        compute(kv, [-left] * (4 * (kv.pool.num_available - left)))
+        assert kv.num_cached_tokens(waiting) == 4 * len(kv.match_prefix(waiting)) == 4 * left
+    looks = []
+    monkeypatch.setattr(kv.index, "page_of", lambda name: looks.append(name))
+    assert kv.num_cached_tokens(waiting) == 0
+    assert 0 < len(looks) < 12
 
 
 def test_allocate_gives_pages_just_in_time_or_changes_nothing() -> None:
