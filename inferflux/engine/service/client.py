@@ -319,8 +319,9 @@ class EngineClient:
             self._writer = None
 
     def _submit(self, submit: Submit) -> Mailbox:
-        mailbox = self._mailboxes[submit.request_id] = Mailbox()
+        # What cannot be sent is not waited for.
         self._send(submit)
+        mailbox = self._mailboxes[submit.request_id] = Mailbox()
         return mailbox
 
     def _become(self, state: ClientState) -> None:

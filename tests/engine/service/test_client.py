@@ -67,6 +67,8 @@ async def test_answers_refusals_and_aborts(client: EngineClient, folder: Path) -
     with pytest.raises(RequestError) as too_long:
         await collect_of(client, [5] * 1024)
     assert too_long.value.code == "context_length_exceeded"
+    with pytest.raises(OverflowError):
+        await collect_of(client, [2**70])
 
     stream = client.generate(PROMPT, ENDLESS)
     await anext(stream)
