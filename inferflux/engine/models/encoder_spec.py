@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Final, Literal, cast
 
 from inferflux.engine.models.config_reader import ConfigReader
+from inferflux.engine.models.sentence_settings import read_max_length
 from inferflux.engine.weights.json_object import read_json_object
 from inferflux.errors import ConfigError
-from inferflux.sampling_params import Pooling
 
 EncoderActivation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 CheckpointDtype = Literal["float32", "bfloat16", "float16"]
@@ -25,15 +25,6 @@ _ACTIVATIONS: Final = {
     "silu": "silu",
 }
 _DTYPES: Final = {name: name for name in ("float32", "bfloat16", "float16")}
-# The keys of sentence-transformers' pooling settings that can be set to true here.
-_POOLINGS: Final[Mapping[str, Pooling]] = MappingProxyType(
-    {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_lasttoken": "last",
-    }
-)
-_POOLING_FILE: Final = Path("1_Pooling", "config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +112,8 @@ def read_encoder_spec(path: Path, max_model_len: int | None) -> EncoderSpec:
         num_positions=num_positions,
         first_position=first,
         num_types=config.integer("type_vocab_size", 1, 1024),
-        max_model_len=max_model_len or longest,
+        max_model_len=max_model_len or min(longest, read_max_length(path) or longest),
         norm_eps=config.number("layer_norm_eps", 0.0, 1.0),
         activation=cast(EncoderActivation, config.choice("hidden_act", _ACTIVATIONS)),
         checkpoint_dtype=cast(CheckpointDtype, config.choice(dtype_key, _DTYPES) if dtype_key in config else "float32"),
     )
-
-
-def read_pooling(path: Path) -> Pooling | None:
-    """Returns the pooling that a sentence-transformers folder asks for, None when it does not say.
-
-    Raises ModelLoadError when it asks for another one than there is here.
-    """
-    file = path / _POOLING_FILE
-    if not file.is_file():
-        return None
-    config = ConfigReader(read_json_object(file), str(file))
-    modes = [key for key, value in read_json_object(file).items() if key.startswith("pooling_mode_") and value is True]
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise config.fail(modes[0] if modes else "pooling_mode_mean_tokens", f"one of {', '.join(_POOLINGS)}, alone")
-    return _POOLINGS[modes[0]]

@@ -17,9 +17,10 @@ from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.opening import open_tiers
 from inferflux.engine.kv.store.shared_moves import SharedMoves
-from inferflux.engine.models.encoder_spec import encoder_architecture, read_pooling
+from inferflux.engine.models.encoder_spec import encoder_architecture
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.partition import num_kv_heads
+from inferflux.engine.models.sentence_settings import read_pooling
 from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.build_encoder import build_encoder

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.dist.context import ParallelContext
-from inferflux.engine.models.encoder_spec import read_encoder_spec, read_pooling
+from inferflux.engine.models.encoder_spec import read_encoder_spec
 from inferflux.engine.models.load import resolve_dtype
 from inferflux.engine.models.load_encoder import load_encoder
+from inferflux.engine.models.sentence_settings import read_pooling
 from inferflux.engine.runner.budget import check_fits, weight_bytes
 from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint

@@ -1,6 +1,8 @@
 """Encoders: the vectors that transformers computes, in batches of every length, and what is refused."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from inferflux import LLM
 from inferflux.config import RuntimeConfig
 from inferflux.config.tree import SchedulerConfig
 from inferflux.engine.models.encoder_spec import encoder_architecture, read_encoder_spec
+from inferflux.engine.models.sentence_settings import read_pooling
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from tests.support.encoders import NUM_POSITIONS, WORDS, reference, write_encoder
 
@@ -33,6 +36,37 @@ def test_the_folder_says_how_to_pool(tmp_path: Path, setting: str | None, poolin
     (vector,) = llm.embed("InferFlux serves models!")
     token_ids = [WORDS.index(word) for word in ("[CLS]", "infer", "##flux", "serves", "models", "!", "[SEP]")]
     np.testing.assert_allclose(vector, reference(model, token_ids, pooling), atol=2e-5)
+
+
+@pytest.mark.parametrize(("mode", "pooling"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last")])
+def test_pooling_as_releases_from_5_4_write_it(tmp_path: Path, mode: str, pooling: str) -> None:
+    write_settings(tmp_path, "1_Pooling/config.json", {"embedding_dimension": 48, "pooling_mode": mode})
+    assert read_pooling(tmp_path) == pooling
+    write_settings(tmp_path, "1_Pooling/config.json", {"pooling_mode": "weightedmean"})
+    with pytest.raises(ModelLoadError, match="pooling_mode: must be one of cls, mean, lasttoken"):
+        read_pooling(tmp_path)
+
+
+def test_the_folder_says_how_long_texts_may_be(tmp_path: Path) -> None:
+    """As sentence-transformers would cut them; a longer window can be asked for, up to the positions there are."""
+    write_encoder(tmp_path)
+    write_settings(tmp_path, "sentence_bert_config.json", {"max_seq_length": 12, "do_lower_case": False})
+    assert read_encoder_spec(tmp_path, None).max_model_len == 12
+    assert read_encoder_spec(tmp_path, NUM_POSITIONS).max_model_len == NUM_POSITIONS
+    write_settings(tmp_path, "sentence_bert_config.json", {"max_seq_length": 10 * NUM_POSITIONS})
+    assert read_encoder_spec(tmp_path, None).max_model_len == NUM_POSITIONS
+    write_settings(tmp_path, "sentence_bert_config.json", {"max_seq_length": None})
+    assert read_encoder_spec(tmp_path, None).max_model_len == NUM_POSITIONS
+
+
+@pytest.mark.parametrize("package", ["sentence_transformers.models", "sentence_transformers.base.modules.dense"])
+def test_modules_behind_the_pooling_are_refused_and_not_left_out(tmp_path: Path, package: str) -> None:
+    modules = [{"idx": number, "type": f"{package}.{name}"} for number, name in enumerate(("Transformer", "Normalize"))]
+    write_settings(tmp_path, "modules.json", modules)
+    assert read_pooling(tmp_path) is None
+    write_settings(tmp_path, "modules.json", [*modules, {"idx": 2, "type": f"{package}.Dense"}])
+    with pytest.raises(ModelLoadError, match=r"modules.json: \[2\].type: must be one of Normalize, .*Dense"):
+        read_pooling(tmp_path)
 
 
 def test_half_precision_comes_near(tmp_path: Path) -> None:
@@ -63,6 +97,11 @@ def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
         read_encoder_spec(tmp_path / "odd", None)
     with pytest.raises((ConfigError, ModelLoadError), match="pooling_mode"):
         LLM(_with_pooling(tmp_path / "max"))
+
+
+def write_settings(folder: Path, name: str, settings: Any) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(settings))
 
 
 def _with_pooling(folder: Path) -> Path:
