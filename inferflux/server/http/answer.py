@@ -24,12 +24,16 @@ from inferflux.server.http.sse import EventStream, event
 
 logger = logging.getLogger(__name__)
 
+# An answer of so many numbers is written at once; a larger one takes the event loop's time from others.
+INLINE_VALUES = 4096
+FLOAT_BYTES = 4
+
 
 async def send_whole(request: web.Request, backend: Backend, jobs: Sequence[Job], form: Format) -> web.Response:
     """Runs the jobs to their end and returns the answer. Raises what went wrong."""
     async with _running(request, backend, jobs) as choices:
         await _all([_finish(choice) for choice in choices])
-        body = form.answer(choices)
+        body = await _answer(request, choices, form)
         if any(choice.blocked or form.blocks(choice) for choice in choices):
             raise request.app[CONTEXT].gate.refuse_output()
         return web.Response(body=body, content_type="application/json")
@@ -92,6 +96,21 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
 def _num_prompt_tokens(jobs: Sequence[Job]) -> int:
     """Each prompt once, however many choices are made from it, as in the usage figures."""
     return sum(len(job.prompt_token_ids) for job in jobs if job.counts_prompt)
+
+
+async def _answer(request: web.Request, choices: Sequence[Choice], form: Format) -> bytes:
+    if sum(map(_num_values, choices)) > INLINE_VALUES:
+        return await request.app[CONTEXT].text_work.run(form.answer, choices)
+    return form.answer(choices)
+
+
+def _num_values(choice: Choice) -> int:
+    """Roughly how many numbers its answer holds: a vector's, or log-probabilities of tokens and of what else each could
+    have been."""
+    if choice.vector is not None:
+        return len(choice.vector) // FLOAT_BYTES
+    entries = (*choice.prompt_logprobs, *(choice.stream.logprobs or ()))
+    return sum(1 + len(entry.top) for entry in entries)
 
 
 async def _finish(choice: Choice) -> None:

@@ -1,5 +1,5 @@
-"""Megabytes of messages, tools or token ids from one caller hold up nobody else: what grows with a body is done off the
-event loop."""
+"""Megabytes of messages, tools, token ids or numbers for one caller hold up nobody else: what grows with a body or an
+answer is done off the event loop."""
 
 import asyncio
 import threading
@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from inferflux.server.http import chat_plan, guarding
+from inferflux.server.http.answer import INLINE_VALUES
+from inferflux.server.http.formats.completion import CompletionFormat
+from inferflux.server.http.formats.embedding import EmbeddingFormat
 from inferflux.server.http.handlers import chat, tokens
 from inferflux.server.http.requests import INLINE_BODY_BYTES
+from tests.support.fake_engine import EMBEDDING_SIZE
 from tests.support.http_server import MODEL, running_server
 
 # How long the work waits for the event loop to turn; only a test that fails waits so long.
@@ -22,6 +26,8 @@ SHAPED = {
     "messages": [{"role": "user", "content": "Hi"}],
     "response_format": {"type": "json_schema", "json_schema": SCHEMA},
 }
+VECTORS = {"model": MODEL, "input": ["x"] * (INLINE_VALUES // EMBEDDING_SIZE + 1)}
+SCORES = {"model": MODEL, "prompt": ["x"] * 64, "logprobs": 20, "max_tokens": 8, "ignore_eos": True}
 IDS = {"model": MODEL, "tokens": [1] * INLINE_BODY_BYTES}
 
 
@@ -35,6 +41,8 @@ IDS = {"model": MODEL, "tokens": [1] * INLINE_BODY_BYTES}
         (chat_plan.ChatPlan, "grammars", "/v1/chat/completions", SHAPED),
         (guarding, "texts_in", "/v1/chat/completions", SHAPED),
         (tokens, "_prompt_of", "/detokenize", IDS),
+        (EmbeddingFormat, "answer", "/v1/embeddings", VECTORS),
+        (CompletionFormat, "answer", "/v1/completions", SCORES),
     ],
 )
 async def test_the_event_loop_turns_meanwhile(
