@@ -156,6 +156,14 @@ def test_control_characters_do_not_reach_the_terminal(live: Live, run: Run):
     assert run("chat", "Hi")[1] == "a\ufffd[31mb\ufffd\tc\nd\ufffd\n"
 
 
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_nor_do_those_in_an_error(live: Live, run: Run, stream: list[str]):
+    live.site.engine.fail_at, live.site.engine.error = 1, EngineDeadError("bad config: \x1b]0;owned\x07")
+    _, _, err = run("chat", "Hi", *stream)
+    assert "owned" in err
+    assert "\x1b" not in err
+
+
 def talk(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> int:
     """Runs a conversation in which the user types these lines, or presses the keys that raise these."""
     typed = iter(lines)

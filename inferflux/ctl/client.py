@@ -7,6 +7,7 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
+from inferflux.ctl.show import printable
 from inferflux.errors import InferFluxError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -98,6 +99,8 @@ async def _check(response: aiohttp.ClientResponse, accept: tuple[int, ...]) -> N
 
 
 def _words(message: str, status: int | None, response: aiohttp.ClientResponse) -> str:
+    """Returns the error's text. The server may quote a model's file in it, which must not steer the terminal."""
+    message = printable(message)
     request_id = response.headers.get("x-request-id")
     place = f" (request {request_id})" if request_id else ""
     return f"{status} {message}{place}" if status is not None else f"{message}{place}"

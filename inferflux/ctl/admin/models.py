@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
 from inferflux.ctl.client import Client
-from inferflux.ctl.show import print_json, print_table
+from inferflux.ctl.show import print_json, print_table, printable
 
 PATH: Final = "/v1/admin/models"
 DEFAULT_PATH: Final = "/v1/admin/models/default"
@@ -37,7 +37,7 @@ async def _list(client: Client, args: argparse.Namespace) -> None:
     if registry is not None:
         print(f"\nregistry {registry['path']}: {registry['state']}")
         if registry["error"]:
-            print(registry["error"])
+            print(printable(registry["error"]))
 
 
 async def _events(client: Client, args: argparse.Namespace) -> None:
