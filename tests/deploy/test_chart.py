@@ -118,6 +118,28 @@ def test_probes_ask_the_right_routes(tmp_path: Path) -> None:
     assert startup["failureThreshold"] * startup["periodSeconds"] == 60
 
 
+def test_whoever_asks_speaks_the_servers_protocol(tmp_path: Path) -> None:
+    """A probe by plain HTTP would find a server with a certificate dead, again and again."""
+    tls = {"enabled": True, "cert_path": "/etc/inferflux-tls/tls.crt", "key_path": "/etc/inferflux-tls/tls.key"}
+    values = {
+        "config": {"server": {"tls": tls}},
+        "extraVolumes": [{"name": "tls", "secret": {"secretName": "inferflux-tls"}}],
+        "extraVolumeMounts": [{"name": "tls", "mountPath": "/etc/inferflux-tls", "readOnly": True}],
+        "metrics": {"serviceMonitor": {"enabled": True, "tlsConfig": {"serverName": "llm"}}},
+    }
+    for given, scheme in ((values, "https"), ({"metrics": {"serviceMonitor": {"enabled": True}}}, "http")):
+        objects = render(given, tmp_path)
+        container = pod(objects)["containers"][0]
+        probes = [container[f"{name}Probe"]["httpGet"]["scheme"] for name in ("startup", "readiness", "liveness")]
+        assert probes == [scheme.upper()] * 3
+        assert objects["ServiceMonitor"]["spec"]["endpoints"][0]["scheme"] == scheme
+        assert f'"{scheme}://release-inferflux:80/readyz"' in objects["Test"]["spec"]["containers"][0]["command"][-1]
+    rendered = render(values, tmp_path)
+    assert {"name": "tls", "secret": {"secretName": "inferflux-tls"}} in pod(rendered)["volumes"]
+    for kind in ("Deployment", "Test"):
+        kubernetes_validate.validate(rendered[kind], KUBERNETES, strict=True)
+
+
 def test_several_gpus_are_split_by_torchrun(tmp_path: Path) -> None:
     container = pod(render({"gpu": {"count": 4}}, tmp_path))["containers"][0]
     assert container["command"][:4] == ["torchrun", "--standalone", "--nproc-per-node", "4"]

@@ -71,6 +71,10 @@ true
 {{- end -}}
 {{- end -}}
 
+{{- define "inferflux.scheme" -}}
+{{- ternary "HTTPS" "HTTP" (eq true (get .Values.config.server "tls" | default dict).enabled) -}}
+{{- end -}}
+
 {{/* Seconds from SIGTERM's announcement to SIGKILL. */}}
 {{- define "inferflux.gracePeriod" -}}
 {{- add (int .Values.preStopSeconds) (ceil .Values.config.server.drain_timeout_s | int) 10 -}}
