@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import nodes
 from jinja2.environment import Template
 
 from inferflux.engine.text.answer.formats import answer_style
 from inferflux.engine.text.files import read_text
 from inferflux.engine.text.settings import CONFIG_FILE, TokenizerSettings
 from inferflux.engine.text.template_budget import RenderLimits, TemplateLimitError
+from inferflux.engine.text.template_forms import MessageForms, message_forms
 from inferflux.engine.text.template_sandbox import ChatEnvironment, TemplateRaisedError
 from inferflux.errors import ModelLoadError, RequestError
 
@@ -51,6 +51,7 @@ class ChatTemplate:
         self._named_tokens = dict(named_tokens or {})
         self._limits = limits or RenderLimits()
         self._template: Template | None = None
+        self._forms = MessageForms()
         if source is None:
             return
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -58,7 +59,7 @@ class ChatTemplate:
         try:
             with self._environment.budgeted(self._limits):
                 self._template = self._environment.compile_template(source)
-                self._takes_parts, self._takes_strings = _content_forms(self._environment.parse(source))
+                self._forms = message_forms(self._environment.parse(source))
         except Exception as error:  # a broken template can fail in jinja, in Python's compiler or in a folded filter
             raise ModelLoadError(f"{origin}: does not compile: {_brief(error)}") from error
 
@@ -73,6 +74,8 @@ class ChatTemplate:
         """Returns the prompt. Pure computation of up to seconds: call it off the event loop.
 
         A message's content is a string, or a list of text parts: joined, unless the template itself loops over parts.
+        None is an empty string, unless the template asks for none. A call's arguments are an object, or their JSON text
+        where the template joins them to strings.
         variables: further names for the template, such as `enable_thinking`.
         Encode the result with add_special_tokens=False: the template has written them. It writes the users' words as
         they are, so special tokens spelt out in a message become special tokens, as with Hugging Face and vLLM.
@@ -87,7 +90,7 @@ class ChatTemplate:
         context = {
             **self._named_tokens,
             **(variables or {}),
-            "messages": [self._with_content(index, message) for index, message in enumerate(messages)],
+            "messages": [self._as_read(index, message) for index, message in enumerate(messages)],
             "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -104,18 +107,20 @@ class ChatTemplate:
             message = f"messages: the chat template cannot render them: {_brief(error)}"
             raise RequestError(message, param="messages") from error
 
-    def _with_content(self, index: int, message: Message) -> Message:
-        """Returns the message with its content in the form the template takes."""
-        content = message.get("content")
+    def _as_read(self, index: int, message: Message) -> Message:
+        """Returns the message in the form the template takes."""
+        if calls := message.get("tool_calls"):
+            message = {**message, "tool_calls": self._forms.calls(calls)}
+        return {**message, "content": self._content(index, message["content"])} if "content" in message else message
+
+    def _content(self, index: int, content: object) -> object:
         if content is None:
-            return {**message, "content": ""} if "content" in message else message
+            return None if self._forms.none else ""
         if isinstance(content, str):
-            wrap = self._takes_parts and not self._takes_strings
-            return {**message, "content": [{"type": "text", "text": content}]} if wrap else message
+            wrap = self._forms.parts and not self._forms.strings
+            return [{"type": "text", "text": content}] if wrap else content
         texts = _part_texts(index, content)
-        if self._takes_parts:
-            return {**message, "content": [{"type": "text", "text": text} for text in texts]}
-        return {**message, "content": "".join(texts)}
+        return [{"type": "text", "text": text} for text in texts] if self._forms.parts else "".join(texts)
 
 
 def load_chat_template(
@@ -156,30 +161,6 @@ def _part_texts(index: int, content: object) -> list[str]:
             raise RequestError(f"{where}.text: must be a string", param="messages")
         texts.append(part["text"])
     return texts
-
-
-def _content_forms(template: nodes.Template) -> tuple[bool, bool]:
-    """Returns whether the template loops over a message's content, and whether it asks if it is a string."""
-    assigned = {
-        assign.target.name
-        for assign in template.find_all(nodes.Assign)
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset())
-    }
-    names = frozenset(assigned | {"content"})
-    loops = any(_is_content(loop.iter, names) for loop in template.find_all(nodes.For))
-    tests = template.find_all(nodes.Test)
-    return loops, any(test.name == "string" and _is_content(test.node, names) for test in tests)
-
-
-def _is_content(node: nodes.Node, names: frozenset[str]) -> bool:
-    match node:
-        case nodes.Filter(node=nodes.Expr() as inner) | nodes.Getitem(node=inner, arg=nodes.Slice()):
-            return _is_content(inner, names)
-        case nodes.Getattr(attr="content") | nodes.Getitem(arg=nodes.Const(value="content")):
-            return True
-        case nodes.Name(name=name):
-            return name in names
-    return False
 
 
 def _brief(error: Exception) -> str:

@@ -179,6 +179,8 @@ EITHER = (
     "{% else %}{% for part in c | list %}({{ part.text }}){% endfor %}{% endif %}"
 )
 
+ASKS_NONE = "{% set m = messages[0] %}{% if m['content'] is none %}nothing{% else %}({{ m.content }}){% endif %}"
+
 
 @pytest.mark.parametrize(
     ("source", "content", "expected"),
@@ -193,10 +195,28 @@ EITHER = (
         (MACRO, "plain", "(plain)"),
         (EITHER, "plain", "plain"),
         (EITHER, PARTS, "(one )(two)"),
+        (ASKS_NONE, None, "nothing"),
+        (ASKS_NONE, "", "()"),
     ],
 )
 def test_content_comes_in_the_form_the_template_takes(source: str, content: object, expected: str) -> None:
     assert ChatTemplate(source).render([{"role": "user", "content": content}]) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ '```' + f['arguments'] + '```' }}", '```{"q": "é", "n": [1, {"z": null}]}```'),
+        ("{{ f.name ~ f.arguments }}", 'look{"q": "é", "n": [1, {"z": null}]}'),
+        ("{{ f.name + f.arguments | tojson }}", 'look{"q": "é", "n": [1, {"z": null}]}'),
+        ("{{ f.arguments['q'] + '!' }}", "é!"),
+        ("{% if f.arguments is mapping %}{{ f.arguments.q }}{% else %}{{ '' + f.arguments }}{% endif %}", "é"),
+    ],
+)
+def test_a_calls_arguments_come_in_the_form_the_template_takes(source: str, expected: str) -> None:
+    template = ChatTemplate("{% set f = messages[1].tool_calls[0].function %}" + source)
+    assert template.render([USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]) == expected
+    assert CALL["function"]["arguments"] == {"q": "é", "n": [1, {"z": None}]}
 
 
 @pytest.mark.parametrize(

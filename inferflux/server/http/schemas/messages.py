@@ -64,13 +64,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         optional = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": self._calls(path)}
         return message | {name: value for name, value in optional.items() if value is not None}
 
-    def _content(self, path: str) -> str | list[dict[str, str]]:
-        """Returns a text, or text parts: whether the template takes them as they are is its own affair."""
+    def _content(self, path: str) -> str | list[dict[str, str]] | None:
+        """Returns a text, text parts or nothing: whether the template takes them as they are is its own affair."""
         if isinstance(self.content, str):
             return self.content
         if self.content is None:
             if self.role == "assistant":
-                return ""
+                return None
             raise _required(f"{path}.content")
         if not self.content:
             raise RequestError(f"{path}.content: must have at least one part", param=f"{path}.content")
