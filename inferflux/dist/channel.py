@@ -1,8 +1,8 @@
 """Channel: rank 0 tells the other ranks what to do next, in bytes, over a group in host memory (gloo).
 
 One broadcast carries a header and, as nearly always, all of the message; a longer one needs a second. A message may
-also be a sign of life, which every rank answers, or the last word. Knows nothing of what a message means. A rank that is
-gone or silent makes every call here raise EngineDeadError within the group's timeout.
+also be a sign of life, which every rank answers, or the last word. Knows nothing of what a message means. A rank that
+is gone or silent makes every call here raise EngineDeadError within the group's timeout.
 """
 
 import struct

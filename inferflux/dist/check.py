@@ -1,7 +1,7 @@
 """`python -m inferflux.dist.check`: do the collectives of this machine's backend say what they should?
 
-Meets the other ranks as a server's ranks do (the same variables; alone, one rank with a group of its own, so that NCCL and
-the real code path run on a single GPU), then runs every collective and compares with what it must give.
+Meets the other ranks as a server's ranks do (the same variables; alone, one rank with a group of its own, so that NCCL
+and the real code path run on a single GPU), then runs every collective and compares with what it must give.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """ParallelContext: which rank this is, which part of a weight is its own, and how ranks exchange tensors.
 
 Without a group, which is one process alone, every collective is a no-op, so that callers need not ask. How ranks find
-each other is `launch`'s work, and a rank that is gone or silent is an EngineDeadError. Nothing here waits for a device or looks at a value, so a CUDA graph can capture it; only
-`exchange` needs the sizes of what it sends as plain numbers.
+each other is `launch`'s work, and a rank that is gone or silent is an EngineDeadError. Nothing here waits for a device
+or looks at a value, so a CUDA graph can capture it; only `exchange` needs the sizes of what it sends as plain numbers.
 """
 
 import hashlib

@@ -68,9 +68,9 @@ class Decoder:
 
     context: the ranks that share it. expert_load int64 [experts]: tokens that went to each expert so far, all layers
     together.
-    `layers` is a plain list of callables (see DecoderLayer.__call__). To read or
-    change activations, put a callable of your own in a layer's place; the stream after a layer is hidden + residual,
-    and both may be overwritten later, so clone what you keep.
+    `layers` is a plain list of callables (see DecoderLayer.__call__). To read or change activations, put a callable of
+    your own in a layer's place; the stream after a layer is hidden + residual, and both may be overwritten later, so
+    clone what you keep.
     """
 
     def __init__(
