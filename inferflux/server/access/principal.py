@@ -1,6 +1,6 @@
 """Principal: who asks, which tenant they belong to and what they may do.
 
-Values and errors only: how a caller proves who they are is the work of `api_keys` and its siblings. Knows no HTTP.
+Values and errors only: how a caller proves who they are is the work of `chain` and its ways. Knows no HTTP.
 """
 
 import hashlib

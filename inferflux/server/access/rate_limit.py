@@ -28,14 +28,13 @@ class Limits(NamedTuple):
 
 
 class RateLimitedError(InferFluxError):
-    """A limit is reached. retry_after_s: whole seconds, 1 to 120. possible: False when waiting will never help."""
+    """A limit is reached. retry_after_s: whole seconds, 1 to 120."""
 
-    def __init__(self, message: str, kind: LimitKind, allowance: Allowance, wait_s: float, possible: bool) -> None:
+    def __init__(self, message: str, kind: LimitKind, allowance: Allowance, wait_s: float) -> None:
         super().__init__(message)
         self.kind = kind
         self.allowance = allowance
         self.retry_after_s = retry_after_s(wait_s)
-        self.possible = possible
 
 
 class Reservation:
@@ -93,7 +92,7 @@ class RateLimiter:
         bucket = self._requests.get(principal_id, limit, now)
         if not bucket.hold(1):
             message = f"rate limit reached: {limit} requests a minute"
-            raise RateLimitedError(message, "requests", bucket.allowance(), bucket.wait_s(1), possible=True)
+            raise RateLimitedError(message, "requests", bucket.allowance(), bucket.wait_s(1))
         bucket.spend(1, now)
         return bucket.allowance()
 
@@ -104,11 +103,10 @@ class RateLimiter:
             return Reservation(None, num_tokens, self._clock)
         bucket = self._tokens.get(principal_id, limit, self._clock())
         if not bucket.hold(num_tokens):
-            possible = num_tokens <= limit
             message = f"rate limit reached: {limit} tokens a minute, and this request needs up to {num_tokens}"
-            if not possible:
+            if num_tokens > limit:
                 message += "; it needs a shorter prompt or a smaller max_tokens"
-            raise RateLimitedError(message, "tokens", bucket.allowance(), bucket.wait_s(num_tokens), possible)
+            raise RateLimitedError(message, "tokens", bucket.allowance(), bucket.wait_s(num_tokens))
         return Reservation(bucket, num_tokens, self._clock)
 
 

@@ -1,5 +1,5 @@
-"""What happens to every request, in order: observe (id, log, metrics) → shape errors → authenticate and count →
-handler.
+"""What happens to every request, in order: observe (id, log, metrics) → shape errors → refuse foreign pages (`cors`) →
+authenticate and count → handler.
 
 Nothing here knows a single route; scopes are declared in `routes` and looked up here.
 """
