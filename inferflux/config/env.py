@@ -51,7 +51,15 @@ FLAGS: Final[Mapping[str, Key]] = MappingProxyType({"--host": ("server", "host")
 
 # Words of ours that are no configuration key: secrets without one, and what scripts read.
 _OTHER_NAMES: Final = frozenset(
-    {MODEL_PATH, "INFERFLUX_POLICY_PASSPHRASE", "INFERFLUX_AUDIT_DEBUG", "INFERFLUX_CONSTRAINTS"}
+    {
+        MODEL_PATH,
+        "INFERFLUX_POLICY_PASSPHRASE",
+        "INFERFLUX_AUDIT_DEBUG",
+        "INFERFLUX_COMMIT",
+        "INFERFLUX_CONSTRAINTS",
+        "INFERFLUX_DEFAULT_CONFIG",
+        "INFERFLUX_STATE",
+    }
 )
 _SERVICE_LINK: Final = re.compile(r"INFERFLUX(_[A-Z0-9_]+)?_(SERVICE_(HOST|PORT)(_.*)?|PORT_[0-9]+_(TCP|UDP)(_.*)?)")
 

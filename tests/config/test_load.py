@@ -1,15 +1,18 @@
 """Configuration as a user meets it: precedence, origins, and one line that says what is wrong and what is accepted."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inferflux.config.env import warnings_of
 from inferflux.config.load import LoadedConfig, check_servable, load_config, located
 from inferflux.config.schema import ANY_INDEX, Key, env_name, format_key, schema_leaves
 from inferflux.errors import ConfigError
+from tests.support.programs import ROOT
 
 FILE = "server.yaml"
 
@@ -264,6 +267,15 @@ def test_kubernetes_service_links_are_no_configuration() -> None:
 def test_unknown_short_name_is_a_warning() -> None:
     (warning,) = load(environ={"INFERFLUX_MODEL_PTH": "x"}).warnings
     assert warning == 'INFERFLUX_MODEL_PTH: not a name InferFlux knows, ignored; did you mean "INFERFLUX_MODEL_PATH"?'
+
+
+def test_names_that_our_own_scripts_read_are_no_slip_of_the_hand() -> None:
+    scripts = [*(ROOT / "scripts").glob("*.sh"), ROOT / "deploy" / "docker" / "entrypoint.sh"]
+    names = {name for path in scripts for name in re.findall(r"\$\{(INFERFLUX_\w+)|(INFERFLUX_\w+)=", path.read_text())}
+    read = {one for pair in names for one in pair if one}
+    assert "INFERFLUX_CONSTRAINTS" in read
+    assert "INFERFLUX_STATE" in read
+    assert warnings_of(dict.fromkeys(read, "x")) == []
 
 
 SECRET = "s3cret-Value"
