@@ -35,6 +35,23 @@ class Tiles(NamedTuple):
     experts: torch.Tensor
 
 
+@triton.jit
+def place(pairs, num_pairs, NUM_OUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns program (i, j)'s work: tile i's pairs, the j-th BLOCK_N outputs, and which of each there are."""
+    mine = tl.load(pairs + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))
+    outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return mine, outs, mine < num_pairs, outs < NUM_OUT
+
+
+@triton.jit
+def store(output, total, scales, mine, outs, there, wanted, NUM_OUT: tl.constexpr, SCALED: tl.constexpr):
+    """Writes what a program has summed up, [pairs, outputs], each pair's times its scale."""
+    if SCALED:
+        total *= tl.load(scales + mine, mask=there, other=0.0).to(tl.float32)[:, None]
+    target = output + mine[:, None] * NUM_OUT + outs[None, :]
+    tl.store(target, total.to(output.dtype.element_ty), mask=there[:, None] & wanted[None, :])
+
+
 @triton.jit(do_not_specialize=["num_pairs"])
 def _grouped_kernel(
     output,
@@ -54,32 +71,18 @@ def _grouped_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Program (i, j): tile i's pairs, the j-th BLOCK_N outputs: output[pair] = x[pair // PAIRS_PER_ROW] @ weight.T."""
-    tile = tl.program_id(0)
-    expert = tl.load(experts + tile)
+    expert = tl.load(experts + tl.program_id(0))
     if expert < NUM_EXPERTS:
-        mine = tl.load(pairs + tile * BLOCK_M + tl.arange(0, BLOCK_M))
-        there = mine < num_pairs
-        outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-        rows = mine // PAIRS_PER_ROW
+        mine, outs, there, wanted = place(pairs, num_pairs, NUM_OUT, BLOCK_M, BLOCK_N)
+        x_rows = x + (mine // PAIRS_PER_ROW)[:, None] * NUM_IN
+        weight_rows = weight + (expert * NUM_OUT + outs)[None, :] * NUM_IN
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for first in range(0, NUM_IN, BLOCK_K):
             ins = first + tl.arange(0, BLOCK_K)
-            a = tl.load(
-                x + rows[:, None] * NUM_IN + ins[None, :], mask=there[:, None] & (ins < NUM_IN)[None, :], other=0.0
-            )
-            b = tl.load(
-                weight + (expert * NUM_OUT + outs)[None, :] * NUM_IN + ins[:, None],
-                mask=(outs < NUM_OUT)[None, :] & (ins < NUM_IN)[:, None],
-                other=0.0,
-            )
+            a = tl.load(x_rows + ins[None, :], mask=there[:, None] & (ins < NUM_IN)[None, :], other=0.0)
+            b = tl.load(weight_rows + ins[:, None], mask=wanted[None, :] & (ins < NUM_IN)[:, None], other=0.0)
             total = tl.dot(a, b, total, input_precision="ieee")
-        if SCALED:
-            total *= tl.load(scales + mine, mask=there, other=0.0).to(tl.float32)[:, None]
-        tl.store(
-            output + mine[:, None] * NUM_OUT + outs[None, :],
-            total.to(output.dtype.element_ty),
-            mask=there[:, None] & (outs < NUM_OUT)[None, :],
-        )
+        store(output, total, scales, mine, outs, there, wanted, NUM_OUT, SCALED)
 
 
 def pack(gate_up: Iterable[torch.Tensor], down: Iterable[torch.Tensor]) -> Experts:

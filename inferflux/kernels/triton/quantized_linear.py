@@ -23,6 +23,14 @@ class PackedWeight(NamedTuple):
 
 
 @triton.jit
+def widen_nibbles(pair, scale, dtype: tl.constexpr):
+    """Returns the weights of the even and of the odd columns that bytes of int4 hold, in the type of x."""
+    low = (((pair & 0xF) - 8).to(tl.float32) * scale).to(dtype)
+    high = (((pair >> 4) - 8).to(tl.float32) * scale).to(dtype)
+    return low, high
+
+
+@triton.jit
 def _store(output, accumulator, bias, rows, outputs, num_rows, NUM_OUTPUTS: tl.constexpr, HAS_BIAS: tl.constexpr):
     if HAS_BIAS:
         accumulator += tl.load(bias + outputs, mask=outputs < NUM_OUTPUTS, other=0.0).to(tl.float32)[None, :]
@@ -99,8 +107,7 @@ def _nibble_kernel(
         inside = (outputs < NUM_OUTPUTS)[:, None] & (places < num_bytes)[None, :]
         pair = tl.load(weight_rows + places[None, :], mask=inside, other=0).to(tl.int32)
         scale = tl.load(scale_rows + (places // (GROUP // 2))[None, :], mask=inside, other=0.0)
-        low = (((pair & 0xF) - 8).to(tl.float32) * scale).to(even.dtype)
-        high = (((pair >> 4) - 8).to(tl.float32) * scale).to(even.dtype)
+        low, high = widen_nibbles(pair, scale, even.dtype)
         accumulator += tl.dot(even, tl.trans(low), input_precision=PRECISION)
         accumulator += tl.dot(odd, tl.trans(high), input_precision=PRECISION)
     _store(output, accumulator, bias, rows, outputs, num_rows, NUM_OUTPUTS, HAS_BIAS)

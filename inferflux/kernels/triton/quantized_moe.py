@@ -11,7 +11,8 @@ import triton.language as tl
 
 from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
-from inferflux.kernels.triton.moe import BLOCK_OUT, BLOCK_PAIRS, Tiles, run_grouped
+from inferflux.kernels.triton.moe import BLOCK_OUT, BLOCK_PAIRS, Tiles, place, run_grouped, store
+from inferflux.kernels.triton.quantized_linear import widen_nibbles
 
 Tensor = torch.Tensor
 
@@ -20,18 +21,6 @@ BLOCK_IN = 64
 
 # Both matrices of all experts: values [E, out, bytes] and scales [E, out, groups] in one weight of E * out rows.
 Experts = tuple[QuantizedWeight, QuantizedWeight]
-
-
-@triton.jit
-def _store(output, total, scales, mine, outs, num_pairs, NUM_OUT: tl.constexpr, SCALED: tl.constexpr):
-    there = mine < num_pairs
-    if SCALED:
-        total *= tl.load(scales + mine, mask=there, other=0.0).to(tl.float32)[:, None]
-    tl.store(
-        output + mine[:, None] * NUM_OUT + outs[None, :],
-        total.to(output.dtype.element_ty),
-        mask=there[:, None] & (outs < NUM_OUT)[None, :],
-    )
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
@@ -54,23 +43,20 @@ def _grouped_byte_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Program (i, j): as `moe._grouped_kernel`."""
-    tile = tl.program_id(0)
-    expert = tl.load(experts + tile)
+    expert = tl.load(experts + tl.program_id(0))
     if expert < NUM_EXPERTS:
-        mine = tl.load(pairs + tile * BLOCK_M + tl.arange(0, BLOCK_M))
-        outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-        there, wanted = (mine < num_pairs)[:, None], (outs < NUM_OUT)[None, :]
+        mine, outs, there, wanted = place(pairs, num_pairs, NUM_OUT, BLOCK_M, BLOCK_N)
         x_rows = x + (mine // PAIRS_PER_ROW)[:, None] * NUM_IN
         weight_rows = expert * NUM_OUT + outs
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for first in range(0, NUM_IN, BLOCK_K):
             ins = first + tl.arange(0, BLOCK_K)
-            a = tl.load(x_rows + ins[None, :], mask=there & (ins < NUM_IN)[None, :], other=0.0)
-            inside = wanted & (ins < NUM_IN)[:, None]
+            a = tl.load(x_rows + ins[None, :], mask=there[:, None] & (ins < NUM_IN)[None, :], other=0.0)
+            inside = wanted[None, :] & (ins < NUM_IN)[:, None]
             b = tl.load(values + weight_rows[None, :] * NUM_IN + ins[:, None], mask=inside, other=0.0)
             total = tl.dot(a, b.to(a.dtype), total, input_precision="ieee")
-        total *= tl.load(weight_scales + weight_rows, mask=outs < NUM_OUT, other=0.0)[None, :]
-        _store(output, total, scales, mine, outs, num_pairs, NUM_OUT, SCALED)
+        total *= tl.load(weight_scales + weight_rows, mask=wanted, other=0.0)[None, :]
+        store(output, total, scales, mine, outs, there, wanted, NUM_OUT, SCALED)
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
@@ -95,29 +81,26 @@ def _grouped_nibble_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Program (i, j): as `moe._grouped_kernel`. BLOCK_K columns are BLOCK_K / 2 bytes."""
-    tile = tl.program_id(0)
-    expert = tl.load(experts + tile)
+    expert = tl.load(experts + tl.program_id(0))
     if expert < NUM_EXPERTS:
-        mine = tl.load(pairs + tile * BLOCK_M + tl.arange(0, BLOCK_M))
-        outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-        there, wanted = (mine < num_pairs)[:, None], (outs < NUM_OUT)[None, :]
+        mine, outs, there, wanted = place(pairs, num_pairs, NUM_OUT, BLOCK_M, BLOCK_N)
         x_rows = x + (mine // PAIRS_PER_ROW)[:, None] * NUM_IN
         weight_rows = (expert * NUM_OUT + outs)[None, :]
         num_bytes: tl.constexpr = NUM_GROUPS * GROUP // 2
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         for first in range(0, num_bytes, BLOCK_K // 2):
             places = first + tl.arange(0, BLOCK_K // 2)
-            even = tl.load(x_rows + 2 * places[None, :], mask=there & (2 * places < NUM_IN)[None, :], other=0.0)
-            odd = tl.load(x_rows + 2 * places[None, :] + 1, mask=there & (2 * places + 1 < NUM_IN)[None, :], other=0.0)
-            inside = wanted & (places < num_bytes)[:, None]
+            in_row = there[:, None]
+            even = tl.load(x_rows + 2 * places[None, :], mask=in_row & (2 * places < NUM_IN)[None, :], other=0.0)
+            odd = tl.load(x_rows + 2 * places[None, :] + 1, mask=in_row & (2 * places + 1 < NUM_IN)[None, :], other=0.0)
+            inside = wanted[None, :] & (places < num_bytes)[:, None]
             pair = tl.load(values + weight_rows * num_bytes + places[:, None], mask=inside, other=0).to(tl.int32)
             groups = weight_scales + weight_rows * NUM_GROUPS + (places // (GROUP // 2))[:, None]
             scale = tl.load(groups, mask=inside, other=0.0)
-            low = (((pair & 0xF) - 8).to(tl.float32) * scale).to(even.dtype)
-            high = (((pair >> 4) - 8).to(tl.float32) * scale).to(even.dtype)
+            low, high = widen_nibbles(pair, scale, even.dtype)
             total = tl.dot(even, low, total, input_precision="ieee")
             total = tl.dot(odd, high, total, input_precision="ieee")
-        _store(output, total, scales, mine, outs, num_pairs, NUM_OUT, SCALED)
+        store(output, total, scales, mine, outs, there, wanted, NUM_OUT, SCALED)
 
 
 def pack(gate_up: Iterable[QuantizedWeight], down: Iterable[QuantizedWeight]) -> Experts:
