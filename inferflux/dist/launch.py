@@ -1,5 +1,6 @@
 """From the `distributed` section to a ParallelContext: ranks meet, and leave. Knows the backends; knows no model."""
 
+import logging
 import os
 import sys
 from datetime import timedelta
@@ -14,6 +15,8 @@ from inferflux.config.tree import DistributedConfig
 from inferflux.dist.context import ParallelContext
 from inferflux.dist.faults import first_line
 from inferflux.errors import ConfigError, EngineDeadError
+
+logger = logging.getLogger(__name__)
 
 # Pods and hosts start minutes apart, and load at their own speed.
 START_TIMEOUT_S: Final = 600.0
@@ -37,6 +40,8 @@ def launch(
         # Ranks of one host need not be reached from outside; gloo's ports ask nobody for a password.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = collective_timeout(config)
+    where = f"{config.master_addr}:{config.master_port}"
+    logger.info("rank %d of %d meets the others at %s", config.rank, config.world_size, where)
     try:
         # The rendezvous waits longer than any collective may, so that a slow host is not a dead one.
         store, rank, size = next(rendezvous(_url(config), timeout=timedelta(seconds=start_timeout_s)))
@@ -47,8 +52,8 @@ def launch(
         )
         control = torch.distributed.new_group(backend="gloo", timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
-        where = f"rank {config.rank} of {config.world_size} found no group at {config.master_addr}:{config.master_port}"
-        raise EngineDeadError(f"{where}: {first_line(error)}") from error
+        lost = f"rank {config.rank} of {config.world_size} found no group at {where}"
+        raise EngineDeadError(f"{lost}: {first_line(error)}") from error
     return ParallelContext(rank, size, device, torch.distributed.group.WORLD, control)
 
 
@@ -68,7 +73,9 @@ def backend_of(config: DistributedConfig, device: torch.device) -> str:
     if config.backend == "stub" and config.world_size != 1:
         raise ConfigError(f'distributed.world_size: must be 1 with backend "stub" (got {config.world_size})')
     if config.backend == "nccl" and device.type != "cuda":
-        raise ConfigError("distributed.backend: nccl needs a model on CUDA devices, and this one is on the CPU; use gloo")
+        raise ConfigError(
+            "distributed.backend: nccl needs a model on CUDA devices, and this one is on the CPU; use gloo"
+        )
     if config.backend == "gloo" and device.type == "cuda":
         raise ConfigError("distributed.backend: gloo is for models on the CPU, and this one is on CUDA; use nccl")
     return config.backend

@@ -61,7 +61,12 @@ def test_what_cannot_be_launched_is_refused(config, words):
         launch(config, CPU)
 
 
-def test_a_group_nobody_opens_is_an_error_in_words():
+def test_a_group_nobody_opens_is_an_error_in_words(caplog: pytest.LogCaptureFixture):
+    """And until then a rank says where it waits."""
     config = DistributedConfig(rank=1, world_size=2, master_port=free_port())
-    with pytest.raises(EngineDeadError, match=r"rank 1 of 2 found no group at 127.0.0.1:\d+"):
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(EngineDeadError, match=r"rank 1 of 2 found no group at 127.0.0.1:\d+"),
+    ):
         launch(config, CPU, start_timeout_s=0.2)
+    assert f"rank 1 of 2 meets the others at 127.0.0.1:{config.master_port}" in caplog.text

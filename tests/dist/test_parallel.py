@@ -135,7 +135,9 @@ def window_differs(distributed: DistributedConfig, folder: Path) -> str:
 
 def kernels_differ(distributed: DistributedConfig, folder: Path) -> str:
     kernels = KernelsConfig(norm="reference" if distributed.rank else "torch")
-    return refusal(distributed, ModelConfig(id="model", path=str(folder)), RuntimeConfig(dtype="float32", kernels=kernels))
+    return refusal(
+        distributed, ModelConfig(id="model", path=str(folder)), RuntimeConfig(dtype="float32", kernels=kernels)
+    )
 
 
 def weights_differ(distributed: DistributedConfig, folder: Path) -> str:
