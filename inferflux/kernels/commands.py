@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(check)
     check.set_defaults(run=_check)
     bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
-    build = actions.add_parser("build", help="compile the native CPU kernels now rather than in the background")
+    build = actions.add_parser("build", help="compile and prove the native CPU kernels now, not in the background")
     build.set_defaults(run=_build)
 
 

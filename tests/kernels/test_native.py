@@ -3,7 +3,6 @@
 import fcntl
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from inferflux.kernels.backends import find_backend
 from inferflux.kernels.check import check_op
 from inferflux.kernels.native import build, loading
 from inferflux.kernels.native.loading import Library
-from tests.support.waiting import wait_until
 
 CPU = torch.device("cpu")
 OPENMP = build.openmp_library()
@@ -22,15 +20,8 @@ CHECKS = [(op, dtype) for op in ("attention", "norm", "add_norm", "rope", "activ
 
 
 @pytest.fixture(scope="module")
-def built() -> None:
-    """Builds the library where that is possible; another worker may be at it."""
-    _, reason = loading.build_now()
-    deadline = time.monotonic() + 120
-    while reason is not None and "another process" in reason and time.monotonic() < deadline:
-        time.sleep(0.5)
-        _, reason = loading.build_now()
-    if reason is not None:
-        pytest.skip(reason)
+def built(true_library: Path) -> None:
+    assert true_library.exists()
     if loading.library().reason is not None:
         loading.library.cache_clear()
     assert loading.library().reason is None
@@ -119,11 +110,10 @@ def test_a_start_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch,
     started: list[Path] = []
     monkeypatch.setattr(loading, "library_path", lambda _: tmp_path / "native.so")
     monkeypatch.setattr(loading, "compiler", lambda: "c++")
-    monkeypatch.setattr(loading, "build", lambda path, _: started.append(path))
+    monkeypatch.setattr(loading, "start_build", started.append)
     first: Library = loading.library.__wrapped__()
     assert first.reason == "not built yet: it is being built for the next start"
-    wait_until(lambda: started)
-    assert started == [tmp_path / "native.so"]
+    assert started == [tmp_path]
 
 
 def test_a_damaged_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

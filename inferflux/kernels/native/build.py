@@ -1,6 +1,8 @@
 """Building the native library: which compiler, which flags, and where the result is kept.
 
-One file per machine, torch and source, in the user's cache; a change of any of them is another file. Knows no kernel.
+One file per machine, torch and source, in the user's cache; a change of any of them is another file. It gets there only
+after a process of its own has found that it computes rightly (see `proof`); else the reason is kept beside its place.
+Knows no kernel.
 """
 
 import ctypes
@@ -8,7 +10,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -16,6 +20,7 @@ from typing import Final
 import torch
 
 from inferflux.config.cache_dir import cache_dir
+from inferflux.config.child_env import child_environment
 from inferflux.kernels import cpu_features
 
 SOURCES: Final = Path(__file__).parent
@@ -23,7 +28,12 @@ FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-t
 COMPILERS: Final = ("g++", "c++")
 LOCK: Final = "native.lock"
 WORK: Final = "native-build-"
-TIMEOUT_S: Final = 180.0
+# Generous: in the background both run when the machine has nothing better to do.
+TIMEOUT_S: Final = 600.0
+PROOF_TIMEOUT_S: Final = 600.0
+# How a proof ends that found the library wrong. Other failures (no memory, say) are not the library's.
+REFUSED: Final = 3
+FAULTS: Final = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 
 
 def compiler() -> str | None:
@@ -59,8 +69,26 @@ def library_path(openmp: str) -> Path:
     return cache_dir() / f"native-{digest.hexdigest()[:20]}.so"
 
 
+def refusal(path: Path) -> str | None:
+    """Returns why the library that was compiled for `path` was found wrong, or None."""
+    try:
+        return _refusal_file(path).read_text()
+    except OSError:
+        return None
+
+
+def _refusal_file(path: Path) -> Path:
+    return path.with_suffix(".refused")
+
+
+def python_environment() -> dict[str, str]:
+    """The environment in which a Python process of ours finds what this one has imported."""
+    here = [str(SOURCES.parents[2]), *filter(None, sys.path)]
+    return child_environment() | {"PYTHONPATH": os.pathsep.join(here)}
+
+
 def build(path: Path, openmp: str) -> str | None:
-    """Compiles the library to `path`, which appears whole or not at all. Returns why that failed, or None.
+    """Compiles and proves the library; `path` appears whole or not at all. Returns why that failed, or None.
 
     Of several processes that want to, the first does it; the others return at once, saying so.
     """
@@ -75,15 +103,18 @@ def build(path: Path, openmp: str) -> str | None:
             for left_behind in path.parent.glob(f"{WORK}*"):
                 shutil.rmtree(left_behind, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=WORK) as folder:
-                return _compile(command, Path(folder), path, openmp)
+                # As in a cache folder, so that the proof finds it the way a start does.
+                candidate = Path(folder) / path.parent.name / path.name
+                candidate.parent.mkdir()
+                return _compile(command, candidate, openmp) or _install(candidate, path)
     except BlockingIOError:
         return "another process is building it"
     except OSError as error:
         return f"{path.parent} cannot be written: {error.strerror or error}"
 
 
-def _compile(command: str, folder: Path, path: Path, openmp: str) -> str | None:
-    object_file, result = folder / "kernels.o", folder / path.name
+def _compile(command: str, result: Path, openmp: str) -> str | None:
+    object_file = result.with_suffix(".o")
     # Linked without -fopenmp, which would bring the compiler's own OpenMP library.
     steps = (
         [command, *FLAGS, "-c", str(SOURCES / "kernels.cpp"), "-o", str(object_file)],
@@ -96,5 +127,40 @@ def _compile(command: str, folder: Path, path: Path, openmp: str) -> str | None:
             return f"{command} failed: {error}"
         if done.returncode:
             return f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
-    result.replace(path)
     return None
+
+
+def _install(candidate: Path, path: Path) -> str | None:
+    problem, is_wrong = _prove(candidate)
+    if problem is None:
+        candidate.replace(path)
+        _refusal_file(path).unlink(missing_ok=True)
+    elif is_wrong:
+        kept = candidate.with_suffix(".reason")
+        kept.write_text(problem)
+        kept.replace(_refusal_file(path))
+    return problem
+
+
+def _prove(candidate: Path) -> tuple[str | None, bool]:
+    """Returns what is wrong with the library, or None, and whether it is the library that is."""
+    command = [sys.executable, "-P", "-m", "inferflux.kernels.native.proof"]
+    # Threads that wait do not spin, which would double the time it takes.
+    environment = python_environment() | {"XDG_CACHE_HOME": str(candidate.parents[1]), "OMP_WAIT_POLICY": "passive"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired as late:
+        return f"its proof did not end within {PROOF_TIMEOUT_S:.0f} s, at {_last(late.stdout)}", True
+    if done.returncode in {-fault for fault in FAULTS}:
+        return f"its proof ended with {signal.Signals(-done.returncode).name} at {_last(done.stdout)}", True
+    if done.returncode == REFUSED:
+        return f"its proof failed: {_last(done.stdout)}", True
+    return f"its proof could not run: {_last(done.stdout + done.stderr)}" if done.returncode else None, False
+
+
+def _last(output: str | bytes | None) -> str:
+    """The last line. A process that was stopped leaves bytes, or nothing."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return (text.strip().splitlines() or ["its start"])[-1]

@@ -1,26 +1,20 @@
 """The native library as the ops see it: functions over raw addresses, or the reason why there are none here.
 
 A library that is not built yet is built in the background and serves from the next start on; `inferflux kernels build`
-does it ahead. A start never waits for a compiler.
+does it ahead. A start never waits for a compiler. One that was built and found wrong is not tried again, but by that
+command.
 """
 
-import contextlib
 import ctypes
 import functools
-import logging
-import os
-import threading
 from ctypes import c_char_p, c_float, c_int, c_long, c_void_p
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
-from inferflux.kernels.native.build import build, compiler, library_path, openmp_library
-
-logger = logging.getLogger(__name__)
-
-BUILD_NICENESS: Final = 15
+from inferflux.kernels.native.background import start_build
+from inferflux.kernels.native.build import build, compiler, library_path, openmp_library, refusal
 
 # Element types by the numbers that the C functions take.
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3, torch.uint8: 4}
@@ -56,10 +50,13 @@ def library() -> Library:
     path = library_path(openmp)
     if path.exists():
         return _load(path)
+    refused = refusal(path)
+    if refused is not None:
+        return Library(reason=f"built, but not used: {refused} (`inferflux kernels build` tries again)")
     if compiler() is None:
         return Library(reason="there is no C++ compiler to build it with")
-    threading.Thread(target=_build_quietly, args=(path, openmp), name="native-build", daemon=True).start()
-    return Library(reason="not built yet: it is being built for the next start")
+    hindrance = start_build(path.parent)
+    return Library(reason=hindrance or "not built yet: it is being built for the next start")
 
 
 def build_now() -> tuple[Path, str | None]:
@@ -80,14 +77,3 @@ def _load(path: Path) -> Library:
     for name, function in functions.items():
         function.argtypes, function.restype = _SIGNATURES[name], None
     return Library(**functions)
-
-
-def _build_quietly(path: Path, openmp: str) -> None:
-    with contextlib.suppress(OSError):
-        # Linux: of this thread and the compiler it starts; the process serves meanwhile.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILD_NICENESS)
-    reason = build(path, openmp)
-    if reason is None:
-        logger.info("built the native kernels; they serve from the next start on")
-    else:
-        logger.debug("native kernels were not built: %s", reason)

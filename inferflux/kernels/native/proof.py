@@ -1,0 +1,82 @@
+"""The proof: the library that a start would load computes rightly, on cases and within tolerances of `kernels check`.
+
+`build` runs this file as a process, in a cache folder that holds the new library alone, since a wrong one may crash. It
+prints each thing before it is tried, so that the last line says where a crash was, and what is wrong with it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.cases import cases_of
+from inferflux.kernels.check import check_case
+from inferflux.kernels.native import DTYPES, panels
+from inferflux.kernels.native.build import REFUSED, library_path, openmp_library
+from inferflux.kernels.native.loading import library
+
+OPS: Final = ("norm", "add_norm", "activation", "rope", "attention")
+# Cases whose reference takes seconds, and that reach nothing in the kernels which others do not.
+TOO_LARGE: Final = ("decode, long", "head size 256", "after a cached prefix", "2100x577")
+# More than one, so that work is divided; few, so that a start beside it is not slowed.
+THREADS: Final = 2
+
+
+class Subject(NamedTuple):
+    """What is proven: an implementation of `op`, in `dtype`."""
+
+    op: str
+    implementation: Any
+    dtype: torch.dtype
+
+
+def subjects() -> Iterator[Subject]:
+    """Everything that the library computes: its ops, and its products in floats and in integers."""
+    native = find_backend("native")
+    products = {"linear": _product(panels.arrange_floats), "quantized_linear": _product(panels.arrange)}
+    for dtype in DTYPES:
+        for op in OPS:
+            yield Subject(op, native.find(op), dtype)
+        for op, product in products.items():
+            yield Subject(op, product, dtype)
+
+
+def _product(arrange: Callable[[Any], panels.Panels]) -> SimpleNamespace:
+    """The panels as an op of their own: in use, a table chooses among them and other layouts."""
+    return SimpleNamespace(
+        pack=lambda weight, bias: (arrange(weight), bias),
+        run=lambda packed, x: panels.multiply(packed[0], x, packed[1]),
+        rounds_inputs=arrange is panels.arrange,
+    )
+
+
+def main() -> int:
+    """Returns 0, or REFUSED when the library is wrong or cannot be loaded; what is wrong is the last line printed."""
+    openmp = openmp_library()
+    if openmp is None or not library_path(openmp).exists():
+        # Asking for it would start a build.
+        print("it does not lie where a start looks for it")
+        return 1
+    reason = library().reason
+    if reason is not None:
+        print(reason)
+        return REFUSED
+    torch.set_num_threads(THREADS)
+    for op, implementation, dtype in subjects():
+        for case in cases_of(op):
+            if any(words in case.name for words in TOO_LARGE):
+                continue
+            where = f"{op} in {str(dtype).removeprefix('torch.')}, {case.name}"
+            print(where, flush=True)
+            result = check_case(implementation, case, dtype, torch.device("cpu"))
+            if not result.ok:
+                print(f"{where}: {result.problem}")
+                return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
