@@ -271,3 +271,23 @@ def test_ctrl_c_exits_130(live: Live):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, b"")
+
+
+def test_ctrl_c_before_anything_is_imported_exits_130():
+    """The import of the program is held up, as by a slow disk."""
+    code = (
+        "import sys, time\nfrom inferflux.ctl import main\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'inferflux.ctl.program':\n"
+        "            print('importing', flush=True)\n"
+        "            time.sleep(600)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "sys.exit(main(['status']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (130, b"")

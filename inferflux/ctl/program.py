@@ -1,4 +1,4 @@
-"""`inferctl`: the command line, and exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted."""
+"""`inferctl`: the command line, and what its errors come to."""
 
 import argparse
 import asyncio
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inferflux import __version__
-from inferflux.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, give_up_output
+from inferflux.command_line import EXIT_FAILED, EXIT_USAGE, Parser, give_up_output
 from inferflux.config.client_env import API_KEY, URL, read_client_environment
 from inferflux.config.urls import is_http_url
 from inferflux.ctl.admin.areas import add_areas
@@ -17,8 +17,8 @@ from inferflux.ctl.interactive import converse
 from inferflux.errors import ConfigError, InferFluxError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. Lets KeyboardInterrupt through."""
     parser = _build_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
@@ -38,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InferFluxError as error:
         print(f"inferctl: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         return give_up_output()
     return 0
