@@ -23,6 +23,7 @@ from inferflux.server.policy.store_file import PolicyPersistError
 RETRY_ENGINE_S = 2
 RETRY_ENGINE: Final = MappingProxyType({"Retry-After": str(RETRY_ENGINE_S)})
 _INVALID = "invalid_request_error"
+_BAD_CREDENTIAL: Final = frozenset(("unknown", "invalid", "expired"))
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
             # Only what a caller sends is nested without bound; what the body's reader just took can be too deep later.
             return Problem(400, "the body is nested too deeply")
         case AuthenticationError():
-            return _unauthenticated(str(error))
+            return _unauthenticated(error)
         case ScopeError():
-            return Problem(403, str(error), "permission_error", code="insufficient_scope", denial="scope")
+            code, headers = "insufficient_scope", _challenge("insufficient_scope")
+            return Problem(403, str(error), "permission_error", code=code, headers=headers, denial="scope")
         case GuardrailBlockedError():
             return Problem(403, str(error), "permission_error", code=error.code, denial=error.reason)
         case UnknownModelError():
@@ -104,10 +106,15 @@ def internal_problem(request_id: str) -> Problem:
     return Problem(500, message, "server_error", code="internal_error", unexpected=True)
 
 
-def _unauthenticated(message: str) -> Problem:
-    headers = {"WWW-Authenticate": 'Bearer realm="inferflux"'}
+def _unauthenticated(error: AuthenticationError) -> Problem:
+    headers = _challenge("invalid_token" if error.reason in _BAD_CREDENTIAL else None)
     kind, code = "authentication_error", "invalid_api_key"
-    return Problem(401, message, kind, code=code, headers=headers, denial="unauthenticated")
+    return Problem(401, str(error), kind, code=code, headers=headers, denial="unauthenticated")
+
+
+def _challenge(error: str | None) -> Mapping[str, str]:
+    """RFC 6750, section 3. error: what is wrong with the credential; None when there was none to judge."""
+    return {"WWW-Authenticate": 'Bearer realm="inferflux"' + (f', error="{error}"' if error is not None else "")}
 
 
 def _too_many(message: str, code: str, retry_after_s: int, limit: str) -> Problem:

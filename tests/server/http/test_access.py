@@ -95,6 +95,19 @@ async def test_a_missing_scope_is_403(site: Site):
     assert status == 403, "no scope implies another"
 
 
+async def test_the_challenge_says_what_is_wrong(site: Site):
+    """RFC 6750, section 3.1: clients of an identity provider renew their token when they read invalid_token."""
+    expected = {
+        None: 'Bearer realm="inferflux"',
+        "unknown": 'Bearer realm="inferflux", error="invalid_token"',
+        READER: 'Bearer realm="inferflux", error="insufficient_scope"',
+    }
+    for key, challenge in expected.items():
+        headers = {} if key is None else bearer(key)
+        async with site.session.post(f"{site.url}/v1/completions", json=PROMPT, headers=headers) as response:
+            assert response.headers["WWW-Authenticate"] == challenge
+
+
 async def test_every_route_asks_for_its_scope(site: Site):
     """By enumeration: each route is either public on purpose, or closed to strangers and to other scopes."""
     by_scope = {"generate": KEY, "read": READER, "admin": HASHED}  # KEY may read too
