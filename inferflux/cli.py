@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Final, NamedTuple
 
 from inferflux import __version__
@@ -40,8 +40,10 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 ok, 1 failed, 2 usage or configuration error, 130 interrupted."""
+    interrupts: list[int] = []
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        with _noted(interrupts):
+            code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
         return code
     except (ConfigError, RequestError) as error:
@@ -52,6 +54,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return give_up_output()
+    except Exception:
+        if interrupts:
+            return EXIT_INTERRUPTED
+        raise
+
+
+@contextlib.contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt as ever and is noted, for a library's import that it hits may fail with an error
+    of its own in its place (torch imports numpy and catches what comes)."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -84,6 +84,23 @@ def test_errors_become_exit_codes(
     assert capsys.readouterr().err == line
 
 
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_one(
+    fake_command: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch does when it is hit while it imports numpy."""
+
+    def import_badly(args: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        return 0
+
+    fake_command.run = import_badly  # type: ignore[attr-defined]
+    monkeypatch.setattr(cli, "COMMANDS", {"bench": cli.Command("fake", "fake_command")})
+    assert cli.main(["bench"]) == 130
+
+
 def test_our_own_mistakes_keep_their_traceback(fake_command: ModuleType) -> None:
     fake_command.run = lambda args: [][1]  # type: ignore[attr-defined]
     with pytest.raises(IndexError):
