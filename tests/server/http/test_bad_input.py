@@ -229,6 +229,23 @@ async def test_numbers_that_json_does_not_have_name_their_field(site: Site, valu
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"n": 1, "prompt": "caf\xe9"}', "prompt"),
+        (b'{"prompt": "an \\"e\\" \xe9"}', "prompt"),
+        (b'{"prompt": ["\xff"]}', "prompt"),
+        (b'{"prompt": "Hi", "user": "\\x"}', "user"),
+        (b'{"prompt": "Hi", "n": 1, "\xff": 2}', None),
+    ],
+)
+async def test_text_that_is_not_unicode_names_its_field(site: Site, body: bytes, param: str | None):
+    async with site.session.post(site.url + COMPLETIONS, data=body) as response:
+        answer = await response.json()
+        assert (response.status, answer["error"]["param"]) == (400, param)
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_unknown_field_gets_a_hint(site: Site):
     _, answer = await site.post(COMPLETIONS, {"prompt": "Hi", "max_token": 5})
     assert 'did you mean "max_tokens"?' in answer["error"]["message"]

@@ -21,6 +21,8 @@ MAX_WORDS_SHOWN = 300
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _PATH = re.compile(r" - at (?:`key` in )?`\$?\.?(.*)`$")
 _NAME_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:[-\[{,\s\d.]*$')
+# The same where the fault lies within a string.
+_NAME_BEFORE_STRING = re.compile(rb'"([^"\\]{1,100})"\s*:[\[\s]*"(?:[^"\\]|\\.)*\\?$', re.DOTALL)
 _LOOK_BACK_BYTES = 400
 
 
@@ -103,12 +105,24 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> RequestError:
 
 
 def _malformed(body: bytes, error: Exception) -> RequestError:
-    """Names the field whose value is not JSON (NaN, say), when the fault has a place."""
-    place = _BYTE.search(str(error))
-    if place:
-        end = int(place[1])
-        name = _NAME_BEFORE.search(body[max(0, end - _LOOK_BACK_BYTES) : end])
+    """Names the field whose value is not JSON (NaN, say) or no Unicode text, when the fault has a place."""
+    end = _place(body, error)
+    if end is not None:
+        before = body[max(0, end - _LOOK_BACK_BYTES) : end]
+        name = _NAME_BEFORE.search(before) or _NAME_BEFORE_STRING.search(before)
         if name:
             field = name[1].decode("utf-8", "replace")
             return RequestError(f"{field}: is not valid JSON: {error}", param=field, code="invalid_json")
     return RequestError(f"the body is not valid JSON: {error}", code="invalid_json")
+
+
+def _place(body: bytes, error: Exception) -> int | None:
+    """Returns the byte at fault. What is no UTF-8 msgspec places within its string only."""
+    if isinstance(error, UnicodeDecodeError):
+        try:
+            body.decode()
+        except UnicodeDecodeError as whole:
+            return whole.start
+        return None
+    found = _BYTE.search(str(error))
+    return int(found[1]) if found else None
