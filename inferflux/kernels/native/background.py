@@ -22,6 +22,8 @@ SCRIPT: Final = '{ echo 15 >/proc/self/autogroup; } 2>/dev/null; nice -n 15 "$@"
 
 def start_build(folder: Path) -> str | None:
     """Sees to it that a process builds the library in the cache's `folder`. Returns why none does, or None."""
+    if not sys.executable:
+        return "not built, and this Python cannot start another (`inferflux kernels build` builds it)"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (folder / LOCK).open("w") as lock:
@@ -33,7 +35,6 @@ def start_build(folder: Path) -> str | None:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,
-                cwd=folder,
                 env=python_environment(),
                 check=False,
             )
