@@ -45,6 +45,7 @@ class FileTier:
         self._users: dict[PageFile, int] = {}
         self._is_full = False
         self._was_opened = False
+        # Pages were forgotten, and the file on the disk does not say so yet.
         self._is_header_due = False
         self._retry_at = clock()
         self._pause_s = FIRST_PAUSE_S
@@ -78,12 +79,16 @@ class FileTier:
         self._was_opened = True
         with self._lock:
             self._file, self._is_full = file, False
+            if self._is_header_due:
+                file.forget()
+                found = found._replace(pages=[])
         num_pages, num_foreign = len(found.pages), found.num_foreign
         logger.info(
             "KV file %s is on: room for %d pages, %d there, %d of another model dropped",
             self.path, file.num_slots, num_pages, num_foreign,
         )  # fmt: skip
         self.news.put(FileNews("on", file.num_slots, found.pages, num_foreign))
+        self._write_header()
 
     def store(self, slot: int, name: bytes, page: memoryview) -> MoveError | None:
         """Writes a page; returns what went wrong."""
@@ -118,10 +123,11 @@ class FileTier:
         return None
 
     def forget(self) -> Callable[[], None]:
-        """Forgets every page at once; returns what makes it last, for a worker thread."""
-        file = self._file
-        if file is not None:
-            file.forget()
+        """Forgets every page at once, and where it is off, what will be found there; returns what makes it last, for a
+        worker thread."""
+        with self._lock:
+            if self._file is not None:
+                self._file.forget()
             self._is_header_due = True
         return self._write_header
 
@@ -138,10 +144,12 @@ class FileTier:
     def _write_header(self) -> None:
         with self._borrow() as file:
             if file is not None and self._is_header_due:
+                # Before it is written: whoever forgets meanwhile has it written once more.
+                self._is_header_due = False
                 try:
                     file.write_header()
-                    self._is_header_due = False
                 except OSError as error:
+                    self._is_header_due = True
                     self._turn_off(file, error)
 
     @contextmanager

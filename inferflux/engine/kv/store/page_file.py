@@ -69,6 +69,8 @@ class PageFile:
         self._fd = fd
         self._layout = layout
         self._lock = threading.Lock()
+        # Of two that write the header the one that knows more comes last.
+        self._header_turn = threading.Lock()
         self._generation = 1
         self._sequence = 0
         self._num_allocated = 0
@@ -106,9 +108,10 @@ class PageFile:
 
     def write_header(self) -> None:
         """Writes the header that says what the file is."""
-        fields = _HEADER.pack(_MAGIC, _VERSION, 0, *self._layout, self._generation)
-        header = fields + _CHECKSUM.pack(google_crc32c.value(fields))
-        write_at(self._fd, (header.ljust(ALIGNMENT, b"\0"),), 0)
+        with self._header_turn:
+            fields = _HEADER.pack(_MAGIC, _VERSION, 0, *self._layout, self._generation)
+            header = fields + _CHECKSUM.pack(google_crc32c.value(fields))
+            write_at(self._fd, (header.ljust(ALIGNMENT, b"\0"),), 0)
 
     def close(self) -> None:
         """Closes and unlocks it. No other call may be under way or follow."""

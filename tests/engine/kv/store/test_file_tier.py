@@ -142,3 +142,51 @@ def test_a_folder_gets_a_file_named_after_the_layout(tmp_path: Path, clock: Cloc
     tier.open()
     assert [path.name for path in tmp_path.iterdir()] == ["6d6d6d6d6d6d6d6d.kv"]
     tier.close()
+
+
+def pages_after(path: Path, clock: Clock) -> list[tuple[int, bytes]] | None:
+    """What a process finds that opens the file later."""
+    tier = make(path, clock)
+    tier.open()
+    tier.close()
+    return news_of(tier)[0].pages
+
+
+def test_what_is_forgotten_while_it_is_off_does_not_come_back(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    tier = make(tmp_path / "kv", clock)
+    tier.open()
+    assert tier.store(2, NAME, PAGE) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(page_file, "write_at", failing(errno.EIO))
+        assert tier.store(3, NAME, PAGE) == "io"
+    tier.forget()()
+    clock.now += FIRST_PAUSE_S
+    tier.open()
+    assert news_of(tier)[-1] == FileNews("on", 10, [], 0)
+    assert tier.store(4, NAME, PAGE) is None
+    tier.close()
+    assert pages_after(tmp_path / "kv", clock) == [(4, NAME)]
+
+
+def test_forgetting_again_while_the_header_is_written_lasts(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    tier = make(tmp_path / "kv", clock)
+    tier.open()
+    again: list[Callable[[], None]] = []
+    write_at = page_file.write_at
+
+    def write_and_forget(*args: Any) -> None:
+        """The first header is on the disk when a page is stored after it, and all is forgotten once more."""
+        monkeypatch.setattr(page_file, "write_at", write_at)
+        write_at(*args)
+        assert tier.store(2, NAME, PAGE) is None
+        again.append(tier.forget())
+
+    monkeypatch.setattr(page_file, "write_at", write_and_forget)
+    tier.forget()()
+    again[0]()
+    tier.close()
+    assert pages_after(tmp_path / "kv", clock) == []
