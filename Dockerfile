@@ -22,6 +22,12 @@ RUN python -m pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--inde
 COPY pyproject.toml README.md LICENSE ./
 COPY inferflux ./inferflux
 RUN python -m pip install --constraint constraints.txt .
+# The image has no compiler: its CPU kernels come along, for each level of CPU that it may meet.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+RUN inferflux kernels build --portable
 
 FROM python:${PYTHON_VERSION}-slim AS runtime-cpu
 

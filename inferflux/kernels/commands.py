@@ -21,6 +21,7 @@ from inferflux.kernels.bench import command as bench
 from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
 from inferflux.kernels.kernel_set import KernelSet, select
 from inferflux.kernels.native.loading import build_now
+from inferflux.kernels.native.portable import FOLDER, build_portable
 from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
 
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(run=_check)
     bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
     build = actions.add_parser("build", help="compile and prove the native CPU kernels now, not in the background")
+    build.add_argument("--portable", action="store_true", help="for every such CPU, into the package: for images")
     build.set_defaults(run=_build)
 
 
@@ -49,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    if args.portable:
+        reasons = build_portable()
+        for name, reason in reasons.items():
+            print(f"native kernels for {name}: {FOLDER if reason is None else f'cannot be built: {reason}'}")
+        return 1 if any(reasons.values()) else 0
     path, reason = build_now()
     print(f"native kernels: {path}" if reason is None else f"native kernels cannot be built: {reason}")
     return 0 if reason is None else 1

@@ -11,7 +11,7 @@ import pytest
 
 from inferflux.cli import main
 from inferflux.kernels.cases import cases_of
-from inferflux.kernels.native import background, build, loading, proof
+from inferflux.kernels.native import background, build, loading, portable, proof
 from inferflux.kernels.native.loading import Library
 from tests.support.waiting import wait_until
 
@@ -153,6 +153,55 @@ def test_while_one_process_builds_no_other_is_started(tmp_path: Path, monkeypatc
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in str(background.start_build(tmp_path / "file"))
+
+
+def test_a_package_brings_libraries_for_machines_without_a_compiler(
+    fake_compiler: FakeCompiler,
+    true_library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_compiler(f'cp {true_library} "$output"')
+    monkeypatch.setattr(portable, "FOLDER", tmp_path / "portable")
+    assert portable.portable_library() is None
+    assert main(["kernels", "build", "--portable"]) == 0
+    levels = [level for level in portable.LEVELS if level.is_of_this_machine()]
+    assert [line.split(":")[0].split()[-1] for line in capsys.readouterr().out.splitlines()] == [
+        level.name for level in levels
+    ]
+    assert all(level.path().exists() for level in levels)
+    assert (tmp_path / "portable").stat().st_mode & 0o055 == 0o055
+    best = next((level for level in levels if level.runs_here()), None)
+    if best is None:
+        pytest.skip("this CPU is of no level")
+    monkeypatch.setattr(loading, "compiler", lambda: None)
+    assert portable.portable_library() == best.path()
+    assert loading.library.__wrapped__().reason is None
+    # One made from other sources is left alone, and so are those of better CPUs.
+    best.path().rename(best.path().with_stem(f"{best.name}-0"))
+    lesser = [level.path() for level in levels if level.runs_here() and level is not best]
+    assert portable.portable_library() == (lesser[0] if lesser else None)
+
+
+def test_a_level_that_computes_wrongly_here_is_not_kept(
+    fake_compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_compiler(stub(""))
+    monkeypatch.setattr(portable, "FOLDER", tmp_path / "portable")
+    reasons = portable.build_portable()
+    for level in portable.LEVELS:
+        if level.runs_here():
+            assert str(reasons[level.name]).startswith("its proof failed")
+            assert not level.path().exists()
+
+
+@pytest.mark.parametrize("level", portable.LEVELS, ids=lambda level: level.name)
+def test_the_compiler_knows_every_level(level: portable.Level) -> None:
+    if not level.is_of_this_machine():
+        pytest.skip("for another kind of machine")
+    command = [str(build.compiler()), *build.FLAGS, *level.flags, "-fsyntax-only", str(build.SOURCES / "kernels.cpp")]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
 
 
 def test_the_proof_leaves_out_only_cases_that_are_there() -> None:

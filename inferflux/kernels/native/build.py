@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,8 @@ from inferflux.config.child_env import child_environment
 from inferflux.kernels import cpu_features
 
 SOURCES: Final = Path(__file__).parent
-FLAGS: Final = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+FLAGS: Final = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+THIS_CPU: Final = ("-march=native",)
 COMPILERS: Final = ("g++", "c++")
 LOCK: Final = "native.lock"
 WORK: Final = "native-build-"
@@ -63,10 +65,15 @@ def openmp_library() -> str | None:
 
 def library_path(openmp: str) -> Path:
     """Returns where the library of this machine lies, built or not; a home folder may be shared by unlike machines."""
-    digest = hashlib.sha256(repr((FLAGS, openmp, cpu_features.description())).encode())
+    return cache_dir() / f"native-{digest_of(THIS_CPU, openmp, cpu_features.description())}.so"
+
+
+def digest_of(*facts: object) -> str:
+    """Returns 20 hex digits that tell these facts, the flags and the sources from others."""
+    digest = hashlib.sha256(repr((FLAGS, *facts)).encode())
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
-    return cache_dir() / f"native-{digest.hexdigest()[:20]}.so"
+    return digest.hexdigest()[:20]
 
 
 def refusal(path: Path) -> str | None:
@@ -87,10 +94,11 @@ def python_environment() -> dict[str, str]:
     return child_environment() | {"PYTHONPATH": os.pathsep.join(here)}
 
 
-def build(path: Path, openmp: str) -> str | None:
+def build(path: Path, openmp: str, target: Sequence[str] = THIS_CPU, *, runs_here: bool = True) -> str | None:
     """Compiles and proves the library; `path` appears whole or not at all. Returns why that failed, or None.
 
     Of several processes that want to, the first does it; the others return at once, saying so.
+    target: the compiler's flags for the CPU. runs_here: whether this one can execute it; else nothing is proven.
     """
     command = compiler()
     if command is None:
@@ -104,34 +112,36 @@ def build(path: Path, openmp: str) -> str | None:
                 shutil.rmtree(left_behind, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=WORK) as folder:
                 # As in a cache folder, so that the proof finds it the way a start does.
-                candidate = Path(folder) / path.parent.name / path.name
+                place = library_path(openmp)
+                candidate = Path(folder) / place.parent.name / place.name
                 candidate.parent.mkdir()
-                return _compile(command, candidate, openmp) or _install(candidate, path)
+                problem = _compile([command, *FLAGS, *target], candidate, openmp)
+                return problem or _install(candidate, path, runs_here)
     except BlockingIOError:
         return "another process is building it"
     except OSError as error:
         return f"{path.parent} cannot be written: {error.strerror or error}"
 
 
-def _compile(command: str, result: Path, openmp: str) -> str | None:
+def _compile(command: Sequence[str], result: Path, openmp: str) -> str | None:
     object_file = result.with_suffix(".o")
     # Linked without -fopenmp, which would bring the compiler's own OpenMP library.
     steps = (
-        [command, *FLAGS, "-c", str(SOURCES / "kernels.cpp"), "-o", str(object_file)],
-        [command, "-shared", str(object_file), openmp, "-o", str(result)],
+        [*command, "-c", str(SOURCES / "kernels.cpp"), "-o", str(object_file)],
+        [command[0], "-shared", str(object_file), openmp, "-o", str(result)],
     )
     for step in steps:
         try:
             done = subprocess.run(step, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            return f"{command} failed: {error}"
+            return f"{command[0]} failed: {error}"
         if done.returncode:
-            return f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+            return f"{command[0]} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
     return None
 
 
-def _install(candidate: Path, path: Path) -> str | None:
-    problem, is_wrong = _prove(candidate)
+def _install(candidate: Path, path: Path, runs_here: bool) -> str | None:
+    problem, is_wrong = _prove(candidate) if runs_here else (None, False)
     if problem is None:
         candidate.replace(path)
         _refusal_file(path).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The native library as the ops see it: functions over raw addresses, or the reason why there are none here.
 
 A library that is not built yet is built in the background and serves from the next start on; `inferflux kernels build`
-does it ahead. A start never waits for a compiler. One that was built and found wrong is not tried again, but by that
-command.
+does it ahead. Where some came with the package (`portable`), the best of them serves instead. A start never waits for a
+compiler. One that was built and found wrong is not tried again, but by that command.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import torch
 
 from inferflux.kernels.native.background import start_build
 from inferflux.kernels.native.build import build, compiler, library_path, openmp_library, refusal
+from inferflux.kernels.native.portable import portable_library
 
 # Element types by the numbers that the C functions take.
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3, torch.uint8: 4}
@@ -53,6 +54,9 @@ def library() -> Library:
     refused = refusal(path)
     if refused is not None:
         return Library(reason=f"built, but not used: {refused} (`inferflux kernels build` tries again)")
+    portable = portable_library()
+    if portable is not None:
+        return _load(portable)
     if compiler() is None:
         return Library(reason="there is no C++ compiler to build it with")
     hindrance = start_build(path.parent)

@@ -1,0 +1,58 @@
+"""Libraries that come with the package, one per level of CPU, for machines that have no compiler: container images.
+
+`inferflux kernels build --portable` makes them where the package lies. A level is proven where it is built, if that CPU
+has what it needs. A library that was built for the machine itself goes first.
+"""
+
+import platform
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from inferflux.kernels import cpu_features
+from inferflux.kernels.native.build import SOURCES, build, digest_of, openmp_library
+
+FOLDER: Final = SOURCES / "portable"
+
+
+class Level(NamedTuple):
+    """flags: the compiler's. features: what Linux calls the instructions that they bring."""
+
+    name: str
+    machine: str
+    flags: tuple[str, ...]
+    features: frozenset[str]
+
+    def runs_here(self) -> bool:
+        return self.is_of_this_machine() and self.features.issubset(cpu_features.description().split())
+
+    def is_of_this_machine(self) -> bool:
+        return self.machine == platform.machine()
+
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}-{digest_of(self.flags)}.so"
+
+
+_AVX2: Final = frozenset(("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"))
+_AVX512: Final = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+# The best first.
+LEVELS: Final = (
+    Level("avx512vnni", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512 | {"avx512_vnni"}),
+    Level("avx512", "x86_64", ("-march=x86-64-v4",), _AVX512),
+    Level("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),
+    Level("armv8", "aarch64", ("-march=armv8-a",), frozenset(("asimd",))),
+)
+
+
+def portable_library() -> Path | None:
+    """Returns the best one that came with the package and runs here, or None."""
+    return next((path for level in LEVELS if level.runs_here() and (path := level.path()).exists()), None)
+
+
+def build_portable() -> dict[str, str | None]:
+    """Builds every level of this kind of machine. Returns, by its name, why that failed, or None."""
+    openmp = openmp_library()
+    levels = [level for level in LEVELS if level.is_of_this_machine()]
+    if openmp is None or not levels:
+        return {platform.machine(): "needs Linux, x86_64 or aarch64, and a torch with GNU OpenMP"}
+    FOLDER.mkdir(exist_ok=True)  # others will read it, unlike a cache
+    return {level.name: build(level.path(), openmp, level.flags, runs_here=level.runs_here()) for level in levels}
