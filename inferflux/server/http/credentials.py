@@ -13,6 +13,9 @@ API_KEY_HEADER: Final = "x-api-key"
 # As much as fits into one header line; access tokens of identity providers get long.
 MAX_TOKEN_LENGTH: Final = 8190
 
+# Characters that nobody finds by trying: 128 bits in hexadecimal.
+UNGUESSABLE_LENGTH: Final = 32
+
 # Failures that say nothing against the credential.
 _NO_GUESS: Final = frozenset(("missing", "unavailable"))
 
@@ -31,7 +34,7 @@ async def identify(request: web.Request) -> Principal:
         if token is not None and error.reason not in _NO_GUESS:
             context.attempts.failed(address, token)
         raise refusal or error from None
-    if refusal is not None and not principal.unguessable:
+    if refusal is not None and not (principal.unguessable or len(token or "") >= UNGUESSABLE_LENGTH):
         raise refusal
     if token is not None:
         context.attempts.succeeded(address, token)

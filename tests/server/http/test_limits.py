@@ -106,13 +106,14 @@ async def test_who_keeps_guessing_is_slowed_down_and_others_are_not():
 
 async def test_a_made_key_works_whoever_guesses_from_the_same_address():
     """Behind a proxy all callers have one address: a key that cannot be guessed must not be locked out by others."""
-    unused = "sk-never-used-before-0123456789"
-    keys = [{"key": KEY, "scopes": ["admin"]}, {"key": unused, "scopes": ["generate"]}]
+    unused, long = "sk-never-used-before", "sk-9f86d081884c7d659a2feaa0c55ad0"
+    keys = [{"key": KEY, "scopes": ["admin"]}, *({"key": key, "scopes": ["generate"]} for key in (unused, long))]
     async with running_server({**KEYED, "auth": {"api_keys": keys}}) as site:
         body = {"name": "new", "scopes": ["generate"]}
         _, made = await site.post("/v1/admin/api_keys", body, headers={"x-api-key": KEY})
         while (await ask(site, key="guess"))[0] != 429:
             pass
         assert (await ask(site, key=unused))[0] == 429, "this one may have been guessed"
+        assert (await ask(site, key=long))[0] == 200
         assert (await ask(site, key=made["key"]))[0] == 200
         assert (await ask(site, key=made["key"][:-1]))[0] in (401, 429)
