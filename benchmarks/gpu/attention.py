@@ -85,21 +85,33 @@ def _other_sizes(shape: LayerShape, dtype: torch.dtype, device: torch.device) ->
     """Times other sizes than those in `tuning`, for whoever tunes next. Each compiles anew, which takes the time."""
     from inferflux.kernels.triton import attention, tuning
 
-    decode, prefill = tuning.DECODE[128], tuning.PREFILL[128]
+    workloads = workloads_of("attention", shape)
+
+    def times_of(*places: int) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        for workload in (workloads[place] for place in places):
+            try:
+                ours = make_contender("triton", attention.attention, workload, dtype, device)
+                times = take_turns([ours], make_sampler(workload, device, toy=False), 5)
+                figures[workload.name] = statistics.median(times[0]) * 1e6
+            except Exception as error:
+                figures[workload.name] = f"{type(error).__name__}: {error}"[:200]
+        return figures
+
+    usual = tuning.DECODE_SPLIT_TOKENS
+    for split in (256, 1024, 2048):
+        tuning.DECODE_SPLIT_TOKENS = split
+        yield f"decode split {split}", times_of(0, 1)
+    tuning.DECODE_SPLIT_TOKENS = usual
     kinds = {
-        "decode": (tuning.DECODE, decode, itertools.product((64, 128), (4, 8), (2, 3, 4)), (0, 1)),
-        "prefill": (tuning.PREFILL, prefill, itertools.product((64, 128), (4, 8), (2, 3)), (2,)),
+        "decode": (tuning.DECODE, itertools.product((16,), (64, 128), (4,), (2, 3, 4)), (0, 1)),
+        "prefill": (tuning.PREFILL, itertools.product((64, 128), (64, 128), (4, 8), (2, 3, 4)), (2, 3)),
     }
-    for kind, (table, tile, choices, places) in kinds.items():
-        for block_n, num_warps, num_stages in choices:
-            table[128] = dataclasses.replace(tile, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
-            figures = {}
-            for workload in (workloads_of("attention", shape)[place] for place in places):
-                try:
-                    ours = make_contender("triton", attention.attention, workload, dtype, device)
-                    times = take_turns([ours], make_sampler(workload, device, toy=False), 5)
-                    figures[workload.name] = statistics.median(times[0]) * 1e6
-                except Exception as error:
-                    figures[workload.name] = f"{type(error).__name__}: {error}"[:200]
-            table[128] = tile
-            yield f"tile {kind} n{block_n} w{num_warps} s{num_stages}", figures
+    for kind, (table, choices, places) in kinds.items():
+        usual_tile = table[128]
+        for block_m, block_n, num_warps, num_stages in choices:
+            table[128] = dataclasses.replace(
+                usual_tile, block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages
+            )
+            yield f"tile {kind} m{block_m} n{block_n} w{num_warps} s{num_stages}", times_of(*places)
+        table[128] = usual_tile

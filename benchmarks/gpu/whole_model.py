@@ -57,21 +57,23 @@ def jobs_of(num_requests: int, vocab_size: int, longest: int) -> list[Job]:
 
 
 def workload(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
-    """256 requests, Qwen3-0.6B's shape, random weights: output tokens per second."""
+    """256 requests, Qwen3-0.6B's shape, random weights: output tokens per second; and a quarter of them, as `rival`."""
     name, num_requests, longest = ("toy", 4, 20) if toy else ("qwen3-0.6b", 256, 1024)
     context = ParallelContext(rank=0, size=1, device=device)
     num_pages = num_requests * (2 * longest // 16 + 1)
     loop = make_loop(name, context, num_pages=num_pages, max_model_len=4096, max_batch_size=num_requests)
     vocab_size = config_of(name)["vocab_size"]
     loop.run(jobs_of(4, vocab_size, min(longest, 64)))
-    jobs = jobs_of(num_requests, vocab_size, longest)
-    seconds = loop.run(jobs)
-    outputs = sum(job.num_output for job in jobs)
-    yield "inferflux", {"seconds": seconds, "output_tokens": outputs, "output_tokens_per_s": outputs / seconds}
+    for count in (num_requests, num_requests // 4):
+        jobs = jobs_of(num_requests, vocab_size, longest)[:count]
+        seconds = loop.run(jobs)
+        outputs = sum(job.num_output for job in jobs)
+        figures = {"seconds": seconds, "output_tokens": outputs, "output_tokens_per_s": outputs / seconds}
+        yield f"inferflux, {count} requests", figures
 
 
 def rival(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
-    """The same requests by transformers' continuous batching: a quarter of them first, in case all take too long."""
+    """A quarter of the same requests by transformers' continuous batching: all of them would take it minutes."""
     if device.type == "cpu":
         yield "transformers", {"skipped": "its continuous batching needs a GPU"}
         return
@@ -83,18 +85,17 @@ def rival(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
     settings = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=1, max_new_tokens=longest)
-    for count in (num_requests // 4, num_requests):
-        jobs = jobs_of(num_requests, config.vocab_size, longest)[:count]
-        manager = model.init_continuous_batching(generation_config=settings)
-        manager.start()
-        start = time.perf_counter()
-        for index, job in enumerate(jobs):
-            manager.add_request(job.prompt, request_id=str(index), max_new_tokens=job.num_output)
-        outputs = sum(_finished(manager) for _ in jobs)
-        seconds = time.perf_counter() - start
-        manager.stop(block=True)
-        figures = {"seconds": seconds, "output_tokens": outputs, "output_tokens_per_s": outputs / seconds}
-        yield f"transformers, {count} requests", figures
+    jobs = jobs_of(num_requests, config.vocab_size, longest)[: num_requests // 4]
+    manager = model.init_continuous_batching(generation_config=settings)
+    manager.start()
+    start = time.perf_counter()
+    for index, job in enumerate(jobs):
+        manager.add_request(job.prompt, request_id=str(index), max_new_tokens=job.num_output)
+    outputs = sum(_finished(manager) for _ in jobs)
+    seconds = time.perf_counter() - start
+    figures = {"seconds": seconds, "output_tokens": outputs, "output_tokens_per_s": outputs / seconds}
+    yield f"transformers, {len(jobs)} requests", figures
+    manager.stop(block=True)
 
 
 def _finished(manager: Any) -> int:

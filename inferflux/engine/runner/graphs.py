@@ -63,10 +63,11 @@ class Decoded(NamedTuple):
 
 @dataclass(slots=True)
 class _Graph:
-    """One recording: the inputs it reads, the results it writes."""
+    """One recording: the inputs it reads, all of which must live as long as it does, and the results it writes."""
 
     token_ids: torch.Tensor
     metadata: AttentionMetadata
+    indices: torch.Tensor
     decoded: Decoded | None = None
     replay: Callable[[], None] | None = None
 
@@ -116,11 +117,11 @@ class DecodeGraphs:
         return Decoded(*(tensor[:num_rows] for tensor in graph.decoded))
 
     def _record(self, size: int, length: int, record: Record) -> _Graph:
-        graph = _Graph(self._inputs.token_ids[:size], _view(self._inputs.metadata, size, length))
-        indices = self._inputs.metadata.query_starts[:size].long()
+        inputs = self._inputs
+        graph = _Graph(inputs.token_ids[:size], _view(inputs.metadata, size, length), inputs.indices[:size])
 
         def step() -> None:
-            hidden = self._decoder.hidden_states(graph.token_ids, graph.metadata, self._kv_pool, indices)
+            hidden = self._decoder.hidden_states(graph.token_ids, graph.metadata, self._kv_pool, graph.indices)
             graph.decoded = Decoded(hidden, self._decoder.logits(hidden))
 
         graph.replay = record(step)
@@ -262,7 +263,7 @@ def _make_inputs(size: int, num_pages: int, device: torch.device) -> _Graph:
         query_lengths_host=(1,) * size,
         kv_lengths_host=(1,) * size,
     )
-    return _Graph(zeros(size), metadata)
+    return _Graph(zeros(size), metadata, torch.arange(size, device=device))
 
 
 def _view(metadata: AttentionMetadata, size: int, length: int) -> AttentionMetadata:

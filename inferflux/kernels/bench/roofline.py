@@ -60,12 +60,15 @@ def _bandwidth(device: torch.device, probe: Probe) -> float:
     return max(copying, reading)
 
 
-def _arithmetic(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """Takes a smaller side where the type has no instructions of its own, and a product would take minutes."""
-    slowest = _multiply(device, dtype, TRIAL_SIDE)
-    while side > TRIAL_SIDE and 2 * side**3 / slowest > MAX_PROBE_SECONDS:
-        side //= 2
-    return _multiply(device, dtype, side)
+def _arithmetic(device: torch.device, dtype: torch.dtype, most: int) -> float:
+    """Operations per second at the largest side up to `most`: smaller where the type has no instructions of its own,
+    and a product would take minutes. Doubled step by step: a small product's time is that of its launch."""
+    side = min(TRIAL_SIDE, most)
+    rate = _multiply(device, dtype, side)
+    while side < most and 2 * (2 * side) ** 3 / rate <= MAX_PROBE_SECONDS:
+        side *= 2
+        rate = _multiply(device, dtype, side)
+    return rate
 
 
 def _multiply(device: torch.device, dtype: torch.dtype, side: int) -> float:

@@ -51,34 +51,47 @@ def _tile_step(
     HAS_SOFT_CAP: tl.constexpr,
     IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALL_VISIBLE: tl.constexpr,
 ):
-    """Folds cached tokens tile_start..tile_start+BLOCK_N-1 (below kv_end) into the running softmax."""
+    """Folds cached tokens tile_start..tile_start+BLOCK_N-1 (below kv_end) into the running softmax.
+
+    ALL_VISIBLE: every query sees every one of them, so that nothing is compared.
+    """
     dims = tl.arange(0, PADDED_DIM)
     tokens = tile_start + tl.arange(0, BLOCK_N)
-    inside = tokens < kv_end
+    inside = (tokens < kv_end) | ALL_VISIBLE
     pages = tl.load(page_row_pointer + tokens // PAGE_TOKENS, mask=inside, other=0).to(tl.int64)
     offsets = pages * stride_page + (tokens % PAGE_TOKENS) * stride_slot
     pointers = kv_head_pointer + offsets[:, None] + dims[None, :]
-    mask = inside[:, None] & (dims[None, :] < HEAD_DIM)
-    key = tl.load(pointers, mask=mask, other=0.0).to(query.dtype)
-    value = tl.load(pointers + stride_value, mask=mask, other=0.0).to(query.dtype)
+    if ALL_VISIBLE and HEAD_DIM == PADDED_DIM:
+        key = tl.load(pointers).to(query.dtype)
+        value = tl.load(pointers + stride_value).to(query.dtype)
+    else:
+        mask = inside[:, None] & (dims[None, :] < HEAD_DIM)
+        key = tl.load(pointers, mask=mask, other=0.0).to(query.dtype)
+        value = tl.load(pointers + stride_value, mask=mask, other=0.0).to(query.dtype)
 
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * qk_scale
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if IS_NARROW:
         # A head's scale lies behind its codes. Codes are exact in 16 bits; scales multiply in float32.
         scale_pointers = scale_head_pointer + (offsets + HEAD_DIM) // 4
         scores *= tl.load(scale_pointers, mask=inside, other=0.0)[None, :]
     if HAS_SOFT_CAP:
-        scores = _soft_cap(scores, soft_cap)
-    visible = (tokens[None, :] <= query_positions[:, None]) & inside[None, :]
-    if HAS_WINDOW:
-        visible = visible & (tokens[None, :] > query_positions[:, None] - window)
-    scores = tl.where(visible, scores * LOG2E, float("-inf"))
+        scores = _soft_cap(scores * qk_scale, soft_cap)
+        base_2_scale = LOG2E
+    else:
+        base_2_scale = qk_scale * LOG2E
+    if not ALL_VISIBLE:
+        visible = (tokens[None, :] <= query_positions[:, None]) & inside[None, :]
+        if HAS_WINDOW:
+            visible = visible & (tokens[None, :] > query_positions[:, None] - window)
+        scores = tl.where(visible, scores, float("-inf"))
 
-    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    # Scaled as they are shifted, one multiply-add for each: the scale is positive, so the order stays.
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1) * base_2_scale)
     # A query that has seen nothing yet keeps -inf; subtracting 0 instead of -inf avoids NaN.
-    shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-    weights = tl.exp2(scores - shift[:, None])
+    shift = new_maximum if ALL_VISIBLE else tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    weights = tl.exp2(scores * base_2_scale - shift[:, None])
     decay = tl.exp2(maximum - shift)
     total = total * decay + tl.sum(weights, 1)
     if IS_NARROW:
@@ -123,7 +136,8 @@ def _chunk_kernel(
 ):
     """Program (block, kv head): BLOCK_M // GROUP query tokens of one row, with all their heads of this KV head."""
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
-    block = tl.program_id(0)
+    # The last blocks see most: they start first.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
 
     # Row i owns blocks from query_starts[i] // BLOCK_Q + i on: never fewer than it needs. Find the last such i.
@@ -156,19 +170,31 @@ def _chunk_kernel(
     first_position = kv_length - row_length + first
     kv_end = tl.minimum(first_position + BLOCK_Q, kv_length)
     kv_start = 0
-    if HAS_WINDOW:
-        kv_start = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
 
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
+    if HAS_WINDOW:
+        kv_start = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
+    else:
+        # Whole tiles up to the first query's own token.
+        all_visible_end = (first_position + 1) // BLOCK_N * BLOCK_N
+        for tile_start in range(0, all_visible_end, BLOCK_N):
+            accumulator, maximum, total = _tile_step(
+                tile, positions, accumulator, maximum, total, tile_start, kv_end,
+                kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+                page_table + row.to(tl.int64) * stride_table,
+                stride_page, stride_value, stride_slot, scale, soft_cap, window,
+                HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, True,
+            )  # fmt: skip
+        kv_start = all_visible_end
     for tile_start in range(kv_start, kv_end, BLOCK_N):
         accumulator, maximum, total = _tile_step(
             tile, positions, accumulator, maximum, total, tile_start, kv_end,
             kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
             page_table + row.to(tl.int64) * stride_table,
             stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION,
+            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, False,
         )  # fmt: skip
     accumulator = accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
     output_offsets = (row_start + tokens).to(tl.int64) * stride_output_token + heads * stride_output_head
@@ -238,7 +264,7 @@ def _split_kernel(
             kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
             page_table + row.to(tl.int64) * stride_table,
             stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION,
+            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, False,
         )  # fmt: skip
     empty = total == 0.0
     accumulator = accumulator / tl.where(empty, 1.0, total)[:, None]
@@ -259,8 +285,9 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     SPLIT_TOKENS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """Program (row, head): the weighted mean of the row's splits, in their order."""
+    """Program (row, head): the weighted mean of the row's splits, BLOCK_S of them at a time, in their order."""
     row = tl.program_id(0).to(tl.int64)
     slot = row * NUM_HEADS + tl.program_id(1)
     dims = tl.arange(0, PADDED_DIM)
@@ -269,15 +296,20 @@ def _merge_kernel(
     accumulator = tl.zeros([PADDED_DIM], tl.float32)
     maximum = float("-inf")
     total = 0.0
-    for split in range(0, count):
-        log_sum = tl.load(log_sums + slot * num_splits + split)
-        values = tl.load(partial + (slot * num_splits + split) * HEAD_DIM + dims, mask=mask, other=0.0)
-        new_maximum = tl.maximum(maximum, log_sum)
+    for first in range(0, count, BLOCK_S):
+        splits = first + tl.arange(0, BLOCK_S)
+        inside = splits < count
+        places = slot * num_splits + splits
+        log_sums_here = tl.load(log_sums + places, mask=inside, other=float("-inf"))
+        values = tl.load(
+            partial + places[:, None] * HEAD_DIM + dims[None, :], mask=inside[:, None] & mask[None, :], other=0.0
+        )
+        new_maximum = tl.maximum(maximum, tl.max(log_sums_here, 0))
         shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         decay = tl.exp2(maximum - shift)
-        weight = tl.exp2(log_sum - shift)
-        accumulator = accumulator * decay + values * weight
-        total = total * decay + weight
+        weights = tl.exp2(log_sums_here - shift)
+        accumulator = accumulator * decay + tl.sum(values * weights[:, None], 0)
+        total = total * decay + tl.sum(weights, 0)
         maximum = new_maximum
     accumulator = accumulator / tl.where(total == 0.0, 1.0, total)
     tl.store(output + slot * HEAD_DIM + dims, accumulator.to(output.dtype.element_ty), mask=mask)
@@ -366,6 +398,7 @@ def _decode(
         _merge_kernel[(num_rows, num_heads)](
             output, partial, log_sums, metadata.kv_lengths, num_splits,
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split_tokens,
+            BLOCK_S=tuning.MERGED_SPLITS,
         )  # fmt: skip
     return output
 

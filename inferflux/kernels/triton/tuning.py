@@ -24,7 +24,7 @@ class AttentionTile:
 # after the tile shapes that published paged-attention work converged on. `scripts/gpu_check.sh` times them.
 PREFILL = {
     64: AttentionTile(block_m=128, block_n=64, num_warps=4, num_stages=3),
-    128: AttentionTile(block_m=128, block_n=64, num_warps=8, num_stages=2),
+    128: AttentionTile(block_m=128, block_n=128, num_warps=8, num_stages=3),
     256: AttentionTile(block_m=64, block_n=32, num_warps=8, num_stages=2),
 }
 DECODE = {
@@ -38,7 +38,8 @@ FLOAT32_BLOCK_N = 32
 # Cached tokens per decode split. Fixed, so that a row's sum is cut at the same places whatever else is in the batch.
 # Llama-3-8B heads, 8k tokens: 16 splits x 8 KV heads = 128 programs per row, about one wave of 132 multiprocessors.
 DECODE_SPLIT_TOKENS = 512
-
+# Splits that a program merges at a time.
+MERGED_SPLITS = 16
 
 # Triton's interpreter pays by the step, whatever its size: fewer and larger ones there, of this many tokens.
 INTERPRETED_BLOCK_N = 256
