@@ -3,6 +3,9 @@
 What CUDA adds is checked by scripts/gpu_check.sh, on one.
 """
 
+import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +106,31 @@ def test_the_smallest_recording_that_holds_the_step_is_taken(graphs: DecodeGraph
         assert (metadata.num_rows, metadata.max_kv_length) == expected
 
 
+def test_what_a_recording_reads_lives_as_long_as_it_does() -> None:
+    """A CUDA graph keeps addresses, not tensors: what nobody else holds is another's memory by the time of a replay."""
+    read: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(FixedDecoder):
+        def hidden_states(
+            self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
+        ) -> torch.Tensor:
+            tensors = [getattr(metadata, field.name) for field in dataclasses.fields(metadata)]
+            read.extend(weakref.ref(each) for each in (token_ids, indices, *tensors) if isinstance(each, torch.Tensor))
+            return super().hidden_states(token_ids, metadata, kv_pool, indices)
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        return lambda: None  # a graph holds no reference
+
+    decoder = Watched()
+    graphs = DecodeGraphs(decoder, torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1), sizes=(1, 2), lengths=(8,), record=record)
+    decoder.calls.clear()
+    gc.collect()
+    assert len(read) > 8
+    assert all(tensor() is not None for tensor in read)
+    assert graphs.run(batch_of(5)) is not None
+
+
 def test_other_steps_are_not_for_graphs(graphs: DecodeGraphs) -> None:
     assert graphs.run(batch_of(5, 6, 7, 5, 5)) is None, "more rows than were recorded"
     assert graphs.run(batch_of(33)) is None, "longer than was recorded"
@@ -115,7 +143,7 @@ def test_sizes_and_lengths() -> None:
     assert sizes_to(48) == [1, 2, 4, 8, 16, 32, 48]
     assert sizes_to(1000)[-1] == 256
     assert lengths_to(512) == [512]
-    assert lengths_to(40960) == [2048, 8192, 32768, 40960]
+    assert lengths_to(40960) == [512, 2048, 8192, 32768, 40960]
 
 
 class Ranks:
