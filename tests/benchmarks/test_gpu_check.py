@@ -35,7 +35,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch: pytest.MonkeyPatch, t
     ("section", "names"),
     [
         (whole_model.decode, {"graphs on", "graphs off"}),
-        (whole_model.workload, {"inferflux"}),
+        (whole_model.workload, {"inferflux, 4 requests", "inferflux, 1 requests"}),
         (whole_model.rival, {"transformers"}),
         (attention.measure, {"roofline", "decode 3x40", "prefill 24 after 8"}),
         (correctness.collectives, {"group", "results", "a model in the group"}),
