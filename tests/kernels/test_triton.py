@@ -127,7 +127,8 @@ def launched(op: str) -> Iterator[tuple[str, Inputs]]:
     if op == "attention":
         for case in cases_of(op):
             if case.name in ("mixed, head size 256, soft cap", "decode, window"):
-                yield case.name, case.inputs(torch.bfloat16, torch.device("cpu"))
+                for dtype in (torch.bfloat16, torch.float32):
+                    yield case.name, case.inputs(dtype, torch.device("cpu"))
 
 
 def _with_narrow_pages(op: str, inputs: Inputs, kind: torch.dtype) -> Inputs:

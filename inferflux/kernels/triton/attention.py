@@ -350,7 +350,7 @@ def _chunks(
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
     tile = tuning.tile(tuning.PREFILL, padded_dim)
-    block_m = max(tile.block_m, triton.next_power_of_2(group))
+    block_m = max(tuning.block_m(tile, query.dtype), triton.next_power_of_2(group))
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     grid = (num_tokens // (block_m // group) + metadata.num_rows, num_kv_heads)
     _chunk_kernel[grid](

@@ -24,19 +24,21 @@ class AttentionTile:
 # Prefill of 8192 tokens, of 2048 after 4096, us, by (block_m, block_n, warps, stages): (128, 64, 4, 4) 1376, 491;
 # (128, 128, 8, 3) 1452, 472; (256, 64, 16, 3) 1351, 500; (64, 64, 4, 3) 1627, 496; (128, 64, 8, 2) 2044, 743.
 # Decode of 1 x 65536, of 64 x 8192: (32, 2, 4) 90, 525; (64, 2, 3) 94, 531; (64, 4, 3) 97, 531; (32, 4, 3) 110, 537.
-# Head sizes 64 and 256 are not measured: sizes that fit the 228 KiB of shared memory.
+# Head size 64, the same workloads: (128, 128, 4, 3) 776, 284; (128, 64, 4, 3) 854, 301; (128, 128, 8, 3) 1040, 340;
+# decode (64, 2, 4) 50, 291; (64, 4, 3) 60, 293. 256: (128, 64, 8, 2) 2285, 751; (64, 32, 4, 3) 3060, 1025;
+# (64, 32, 8, 2) 7032, 2109; decode (32, 2, 3) 147, 1045; (32, 4, 2) 155, 1052.
 PREFILL = {
-    64: AttentionTile(block_m=128, block_n=64, num_warps=4, num_stages=3),
+    64: AttentionTile(block_m=128, block_n=128, num_warps=4, num_stages=3),
     128: AttentionTile(block_m=128, block_n=64, num_warps=4, num_stages=4),
-    256: AttentionTile(block_m=64, block_n=32, num_warps=8, num_stages=2),
+    256: AttentionTile(block_m=128, block_n=64, num_warps=8, num_stages=2),
 }
 DECODE = {
-    64: AttentionTile(block_m=16, block_n=64, num_warps=4, num_stages=3),
+    64: AttentionTile(block_m=16, block_n=64, num_warps=2, num_stages=4),
     128: AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=4),
-    256: AttentionTile(block_m=16, block_n=32, num_warps=4, num_stages=2),
+    256: AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=3),
 }
 # float32 tiles are twice as large in shared memory.
-FLOAT32_BLOCK_N = 32
+FLOAT32_BLOCK_M, FLOAT32_BLOCK_N = 64, 32
 
 # Cached tokens per decode split. Fixed, so that a row's sum is cut at the same places whatever else is in the batch.
 # Llama-3-8B heads, 8k tokens: 16 splits x 8 KV heads = 128 programs per row, about one wave of 132 multiprocessors.
@@ -54,6 +56,11 @@ def block_n(attention_tile: AttentionTile, dtype: torch.dtype) -> int:
         return INTERPRETED_BLOCK_N
     size = attention_tile.block_n
     return min(size, FLOAT32_BLOCK_N) if dtype == torch.float32 else size
+
+
+def block_m(attention_tile: AttentionTile, dtype: torch.dtype) -> int:
+    """Returns how many query rows a program takes of queries in `dtype`."""
+    return min(attention_tile.block_m, FLOAT32_BLOCK_M) if dtype == torch.float32 else attention_tile.block_m
 
 
 def tile(table: dict[int, AttentionTile], padded_head_dim: int) -> AttentionTile:
