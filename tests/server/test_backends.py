@@ -13,6 +13,7 @@ from inferflux.server.errors import NotReadyError, UnknownModelError
 from inferflux.server.model_source import find_sources
 from tests.support.fake_engine import FakeEngine
 from tests.support.http_server import text_bundle
+from tests.support.waiting import patience
 
 
 class House:
@@ -101,3 +102,33 @@ async def test_readiness_follows_the_default_model():
     assert house.manager.find("a").text is text_bundle(), "tokenising needs no engine"
     await house.manager.close()
     assert all(engine.state is ClientState.CLOSED for engine in house.engines.values())
+
+
+def break_close(engine: FakeEngine) -> None:
+    async def close() -> None:
+        raise OSError("it does not end")
+
+    engine.close = close  # type: ignore[method-assign]
+
+
+async def test_a_model_whose_engine_does_not_end_well_leaves_all_the_same(caplog: pytest.LogCaptureFixture):
+    house = House("a", "b")
+    await house.manager.load_all()
+    break_close(house.engines["b"])
+    house.manager.settle((), ["a"], None)
+    async with patience():
+        await house.manager.gone("b")
+    assert [backend.id for backend in house.manager.engines] == ["a"]
+    assert ("b", "unloaded") in house.events
+    assert "ending model b failed" in caplog.text
+    with pytest.raises(UnknownModelError, match="does not exist"):
+        house.manager.find("b")
+
+
+async def test_closing_ends_every_engine_though_one_does_not_end_well(caplog: pytest.LogCaptureFixture):
+    house = House("a", "b")
+    await house.manager.load_all()
+    break_close(house.engines["a"])
+    await house.manager.close()
+    assert house.engines["b"].state is ClientState.CLOSED
+    assert "ending model a failed" in caplog.text

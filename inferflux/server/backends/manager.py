@@ -203,7 +203,10 @@ class BackendManager:
             task.cancel()
         engines = self.engines
         await _ended(self._leaving.values())
-        await asyncio.gather(*(backend.close() for backend in engines))
+        endings = await asyncio.gather(*(backend.close() for backend in engines), return_exceptions=True)
+        for backend, error in zip(engines, endings, strict=True):
+            if error is not None:
+                logger.error("ending model %s failed", backend.id, exc_info=error)
 
     def _make(self, source: ModelSource) -> Backend:
         return Backend(source, self._make_client, self._load_text, self._note_load)
@@ -250,7 +253,10 @@ class BackendManager:
         """load: what still loads it, and has been told to stop."""
         if load is not None:
             await asyncio.gather(load, return_exceptions=True)
-        await backend.drain()
+        try:
+            await backend.drain()
+        except Exception:  # one whose engine does not end well must not stay on the books for ever
+            logger.exception("ending model %s failed", backend.id)
         del self._leaving[backend]
         self._past.setdefault(backend.id, EngineTotals()).add(backend.counts())
         if load is None:
