@@ -236,7 +236,11 @@ async def test_numbers_that_json_does_not_have_name_their_field(site: Site, valu
         (b'{"prompt": "an \\"e\\" \xe9"}', "prompt"),
         (b'{"prompt": ["\xff"]}', "prompt"),
         (b'{"prompt": "Hi", "user": "\\x"}', "user"),
+        (b'{"prompt": "\\ud800"}', "prompt"),
+        (b'{"prompt": ["b\\ud800"]}', "prompt"),
+        (b'{"prompt": "Hi", "user": "\\udbff"}', "user"),
         (b'{"prompt": "Hi", "n": 1, "\xff": 2}', None),
+        (b'{"prompt": "Hi", "\\ud800":2}', None),
     ],
 )
 async def test_text_that_is_not_unicode_names_its_field(site: Site, body: bytes, param: str | None):

@@ -24,6 +24,8 @@ _NAME_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:[-\[{,\s\d.]*$')
 # The same where the fault lies within a string.
 _NAME_BEFORE_STRING = re.compile(rb'"([^"\\]{1,100})"\s*:[\[\s]*"(?:[^"\\]|\\.)*\\?$', re.DOTALL)
 _LOOK_BACK_BYTES = 400
+# As many as the other half of a surrogate pair takes.
+_BLANKS = b" " * len(r"\uDC00")
 
 
 class BodyReader(Generic[T]):
@@ -58,9 +60,20 @@ class BodyReader(Generic[T]):
         except msgspec.ValidationError as error:
             raise _invalid(str(error), self.kind) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _malformed(body, error) from None
+            raise _malformed(body, self._placed(body, error)) from None
         except RecursionError:
             raise RequestError("the body is nested too deeply") from None
+
+    def _placed(self, body: bytes, error: Exception) -> Exception:
+        """Of half a surrogate pair right at a body's end msgspec says that the body was cut off; with blanks behind it,
+        where the half is."""
+        if isinstance(error, UnicodeDecodeError) or _BYTE.search(str(error)):
+            return error
+        try:
+            self._fields.decode(body + _BLANKS)
+        except (msgspec.DecodeError, UnicodeDecodeError) as placed:
+            return placed
+        return error
 
     def _check_others(self, fields: Mapping[str, msgspec.Raw]) -> None:
         for name in fields.keys() - self._names:
