@@ -4,7 +4,9 @@ Plain data shared by the HTTP server, the offline `LLM` and the engine. Range ch
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -19,6 +21,38 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOKEN_ID = 2**31 - 1
 MAX_GRAMMAR_CHARS = 256 * 1024
 
+
+class Range(NamedTuple):
+    """Of a number: from `low`, or above it, to `high`."""
+
+    low: float
+    high: float
+    integer: bool = False
+    above: bool = False
+
+
+# Of the fields that are one number, or none.
+RANGES: Final[Mapping[str, Range]] = MappingProxyType(
+    {
+        "max_tokens": Range(0, MAX_TOKEN_ID, integer=True),
+        "top_k": Range(0, MAX_TOKEN_ID, integer=True),
+        "seed": Range(-(2**63), 2**63 - 1, integer=True),
+        "min_tokens": Range(0, MAX_TOKEN_ID, integer=True),
+        "logprobs": Range(0, MAX_LOGPROBS, integer=True),
+        "prompt_logprobs": Range(0, MAX_LOGPROBS, integer=True),
+        "n": Range(1, MAX_N, integer=True),
+        "temperature": Range(0.0, 2.0),
+        "top_p": Range(0.0, 1.0, above=True),
+        "min_p": Range(0.0, 1.0),
+        "repetition_penalty": Range(0.01, 10.0),
+        "presence_penalty": Range(-2.0, 2.0),
+        "frequency_penalty": Range(-2.0, 2.0),
+    }
+)
+# Of each number in the fields that hold several.
+TOKEN_ID_RANGE: Final = Range(0, MAX_TOKEN_ID, integer=True)
+LOGIT_BIAS_RANGE: Final = Range(-100, 100)
+_NULLABLE: Final = frozenset(("max_tokens", "seed", "logprobs", "prompt_logprobs"))
 
 Pooling = Literal["last", "mean", "cls"]
 
@@ -82,12 +116,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.grammar is not None or bool(penalised)
 
     def __post_init__(self) -> None:
-        for name, low, high in _INT_RANGES:
-            _check_number(name, getattr(self, name), low, high, integer=True)
-        for name, low, high in _FLOAT_RANGES:
-            _check_number(name, getattr(self, name), low, high, integer=False)
-        if self.top_p <= 0:
-            raise RequestError("top_p: must be > 0 and <= 1 (got 0)", param="top_p")
+        for name, bounds in RANGES.items():
+            value = getattr(self, name)
+            if value is not None or name not in _NULLABLE:
+                check_number(name, value, bounds)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens: must be <= max_tokens ({self.max_tokens}, got {self.min_tokens})", param="min_tokens"
@@ -117,7 +149,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise RequestError(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids", param="stop_token_ids")
         for token_id in self.stop_token_ids:
-            _check_number("stop_token_ids", token_id, 0, MAX_TOKEN_ID, integer=True)
+            check_number("stop_token_ids", token_id, TOKEN_ID_RANGE)
 
     def _check_logit_bias(self) -> None:
         if self.logit_bias is None:
@@ -125,8 +157,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(f"logit_bias: at most {MAX_LOGIT_BIAS} tokens", param="logit_bias")
         for token_id, bias in self.logit_bias.items():
-            _check_number("logit_bias", token_id, 0, MAX_TOKEN_ID, integer=True)
-            _check_number("logit_bias", bias, -100, 100, integer=False)
+            check_number("logit_bias", token_id, TOKEN_ID_RANGE)
+            check_number("logit_bias", bias, LOGIT_BIAS_RANGE)
 
     def for_choice(self, index: int) -> "SamplingParams":
         """Returns the parameters of choice `index` of `n`: its own seed, so that the choices differ."""
@@ -139,33 +171,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature == 0.0
 
 
-_Range = tuple[str, float, float]
-_INT_RANGES: tuple[_Range, ...] = (
-    ("max_tokens", 0, MAX_TOKEN_ID),
-    ("top_k", 0, MAX_TOKEN_ID),
-    ("seed", -(2**63), 2**63 - 1),
-    ("min_tokens", 0, MAX_TOKEN_ID),
-    ("logprobs", 0, MAX_LOGPROBS),
-    ("prompt_logprobs", 0, MAX_LOGPROBS),
-    ("n", 1, MAX_N),
-)
-_FLOAT_RANGES: tuple[_Range, ...] = (
-    ("temperature", 0.0, 2.0),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("repetition_penalty", 0.01, 10.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-)
-_NULLABLE = {"max_tokens", "seed", "logprobs", "prompt_logprobs"}
-
-
-def _check_number(name: str, value: Any, low: float, high: float, *, integer: bool) -> None:
-    if value is None and name in _NULLABLE:
-        return
+def check_number(name: str, value: Any, bounds: Range) -> None:
+    """Raises RequestError, naming the field, for what is no number of this range."""
+    low, high, integer, above = bounds
     is_number = isinstance(value, int) or (isinstance(value, float) and not integer and math.isfinite(value))
     if isinstance(value, bool) or not is_number:
         kind = "an integer" if integer else "a finite number"
         raise RequestError(f"{name}: must be {kind} (got {value!r:.40})", param=name)
-    if not low <= value <= high:
-        raise RequestError(f"{name}: must be >= {low} and <= {high} (got {str(value)[:40]})", param=name)
+    if not low <= value <= high or (above and value == low):
+        least = f"{'>' if above else '>='} {low}"
+        raise RequestError(f"{name}: must be {least} and <= {high} (got {str(value)[:40]})", param=name)

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from inferflux import __version__
+from inferflux.sampling_params import Range
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.middleware import PUBLIC
 from inferflux.server.http.schemas import (
@@ -194,8 +195,19 @@ def _schemas() -> tuple[Mapping[Struct, Mapping[str, Any]], Mapping[str, Any]]:
 
 
 def _close(schema: dict[str, Any], reader: BodyReader[Any]) -> None:
-    """Says that the body takes no other field, and which of OpenAI's it takes besides its own."""
+    """Says which of OpenAI's fields the body takes besides its own, and no other, and its numbers' ranges."""
+    for name, bounds in reader.ranges.items():
+        _bound(schema["properties"][name], bounds)
     ignored: dict[str, Any] = {name: {"description": "Changes nothing"} for name in reader.ignored}
     unsupported = {name: {"enum": [None, *values]} for name, values in reader.unsupported.items()}
     schema["properties"] |= dict(sorted((ignored | unsupported).items()))
     schema["additionalProperties"] = False
+
+
+def _bound(schema: dict[str, Any], bounds: Range) -> None:
+    """Says it of the field's number, or of each it holds; the field may be null."""
+    words = {"exclusiveMinimum" if bounds.above else "minimum": bounds.low, "maximum": bounds.high}
+    for kind in schema["anyOf"]:
+        number = kind.get("items") or kind.get("additionalProperties") or kind
+        if number["type"] != "null":
+            number |= words

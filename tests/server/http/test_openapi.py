@@ -1,5 +1,6 @@
 """GET /openapi.json: valid by the specification's own validator, complete, and true to what the server answers."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jsonschema
@@ -7,8 +8,12 @@ import msgspec
 import pytest
 from openapi_spec_validator import validate
 
+from inferflux.errors import RequestError
 from inferflux.server.http.openapi import document
 from inferflux.server.http.routes import ROUTES
+from inferflux.server.http.schemas.body import BodyReader
+from inferflux.server.http.schemas.chat import CHAT
+from inferflux.server.http.schemas.completions import COMPLETION
 from tests.support.http_server import KEYED, MODEL, OPEN, running_server
 
 
@@ -79,6 +84,56 @@ def test_a_body_takes_no_field_that_its_schema_does_not_name(schema: Any) -> Non
     for extra in ({"temprature": 1}, {"store": True}):
         with pytest.raises(jsonschema.ValidationError):
             check.validate({**body, **extra})
+
+
+NUMBERS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+NUMBERS += ("frequency_penalty", "logit_bias", "seed", "stop_token_ids", "min_tokens", "n", "priority")
+
+
+def bounded(schema: dict[str, Any]) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
+    """Yields how a number is put into the field, and what is said of it."""
+    for kind in schema.get("anyOf", ()):
+        if "items" in kind:
+            yield (lambda number: [number]), kind["items"]
+        elif isinstance(kind.get("additionalProperties"), dict):
+            yield (lambda number: {"5": number}), kind["additionalProperties"]
+        elif kind["type"] in ("integer", "number"):
+            yield (lambda number: number), kind
+
+
+@pytest.mark.parametrize(
+    ("reader", "base", "own"),
+    [
+        (CHAT, {"messages": [], "logprobs": True}, ("max_completion_tokens", "top_logprobs")),
+        (COMPLETION, {"prompt": "Hi", "echo": True}, ("logprobs", "best_of")),
+    ],
+    ids=["chat", "completions"],
+)
+def test_numbers_are_taken_within_the_ranges_it_says(
+    schema: Any, reader: BodyReader[Any], base: dict[str, Any], own: tuple[str, ...]
+) -> None:
+    title = reader.kind.__name__
+    check = jsonschema.Draft202012Validator(
+        {"$ref": f"#/components/schemas/{title}", "components": schema["components"]}
+    )
+
+    def is_taken(body: dict[str, Any]) -> bool:
+        try:
+            request = reader.read(msgspec.json.encode(body))
+            request.check()
+            request.sampling(getattr(request, "token_limit", request.max_tokens), logprobs=request.num_logprobs)
+        except RequestError:
+            return False
+        return True
+
+    for name in (*NUMBERS, *own):
+        ((put, bounds),) = bounded(schema["components"]["schemas"][title]["properties"][name])
+        low, high = bounds.get("minimum", bounds.get("exclusiveMinimum")), bounds["maximum"]
+        step = 1 if bounds["type"] == "integer" else 0.001
+        for number in (low - step, low, low + step, high - step, high, high + step):
+            body = {**base, name: put(number)}
+            is_right = low <= number <= high and number != bounds.get("exclusiveMinimum")
+            assert (is_taken(body), check.is_valid(body)) == (is_right, is_right), (name, number)
 
 
 async def test_refusals_of_public_routes_are_what_it_says(schema: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from inferflux.errors import RequestError, did_you_mean
+from inferflux.sampling_params import Range
 from inferflux.server.http.schemas.accepted import accepted_fields, accepted_values
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -32,7 +33,7 @@ class BodyReader(Generic[T]):
     """Reads one endpoint's bodies into `kind`.
 
     unsupported: fields the API has and this server does not: each with the values that ask for nothing (null always
-    does). ignored: fields that do not change the answer.
+    does). ignored: fields that do not change the answer. ranges: of numbers, which the struct's own `check` refuses.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class BodyReader(Generic[T]):
         *,
         unsupported: Mapping[str, tuple[Any, ...]] | None = None,
         ignored: Iterable[str] = (),
+        ranges: Mapping[str, Range] | None = None,
     ) -> None:
         self.kind = kind
         self.unsupported = dict(unsupported or {})
         self.ignored = frozenset(ignored)
+        self.ranges = dict(ranges or {})
         self._fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._body = msgspec.json.Decoder(kind)
         self._names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))

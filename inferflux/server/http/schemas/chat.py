@@ -1,17 +1,30 @@
 """POST /v1/chat/completions: request, answer and stream chunk."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import msgspec
 
 from inferflux.errors import RequestError
-from inferflux.sampling_params import MAX_LOGPROBS
+from inferflux.sampling_params import MAX_TOKEN_ID, RANGES, Range
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.generate import IGNORED_FIELDS, FinishReason, GenerateRequest, Usage
+from inferflux.server.http.schemas.generate import (
+    GENERATE_RANGES,
+    IGNORED_FIELDS,
+    FinishReason,
+    GenerateRequest,
+    Usage,
+    check_ranges,
+)
 from inferflux.server.http.schemas.messages import Message
 from inferflux.server.http.schemas.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
 
 CHUNK_OBJECT = "chat.completion.chunk"
+_TOKENS: Final = Range(1, MAX_TOKEN_ID, integer=True)
+_OWN_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
+    {"max_tokens": _TOKENS, "max_completion_tokens": _TOKENS, "top_logprobs": RANGES["logprobs"]}
+)
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
@@ -28,17 +41,9 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
 
     def check(self) -> None:
         super().check()
-        if self.top_logprobs is not None:
-            if not self.logprobs:
-                raise RequestError("top_logprobs: needs logprobs: true", param="top_logprobs")
-            if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
-                raise RequestError(
-                    f"top_logprobs: must be >= 0 and <= {MAX_LOGPROBS} (got {self.top_logprobs})", param="top_logprobs"
-                )
-        for name in ("max_tokens", "max_completion_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name}: must be >= 1 (got {value})", param=name)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs: needs logprobs: true", param="top_logprobs")
+        check_ranges(self, _OWN_RANGES)
         if self.token_limit not in (self.max_tokens, None) and self.max_tokens is not None:
             raise RequestError(
                 f"max_tokens: must equal max_completion_tokens ({self.max_completion_tokens}) when both are given",
@@ -130,4 +135,5 @@ CHAT = BodyReader(
         "web_search_options": (),
     },
     ignored=(*IGNORED_FIELDS, "reasoning_effort", "verbosity"),
+    ranges={**GENERATE_RANGES, **_OWN_RANGES},
 )

@@ -1,17 +1,27 @@
 """POST /v1/completions: request, answer and stream chunk."""
 
-from typing import Literal, cast
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal, cast
 
 import msgspec
 
 from inferflux.errors import RequestError
-from inferflux.sampling_params import MAX_LOGPROBS, MAX_N
+from inferflux.sampling_params import RANGES, Range
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.generate import IGNORED_FIELDS, FinishReason, GenerateRequest, Usage
+from inferflux.server.http.schemas.generate import (
+    GENERATE_RANGES,
+    IGNORED_FIELDS,
+    FinishReason,
+    GenerateRequest,
+    Usage,
+    check_ranges,
+)
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 1024
 OBJECT = "text_completion"
+_OWN_RANGES: Final[Mapping[str, Range]] = MappingProxyType({"logprobs": RANGES["logprobs"], "best_of": RANGES["n"]})
 
 
 class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
@@ -57,8 +67,7 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
 
     def check(self) -> None:
         super().check()
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise RequestError(f"logprobs: must be >= 0 and <= {MAX_LOGPROBS} (got {self.logprobs})", param="logprobs")
+        check_ranges(self, _OWN_RANGES)
         if self.max_tokens == 0 and not self.echo:
             raise RequestError("max_tokens: must be >= 1 without echo (got 0)", param="max_tokens")
         if self.max_tokens == 0 and self.min_tokens:
@@ -67,8 +76,6 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
             self._check_best_of(self.best_of)
 
     def _check_best_of(self, best_of: int) -> None:
-        if not 1 <= best_of <= MAX_N:
-            raise RequestError(f"best_of: must be >= 1 and <= {MAX_N} (got {best_of})", param="best_of")
         if best_of < (self.n or 1):
             raise RequestError(f"best_of: must be >= n ({self.n}, got {best_of})", param="best_of")
         if self.selects and self.stream:
@@ -106,4 +113,5 @@ COMPLETION = BodyReader(
     CompletionRequest,
     unsupported={"suffix": ("",), "store": (False,)},
     ignored=IGNORED_FIELDS,
+    ranges={**GENERATE_RANGES, **_OWN_RANGES},
 )

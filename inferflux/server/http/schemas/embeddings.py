@@ -7,7 +7,7 @@ import msgspec
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Pooling
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.generate import IGNORED_FIELDS, CallerRequest
+from inferflux.server.http.schemas.generate import CALLER_RANGES, IGNORED_FIELDS, CallerRequest
 
 MAX_INPUTS = 2048
 
@@ -58,4 +58,4 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     usage: EmbeddingUsage
 
 
-EMBEDDING = BodyReader(EmbeddingRequest, ignored=IGNORED_FIELDS)
+EMBEDDING = BodyReader(EmbeddingRequest, ignored=IGNORED_FIELDS, ranges=CALLER_RANGES)

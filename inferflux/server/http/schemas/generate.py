@@ -1,14 +1,25 @@
 """What both generate routes have in common: sampling fields, extensions, usage, and the fields not built yet.
 
-Types are checked by msgspec here, ranges by SamplingParams; a field that is null has its default.
+Types are checked by msgspec, ranges by SamplingParams and, of what it has not, here; a field that is null has its
+default.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import msgspec
 
 from inferflux.errors import RequestError
-from inferflux.sampling_params import Grammar, SamplingParams
+from inferflux.sampling_params import (
+    LOGIT_BIAS_RANGE,
+    RANGES,
+    TOKEN_ID_RANGE,
+    Grammar,
+    Range,
+    SamplingParams,
+    check_number,
+)
 from inferflux.server.http.schemas.structured import Asked, ResponseFormat, StructuredOutputs, asked_grammar
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -41,6 +52,26 @@ _SAMPLING_FIELDS = (
     "n",
 )
 
+CALLER_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
+    {"priority": Range(-MAX_PRIORITY, MAX_PRIORITY, integer=True)}
+)
+GENERATE_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
+    {
+        **CALLER_RANGES,
+        **{name: RANGES[name] for name in ("max_tokens", *_SAMPLING_FIELDS) if name in RANGES},
+        "logit_bias": LOGIT_BIAS_RANGE,
+        "stop_token_ids": TOKEN_ID_RANGE,
+    }
+)
+
+
+def check_ranges(body: msgspec.Struct, ranges: Mapping[str, Range]) -> None:
+    """Raises RequestError for a field among these that is a number out of its range."""
+    for name, bounds in ranges.items():
+        value = getattr(body, name)
+        if value is not None:
+            check_number(name, value, bounds)
+
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
@@ -56,10 +87,7 @@ class CallerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raises RequestError for what the types do not refuse."""
-        if self.priority is not None and abs(self.priority) > MAX_PRIORITY:
-            raise RequestError(
-                f"priority: must be >= -{MAX_PRIORITY} and <= {MAX_PRIORITY} (got {self.priority})", param="priority"
-            )
+        check_ranges(self, CALLER_RANGES)
         if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_LENGTH:
             raise RequestError(f"cache_salt: must have 1 to {MAX_CACHE_SALT_LENGTH} characters", param="cache_salt")
 
