@@ -360,12 +360,14 @@ async def _first_frame(
     reader: asyncio.StreamReader, frames: FrameReader[FromEngine], model_id: str
 ) -> FromEngine | None:
     """Returns the frame that ends loading; None when the stream ended without one. Raises ModelLoadError when neither
-    comes."""
+    comes, EngineDeadError when the stream breaks or makes no sense."""
     try:
         async with asyncio.timeout(LOAD_LIMIT_S):
             while data := await reader.read(RECV_BYTES):
                 for frame in frames.feed(data):
                     return frame
+    except (ConnectionError, ValueError) as error:
+        raise EngineDeadError(f"the stream of model {model_id}'s engine broke while loading: {error}") from error
     except TimeoutError:
         raise ModelLoadError(f"{model_id}: loading has not ended in {LOAD_LIMIT_S:.0f} s, and was given up") from None
     return None

@@ -22,7 +22,7 @@ from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
 from inferflux.engine.service import client as service_client
 from inferflux.engine.service import launch as launching
 from inferflux.engine.service.client import ClientState, EngineClient
-from inferflux.engine.service.launch import RunningHost
+from inferflux.engine.service.launch import ProcessHost, RunningHost
 from inferflux.engine.service.protocol import Output
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams
@@ -134,6 +134,31 @@ async def test_an_engine_that_cannot_be_killed_is_stuck_until_it_speaks(
     os.kill(client.pid, signal.SIGCONT)
     await until(lambda: not client.stuck)
     assert client.num_restarts == 0
+
+
+async def test_a_start_that_makes_no_sense_is_followed_by_another(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first engine after a death answers with what is no frame."""
+    launch = service_client.launch_process
+    babblers: list[psutil.Process] = []
+
+    async def launch_babbler(_log: LoggingConfig) -> tuple[RunningHost, socket.socket]:
+        monkeypatch.setattr(service_client, "launch_process", launch)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            babble = f"import os, time; os.write({theirs.fileno()}, b'\\2\\0\\0\\0??'); time.sleep(600)"
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", babble, pass_fds=(theirs.fileno(),))
+        babblers.append(psutil.Process(process.pid))
+        return ProcessHost(process), ours
+
+    monkeypatch.setattr(service_client, "launch_process", launch_babbler)
+    monkeypatch.setattr(launching, "TERMINATE_GRACE_S", 0.1)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: client.state is ClientState.READY and client.num_restarts == 2)
+    assert [babbler.is_running() for babbler in babblers] == [False]
+    assert len(await collect(client, GREEDY)) == 20
 
 
 async def test_nobody_is_retried_twice(client: EngineClient) -> None:
