@@ -6,12 +6,14 @@ Knows when to send; what it reads like is the format's affair.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from aiohttp import web
 
+from inferflux.engine.step import TokenLogprobs
+from inferflux.engine.text import TextDelta
 from inferflux.server.backends import Backend
 from inferflux.server.generation import Choice, Job, Watch
 from inferflux.server.http.context import CONTEXT, INFO
@@ -109,7 +111,10 @@ def _num_values(choice: Choice) -> int:
     have been."""
     if choice.vector is not None:
         return len(choice.vector) // FLOAT_BYTES
-    entries = (*choice.prompt_logprobs, *(choice.stream.logprobs or ()))
+    return _num_logprobs(choice.prompt_logprobs) + _num_logprobs(choice.stream.logprobs or ())
+
+
+def _num_logprobs(entries: Iterable[TokenLogprobs]) -> int:
     return sum(1 + len(entry.top) for entry in entries)
 
 
@@ -121,9 +126,11 @@ async def _finish(choice: Choice) -> None:
 
 async def _follow(request: web.Request, choice: Choice, form: Format, events: EventStream) -> None:
     """Raises GuardrailBlockedError when the guard ends the choice before anything was sent."""
+    opened = False
     async with aclosing(choice.deltas()) as deltas:
         async for delta in deltas:
-            news = form.events(choice, delta)
+            news = await _events(request, choice, delta, form, echo_due=not opened)
+            opened = opened or bool(news)
             blocked = choice.blocked or form.blocks(choice)
             if blocked:
                 refusal = request.app[CONTEXT].gate.refuse_output()
@@ -135,6 +142,16 @@ async def _follow(request: web.Request, choice: Choice, form: Format, events: Ev
             choice.count_streamed(delta)
             if blocked:
                 return
+
+
+async def _events(request: web.Request, choice: Choice, delta: TextDelta, form: Format, *, echo_due: bool) -> bytes:
+    """echo_due: nothing of the choice has been said yet, so the prompt may have to be repeated first."""
+    num_values = _num_logprobs(delta.logprobs or ())
+    if echo_due:
+        num_values += _num_logprobs(choice.prompt_logprobs)
+    if num_values > INLINE_VALUES:
+        return await request.app[CONTEXT].text_work.run(form.events, choice, delta)
+    return form.events(choice, delta)
 
 
 async def _all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:

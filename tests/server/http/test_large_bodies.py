@@ -28,6 +28,7 @@ SHAPED = {
 }
 VECTORS = {"model": MODEL, "input": ["x"] * (INLINE_VALUES // EMBEDDING_SIZE + 1)}
 SCORES = {"model": MODEL, "prompt": ["x"] * 64, "logprobs": 20, "max_tokens": 8, "ignore_eos": True}
+ECHO = {"model": MODEL, "prompt": [1] * 224, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": True}
 IDS = {"model": MODEL, "tokens": [1] * INLINE_BODY_BYTES}
 
 
@@ -43,6 +44,7 @@ IDS = {"model": MODEL, "tokens": [1] * INLINE_BODY_BYTES}
         (tokens, "_prompt_of", "/detokenize", IDS),
         (EmbeddingFormat, "answer", "/v1/embeddings", VECTORS),
         (CompletionFormat, "answer", "/v1/completions", SCORES),
+        (CompletionFormat, "events", "/v1/completions", ECHO),
     ],
 )
 async def test_the_event_loop_turns_meanwhile(
@@ -65,7 +67,8 @@ async def test_the_event_loop_turns_meanwhile(
     monkeypatch.setattr(module, name, slow)
     async with running_server() as site:
         turning = asyncio.create_task(turn())
-        await site.post(path, body)
+        async with site.session.post(site.url + path, json=body) as response:
+            await response.read()
         turning.cancel()
     assert waited
     assert all(waited)
