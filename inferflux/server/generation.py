@@ -3,10 +3,13 @@
 Turns the engine's news into text deltas and counts them. Knows engines, text and metrics; no HTTP and no API shapes.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+
+import msgspec
 
 from inferflux.engine.service.protocol import ModelInfo, Output
 from inferflux.engine.step import TokenLogprobs
@@ -17,6 +20,9 @@ from inferflux.server.access.principal import Principal
 from inferflux.server.backends import Backend
 from inferflux.server.metrics import ModelMetrics
 from inferflux.server.policy.delta_guard import DeltaGuard
+
+# Looking at each of so many takes a few milliseconds at most; more take a thread.
+INLINE_ALTERNATIVES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,7 @@ class Choice:
         self.finish_reason: str | None = None
         self.stream = TextStream(backend.text.tokenizer, job.sampling, job.prompt_token_ids, shown=job.shown)
         self._guard = guard
+        self._tokenizer = backend.text.tokenizer
         self._shown: list[str] = []
         self._client = backend.client
         self._watch = watch
@@ -136,7 +143,8 @@ class Choice:
             job.prompt_token_ids, job.sampling, priority=job.priority, tenant=job.tenant, salt=job.salt
         )
         async with aclosing(news) as outputs:  # type: ignore[type-var]
-            async for output in outputs:
+            async for said in outputs:
+                output = await self._vetted(said)
                 self._note(output)
                 delta = self.stream.feed(output)
                 if self._guard is not None:
@@ -150,6 +158,23 @@ class Choice:
     def count_streamed(self, delta: TextDelta) -> None:
         """Counts a delta that was sent as part of a stream."""
         self._watch.metrics.stream_tokens.inc(len(delta.token_ids))
+
+    async def _vetted(self, output: Output) -> Output:
+        """Returns the news without alternatives that nobody may see."""
+        entries = (*(output.logprobs or ()), *(output.prompt_logprobs or ()))
+        if self._guard is None or not entries:
+            return output
+        if sum(len(entry.top) for entry in entries) > INLINE_ALTERNATIVES:
+            return await asyncio.to_thread(self._vet, self._guard, output)
+        return self._vet(self._guard, output)
+
+    def _vet(self, guard: DeltaGuard, output: Output) -> Output:
+        text_of = self._tokenizer.token_text
+        return msgspec.structs.replace(
+            output,
+            logprobs=None if output.logprobs is None else guard.vet(output.logprobs, text_of),
+            prompt_logprobs=None if output.prompt_logprobs is None else guard.vet(output.prompt_logprobs, text_of),
+        )
 
     def _note(self, output: Output) -> None:
         if output.prompt_logprobs is not None:

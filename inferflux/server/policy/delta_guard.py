@@ -1,9 +1,11 @@
 """DeltaGuard: the output guard for an answer made of tokens. Tokens and log-probabilities tell as much as text does, so
-they leave no earlier than the text they stand for."""
+they leave no earlier than the text they stand for. What else a token could have been may be a blocked term, too."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
+
+import msgspec
 
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta
@@ -24,11 +26,12 @@ class DeltaGuard:
     """One sequence's guard. Feed it the deltas of its TextStream in order; what it returns may be sent.
 
     After the delta whose finish_reason is `content_filter` the caller stops the sequence and sends nothing more of it.
-    blocked: that has happened.
+    blocked: that has happened. is_in: whether a text by itself contains a term.
     """
 
-    def __init__(self, guard: OutputGuard) -> None:
+    def __init__(self, guard: OutputGuard, is_in: Callable[[str], bool]) -> None:
         self._guard = guard
+        self._is_in = is_in
         self._waiting: deque[_Waiting] = deque()
         self._num_fed = 0
         self.blocked = False
@@ -46,6 +49,19 @@ class DeltaGuard:
         logprobs = [entry for waiting in released for entry in waiting.logprobs]
         stop_reason = None if self.blocked else delta.stop_reason
         return TextDelta(text, token_ids, None if delta.logprobs is None else logprobs, finish_reason, stop_reason)
+
+    def vet(self, entries: Sequence[TokenLogprobs], text_of: Callable[[int], str]) -> list[TokenLogprobs]:
+        """Returns the entries without the alternatives that by themselves contain a term. The token that was chosen may
+        stay: it is part of the text.
+
+        A term of several tokens is not looked for: no alternative says it, and what would have followed is unknown.
+        """
+        texts = {token_id: text_of(token_id) for entry in entries for token_id, _ in entry.top}
+        # All at once, which is quick; a term that reaches over a border costs no more than a closer look.
+        if not self._is_in("\n".join(texts.values())):
+            return list(entries)
+        hidden = {token_id for token_id, text in texts.items() if self._is_in(text)}
+        return [msgspec.structs.replace(entry, top=_shown(entry, hidden)) for entry in entries]
 
     def _note(self, delta: TextDelta) -> None:
         self._num_fed += len(delta.text)
@@ -67,3 +83,9 @@ class DeltaGuard:
 
 def _may_leave(waiting: _Waiting, num_sent: int) -> bool:
     return waiting.end is not None and waiting.end <= num_sent
+
+
+def _shown(entry: TokenLogprobs, hidden: set[int]) -> list[tuple[int, float]]:
+    return [
+        (token_id, logprob) for token_id, logprob in entry.top if token_id == entry.token_id or token_id not in hidden
+    ]

@@ -108,7 +108,7 @@ class Gate:
         settings = self.settings
         if not settings.check_output or not settings.blocklist:
             return None
-        return DeltaGuard(settings.blocklist.guard())
+        return DeltaGuard(settings.blocklist.guard(), settings.blocklist.is_in)
 
     @property
     def blocks_output(self) -> Callable[[Sequence[str]], bool] | None:

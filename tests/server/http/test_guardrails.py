@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestServer
 
 from inferflux.engine.service.protocol import Output
 from inferflux.sampling_params import SamplingParams
+from inferflux.server.generation import INLINE_ALTERNATIVES
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, MODEL, Site, running_server
 
@@ -150,6 +151,41 @@ async def test_a_stream_that_passes_is_whole() -> None:
         body = {"model": MODEL, "prompt": "Hi", "max_tokens": 100}
         events = await site.events("/v1/completions", body, headers=ADMIN)
         assert "".join(event["choices"][0]["text"] for event in events[:-1]) == answer["choices"][0]["text"] == REPLY
+
+
+async def test_alternatives_to_a_token_are_checked() -> None:
+    """The engine of these tests offers the ids that follow a token's own as the next likeliest."""
+
+    def tokens_of(answer: Any) -> Any:
+        chat, completion, echo = answer
+        yield from ((one["token"] for one in entry["top_logprobs"]) for entry in chat["logprobs"]["content"])
+        yield from (one for lists in (completion, echo) for one in lists["logprobs"]["top_logprobs"] if one is not None)
+
+    async def ask(site: Site) -> list[Any]:
+        body = {"model": MODEL, "messages": [USER], "max_tokens": 100, "logprobs": True, "top_logprobs": 20}
+        answers = [
+            await site.post("/v1/chat/completions", body, headers=ADMIN),
+            await complete(site, logprobs=20),
+            await complete(site, 2 * REPLY, logprobs=20, echo=True),
+        ]
+        assert [status for status, _ in answers] == [200] * 3
+        assert 20 * len(answers[2][1]["choices"][0]["logprobs"]["tokens"]) > INLINE_ALTERNATIVES
+        return [answer["choices"][0] for _, answer in answers]
+
+    async with running_server(config(blocklist=[], check_output=True)) as site:
+        before = await ask(site)
+        offered = sorted({token for tokens in tokens_of(before) for token in tokens if token.isalpha()}, key=len)
+        term = next(token for token in reversed(offered) if token.lower() not in REPLY.lower())
+        assert (await put(site, {"blocklist": [f"contains:{term}"]}))[0] == 200
+        after = await ask(site)
+        for old, new in zip(tokens_of(before), tokens_of(after), strict=True):
+            assert list(new) == [token for token in old if term.lower() not in token.lower()]
+        events = await site.events(
+            "/v1/completions", {"model": MODEL, "prompt": "Hi", "max_tokens": 100, "logprobs": 20}, headers=ADMIN
+        )
+        lists = [event["choices"][0]["logprobs"] for event in events[:-1]]
+        streamed = [top for part in lists if part for top in part["top_logprobs"]]
+        assert streamed == after[1]["logprobs"]["top_logprobs"]
 
 
 async def put(site: Site, body: Any) -> tuple[int, Any]:

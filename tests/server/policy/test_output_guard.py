@@ -139,14 +139,14 @@ def delta(text: str, *token_ids: int, finish_reason: str | None = None, logprobs
 
 
 def test_tokens_wait_for_their_text() -> None:
-    guard = DeltaGuard(BLOCKLIST.guard())
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
     assert guard.feed(delta("hi", 1, logprobs=True)) == delta("hi", 1, logprobs=True)
     assert guard.feed(delta(" bo", 2, logprobs=True)) == delta(" ", logprobs=True)
     assert guard.feed(delta("at", 3, logprobs=True)) == delta("boat", 2, 3, logprobs=True)
 
 
 def test_a_token_without_text_of_its_own_waits_for_the_next_text() -> None:
-    guard = DeltaGuard(BLOCKLIST.guard())
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
     assert guard.feed(delta("", 1)) == delta("")
     assert guard.feed(delta("b", 2)) == delta("")
     assert guard.feed(delta("e", 3)) == delta("be", 1, 2, 3)
@@ -155,7 +155,7 @@ def test_a_token_without_text_of_its_own_waits_for_the_next_text() -> None:
 
 @pytest.mark.parametrize("ending", ["!", ""])
 def test_a_blocked_answer_ends_with_content_filter(ending: str) -> None:
-    guard = DeltaGuard(BLOCKLIST.guard())
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
     assert guard.feed(delta("a bo", 1)) == delta("a ")
     last = guard.feed(TextDelta("mb" + ending, [2], None, "stop", "x"))
     assert last == delta("", finish_reason="content_filter")
@@ -163,7 +163,50 @@ def test_a_blocked_answer_ends_with_content_filter(ending: str) -> None:
 
 
 def test_the_end_lets_everything_out() -> None:
-    guard = DeltaGuard(BLOCKLIST.guard())
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
     guard.feed(delta("make a", 1))
     assert guard.feed(delta(" b", 2, finish_reason="length")) == delta("make a b", 1, 2, finish_reason="length")
     assert not guard.blocked
+
+
+WORDS = [" bomb", "bomb", " a", "er", " bombs", "fizzy", " make a", " bo", "mb", "\ufffd", "c++", "c", "++"]
+
+
+def entry(chosen: str, *others: str) -> TokenLogprobs:
+    top = [(WORDS.index(word), -float(place)) for place, word in enumerate((chosen, *others))]
+    return TokenLogprobs(WORDS.index(chosen), 0.0, 1, top)
+
+
+@pytest.mark.parametrize(
+    ("shown", "others"),
+    [
+        ((" a", "er", " bombs"), (" a", "er", " bombs")),
+        ((" a", " bombs"), (" bomb", " a", "bomb", " bombs", "fizzy")),
+        ((" make a",), (" bomb", " make a")),
+        ((" bo", "mb", "\ufffd", "c", "++"), (" bo", "mb", "\ufffd", "c", "c++", "++")),
+        ((" bombs", " make a"), (" bombs", " make a")),
+        ((), ()),
+    ],
+)
+def test_no_alternative_is_a_term(shown: tuple[str, ...], others: tuple[str, ...]) -> None:
+    """Though each is likely, and the one that was chosen another."""
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
+    (vetted,) = guard.vet([entry("er", *others)], WORDS.__getitem__)
+    assert [WORDS[token_id] for token_id, _ in vetted.top] == ["er", *shown]
+    assert dict(vetted.top).items() <= dict(entry("er", *others).top).items()
+
+
+@given(st.lists(st.sampled_from(SPELLINGS), max_size=8))
+@settings(max_examples=500)
+def test_each_alternative_counts_by_itself(words: list[str]) -> None:
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
+    (vetted,) = guard.vet([TokenLogprobs(-1, 0.0, 1, [(place, 0.0) for place in range(len(words))])], words.__getitem__)
+    assert [words[place] for place, _ in vetted.top] == [word for word in words if not BLOCKLIST.is_in(word)]
+
+
+def test_the_chosen_token_stays_among_the_likeliest() -> None:
+    """What the text is in which it stands, the text's own guard has seen: " bomb" of " bomber" here."""
+    guard = DeltaGuard(BLOCKLIST.guard(), BLOCKLIST.is_in)
+    assert guard.vet([entry(" bomb", "bomb", " a")], WORDS.__getitem__) == [
+        TokenLogprobs(WORDS.index(" bomb"), 0.0, 1, [(WORDS.index(" bomb"), 0.0), (WORDS.index(" a"), -2.0)])
+    ]
