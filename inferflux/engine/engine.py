@@ -99,7 +99,7 @@ class Engine:
         if sampling.grammar is None:
             self.scheduler.add(request)
         else:
-            self._anteroom.add(request, self.executor.prepare(sampling.grammar))
+            self._anteroom.add(request, self.executor.prepare(request.id, sampling.grammar))
 
     def abort(self, request_ids: list[int]) -> None:
         """Stops these requests and frees their pages; unknown ids are ignored. No output follows."""
@@ -182,6 +182,7 @@ class Engine:
                 param = refusal.param or "grammar"
                 message = str(refusal) if refusal.param else f"grammar: {refusal}"
                 refused.append(refusal_news(request.id, RequestError(message, param=param, code=refusal.code)))
+                self.executor.forget([request.id])
         return refused
 
     def _check_prompt(self, prompt: list[int], sampling: SamplingParams) -> None:

@@ -114,14 +114,15 @@ class Executor:
         """Computes one step, as `launch` and its result."""
         return self.launch(plan).result()
 
-    def prepare(self, grammar: Grammar) -> Future[Any]:
-        """Compiles a grammar in a thread. A request that has it may join a plan when the future is done; the future
-        raises RequestError when it never may."""
-        return self._grammars.prepare(grammar)
+    def prepare(self, request_id: int, grammar: Grammar) -> Future[Any]:
+        """Compiles a request's grammar in a thread. It may join a plan when the future is done; the future raises
+        RequestError when it never may. Kept until `forget`."""
+        return self._grammars.prepare(request_id, grammar)
 
     def forget(self, request_ids: Collection[int]) -> None:
         """These requests have ended, and nothing of them is computed any more."""
         self._runner.forget(request_ids)
+        self._grammars.release(request_ids)
 
     def beat(self) -> None:
         """Asks the other ranks for a sign of life, unless they have heard something lately.

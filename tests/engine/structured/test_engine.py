@@ -2,17 +2,20 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
+from llguidance import LLMatcher
 
 from benchmarks.schemas import random_schema
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Submit
-from inferflux.engine.structured import compiling
+from inferflux.engine.structured import compiling, grammars
+from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.engines import run_requests, start_engine
@@ -148,6 +151,31 @@ def test_a_matcher_goes_with_its_request(folder: Path) -> None:
     while engine.has_work:
         engine.step()
     assert table.grammars == [None] * 4
+
+
+def test_many_grammars_that_wait_are_compiled_once_each_and_not_by_a_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits finds its own compiled when its turn comes, though more wait than are kept for nobody. When all
+    have ended, refused ones among them, nothing is held any more."""
+    compiled: list[tuple[Grammar, int]] = []
+
+    def compile_noted(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
+        compiled.append((grammar, threading.get_ident()))
+        return compiling.compile_grammar(vocabulary, grammar)
+
+    monkeypatch.setattr(grammars, "compile_grammar", compile_noted)
+    monkeypatch.setattr(grammars, "MAX_KEPT", 2)
+    engine = start_engine(folder, scheduler={"max_batch_size": 1})
+    shapes = [Grammar("regex", f"[a-{letter}]{{3,5}}") for letter in "bcdefgh"] + [Grammar("regex", "(")]
+    for number, shape in enumerate(shapes):
+        engine.submit(Submit(number, PROMPTS[0], SamplingParams(max_tokens=8, grammar=shape)))
+    while engine.has_work:
+        engine.step()
+    assert [shape for shape, _ in compiled] == shapes
+    assert threading.get_ident() not in {thread for _, thread in compiled}
+    assert not engine.executor._grammars._num_holders
+    assert len(engine.executor._grammars._kept) == 2
 
 
 class Panic(BaseException):
