@@ -5,7 +5,7 @@ Texts become keyed digests here, unless the operator asked for the texts themsel
 
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -17,9 +17,10 @@ MAX_NAME_CHARS: Final = 256
 
 
 class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """caller: a key's id or a token's subject; None: unknown. address: where the connection comes from. decision: such
-    as `allowed`, `denied:blocklist`, `denied:unauthenticated`. prompt: every text the caller sent; response: every text
-    that was sent back. change: for an administrator's change, what it was, without secrets."""
+    """caller: a key's id or a token's subject; None: unknown. address: where the connection comes from. method: HTTP's;
+    None: it could not be read. decision: such as `allowed`, `denied:blocklist`, `denied:unauthenticated`. prompt: every
+    text the caller sent; response: every text that was sent back. change: for an administrator's change, what it was,
+    without secrets."""
 
     kind: Literal["request", "admin"] = "request"
     request_id: str
@@ -28,6 +29,7 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     caller: str | None = None
     address: str | None = None
+    method: str | None = None
     tenant: str | None = None
     model: str | None = None
     prompt_tokens: int | None = None
@@ -42,15 +44,27 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
         return sum(map(len, self.prompt)) + sum(map(len, self.response))
 
 
-def record_of(event: AuditEvent, seconds: float, keys: AuditKeys, *, with_text: bool) -> Record:
+class OmittedRequests(msgspec.Struct, frozen=True):
+    """Requests of unknown senders that were too many for a line each. statuses: how many of them ended with which."""
+
+    statuses: Mapping[int, int]
+    num_chars: ClassVar[int] = 0
+
+
+def record_of(event: AuditEvent | OmittedRequests, seconds: float, keys: AuditKeys, *, with_text: bool) -> Record:
     """Returns the event as it stands in the log. seconds: Unix time of the event. Members without a value are left
     out."""
+    if isinstance(event, OmittedRequests):
+        statuses = {str(status): count for status, count in sorted(event.statuses.items())}
+        count = sum(event.statuses.values())
+        return Record("omitted", {"time": timestamp(seconds), "count": count, "statuses": statuses})
     fields = {
         "time": timestamp(seconds),
         "request_id": _short(event.request_id),
         "caller": _short(event.caller),
         "address": _short(event.address),
         "tenant": _short(event.tenant),
+        "method": _short(event.method),
         "route": _short(event.route),
         "model": _short(event.model),
         "decision": _short(event.decision),

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from inferflux.errors import ConfigError
 from inferflux.server.audit.errors import AuditError
-from inferflux.server.audit.event import AuditEvent, record_of
+from inferflux.server.audit.event import AuditEvent, OmittedRequests, record_of
 from inferflux.server.audit.file import AuditFile, Record, timestamp
 from inferflux.server.audit.keys import AuditKeys
 
@@ -34,7 +34,7 @@ OnResult = Callable[[int, int], None]
 class _Entry(NamedTuple):
     """done: for who waits until the event is on the disk."""
 
-    event: AuditEvent
+    event: AuditEvent | OmittedRequests
     time: float
     done: Future[None] | None
 
@@ -77,7 +77,7 @@ class AuditLog:
             raise ConfigError(f"logging.audit_log: {self._path}: {reason}") from error
         self._thread.start()
 
-    def record(self, event: AuditEvent) -> bool:
+    def record(self, event: AuditEvent | OmittedRequests) -> bool:
         """Queues an event and returns at once. False: there is no room, and it is counted as dropped."""
         return self._put(_Entry(event, self._clock(), None))
 

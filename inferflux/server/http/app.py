@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from inferflux.config import Config
 from inferflux.server.access.chain import build_chain
 from inferflux.server.admission import Admission
-from inferflux.server.audit import AuditLog
+from inferflux.server.audit import AuditLog, Strangers
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors, origins_of
@@ -59,7 +59,10 @@ def build_app(
     outgoing = Outgoing() if tracing is None else Outgoing(trace_headers)
     access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
     gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
-    app[CONTEXT] = ServerContext(config, models, access, admission, metrics, text_work, policy, gate, audit, tracing)
+    strangers = Strangers(audit)
+    app[CONTEXT] = ServerContext(
+        config, models, access, admission, metrics, text_work, policy, gate, strangers, audit, tracing
+    )
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
 
@@ -80,11 +83,15 @@ def build_app(
         async with outgoing:
             yield
 
+    async def last_count(_app: web.Application) -> AsyncIterator[None]:
+        yield
+        strangers.write_count()
+
     async def traces(_app: web.Application) -> AsyncIterator[None]:
         yield
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
     app.on_response_prepare.append(add_headers)
-    app.cleanup_ctx.extend((text_threads, connections, traces))
+    app.cleanup_ctx.extend((text_threads, connections, last_count, traces))
     return app

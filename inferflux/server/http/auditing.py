@@ -5,9 +5,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from inferflux.server.audit import AuditEvent
-from inferflux.server.http.context import RequestInfo
+from inferflux.server.http.context import RequestInfo, ServerContext
 
 NO_STATUS_YET: Final = 0
+UNREADABLE: Final = "unreadable"
+
+
+def record_request(context: ServerContext, event: AuditEvent) -> None:
+    """Every request of a known caller has a line; those of strangers as long as they are not too many."""
+    if event.caller is None:
+        context.strangers.record(event)
+    elif context.audit is not None:
+        context.audit.record(event)
 
 
 def request_event(info: RequestInfo, status: int) -> AuditEvent:
@@ -19,6 +28,7 @@ def request_event(info: RequestInfo, status: int) -> AuditEvent:
         status=status,
         caller=principal.id if principal is not None else None,
         address=info.address,
+        method=info.method,
         tenant=principal.tenant if principal is not None else None,
         model=info.model or None,
         prompt_tokens=info.num_prompt_tokens,
@@ -28,9 +38,16 @@ def request_event(info: RequestInfo, status: int) -> AuditEvent:
     )
 
 
-def trace_attributes(method: str, info: RequestInfo) -> dict[str, str | int | None]:
+def unreadable_event(request_id: str, address: str | None, status: int) -> AuditEvent:
+    """What is not HTTP: no middleware ever sees it, and who it was may matter all the same."""
+    return AuditEvent(
+        request_id=request_id, route=UNREADABLE, decision=f"denied:{UNREADABLE}", status=status, address=address
+    )
+
+
+def trace_attributes(info: RequestInfo) -> dict[str, str | int | None]:
     return {
-        "http.request.method": method,
+        "http.request.method": info.method,
         "http.route": info.endpoint,
         "inferflux.request_id": info.id,
         "gen_ai.request.model": info.model,
@@ -50,6 +67,7 @@ def change_event(info: RequestInfo, what: Mapping[str, Any]) -> AuditEvent:
         status=NO_STATUS_YET,
         caller=info.principal.id,
         address=info.address,
+        method=info.method,
         tenant=info.principal.tenant,
         change=what,
     )

@@ -18,7 +18,7 @@ from inferflux.server.access.chain import AuthenticationChain
 from inferflux.server.access.principal import Principal
 from inferflux.server.access.rate_limit import LimitKind, RateLimiter
 from inferflux.server.admission import Admission
-from inferflux.server.audit import AuditLog
+from inferflux.server.audit import AuditLog, Strangers
 from inferflux.server.backends import BackendManager
 from inferflux.server.metrics import Metrics
 from inferflux.server.models import Models
@@ -41,6 +41,7 @@ class ServerContext:
     text_work: TextWork
     policy: PolicyStore
     gate: Gate
+    strangers: Strangers
     audit: AuditLog | None = None
     tracing: Tracing | None = None
     guardrails_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -69,6 +70,7 @@ class RequestInfo:
     id: str
     started: float
     deadline: float
+    method: str
     endpoint: str
     address: str | None = None
     principal: Principal | None = None

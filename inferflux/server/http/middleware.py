@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from inferflux.server.access.principal import Scope, ScopeError
-from inferflux.server.http.auditing import request_event, trace_attributes
+from inferflux.server.http.auditing import record_request, request_event, trace_attributes
 from inferflux.server.http.context import CONTEXT, INFO, RequestInfo
 from inferflux.server.http.credentials import identify
 from inferflux.server.http.limits import count_request
@@ -49,6 +49,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         id=request_id(request.headers.get(REQUEST_ID_HEADER)),
         started=started,
         deadline=started + context.config.server.request_timeout_s,
+        method=request.method,
         endpoint=route_template(request) or "other",
         address=request.remote,
     )
@@ -65,11 +66,11 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.monotonic() - started
         context.metrics.requests.labels(info.endpoint, info.model, str(status)).inc()
         context.metrics.request_duration.labels(info.endpoint).observe(seconds)
-        if context.audit is not None and request.path not in _QUIET_PATHS:
-            context.audit.record(request_event(info, status))
+        if request.path not in _QUIET_PATHS:
+            record_request(context, request_event(info, status))
         _log(request, info, status, seconds)
         if info.trace is not None:
-            info.trace.end(status, trace_attributes(request.method, info))
+            info.trace.end(status, trace_attributes(info))
 
 
 @web.middleware

@@ -11,11 +11,12 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestHandler
 
+from inferflux.server.audit import Strangers
+from inferflux.server.http.auditing import unreadable_event
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
 from inferflux.server.http.problems import Problem
 from inferflux.server.http.sockets import prepare_connection
-from inferflux.server.http.unreadable import UnreadableRequests
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class _Connection(RequestHandler):
             logger.debug("unreadable request: %s", exc, extra={"request_id": offered})
             problem = Problem(status, "the request is not valid HTTP")
             if isinstance(self._manager, _Server):
-                self._manager.unreadable.note(offered, request.remote, status)
+                self._manager.strangers.record(unreadable_event(offered, request.remote, status))
         else:
             logger.error("request failed", exc_info=exc, extra={"request_id": offered})
             problem = Problem(
@@ -92,9 +93,9 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    def __init__(self, server: web.Server, unreadable: UnreadableRequests) -> None:
+    def __init__(self, server: web.Server, strangers: Strangers) -> None:
         super().__init__(server.request_handler, request_factory=server.request_factory, handler_cancellation=True)
-        self.unreadable = unreadable
+        self.strangers = strangers
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **_OPTIONS)
@@ -108,4 +109,4 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server, UnreadableRequests(self.app[CONTEXT].audit))
+        return _Server(server, self.app[CONTEXT].strangers)

@@ -3,14 +3,16 @@
 import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from inferflux.server.audit import AuditError, AuditEvent, AuditLog
-from inferflux.server.http.unreadable import LINES_PER_MINUTE, UnreadableRequests
+from inferflux.server.audit import strangers as strangers_room
+from inferflux.server.audit.event import OmittedRequests
+from inferflux.server.audit.strangers import LINES_PER_MINUTE, LINES_PER_MINUTE_OF_ALL, Strangers
 from tests.support.http_server import KEY, MODEL, Site, running_server
+from tests.support.waiting import until
 
 ADMIN = {"x-api-key": KEY}
 CANARY, WRONG = "canary prompt", "sk-canary-key"
@@ -66,6 +68,7 @@ async def test_every_request_has_a_line(tmp_path: Path) -> None:
     assert "response_hmac" not in refused
     assert "caller" not in stranger
     assert {line["address"] for line in found} == {"127.0.0.1"}
+    assert [line["method"] for line in found] == ["POST", "POST", "POST", "GET", "GET"]
     text = path.read_text()
     for secret in (CANARY, KEY, WRONG, "forbidden"):
         assert secret not in text
@@ -86,14 +89,85 @@ async def test_what_is_not_http_has_a_line(tmp_path: Path) -> None:
     assert CANARY not in path.read_text()
 
 
-def test_a_flood_of_what_is_not_http_has_few_lines() -> None:
-    now, seen = [0.0], []
-    unreadable = UnreadableRequests(cast(AuditLog, SimpleNamespace(record=seen.append)), lambda: now[0])
-    for _ in range(2):
-        for _ in range(2 * LINES_PER_MINUTE):
-            unreadable.note("req_1", None, 400)
-        now[0] += 60
-    assert len(seen) == 2 * LINES_PER_MINUTE
+async def test_a_stranger_cannot_flood_the_log(tmp_path: Path) -> None:
+    """Whatever it is that needs no key; who has one is not affected, though the address is the same."""
+    path, num = tmp_path / "audit.log", LINES_PER_MINUTE
+    async with running_server(config(path)) as site:
+        for _ in range(num):
+            await site.get("/nowhere")
+            await site.get("/v1/models")
+            await site.session.delete(site.url + "/ui")
+            await complete(site, CANARY)
+        for _ in range(3):
+            assert (await site.get("/v1/models", headers={"x-api-key": WRONG}))[0] == 401
+    found = lines(path)
+    known = [line for line in found if "caller" in line]
+    assert len(known) == num
+    assert num <= len(found) - len(known) <= 2 * num, "a full bucket, and what came into it meanwhile"
+    assert {(line["method"], line["status"]) for line in found} == {
+        ("GET", 404), ("GET", 401), ("DELETE", 405), ("POST", 200),
+    }  # fmt: skip
+    omitted = lines(path, "omitted")
+    assert sum(line["count"] for line in omitted) == 3 * num + 3 - (len(found) - len(known))
+    for line in omitted:
+        assert line["count"] == sum(line["statuses"].values())
+        assert line["statuses"].keys() == {"401", "404", "405"}
+
+
+class Recorder:
+    """Stands in for the audit log: full as long as `room` is false."""
+
+    def __init__(self) -> None:
+        self.room = True
+        self.events: list[AuditEvent] = []
+        self.omitted: list[dict[int, int]] = []
+
+    def record(self, event: AuditEvent | OmittedRequests) -> bool:
+        if self.room and isinstance(event, OmittedRequests):
+            self.omitted.append(dict(event.statuses))
+        elif self.room:
+            self.events.append(event)
+        return self.room
+
+
+def strange(address: str | None, status: int = 401) -> AuditEvent:
+    return AuditEvent(request_id="req_1", route="other", decision="denied", status=status, address=address)
+
+
+async def test_lines_of_strangers_are_bounded_by_address_and_in_all() -> None:
+    now, log = [0.0], Recorder()
+    strangers = Strangers(cast(AuditLog, log), lambda: now[0])
+    for _ in range(2 * LINES_PER_MINUTE):
+        strangers.record(strange("192.0.2.1"))
+        strangers.record(strange("2001:db8::" + str(len(log.events)), 404))  # one network, however many addresses
+    assert len(log.events) == 2 * LINES_PER_MINUTE
+    strangers.record(strange(None))
+    assert len(log.events) == 2 * LINES_PER_MINUTE + 1
+    for index in range(LINES_PER_MINUTE_OF_ALL):
+        strangers.record(strange(f"198.51.{index // 200}.{index % 200}"))
+    assert len(log.events) == LINES_PER_MINUTE_OF_ALL
+    strangers.write_count()
+    strangers.write_count()
+    assert log.omitted == [{401: 3 * LINES_PER_MINUTE + 1, 404: LINES_PER_MINUTE}]
+    now[0] += 60
+    strangers.record(strange("192.0.2.1"))
+    assert len(log.events) == LINES_PER_MINUTE_OF_ALL + 1
+
+
+async def test_the_count_comes_by_itself_and_is_kept_while_the_log_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers_room, "COUNT_AFTER_S", 0.01)
+    log = Recorder()
+    strangers = Strangers(cast(AuditLog, log), lambda: 0.0)
+    for _ in range(LINES_PER_MINUTE + 1):
+        strangers.record(strange("192.0.2.1"))
+    await until(lambda: log.omitted)
+    log.room = False
+    strangers.record(strange("192.0.2.1"))
+    strangers.write_count()
+    log.room = True
+    strangers.record(strange("192.0.2.1"))
+    await until(lambda: log.omitted[1:])
+    assert log.omitted == [{401: 1}, {401: 2}]
 
 
 async def test_a_change_is_recorded_before_it_is_made(tmp_path: Path) -> None:
