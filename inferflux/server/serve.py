@@ -25,6 +25,7 @@ from inferflux.server.admission import Admission, open_admission
 from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.backends.manager import OnEvent
+from inferflux.server.certificate import ServedCertificate, open_certificate
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.http.sockets import allow_many_connections
@@ -35,7 +36,7 @@ from inferflux.server.models import Models, open_models
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.seed import runtime_in_force
 from inferflux.server.ranks import check_ranks, follow
-from inferflux.server.tls import server_context
+from inferflux.server.registry import ModelRegistry
 
 try:
     from uvloop import new_event_loop
@@ -97,7 +98,7 @@ def run(config: Config) -> int:
 async def _serve(config: Config) -> int:
     signals = StopSignals()
     signals.listen()
-    tls = server_context(config.server.tls)
+    certificate = open_certificate(config.server.tls)
     # A configuration that cannot be served is refused before anything is opened.
     check_ranks(config, find_sources(config))
     metrics = Metrics()
@@ -119,10 +120,10 @@ async def _serve(config: Config) -> int:
     runner = Runner(build_app(config, models, metrics, admission, policy, audit))
     await runner.setup()
     try:
-        url = await _open_port(runner, config.server, tls)
+        url = await _open_port(runner, config.server, None if certificate is None else certificate.context)
         names = ", ".join(backend.id for backend in models.backends.backends) or "no model"
         _announce(f"InferFlux {__version__} listens on {url}; loading {names}", config.logging.format)
-        await _serve_until_asked(models, signals, admission)
+        await _serve_until_asked(models, certificate, signals, admission)
         await _drain(admission, signals, config.server.drain_timeout_s)
         if signals.exit_code == EXIT_RANKS_LOST:
             await asyncio.sleep(LINGER_S)
@@ -149,21 +150,35 @@ async def _open_port(runner: web.AppRunner, server: ServerConfig, tls: ssl.SSLCo
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-async def _serve_until_asked(models: Models, signals: StopSignals, admission: Admission) -> None:
+async def _serve_until_asked(
+    models: Models, certificate: ServedCertificate | None, signals: StopSignals, admission: Admission
+) -> None:
     """Returns when asked to stop, the door closed. Raises ModelLoadError when there is nothing to serve after all."""
-    if models.registry is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, models.registry.look_soon)
+    _look_at_hang_up(models.registry, certificate)
     asked = asyncio.create_task(signals.asked.wait())
     work = asyncio.create_task(_load_and_follow(models))
+    tasks = [asked, work] if certificate is None else [asked, work, asyncio.create_task(certificate.run())]
     try:
         await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
         if work.done() and not asked.done():
             work.result()
         admission.close()
     finally:
-        for task in (work, asked):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(work, asked, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _look_at_hang_up(*followers: ModelRegistry | ServedCertificate | None) -> None:
+    """Has the files that are followed looked at when a SIGHUP comes; where none is, that ends the server as ever."""
+    present = [follower for follower in followers if follower is not None]
+
+    def look() -> None:
+        for follower in present:
+            follower.look_soon()
+
+    if present:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, look)
 
 
 async def _load_and_follow(models: Models) -> None:

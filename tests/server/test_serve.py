@@ -144,6 +144,29 @@ async def test_with_a_certificate_it_speaks_https(life: Life, tmp_path: Path):
             assert response.status == 200
 
 
+async def test_a_renewed_certificate_is_taken_on_sighup(life: Life, tmp_path: Path):
+    paths = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def renew() -> ssl.SSLContext:
+        key = new_key()
+        write_key(paths[1], key)
+        return ssl.create_default_context(cafile=write_certificate(paths[0], certificate_of(key)))
+
+    renew()
+    async with life.run(tls={"enabled": True, "cert_path": str(paths[0]), "key_path": str(paths[1])}):
+        url = await life.printed(r"listens on (https://127\.0\.0\.1:\d+)")
+        trust = renew()
+        signal.raise_signal(signal.SIGHUP)
+        async with patience():
+            while True:
+                try:
+                    async with aiohttp.ClientSession() as session, session.get(url + "/livez", ssl=trust) as response:
+                        assert response.status == 200
+                        break
+                except aiohttp.ClientConnectorCertificateError:
+                    await asyncio.sleep(0.01)
+
+
 async def test_a_taken_port_is_one_line(life: Life):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
