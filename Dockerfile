@@ -59,6 +59,6 @@ VOLUME ["/models", "/var/lib/inferflux"]
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('INFERFLUX_PORT', 8080)}/livez\", timeout=2)"]
+    CMD ["python", "-m", "inferflux.server.health", "--config", "/etc/inferflux/server.yaml"]
 ENTRYPOINT ["inferflux-entrypoint"]
 CMD ["serve", "--config", "/etc/inferflux/server.yaml"]

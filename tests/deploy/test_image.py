@@ -1,8 +1,10 @@
 """The container image without a container engine: its linter, its build steps run in a folder, its entrypoint."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.certificates import certificate_of, new_key, write_certificate, write_key
 from tests.support.programs import ROOT, called, program
 from tests.support.waiting import PATIENCE_S
 
@@ -60,7 +63,6 @@ def test_runs_without_privileges_and_stops_by_sigterm() -> None:
     runtime = dict(instructions("runtime"))
     assert runtime["USER"] == "10001:10001"
     assert runtime["STOPSIGNAL"] == "SIGTERM"
-    assert "/livez" in DOCKERFILE.read_text().split("HEALTHCHECK", 1)[1]
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,42 @@ def test_configured_keys_are_left_alone(prefix: Path, state: Path, variable: str
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_S)
     assert not (state / "first-api-key").exists()
+
+
+def check_health(prefix: Path, state: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """Runs the image's own health check, in the environment that a container engine gives it."""
+    _, _, command = dict(instructions("runtime"))["HEALTHCHECK"].partition(" CMD ")
+    words = [word.replace("/etc/inferflux", str(state)) for word in json.loads(command)]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("INFERFLUX_", "PYTHONPATH"))}
+    path = f"{prefix}/bin:{os.environ['PATH']}"
+    environ = {**inherited, "PATH": path, **environ}
+    return subprocess.run(words, cwd=state, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_health_check_asks_the_server_as_it_is_configured(prefix: Path, state: Path, scheme: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environ = {"INFERFLUX_PORT": str(free.getsockname()[1])}
+    if scheme == "https":
+        key = new_key()
+        config = yaml.safe_load((state / "server.yaml").read_text())
+        files = {
+            "cert_path": str(write_certificate(state / "cert.pem", certificate_of(key))),
+            "key_path": str(write_key(state / "key.pem", key)),
+        }
+        config["server"] |= {"host": "0.0.0.0", "tls": {"enabled": True, **files}}
+        (state / "server.yaml").write_text(yaml.safe_dump(config))
+    before = check_health(prefix, state, **environ)
+    assert (before.returncode, "does not answer" in before.stderr) == (1, True), before.stderr
+    process = start(prefix, state, **environ)
+    try:
+        wait_for(process, rf"listens on {scheme}://")
+        during = check_health(prefix, state, **environ)
+        assert (during.returncode, during.stdout + during.stderr) == (0, "")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
 
 
 def test_other_commands_pass_through(prefix: Path, state: Path) -> None:
