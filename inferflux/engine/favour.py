@@ -7,7 +7,7 @@ for what they added, by the clock. While the purse is empty the others sit steps
 requests' sizes and tenants' counters; who favours whom in the queues is `order`'s.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from math import inf
 from typing import Final, NamedTuple
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from inferflux.config import SchedulerConfig
 from inferflux.engine.pace import GAIN, HELD_UP, Load, StepPace
 from inferflux.engine.request import Request
+from inferflux.engine.tenants import TenantCounters
 
 # What favoured requests may take, in times of what they would take alone. Twice is what is promised; the rest is for
 # the step that is under way when a request comes. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:
@@ -55,21 +56,15 @@ class Favour:
         self._last_tenant: str | None = None
         self._shared_until = -inf
 
-    def look(self, num_requests: Mapping[str, int], served: Callable[[str], int], now: float) -> None:
+    def look(self, tenants: TenantCounters, now: float) -> None:
         """Sees who is favoured: tenants with no more requests than their share of a step's rows, if another has more.
 
         Not one that has been served more than those others by over a step's worth: who is ahead waits for them. And
         none when together they could take every place, for then places have to be shared out by what was served.
         """
-        total = sum(num_requests.values())
-        share = max(1.0, min(self._max_rows, total) / max(1, len(num_requests)))
-        others = [served(tenant) for tenant, num in num_requests.items() if num > share]
-        favoured: frozenset[str] = frozenset()
-        if others and len(others) < len(num_requests):
-            limit = min(others) + self._max_tokens
-            favoured = frozenset(t for t, num in num_requests.items() if num <= share and served(t) <= limit)
-            if sum(map(num_requests.__getitem__, favoured)) >= self._max_rows:
-                favoured = frozenset()
+        num_requests = tenants.num_requests
+        many = len(num_requests) > self._max_rows
+        favoured = self._favoured_of_many(tenants) if many else self._favoured_of_few(tenants)
         if favoured and not self.tenants:
             self._purse_s = 0.0
             self._alone_s.clear()
@@ -133,6 +128,26 @@ class Favour:
         most_s = MOST_STEPS * alone_s
         purse_s = self._purse_s + beside.foretold_s + FACTOR * alone_s - seconds
         self._purse_s = max(-most_s, min(most_s, purse_s))
+
+    def _favoured_of_few(self, tenants: TenantCounters) -> frozenset[str]:
+        """Of no more tenants than a step has rows."""
+        num_requests, served = tenants.num_requests, tenants.served
+        total = sum(num_requests.values())
+        share = min(self._max_rows, total) / max(1, len(num_requests))
+        others = [served(tenant) for tenant, num in num_requests.items() if num > share]
+        if not others:
+            return frozenset()
+        limit = min(others) + self._max_tokens
+        favoured = frozenset(t for t, num in num_requests.items() if num <= share and served(t) <= limit)
+        return favoured if sum(map(num_requests.__getitem__, favoured)) < self._max_rows else frozenset()
+
+    def _favoured_of_many(self, tenants: TenantCounters) -> frozenset[str]:
+        """Of so many that the share of each is one request, or less."""
+        least = tenants.least_served_of_others
+        if least is None:
+            return frozenset()
+        singles = tenants.singles(least + self._max_tokens, self._max_rows)
+        return frozenset(singles) if len(singles) < self._max_rows else frozenset()
 
     def _seconds_alone(self, load: Load) -> float | None:
         """Returns what a step of favoured requests takes without others; None while that is not known."""

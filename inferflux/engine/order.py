@@ -5,10 +5,9 @@ the pages are the scheduler's. One thread calls everything here.
 """
 
 from bisect import bisect_left
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from heapq import heapify, heappop, heapreplace
 from itertools import count
 from math import inf
 from operator import attrgetter
@@ -20,6 +19,8 @@ from inferflux.engine.policies import Books, Policy, policy_named
 from inferflux.engine.request import Request
 from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
 
+# Tier, the policy's number, turn.
+Rank = tuple[int, float, int]
 by_rank = attrgetter("rank")
 
 # Looking up a prefix takes time: of a longer queue only the oldest are looked up.
@@ -103,41 +104,25 @@ class Order:
                 self._rank(queue, unread)
             queue.sort(key=by_rank)
 
-    def in_turn(self, waiting: Sequence[Request]) -> Iterator[Request]:
-        """Yields requests that wait, sorted; it may start between any two. Where places are shared, whose turn is next
-        is seen anew each time, for a start is charged to its tenant; the ranks stay as they are until the next `sort`.
-        """
-        if not self._policy.shares:
-            yield from tuple(waiting)
-            return
-        queues: dict[str, deque[Request]] = defaultdict(deque)
-        for request in waiting:
-            queues[request.tenant].append(request)
-        value, books = self._policy.value, self._books(self._num_cached)
+    def rank(self, request: Request) -> None:
+        """Ranks a request anew, by the turn it has."""
+        self._rank([request], self._books(self._num_cached))
 
-        def entry(queue: deque[Request]) -> tuple[int, float, int, deque[Request]]:
-            tier, _, turn = queue[0].rank
-            return tier, value(queue[0], books), turn, queue
+    def place(self, request: Request) -> Rank:
+        """Returns what a request that waits stands by in its lane. Where places are shared a lane is a tenant's, all of
+        whose requests have the same number, whatever it is when they are looked at."""
+        tier, _, turn = request.rank
+        return (min(tier, _FAVOURED), 0.0, turn) if self._policy.shares else request.rank
 
-        heap = list(map(entry, queues.values()))
-        heapify(heap)
-        while heap:
-            queue = heap[0][3]
-            yield queue.popleft()
-            if queue:
-                heapreplace(heap, entry(queue))
-            else:
-                heappop(heap)
-
-    def spent(self, waiting: Sequence[Request], running: Sequence[Request]) -> list[Request]:
+    def spent(self, front: Callable[[int], list[Request]], running: Sequence[Request]) -> list[Request]:
         """Returns the running requests that have produced their timeslice and, if they queued again now, would stand
-        behind one that waits; no more than there are of those."""
+        behind one that waits; no more than there are of those. front: returns so many of those that wait, in order."""
         limit = self._fairness.max_timeslice_tokens
         if not limit:
             return []
         candidates = [request for request in reversed(running) if len(request.tokens) - request.turn_start >= limit]
         spent = []
-        for ahead, request in zip(waiting, candidates, strict=False):
+        for ahead, request in zip(front(len(candidates)), candidates, strict=False):
             again = copy(request)
             again.num_computed = 0
             self.queue_again(again)
@@ -150,7 +135,7 @@ class Order:
         requests have to be sorted anew."""
         if not self._policy.shares:
             return False
-        self.favour.look(self._tenants.num_requests, self._tenants.served, self._clock())
+        self.favour.look(self._tenants, self._clock())
         return bool(self.favour.tenants)
 
     def is_favoured(self, request: Request) -> bool:
@@ -213,7 +198,7 @@ class Order:
     def _rank_last(self, request: Request) -> None:
         """Ranks a request that queues now."""
         request.rank = (_USUAL, 0.0, next(self._turns))
-        self._rank([request], self._books(self._num_cached))
+        self.rank(request)
 
     def _is_high(self, request: Request) -> bool:
         return request.priority >= self._fairness.high_priority_threshold

@@ -61,8 +61,8 @@ def longest_prefix(request: Request, books: Books) -> float:
 class Policy(NamedTuple):
     """moves: its numbers change while requests wait, so they are looked at anew before each step in which they matter.
     ages: it weighs priority against waiting; under the others a request of high priority goes before all the rest.
-    shares: a number is a tenant's, the same for all its requests, and places are shared among tenants. looks_up: it may
-    ask what is cached, which takes time."""
+    shares: a number is a tenant's, the same for all its requests, and grows with what it is served; places are shared
+    among tenants. looks_up: it may ask what is cached, which takes time."""
 
     value: Callable[[Request, Books], float]
     moves: bool = False

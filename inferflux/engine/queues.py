@@ -13,12 +13,13 @@ from inferflux.engine.order import Order, by_rank
 from inferflux.engine.request import FinishReason, Request, RequestState
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
+from inferflux.engine.waiting import Waiting
 
 
 class Queues:
-    """requests: all there are, by id. waiting, loading, running: sorted by rank.
+    """requests: all there are, by id. loading, running: sorted by rank.
 
-    is_blocked: the waiting request next in order found no room, and none has been freed since.
+    is_blocked: the waiting request next in order found no room, none has been freed since, and it is still next.
     scores: the prompt log-probabilities collected so far, by request id.
     """
 
@@ -26,10 +27,11 @@ class Queues:
         self, num_slots: int, kv: KVManager, order: Order, stats: EngineStats, clock: Callable[[], float]
     ) -> None:
         self.requests: dict[int, Request] = {}
-        self.waiting: list[Request] = []
+        self.waiting = Waiting(order)
         self.loading: list[Request] = []
         self.running: list[Request] = []
         self.is_blocked = False
+        self._blocked_first: Request | None = None
         self.scores: dict[int, list[TokenLogprobs]] = {}
         self._num_slots = num_slots
         self._free_slots = list(range(num_slots))
@@ -46,16 +48,37 @@ class Queues:
         """Takes in a new request, which waits."""
         self._order.enter(request)
         self.requests[request.id] = request
-        insort(self.waiting, request, key=by_rank)
+        self.waiting.add(request)
         self.is_blocked = False
+
+    def look(self) -> bool:
+        """Sees which tenants are favoured from now on; see `Order.look`."""
+        before = self._order.favour.tenants
+        favours = self._order.look()
+        for tenant in self._order.favour.tenants - before:
+            self.waiting.favour(tenant)
+        return favours
 
     def sort(self) -> None:
         """Ranks every request anew."""
-        self._order.sort(self.waiting, self.running, self.loading)
+        self.waiting.sort()
+        self._order.sort(self.running, self.loading)
+        self.is_blocked = self.is_blocked and self.waiting.first is self._blocked_first
+
+    def rearrange(self) -> None:
+        """Ranks every request by another policy."""
+        self.waiting.rearrange()
+        self._order.sort(self.running, self.loading)
+        self.is_blocked = False
+
+    def block(self) -> None:
+        """Notes that there is no room for whoever is next."""
+        self.is_blocked = True
+        self._blocked_first = self.waiting.first
 
     def load(self, request: Request) -> None:
         """A waiting request has been given pages, and its prefix is under way to them."""
-        _remove(self.waiting, request)
+        self.waiting.remove(request)
         request.state = RequestState.LOADING
         insort(self.loading, request, key=by_rank)
 
@@ -64,12 +87,12 @@ class Queues:
         _remove(self.loading, request)
         self._kv.finish_load(request)
         request.state = RequestState.WAITING
-        insort(self.waiting, request, key=by_rank)
+        self.waiting.add(request)
         self.is_blocked = False
 
     def start(self, request: Request) -> None:
         """Makes a waiting request that has just been given pages a running one."""
-        _remove(self.waiting, request)
+        self.waiting.remove(request)
         request.slot = heapq.heappop(self._free_slots)
         request.state = RequestState.RUNNING
         insort(self.running, request, key=by_rank)
@@ -87,7 +110,7 @@ class Queues:
             self._order.queue_again(request)
         request.state = RequestState.WAITING
         request.num_preemptions += 1
-        insort(self.waiting, request, key=by_rank)
+        self.waiting.add(request)
         self._stats.preemptions += 1
 
     def end(self, request: Request, reason: FinishReason) -> None:
@@ -97,7 +120,7 @@ class Queues:
         if request.state is RequestState.RUNNING:
             self._leave(request)
         else:
-            _remove(self.waiting, request)
+            self.waiting.remove(request)
             self.is_blocked = False
         del self.requests[request.id]
         self._order.leave(request)
@@ -111,15 +134,12 @@ class Queues:
         assert len(slots) == len(self.running), "a running request has no slot"
         assert all(not request.pages and request.slot is None for request in self.waiting)
         assert all(request.pages and request.slot is None for request in self.loading)
-        queues = {
-            RequestState.WAITING: self.waiting,
-            RequestState.LOADING: self.loading,
-            RequestState.RUNNING: self.running,
-        }
-        for state, queue in queues.items():
+        self.waiting.check_integrity()
+        assert all(request.state is RequestState.WAITING for request in self.waiting)
+        for state, queue in ((RequestState.LOADING, self.loading), (RequestState.RUNNING, self.running)):
             assert all(request.state is state for request in queue)
             assert queue == sorted(queue, key=by_rank), "a queue is out of order"
-        assert len(self.requests) == sum(map(len, queues.values()))
+        assert len(self.requests) == len(self.waiting) + len(self.loading) + len(self.running)
         assert self.scores.keys() <= {request.id for request in self.running}
 
     def _leave(self, request: Request) -> None:

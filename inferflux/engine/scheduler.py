@@ -91,8 +91,7 @@ class Scheduler:
         Raises ConfigError.
         """
         self._order.configure(policy, fairness)
-        self._queues.sort()
-        self._queues.is_blocked = False
+        self._queues.rearrange()
 
     def abort(self, request_ids: list[int]) -> None:
         """Ends these requests at once, whatever they are doing; unknown ids are ignored. No news follows."""
@@ -117,7 +116,7 @@ class Scheduler:
         stats, kv = self._stats, self._kv
         for request in list(filter(kv.is_loaded, self._queues.loading)):
             self._queues.stop_loading(request)
-        favours = self._order.look()
+        favours = self._queues.look()
         if self._queues.waiting:
             self._give_way()
         elif favours:
@@ -195,18 +194,17 @@ class Scheduler:
     def _give_way(self) -> None:
         """Brings the queues up to date. Where nobody can be admitted, running requests yield their places as the policy
         wants it: all whose turn is over, or one to a request that may take it."""
-        first = self._queues.waiting[0]
-        if self._order.moves and (self._queues.has_free_slot or self._order.may_displace(first)):
+        waiting, running = self._queues.waiting, self._queues.running
+        if self._order.moves and (self._queues.has_free_slot or self._order.may_displace(waiting.first)):
             self._queues.sort()
-            self._queues.is_blocked &= self._queues.waiting[0] is first
         elif self._order.moves:
-            self._order.sort(self._queues.running, self._queues.loading)
+            self._order.sort(running, self._queues.loading)
         if self._queues.has_free_slot and not self._queues.is_blocked:
             return
-        spent = self._order.spent(self._queues.waiting, self._queues.running)
+        spent = self._order.spent(waiting.front, running)
         for request in spent:
             self._queues.preempt(request, turn_over=True)
-        victim = None if spent else self._order.victim(self._queues.waiting[0], self._queues.running)
+        victim = None if spent else self._order.victim(waiting.first, running)
         if victim is not None:
             self._queues.preempt(victim)
 
@@ -235,9 +233,9 @@ class Scheduler:
             draft.prefill_budget = budget - _num_decoding(first)
             self._plan_running(draft, first)
             self._admit(draft, order.goes_first)
-            if queues.is_blocked and order.is_favoured(queues.waiting[0]):
+            if queues.is_blocked and order.is_favoured(queues.waiting.first):
                 # One of the others yields now, for otherwise they would have this step to themselves.
-                victim = order.victim(queues.waiting[0], queues.running[order.num_first(queues.running) :])
+                victim = order.victim(queues.waiting.first, queues.running[order.num_first(queues.running) :])
                 if victim is not None:
                     queues.preempt(victim)
                     self._admit(draft, order.goes_first)
@@ -306,34 +304,36 @@ class Scheduler:
         queues = self._queues
         if queues.is_blocked or not queues.waiting or not queues.has_free_slot or draft.prefill_budget <= 0:
             return
-        if may_start is not None and not may_start(queues.waiting[0]):
+        if may_start is not None and not may_start(queues.waiting.first):
             return
         kv = self._kv
         in_flight = chain.from_iterable(map(living, self._in_flight))
         computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
         num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
-        num_running, num_passed_over = len(queues.running), 0
-        for request in self._order.in_turn(queues.waiting):
-            if not queues.has_free_slot or draft.prefill_budget <= 0 or num_passed_over == MAX_PASSED_OVER:
-                break
+        num_passed_over, is_blocked = 0, False
+        while queues.waiting and queues.has_free_slot and draft.prefill_budget > 0:
+            request = queues.waiting.first
             if may_start is not None and not may_start(request):
                 break
             matched = kv.match_prefix(request)
             awaited = kv.awaited_name(request, len(matched))
             if awaited in computing or kv.is_coming(awaited):
+                queues.waiting.set_aside(request)
                 num_passed_over += 1
+                if num_passed_over == MAX_PASSED_OVER:
+                    break
                 continue
             below = kv.look_below(request, len(matched))
             if below.sources:
                 if not kv.start_load(request, matched, below, num_reserved):
-                    queues.is_blocked = True
+                    is_blocked = True
                     break
                 queues.load(request)
                 num_reserved += kv.num_pages_to_come(request)
                 continue
             max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
             if not kv.admit(request, matched, max_tokens, num_reserved):
-                queues.is_blocked = True
+                is_blocked = True
                 break
             kv.note_declined(below)
             queues.start(request)
@@ -342,8 +342,9 @@ class Scheduler:
             draft.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
             computing |= {kv.computing_name(request)} - {None}
             num_reserved += kv.num_pages_to_come(request)
-        if self._order.shares and len(queues.running) > num_running:
-            self._order.sort(queues.waiting)
+        queues.waiting.take_back()
+        if is_blocked:
+            queues.block()
 
     def _append(self, request: Request, result: RowOutput) -> Output:
         """Appends a sampled token, ends the request when it is its last, and returns the news."""

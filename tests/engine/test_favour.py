@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.favour import EXPECTED_S, FACTOR, MOST_STEPS, Favour
 from inferflux.engine.pace import Load, StepPace
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.step import StepPlan
+from inferflux.engine.tenants import TenantCounters
 from inferflux.sampling_params import SamplingParams
 from tests.support.workbench import Workbench
 
@@ -245,9 +248,18 @@ def test_a_place_passes_to_a_favoured_tenant_though_each_has_but_one() -> None:
     timed.bench.run()
 
 
+def tenants_of(counts: dict[str, int], served: dict[str, int] | None = None) -> TenantCounters:
+    tenants = TenantCounters()
+    for tenant in [name for name, num in counts.items() for _ in range(num)]:
+        tenants.enter(tenant)
+    for tenant, amount in (served or {}).items():
+        tenants.charge(tenant, amount)
+    return tenants
+
+
 def favoured(counts: dict[str, int], served: dict[str, int] | None = None, **config: int) -> set[str]:
     favour = Favour(SchedulerConfig(**config))
-    favour.look(counts, (served or dict.fromkeys(counts, 0)).__getitem__, 0.0)
+    favour.look(tenants_of(counts, served), 0.0)
     return set(favour.tenants)
 
 
@@ -260,6 +272,26 @@ def test_who_asks_for_less_than_its_share_beside_one_that_asks_for_more_is_favou
     assert favoured({"a": 9, **{str(n): 1 for n in range(8)}}, max_batch_size=8) == set(), "no place would be left"
     assert favoured({"a": 9, "b": 1}, {"a": 100, "b": 100 + 2048}) == {"b"}
     assert favoured({"a": 9, "b": 1}, {"a": 100, "b": 101 + 2048}) == set(), "it was served far more than the other"
+
+
+@given(
+    counts=st.dictionaries(st.sampled_from("abcdefghijkl"), st.integers(1, 4), max_size=12),
+    amounts=st.lists(st.integers(0, 9), min_size=12, max_size=12),
+    num_rows=st.integers(1, 6),
+    max_tokens=st.integers(1, 6),
+)
+def test_of_many_tenants_the_same_are_favoured_as_by_looking_at_each(
+    counts: dict[str, int], amounts: list[int], num_rows: int, max_tokens: int
+) -> None:
+    served = dict(zip(counts, amounts, strict=False))
+    rows = min(num_rows, max_tokens)
+    share = max(1.0, min(rows, sum(counts.values())) / max(1, len(counts)))
+    others = [served[name] for name, num in counts.items() if num > share]
+    fair = {
+        name for name, num in counts.items() if others and num <= share and served[name] <= min(others) + max_tokens
+    }
+    expected = fair if sum(counts[name] for name in fair) < rows else set()
+    assert favoured(counts, served, max_batch_size=num_rows, max_batch_tokens=max_tokens) == expected
 
 
 def test_under_another_policy_nobody_is_favoured() -> None:
@@ -289,7 +321,7 @@ def test_the_pace_is_learnt_and_kept() -> None:
 
 def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
     favour = Favour(SchedulerConfig())
-    favour.look({"a": 9, "b": 1}, lambda _tenant: 0, 0.0)
+    favour.look(tenants_of({"a": 9, "b": 1}), 0.0)
     one = Request(1, [1], SamplingParams(), 0, 9)
     for _ in range(20):
         favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)

@@ -1,0 +1,128 @@
+"""Waiting: the requests that wait, in the order in which they are to run.
+
+Where places are shared among tenants, each has a lane, in which nothing ever changes places, and who is next is the
+first of the lane whose tenant has been served least: a step costs by the requests it starts, not by those that wait.
+Under the other policies all stand in one lane. Decides nothing; one thread calls everything here.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from itertools import chain
+
+from inferflux.engine.ladder import Ladder
+from inferflux.engine.order import Order, Rank
+from inferflux.engine.request import Request
+
+# The one lane of policies by which places are not shared.
+_ALL = ""
+
+
+class Waiting:
+    """order: gives the ranks. Whoever is found to be the first is ranked by what its tenant had been served at the last
+    `sort` or `take_back`: so a tenant's requests that start one after another stay in the order in which they came.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._lanes: dict[str, list[Request]] = {}
+        self._ladder: Ladder[Rank] = Ladder(self._rank_of)
+        self._num = 0
+        self._aside: list[Request] = []
+        self._numbers: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __iter__(self) -> Iterator[Request]:
+        """Yields all, in no order to rely on."""
+        return chain.from_iterable(self._lanes.values())
+
+    @property
+    def first(self) -> Request:
+        """Who is next; somebody must be waiting."""
+        name = self._ladder.first()
+        assert name is not None, "nobody waits"
+        head = self._lanes[name][0]
+        if self._order.shares:
+            tier, number, turn = head.rank
+            head.rank = (tier, self._numbers.setdefault(name, number), turn)
+        return head
+
+    def add(self, request: Request) -> None:
+        """Takes in a request that has been ranked."""
+        name = self._lane_name(request)
+        insort(self._lanes.setdefault(name, []), request, key=self._order.place)
+        self._num += 1
+        self._ladder.put(name)
+
+    def remove(self, request: Request) -> None:
+        place, name = self._order.place, self._lane_name(request)
+        lane = self._lanes[name]
+        del lane[bisect_left(lane, place(request), key=place)]
+        self._num -= 1
+        if not lane:
+            del self._lanes[name]
+            self._ladder.remove(name)
+
+    def set_aside(self, request: Request) -> None:
+        """Leaves a request out until `take_back`, to see who comes after it."""
+        self.remove(request)
+        self._aside.append(request)
+
+    def take_back(self) -> None:
+        """Puts those that were set aside back where they were."""
+        while self._aside:
+            self.add(self._aside.pop())
+        self._numbers.clear()
+
+    def front(self, num: int) -> list[Request]:
+        """Returns the first `num` in order, or all when they are fewer."""
+        while len(self._aside) < num and self._num:
+            self.set_aside(self.first)
+        front = self._aside.copy()
+        self.take_back()
+        return front
+
+    def sort(self) -> None:
+        """Ranks all anew."""
+        self._numbers.clear()
+        if not self._order.shares and self._num:
+            self._order.sort(self._lanes[_ALL])
+
+    def favour(self, tenant: str) -> None:
+        """Notes that the tenant has become a favoured one."""
+        if tenant in self._lanes:
+            self._ladder.put(tenant)
+
+    def rearrange(self) -> None:
+        """Puts all in order by another policy."""
+        requests = list(self)
+        self._order.sort(requests)
+        self._lanes.clear()
+        self._ladder.clear()
+        self._numbers.clear()
+        self._num = 0
+        for request in requests:
+            self.add(request)
+
+    def check_integrity(self) -> None:
+        """Asserts that everybody stands where they belong."""
+        assert not self._aside
+        assert self._num == sum(map(len, self._lanes.values()))
+        assert all(self._lanes.values())
+        assert len(self._ladder) == len(self._lanes)
+        for name, lane in self._lanes.items():
+            assert lane == sorted(lane, key=self._order.place), "a lane is out of order"
+            assert all(self._lane_name(request) == name for request in lane)
+        if self._num:
+            first = min(self._lanes, key=self._rank_of)
+            assert self._ladder.first() == first, "somebody else is first"
+
+    def _lane_name(self, request: Request) -> str:
+        return request.tenant if self._order.shares else _ALL
+
+    def _rank_of(self, name: str) -> Rank:
+        head = self._lanes[name][0]
+        if self._order.shares:
+            self._order.rank(head)
+        return head.rank
