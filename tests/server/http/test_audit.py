@@ -11,6 +11,7 @@ from inferflux.server.audit import AuditError, AuditEvent, AuditLog
 from inferflux.server.audit import strangers as strangers_room
 from inferflux.server.audit.event import OmittedRequests
 from inferflux.server.audit.strangers import LINES_PER_MINUTE, LINES_PER_MINUTE_OF_ALL, Strangers
+from inferflux.server.audit.verify import verify
 from tests.support.http_server import KEY, MODEL, Site, running_server
 from tests.support.waiting import until
 
@@ -109,6 +110,7 @@ async def test_a_stranger_cannot_flood_the_log(tmp_path: Path) -> None:
     }  # fmt: skip
     omitted = lines(path, "omitted")
     assert sum(line["count"] for line in omitted) == 3 * num + 3 - (len(found) - len(known))
+    assert verify([path], None).findings == []
     for line in omitted:
         assert line["count"] == sum(line["statuses"].values())
         assert line["statuses"].keys() == {"401", "404", "405"}
