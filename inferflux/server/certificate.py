@@ -60,6 +60,8 @@ class ServedCertificate:
         stamp = await asyncio.to_thread(_stamp_of, self._tls)
         settled = asked or stamp == self._seen
         self._seen = stamp
+        if asked:
+            self._error = None  # whoever asks is told again
         if asked or (settled and stamp != self._served):
             await self._renew(stamp)
         return settled

@@ -119,6 +119,9 @@ async def test_a_broken_pair_is_told_once_and_the_good_one_stays(
     assert [error.endswith("the certificate in use stays") for error in errors] == [True, True]
     assert "is not the key of the certificate" in errors[0]
     assert "there is no such file" in errors[1]
+    caplog.clear()
+    await served.look(asked=True)
+    assert "there is no such file" in caplog.text, "whoever asks is told again"
     second = door.renew()
     await served.look()
     await served.look()
