@@ -83,6 +83,9 @@ class Executor:
         self._beat_interval_s = beat_interval_s(distributed.timeout_s)
         built = build_runner(model, runtime, self._channel, self._phase)
         self._runner, self.info, self.fingerprint, self._grammars, self._moves = built
+        self._expert_load = getattr(self._runner.decoder, "expert_load", None)
+        if self._expert_load is not None:
+            self._expert_load.zero_()  # nobody asked for what was computed to get ready
 
     @property
     def decoder(self) -> Any:
@@ -91,8 +94,7 @@ class Executor:
 
     def expert_tokens(self) -> list[int]:
         """Returns how many tokens each expert got so far, all layers together; waits for the device."""
-        load = getattr(self._runner.decoder, "expert_load", None)
-        return [] if load is None else load.tolist()
+        return [] if self._expert_load is None else self._expert_load.tolist()
 
     @property
     def runs_beside(self) -> bool:
