@@ -64,7 +64,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "runtime.kernels.moe": "Backend of the mixture of experts.",
         "runtime.kernels.quantized_moe": "Backend of the mixture of quantised experts.",
         "runtime.kernels.sampling": "Backend of sampling.",
-        "runtime.cuda_graphs": "Capture decode steps as CUDA graphs where that is possible.",
+        "runtime.cuda_graphs": "Record decode steps where possible: as CUDA graphs, on a CPU on tapes of native calls.",
         "runtime.speculative_decoding.enabled": "Draft tokens ahead and verify them in one step.",
         "runtime.speculative_decoding.draft_model": "Folder of the drafting model.",
         "runtime.speculative_decoding.method": "How tokens are drafted.",

@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 logger = logging.getLogger(__name__)
 
 # Of what the files mean: another one ignores them.
-VERSION: Final = 3
+VERSION: Final = 4
 # Numbers of rows that are measured; a product of more rows goes by the next larger one, or the last.
 BUCKETS: Final = (1, 4, 16, 64, 256)
 # A start may spend this long on measuring (five matrices of a 135M model take about as long); the next one goes on.
@@ -36,16 +36,24 @@ MARGIN: Final = 0.85
 # Each way takes two turns at least, and more of them while they are quick: a preempted turn must not count.
 MOST_TURNS: Final = 12
 TURNS_S: Final = 0.02
+# In a decode step, of at most so many rows, a call from Python costs this much more than here, where its code stays in
+# the caches (one core of a Zen 3 EPYC: 30 us for 5).
+DECODE_ROWS: Final = 64
+CALL_S: Final = 25e-6
 # Elements of a larger matrix that are measured: rows of it that fill this.
 SAMPLE_ELEMENTS: Final = 2**21
 
 
 class Method(NamedTuple):
-    """run(arranged, x, bias) -> x @ weight.T + bias, for at most max_rows rows (None: any number)."""
+    """run(arranged, x, bias) -> x @ weight.T + bias, for at most max_rows rows (None: any number).
+
+    on_tape: decode steps need no Python for it (see `native.tape`).
+    """
 
     name: str
     run: Callable[[Any, Tensor, Tensor | None], Tensor]
     max_rows: int | None = None
+    on_tape: bool = False
 
     def takes(self, num_rows: int) -> bool:
         return self.max_rows is None or num_rows <= self.max_rows
@@ -126,7 +134,7 @@ def cpu_table() -> CpuTable:
 def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype) -> Choice:
     """Times every method of every layout at every number of rows it takes, and chooses.
 
-    A layout is judged by the sum of the logarithms of its best methods' times.
+    A layout is judged by the sum of the logarithms of its best methods' times, with what Python adds to them in a step.
     """
     arranged = [layout.arrange(weight) for layout in layouts]
     methods: list[list[Method]] = [[] for _ in layouts]
@@ -136,6 +144,9 @@ def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype) -> Choic
             x = torch.randn(rows, weight.shape[1]).to(dtype)
             ways = [(i, m) for i, layout in enumerate(layouts) for m in layout.methods if m.takes(rows)]
             times = _time_in_turns([functools.partial(method.run, arranged[i], x, None) for i, method in ways])
+            times = [
+                t if m.on_tape or rows > DECODE_ROWS else t + CALL_S for (_, m), t in zip(ways, times, strict=True)
+            ]
             for i, layout in enumerate(layouts):
                 own = {method: seconds for (j, method), seconds in zip(ways, times, strict=True) if i == j}
                 best = _best(layout.defaults()[bucket], own)

@@ -103,11 +103,22 @@ def test_the_largest_sums_do_not_overflow(scheme: Scheme) -> None:
     torch.testing.assert_close(y.double(), expected.expand(5, -1), rtol=1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("true_library")
+def test_float32_weights_lie_in_panels_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Small ones too: one product that is not the native library's would keep a whole model off the tapes."""
+    monkeypatch.setattr(linear, "cpu_table", lambda: CpuTable(tmp_path / "table.json", budget_s=0))
+    for size in (LARGE, (8, 8)):
+        packed = linear.pack(torch.ones(size), None)
+        assert isinstance(packed.weight, panels.Panels)
+        assert all(method.on_tape for method in packed.methods)
+
+
 @pytest.mark.skipif(not cpu_features.has_onednn(), reason="torch without oneDNN")
-def test_large_float32_weights_are_repacked_by_default_and_small_ones_are_not(
+def test_without_the_library_large_float32_weights_are_repacked_by_default_and_small_ones_are_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     monkeypatch.setattr(linear, "cpu_table", lambda: CpuTable(tmp_path / "table.json", budget_s=0))
+    monkeypatch.setattr(products, "library", lambda: Library(reason="not here"))
     assert linear.pack(torch.ones(LARGE), None).weight.is_mkldnn
     assert not linear.pack(torch.ones(8, 8), None).weight.is_mkldnn
     assert not linear.pack(torch.ones(LARGE, dtype=torch.float64), None).weight.is_mkldnn

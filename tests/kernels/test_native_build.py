@@ -16,7 +16,7 @@ from inferflux.kernels.native.loading import Library
 from tests.support.waiting import wait_until
 
 OPENMP = build.openmp_library()
-FUNCTIONS = ("norm", "rope", "gate", "attention", "integers", "floats")
+FUNCTIONS = ("call", "replay")
 FakeCompiler = Callable[[str], None]
 
 pytestmark = pytest.mark.skipif(
@@ -57,7 +57,7 @@ def kept() -> list[str]:
     [
         (stub(""), "its proof failed: norm in float32, 1x576: error"),
         (stub("__builtin_trap();"), "its proof ended with SIGILL at norm in float32, 1x576"),
-        (stub("", FUNCTIONS[1:]), "undefined symbol: inferflux_norm"),
+        (stub("", FUNCTIONS[1:]), "undefined symbol: inferflux_call"),
     ],
     ids=["wrong", "crashes", "lacks a kernel"],
 )
@@ -71,7 +71,7 @@ def test_a_wrong_library_is_not_kept_but_the_reason_is(
     again: Library = loading.library.__wrapped__()
     assert reason in str(again.reason)
     assert "`inferflux kernels build` tries again" in str(again.reason)
-    assert again.norm is None
+    assert again.call is None
 
 
 def test_a_library_that_does_not_come_to_an_end_is_refused(

@@ -14,7 +14,7 @@ from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.linear import Linear
 from inferflux.engine.layers.mixture import Mixture
 from inferflux.engine.layers.mlp import GatedMlp
-from inferflux.engine.layers.rope import RopeTable
+from inferflux.engine.layers.rope import Angles, RopeTable
 from inferflux.engine.models.spec import ModelSpec
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
@@ -109,12 +109,24 @@ class Decoder:
         token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; indices int64 [S], which of the T tokens are wanted.
         Positions are below spec.max_model_len. Returns their hidden states behind the last norm, [S, hidden].
         """
-        step = Step(metadata, tuple(rope.gather(metadata.positions) for rope in self._ropes))
-        hidden, residual = self._embedding(token_ids), None
+        hidden, angles = self.embed(token_ids, metadata.positions)
+        hidden, residual = self.through_layers(hidden, kv_pool, Step(metadata, angles))
+        return self.last_norm(hidden.index_select(0, indices), residual.index_select(0, indices))
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Angles, ...]]:
+        """Returns what the layers start from: the tokens' embeddings [T, hidden], and their angles, see `Step`."""
+        return self._embedding(token_ids), tuple(rope.gather(positions) for rope in self._ropes)
+
+    def through_layers(self, hidden: Tensor, kv_pool: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """hidden [T, hidden], which is overwritten. Returns the stream behind the last layer, as two addends."""
+        residual = None
         for layer, kv_pages in zip(self.layers, kv_pool.unbind(1), strict=True):
             hidden, residual = layer(hidden, residual, kv_pages, step)
         assert residual is not None, "a model has at least one layer"
-        hidden, residual = hidden.index_select(0, indices), residual.index_select(0, indices)
+        return hidden, residual
+
+    def last_norm(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Overwrites residual. Returns the normalised stream [T, hidden]."""
         return self._kernels.add_norm(hidden, residual, self._final_norm, self.spec.norm_eps)[0]
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.runner.inputs import Batch
+from inferflux.engine.runner.static_inputs import StaticInputs, only_decodes, static_inputs
 from inferflux.errors import EngineDeadError, InferFluxError, ModelLoadError
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
@@ -64,11 +65,9 @@ class Decoded(NamedTuple):
 
 @dataclass(slots=True)
 class _Graph:
-    """One recording: the inputs it reads, all of which must live as long as it does, and the results it writes."""
+    """One recording: the inputs it reads, and the results it writes."""
 
-    token_ids: torch.Tensor
-    metadata: AttentionMetadata
-    indices: torch.Tensor
+    inputs: StaticInputs
     decoded: Decoded | None = None
     replay: Callable[[], None] | None = None
 
@@ -93,7 +92,7 @@ class DecodeGraphs:
         self._lengths = sorted(lengths)
         # One set of inputs for all: a recording of fewer rows reads the first ones.
         num_pages = -(-self._lengths[-1] // kv_pool.shape[3])
-        self._inputs = _make_inputs(self._sizes[-1], num_pages, kv_pool.device)
+        self._inputs = static_inputs(self._sizes[-1], num_pages, kv_pool.device)
         # Largest first, so that the others fit into the memory it took.
         self._graphs = {
             (size, length): self._record(size, length, record)
@@ -103,26 +102,24 @@ class DecodeGraphs:
 
     def run(self, batch: Batch) -> Decoded | None:
         """Runs a step that only decodes. None: it is of another kind, or larger than what was recorded."""
-        metadata = batch.metadata
-        num_rows = metadata.num_rows
-        is_decode = metadata.max_query_length == 1 and len(batch.sampled) == num_rows == len(batch.logit_indices)
+        num_rows = batch.metadata.num_rows
         size = next((size for size in self._sizes if size >= num_rows), None)
-        length = next((length for length in self._lengths if length >= metadata.max_kv_length), None)
-        if not is_decode or size is None or length is None:
+        length = next((length for length in self._lengths if length >= batch.metadata.max_kv_length), None)
+        if not only_decodes(batch) or size is None or length is None:
             return None
         graph = self._graphs[size, length]
-        _fill(graph, batch, size)
+        graph.inputs.fill(batch)
         assert graph.replay is not None
         assert graph.decoded is not None
         graph.replay()
         return Decoded(*(tensor[:num_rows] for tensor in graph.decoded))
 
     def _record(self, size: int, length: int, record: Record) -> _Graph:
-        inputs = self._inputs
-        graph = _Graph(inputs.token_ids[:size], _view(inputs.metadata, size, length), inputs.indices[:size])
+        inputs = self._inputs.first(size, length)
+        graph = _Graph(inputs)
 
         def step() -> None:
-            hidden = self._decoder.hidden_states(graph.token_ids, graph.metadata, self._kv_pool, graph.indices)
+            hidden = self._decoder.hidden_states(inputs.token_ids, inputs.metadata, self._kv_pool, inputs.indices)
             graph.decoded = Decoded(hidden, self._decoder.logits(hidden))
 
         graph.replay = record(step)
@@ -247,51 +244,3 @@ def _lengths_to(max_model_len: int) -> Iterator[int]:
         yield length
         length *= LENGTH_FACTOR
     yield max_model_len
-
-
-def _make_inputs(size: int, num_pages: int, device: torch.device) -> _Graph:
-    """A step of rows that hold one token each, in slot 0 of page 0."""
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    metadata = AttentionMetadata(
-        query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
-        kv_lengths=zeros(size, dtype=torch.int32).fill_(1),
-        page_table=zeros(size, num_pages, dtype=torch.int32),
-        slots=zeros(size),
-        positions=zeros(size),
-        query_lengths_host=(1,) * size,
-        kv_lengths_host=(1,) * size,
-    )
-    return _Graph(zeros(size), metadata, torch.arange(size, device=device))
-
-
-def _view(metadata: AttentionMetadata, size: int, length: int) -> AttentionMetadata:
-    """The first `size` rows; to whoever asks on the host, each is as long as the recording allows."""
-    return AttentionMetadata(
-        query_starts=metadata.query_starts[: size + 1],
-        kv_lengths=metadata.kv_lengths[:size],
-        page_table=metadata.page_table[:size],
-        slots=metadata.slots[:size],
-        positions=metadata.positions[:size],
-        query_lengths_host=(1,) * size,
-        kv_lengths_host=(length,) * size,
-    )
-
-
-def _fill(graph: _Graph, batch: Batch, size: int) -> None:
-    """Copies the batch in, its first row once more for every row that is missing."""
-    given, target = batch.metadata, graph.metadata
-    num_rows, num_pages = given.num_rows, given.page_table.shape[1]
-    pairs = [
-        (graph.token_ids, batch.token_ids),
-        (target.kv_lengths, given.kv_lengths),
-        (target.page_table[:, :num_pages], given.page_table),
-        (target.slots, given.slots),
-        (target.positions, given.positions),
-    ]
-    for fixed, values in pairs:
-        fixed[:num_rows].copy_(values)
-        if num_rows < size:
-            fixed[num_rows:].copy_(values[:1].expand(size - num_rows, *values.shape[1:]))

@@ -18,6 +18,7 @@ from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.isolation import Isolation
 from inferflux.engine.runner.outputs import start_collecting
 from inferflux.engine.runner.pooling import Pooler
+from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
 from inferflux.engine.sampling.logprobs import Scores, score
 from inferflux.engine.sampling.sampler import Sampler
 from inferflux.engine.sampling.state import SamplerTable
@@ -88,7 +89,7 @@ class Runner:
         self.decoder = decoder
         self._kernels = kernels
         self._kv_pool = kv_pool
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: DecodeGraphs | DecodeTapes | None = None
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
@@ -125,10 +126,15 @@ class Runner:
         self._table.forget(request_ids)
 
     def record_graphs(self, max_model_len: int, agree: Agree) -> None:
-        """Records decode steps as CUDA graphs, if every rank can. Writes slot 0 of page 0, which must be nobody's."""
-        self._graphs = record_decode_graphs(
-            self.decoder, self._kernels, self._kv_pool, len(self._newest), max_model_len, agree
-        )
+        """Records decode steps: on a GPU now, as CUDA graphs, if every rank can; on a CPU as they come, on tapes.
+
+        Writes slot 0 of page 0, which must be nobody's.
+        """
+        sizes = (len(self._newest), max_model_len)
+        if self._kv_pool.device.type == "cpu":
+            self._graphs = decode_tapes(self.decoder, self._kernels, self._kv_pool, *sizes)
+        else:
+            self._graphs = record_decode_graphs(self.decoder, self._kernels, self._kv_pool, *sizes, agree)
 
     def isolate_failures(self) -> None:
         """From now on a forward that fails is the failure of the rows to blame. On one rank: others would have gone

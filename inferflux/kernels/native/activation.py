@@ -2,7 +2,7 @@
 
 import torch
 
-from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.native.calls import GATE, TYPES, call
 from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.torch import activation as fallback
 
@@ -17,6 +17,5 @@ def activation(gate_up: Tensor, kind: ActivationKind) -> Tensor:
         return fallback.activation(gate_up, kind)
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, size))
-    pointers = (out.data_ptr(), gate_up.data_ptr())
-    library().gate(TYPES[gate_up.dtype], *pointers, rows, size, number, torch.get_num_threads())
+    call(GATE, TYPES[gate_up.dtype], (out, gate_up), rows, size, number, torch.get_num_threads())
     return out

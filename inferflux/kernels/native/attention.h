@@ -31,25 +31,30 @@ struct Part {
 // How many registers of sums a loop holds: of 16, some are for what is added.
 constexpr int SUMS = W == 16 ? 24 : 12;
 
-// Fetches what stands `ahead` elements on, a cache line at a time, while this is computed: asked for all at once, the next
-// chunk would be waited for.
-template <class T> static inline void prefetch(const T* p, long ahead, long column) {
-  if (column % (64 / sizeof(T)) == 0) __builtin_prefetch(p + ahead);
-}
+// What is read next, fetched in the order of its addresses, some of it with each piece of work: asked for all at once, it
+// would be waited for. 32 rows of 208 tokens, 9 heads of 64 over 3, float32, two cores of a Zen 3 EPYC: 750 us, 900 when
+// fetched in the order in which it is read, head by head.
+struct Ahead {
+  const char *next, *end;
+  inline void fetch(long bytes) {
+    const char* stop = end - next < bytes ? end : next + bytes;
+    for (; next < stop; next += 64) __builtin_prefetch(next);
+  }
+};
 
 // NT keys against GT query heads that share a key head, at once: a key is widened once for all of them, and enough sums
 // grow side by side that none waits for the one before. scores[g][n].
 template <class E, int GT, int NT>
-static inline void score_keys(const typename E::T* keys, long stride, long ahead, const float* query, long D,
+static inline void score_keys(const typename E::T* keys, long stride, Ahead& ahead, const float* query, long D,
                               float (*scores)[CHUNK], long first) {
   Floats acc[GT][NT] = {};
+  ahead.fetch(NT * D * sizeof(typename E::T));
   long d = 0;
   for (; d + W <= D; d += W) {
     Floats k[NT];
     for (int n = 0; n < NT; n++) {
       const typename E::T* key = keys + (first + n) * stride + d;
       k[n] = E::read(key);
-      prefetch(key, ahead, d);
     }
     for (int g = 0; g < GT; g++) {
       Floats q = load<Floats>(query + g * D + d);
@@ -67,7 +72,7 @@ static inline void score_keys(const typename E::T* keys, long stride, long ahead
 }
 
 template <class E, int GT>
-static inline int score_heads(const typename E::T* keys, long stride, long ahead, const float* query, long D, long count,
+static inline int score_heads(const typename E::T* keys, long stride, Ahead& ahead, const float* query, long D, long count,
                               float (*scores)[CHUNK]) {
   constexpr int NT = SUMS / GT < 4 ? 2 : 4;
   long n = 0;
@@ -78,17 +83,17 @@ static inline int score_heads(const typename E::T* keys, long stride, long ahead
 
 // DT registers' worth of each value, from column d on.
 template <class E, int GT, int DT>
-static inline void mix_columns(const typename E::T* values, long stride, long ahead, float* mixed, long D,
+static inline void mix_columns(const typename E::T* values, long stride, Ahead& ahead, float* mixed, long D,
                                long count, const float (*scores)[CHUNK], long d) {
   Floats acc[GT][DT];
   for (int g = 0; g < GT; g++)
     for (int i = 0; i < DT; i++) acc[g][i] = load<Floats>(mixed + g * D + d + i * W);
   for (long n = 0; n < count; n++) {
+    ahead.fetch(DT * W * sizeof(typename E::T));
     Floats v[DT];
     for (int i = 0; i < DT; i++) {
       const typename E::T* value = values + n * stride + d + i * W;
       v[i] = E::read(value);
-      prefetch(value, ahead, d + i * W);
     }
     for (int g = 0; g < GT; g++) {
       Floats weight = splat(scores[g][n]);
@@ -100,7 +105,7 @@ static inline void mix_columns(const typename E::T* values, long stride, long ah
 }
 
 template <class E, int GT>
-static inline int mix_heads(const typename E::T* values, long stride, long ahead, float* mixed, long D, long count,
+static inline int mix_heads(const typename E::T* values, long stride, Ahead& ahead, float* mixed, long D, long count,
                             const float (*scores)[CHUNK]) {
   constexpr int DT = SUMS / GT < 4 ? 2 : 4;
   long d = 0;
@@ -114,7 +119,7 @@ static inline int mix_heads(const typename E::T* values, long stride, long ahead
 
 // Both return how many of the `left` heads they did.
 template <class E>
-static inline int score(const typename E::T* keys, long stride, long ahead, const float* query, long D, long count,
+static inline int score(const typename E::T* keys, long stride, Ahead& ahead, const float* query, long D, long count,
                         float (*scores)[CHUNK], long left) {
   switch (left) {
     case 1: return score_heads<E, 1>(keys, stride, ahead, query, D, count, scores);
@@ -125,7 +130,7 @@ static inline int score(const typename E::T* keys, long stride, long ahead, cons
 }
 
 template <class E>
-static inline int mix(const typename E::T* values, long stride, long ahead, float* mixed, long D, long count,
+static inline int mix(const typename E::T* values, long stride, Ahead& ahead, float* mixed, long D, long count,
                       const float (*scores)[CHUNK], long left) {
   switch (left) {
     case 1: return mix_heads<E, 1>(values, stride, ahead, mixed, D, count, scores);
@@ -181,11 +186,12 @@ static void attend(const AttentionCall& c, const Part& part, float* state) {
     const T* keys = (const T*)c.pages + pages[start / N] * c.page_stride + (start % N) * c.token_stride;
     const T* values = keys + c.part_stride;
     // Pages lie anywhere, so the processor cannot guess the next one.
-    const long after = stop < part.last ? stop : start;
-    const long ahead = (const T*)c.pages + pages[after / N] * c.page_stride + (after % N) * c.token_stride - keys;
+    const long after = stop < part.last ? stop : start, bytes = count * c.token_stride * sizeof(T);
+    const char* next = (const char*)((const T*)c.pages + pages[after / N] * c.page_stride + after % N * c.token_stride);
+    Ahead ahead_values{(const char*)values, (const char*)values + bytes}, ahead_keys{next, next + bytes};
     for (long h = 0; h < H;) {
       long left = G - h % G;
-      h += score<E>(keys + h / G * D, c.token_stride, ahead, query.data() + h * D, D, count, scores + h, left);
+      h += score<E>(keys + h / G * D, c.token_stride, ahead_values, query.data() + h * D, D, count, scores + h, left);
     }
     for (long h = 0; h < H; h++) {
       if (c.soft_cap > 0)
@@ -197,7 +203,7 @@ static void attend(const AttentionCall& c, const Part& part, float* state) {
     }
     for (long h = 0; h < H;) {
       long left = G - h % G;
-      h += mix<E>(values + h / G * D, c.token_stride, ahead, mixed + h * D, D, count, scores + h, left);
+      h += mix<E>(values + h / G * D, c.token_stride, ahead_keys, mixed + h * D, D, count, scores + h, left);
     }
   }
 }

@@ -1,17 +1,14 @@
 """Paged attention straight from the pages; narrow pages and odd shapes go to the torch backend."""
 
 import itertools
-import struct
 
 import torch
 
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.native.calls import ATTENTION, TYPES, call
 from inferflux.kernels.torch import attention as fallback
 
 Tensor = torch.Tensor
-# AttentionCall of attention.h.
-_CALL = struct.Struct("17q2fi4x")
 MAX_HEAD_DIM = 256
 MAX_GROUP = 16
 
@@ -35,9 +32,10 @@ def attention(
     rows = _rows(metadata)
     if len(rows):
         table = metadata.page_table
-        pointers = (output, query, kv_pages, table, metadata.kv_lengths, rows)
-        call = _CALL.pack(
-            *(tensor.data_ptr() for tensor in pointers),
+        call(
+            ATTENTION,
+            TYPES[query.dtype],
+            (output, query, kv_pages, table, metadata.kv_lengths, rows),
             query.stride(0),
             *strides[:3],
             table.stride(0),
@@ -51,7 +49,6 @@ def attention(
             soft_cap or 0.0,
             torch.get_num_threads(),
         )
-        library().attention(TYPES[query.dtype], call)
     return output
 
 

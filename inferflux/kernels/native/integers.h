@@ -5,7 +5,6 @@
 // outputs, two columns of an output side by side, because the processor multiplies pairs and adds them to 32 bits.
 #pragma once
 #include <cmath>
-#include <memory>
 
 #include "matmul.h"
 
@@ -58,17 +57,10 @@ struct Packed4 {  // pair 0 in the low halves of the bytes, 1 in the high ones
   }
 };
 
-struct IntegersCall {
-  const uint8_t* weight;       // [panels, columns / 4, K::BYTES]
-  const float *scales, *bias;  // 8 bits: [panels, PANEL]; 4 bits: [panels, groups, PANEL]. [outputs] or null
-  const float* x;              // [rows, inputs]
-  float* y;                    // [rows, outputs]
-  int64_t rows, outputs, inputs;
-  int32_t threads;
-
-  long columns() const { return (inputs + INT4_GROUP - 1) / INT4_GROUP * INT4_GROUP; }
-  long blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
-};
+// Of a ProductCall with integers for weights, uint8 [panels, columns / 4, K::BYTES], and scales [panels, PANEL] (8 bits) or
+// [panels, groups, PANEL] (4 bits).
+static inline long columns_of(const ProductCall& c) { return (c.inputs + INT4_GROUP - 1) / INT4_GROUP * INT4_GROUP; }
+static inline long blocks_of(const ProductCall& c) { return (c.inputs + BLOCK - 1) / BLOCK; }
 
 // Returns the largest size among x[0..count); not a number if any is not one, or infinite.
 static inline float largest_of(const float* x, long count) {
@@ -129,12 +121,12 @@ static inline void sum_tile(const uint8_t* panel, const float* scales, const int
 }
 
 template <class K, int ROWS>
-static void store_tile(const IntegersCall& c, long p, long row, const int16_t* x, const float* x_scales) {
-  const long columns = c.columns(), first = p * PANEL, groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1;
+static void store_tile(const ProductCall& c, long p, long row, const int16_t* x, const float* x_scales) {
+  const long columns = columns_of(c), first = p * PANEL, groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1;
   const float* scales = c.scales + p * groups * PANEL;
   Floats sums[ROWS][VECTORS] = {};
-  sum_tile<K, ROWS>(c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns, x_scales + row * c.blocks(), columns,
-                    c.blocks(), sums);
+  sum_tile<K, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns, x_scales + row * blocks_of(c), columns,
+                    blocks_of(c), sums);
   const long count = c.outputs - first < PANEL ? c.outputs - first : PANEL;
   for (int m = 0; m < ROWS; m++) {
     float out[PANEL];
@@ -147,7 +139,7 @@ static void store_tile(const IntegersCall& c, long p, long row, const int16_t* x
 
 // The last rows, fewer than a tile's.
 template <class K, int ROWS>
-static void store_rest(const IntegersCall& c, long p, long row, long count, const int16_t* x, const float* x_scales) {
+static void store_rest(const ProductCall& c, long p, long row, long count, const int16_t* x, const float* x_scales) {
   if (count == ROWS)
     store_tile<K, ROWS>(c, p, row, x, x_scales);
   else if constexpr (ROWS > 1)
@@ -155,16 +147,16 @@ static void store_rest(const IntegersCall& c, long p, long row, long count, cons
 }
 
 template <class K>
-static void multiply_integers(const IntegersCall& c) {
-  const long columns = c.columns(), panels = (c.outputs + PANEL - 1) / PANEL;
+static void multiply_integers(const ProductCall& c) {
+  const long columns = columns_of(c), panels = (c.outputs + PANEL - 1) / PANEL;
   const long near = L2_BYTES / (2 * columns) / TILE * TILE, most = near < TILE ? TILE : near;
   std::unique_ptr<int16_t[]> x(new int16_t[c.rows * columns]);
-  std::unique_ptr<float[]> x_scales(new float[c.rows * c.blocks()]);
+  std::unique_ptr<float[]> x_scales(new float[c.rows * blocks_of(c)]);
 #pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 40000)
   {
 #pragma omp for schedule(static)
     for (long m = 0; m < c.rows; m++)
-      round_row(c.x + m * c.inputs, c.inputs, columns, x.get() + m * columns, x_scales.get() + m * c.blocks());
+      round_row(c.x + m * c.inputs, c.inputs, columns, x.get() + m * columns, x_scales.get() + m * blocks_of(c));
     for (long first = 0; first < c.rows; first += most) {
       const long last = first + most < c.rows ? first + most : c.rows;
 #pragma omp for schedule(static) nowait

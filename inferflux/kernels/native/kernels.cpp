@@ -1,21 +1,31 @@
-// The library's doors: plain C functions over raw memory, called through ctypes. See `loading.py`.
+// The library's doors: plain C functions over raw memory, called through ctypes, one by one or many at once. See
+// `calls.py`, whose order of functions is that of FUNCTIONS here.
 // Element types are named by a number: 0 float32, 1 bfloat16; weights also 2 int8, 3 fp8 (e4m3), 4 int4.
 #include "attention.h"
 #include "integers.h"
 #include "matmul.h"
 #include "prefill.h"
 
+struct NormCall {
+  void* out;           // [rows, size]
+  const void* x;       // rows of one token lie together, token_stride elements from token to token
+  void* residual;      // [rows, size], x is added to it first, in place; null: none
+  const void* weight;  // [heads, size]: one for each row of a token
+  int64_t rows, heads, size, token_stride;
+  float eps;
+  int32_t threads;
+};
+
 template <class E>
-static void norm_rows(void* out_, const void* x_, void* residual_, const void* weight_, long rows, long F, float eps,
-                      int threads) {
+static void norm_rows(const NormCall& c) {
   typedef typename E::T T;
-  T *out = (T*)out_, *residual = (T*)residual_;
-  const T *x = (const T*)x_, *weight = (const T*)weight_;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * F > 32768)
-  for (long r = 0; r < rows; r++) {
-    const T* from = x + r * F;
-    if (residual) {
-      T* sums = residual + r * F;
+  const long F = c.size;
+#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.rows * F > 32768)
+  for (long r = 0; r < c.rows; r++) {
+    const T* from = (const T*)c.x + r / c.heads * c.token_stride + r % c.heads * F;
+    const T* weight = (const T*)c.weight + r % c.heads * F;
+    if (c.residual) {
+      T* sums = (T*)c.residual + r * F;
       long i = 0;
       for (; i + W <= F; i += W) E::write(sums + i, E::read(sums + i) + E::read(from + i));
       for (; i < F; i++) E::write1(sums + i, E::read1(sums + i) + E::read1(from + i));
@@ -29,8 +39,8 @@ static void norm_rows(void* out_, const void* x_, void* residual_, const void* w
       squares += v * v;
     }
     for (; i < F; i++) square += E::read1(from + i) * E::read1(from + i);
-    float factor = 1.0f / sqrtf((square + sum(squares)) / F + eps);
-    T* to = out + r * F;
+    float factor = 1.0f / sqrtf((square + sum(squares)) / F + c.eps);
+    T* to = (T*)c.out + r * F;
     for (i = 0; i + W <= F; i += W) E::write(to + i, E::read(from + i) * factor * E::read(weight + i));
     for (; i < F; i++) E::write1(to + i, E::read1(from + i) * factor * E::read1(weight + i));
   }
@@ -81,13 +91,21 @@ static void rope_tokens(const RopeCall& c) {
   }
 }
 
+struct GateCall {
+  void* out;       // [rows, size]
+  const void* in;  // [rows, 2, size]: gate and up
+  int64_t rows, size;
+  int32_t kind, threads;  // kind 0: SiLU, 1: GELU by tanh
+};
+
 template <class E>
-static void gate_rows(void* out_, const void* in_, long rows, long I, int kind, int threads) {
+static void gate_rows(const GateCall& c) {
   typedef typename E::T T;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * I > 16384)
-  for (long r = 0; r < rows; r++) {
-    const T *gate = (const T*)in_ + r * 2 * I, *up = gate + I;
-    T* out = (T*)out_ + r * I;
+  const long I = c.size;
+#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.rows * I > 16384)
+  for (long r = 0; r < c.rows; r++) {
+    const T *gate = (const T*)c.in + r * 2 * I, *up = gate + I;
+    T* out = (T*)c.out + r * I;
     for (long i = 0; i < I; i += W) {
       long count = I - i < W ? I - i : W;
       T last[2 * W] = {};
@@ -97,7 +115,7 @@ static void gate_rows(void* out_, const void* in_, long rows, long I, int kind, 
       }
       Floats g = E::read(count < W ? last : gate + i), u = E::read(count < W ? last + W : up + i);
       Floats inner = g * 0.7978845608f * (1.0f + 0.044715f * g * g);
-      Floats half = kind ? 0.5f * g * (1.0f + tanh(inner)) : g / (1.0f + exp(g < -87.0f ? splat(87.0f) : -g));
+      Floats half = c.kind ? 0.5f * g * (1.0f + tanh(inner)) : g / (1.0f + exp(g < -87.0f ? splat(87.0f) : -g));
       T result[W];
       E::write(count < W ? result : out + i, half * u);
       if (count < W) memcpy(out + i, result, count * sizeof(T));
@@ -105,31 +123,65 @@ static void gate_rows(void* out_, const void* in_, long rows, long I, int kind, 
   }
 }
 
+struct CopyCall {
+  void* to;          // rows of to_stride bytes
+  const void* from;  // of from_stride bytes
+  int64_t rows, bytes, to_stride, from_stride;
+};
+
+template <class Call, void (*FLOAT)(const Call&), void (*BFLOAT)(const Call&)>
+static void by_type(int type, const void* call) {
+  (type ? BFLOAT : FLOAT)(*(const Call*)call);
+}
+
+static void attend_all(int type, const void* call) {
+  const AttentionCall& c = *(const AttentionCall*)call;
+  (type ? decode<BF16> : decode<F32>)(c);
+  (type ? prefill<BF16> : prefill<F32>)(c);
+}
+
+static void multiply(int type, const void* call) {
+  static void (*const by_weight[])(const ProductCall&) = {multiply_floats<F32>, multiply_floats<BF16>,
+                                                          multiply_integers<Packed8>, multiply_floats<F8>,
+                                                          multiply_integers<Packed4>};
+  const ProductCall& c = *(const ProductCall*)call;
+  if (c.type)
+    multiply_widened(c, by_weight[type]);
+  else
+    by_weight[type](c);
+}
+
+static void copy_rows(int, const void* call) {
+  const CopyCall& c = *(const CopyCall*)call;
+  for (long r = 0; r < c.rows; r++) memcpy((char*)c.to + r * c.to_stride, (const char*)c.from + r * c.from_stride, c.bytes);
+}
+
+typedef void (*Function)(int type, const void* call);
+static const Function FUNCTIONS[] = {by_type<NormCall, norm_rows<F32>, norm_rows<BF16>>,
+                                     by_type<RopeCall, rope_tokens<F32>, rope_tokens<BF16>>,
+                                     by_type<GateCall, gate_rows<F32>, gate_rows<BF16>>,
+                                     attend_all,
+                                     multiply,
+                                     copy_rows};
+
+// A call on a tape: the words of its struct; those whose bits are set in `relative` count from the arena's start.
+struct Entry {
+  int32_t function, type;
+  uint64_t relative;
+  int64_t words[20];
+};
+static_assert(sizeof(AttentionCall) <= sizeof(Entry::words), "an entry holds any call");
+
 extern "C" {
 
-void inferflux_norm(int type, void* out, const void* x, void* residual, const void* weight, long rows, long F,
-                    float eps, int threads) {
-  (type ? norm_rows<BF16> : norm_rows<F32>)(out, x, residual, weight, rows, F, eps, threads);
-}
+void inferflux_call(int function, int type, const void* call) { FUNCTIONS[function](type, call); }
 
-void inferflux_rope(int type, const RopeCall* call) { (type ? rope_tokens<BF16> : rope_tokens<F32>)(*call); }
-
-void inferflux_gate(int type, void* out, const void* in, long rows, long I, int kind, int threads) {
-  (type ? gate_rows<BF16> : gate_rows<F32>)(out, in, rows, I, kind, threads);
-}
-
-void inferflux_attention(int type, const AttentionCall* call) {
-  (type ? decode<BF16> : decode<F32>)(*call);
-  (type ? prefill<BF16> : prefill<F32>)(*call);
-}
-
-// int8 and int4.
-void inferflux_integers(int kind, const IntegersCall* call) {
-  (kind == 4 ? multiply_integers<Packed4> : multiply_integers<Packed8>)(*call);
-}
-
-// float32, bfloat16 and fp8.
-void inferflux_floats(int kind, const FloatsCall* call) {
-  (kind == 0 ? multiply_floats<F32> : kind == 1 ? multiply_floats<BF16> : multiply_floats<F8>)(*call);
+void inferflux_replay(const Entry* entries, long count, char* arena) {
+  for (const Entry* e = entries; e < entries + count; e++) {
+    int64_t words[20];
+    memcpy(words, e->words, sizeof words);
+    for (uint64_t bits = e->relative; bits; bits &= bits - 1) words[__builtin_ctzll(bits)] += (int64_t)arena;
+    FUNCTIONS[e->function](e->type, words);
+  }
 }
 }

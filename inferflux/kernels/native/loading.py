@@ -1,4 +1,4 @@
-"""The native library as the ops see it: functions over raw addresses, or the reason why there are none here.
+"""The native library: its doors, functions over raw addresses, or the reason why there are none here.
 
 A library that is not built yet is built in the background and serves from the next start on; `inferflux kernels build`
 does it ahead. Where some came with the package (`portable`), the best of them serves instead. A start never waits for a
@@ -7,38 +7,22 @@ compiler. One that was built and found wrong is not tried again, but by that com
 
 import ctypes
 import functools
-from ctypes import c_char_p, c_float, c_int, c_long, c_void_p
+from ctypes import c_char_p, c_int, c_long, c_void_p
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-import torch
 
 from inferflux.kernels.native.background import start_build
 from inferflux.kernels.native.build import build, compiler, library_path, openmp_library, refusal
 from inferflux.kernels.native.portable import portable_library
 
-# Element types by the numbers that the C functions take.
-TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3, torch.uint8: 4}
-
-_SIGNATURES: Final = {
-    "norm": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_float, c_int),
-    "rope": (c_int, c_char_p),
-    "gate": (c_int, c_void_p, c_void_p, c_long, c_long, c_int, c_int),
-    "attention": (c_int, c_char_p),
-    "integers": (c_int, c_char_p),
-    "floats": (c_int, c_char_p),
-}
+_SIGNATURES: Final = {"call": (c_int, c_int, c_char_p), "replay": (c_char_p, c_long, c_void_p)}
 
 
 class Library(NamedTuple):
-    """The functions; all None, with a reason, where the library cannot be used."""
+    """The functions that `calls` and `tape` use; None, with a reason, where the library cannot be used."""
 
-    norm: Any = None
-    rope: Any = None
-    gate: Any = None
-    attention: Any = None
-    integers: Any = None
-    floats: Any = None
+    call: Any = None
+    replay: Any = None
     reason: str | None = None
 
 

@@ -1,17 +1,15 @@
 """Products of the native library: the layouts that matmul.h (floats) and integers.h (int8, int4) want, and the call."""
 
-import struct
 from typing import Final, NamedTuple
 
 import torch
 from torch.nn import functional
 
-from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.native.calls import PRODUCT, TYPES, call
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 
 Tensor = torch.Tensor
-# FloatsCall and PANEL of matmul.h, IntegersCall of integers.h.
-_CALL = struct.Struct("8qi4x")
+# As in matmul.h.
 PANEL: Final = 16
 INTEGERS: Final = ("int8", "int4")
 
@@ -65,20 +63,12 @@ def _panels(matrix: Tensor, together: int) -> Tensor:
 def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:
     """x [T, in] -> [T, out], in x's dtype, summed in float32; integers: x is rounded to 16 bits, each row's every 512
     columns to their own scale."""
-    rows = x.float().contiguous()
-    y = torch.empty((x.shape[0], panels.num_outputs), dtype=torch.float32)
-    wide_bias = None if bias is None else bias.float()
-    call = _CALL.pack(
-        panels.values.data_ptr(),
-        0 if panels.scales is None else panels.scales.data_ptr(),
-        0 if wide_bias is None else wide_bias.data_ptr(),
-        rows.data_ptr(),
-        y.data_ptr(),
-        *x.shape[:1],
-        panels.num_outputs,
-        x.shape[1],
-        torch.get_num_threads(),
-    )
-    function = library().integers if panels.values.dim() == 4 else library().floats
-    function(TYPES[panels.values.dtype], call)
+    dtype = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else torch.float32
+    rows = x.to(dtype).contiguous()
+    if bias is not None:
+        bias = bias.to(dtype)
+    y = torch.empty((x.shape[0], panels.num_outputs), dtype=dtype)
+    sizes = (x.shape[0], panels.num_outputs, x.shape[1])
+    tensors = (panels.values, panels.scales, bias, rows, y)
+    call(PRODUCT, TYPES[panels.values.dtype], tensors, *sizes, TYPES[dtype], torch.get_num_threads())
     return y.to(x.dtype)

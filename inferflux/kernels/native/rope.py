@@ -1,15 +1,11 @@
 """Rotary embedding in place and the write of keys and values into their pages, in one pass over each token."""
 
-import struct
-
 import torch
 
-from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.native.calls import ROPE, TYPES, call
 from inferflux.kernels.torch import rope as fallback
 
 Tensor = torch.Tensor
-# RopeCall of kernels.cpp.
-_CALL = struct.Struct("16qi4x")
 
 
 def rope(
@@ -21,12 +17,10 @@ def rope(
     is_plain = kv_pages.dtype == qkv.dtype and strides[4] == 1 and strides[3] == head_dim
     if not is_plain or (cos is not None and cos.dtype != qkv.dtype):
         return fallback.rope(qkv, cos, sin, kv_pages, slots, num_heads=num_heads)
-    angles = (0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr())
-    call = _CALL.pack(
-        qkv.data_ptr(),
-        *angles,
-        kv_pages.data_ptr(),
-        slots.data_ptr(),
+    call(
+        ROPE,
+        TYPES[qkv.dtype],
+        (qkv, cos, sin, kv_pages, slots),
         qkv.stride(0),
         0 if cos is None else cos.stride(0),
         *strides[:3],
@@ -38,5 +32,4 @@ def rope(
         kv_pages.shape[2],
         torch.get_num_threads(),
     )
-    library().rope(TYPES[qkv.dtype], call)
     return qkv[:, :num_heads]

@@ -30,6 +30,19 @@ static inline Ints widen(const uint16_t* p) { return (Ints)_mm256_cvtepu16_epi32
 static inline Ints widen(const uint8_t* p) { return __builtin_convertvector(load<UBytes>(p), Ints); }
 static inline Ints widen(const uint16_t* p) { return __builtin_convertvector(load<Halves>(p), Ints); }
 #endif
+// The low halves of 32-bit integers, to memory.
+#if defined(__AVX512F__)
+static inline void narrow(uint16_t* p, Ints v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v)); }
+#elif defined(__AVX2__)
+static inline void narrow(uint16_t* p, Ints v) {
+  __m256i low = (__m256i)(v & 0xffff);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
+}
+#else
+static inline void narrow(uint16_t* p, Ints v) {
+  for (int i = 0; i < W; i++) p[i] = (uint16_t)v[i];
+}
+#endif
 static inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
 static inline Floats splat(float x) { return x - Floats{}; }  // x + 0 would be an addition: -0 + 0 is 0
 // Has the compiler hold a value in a register here. GCC 12 else reads a factor from memory at each use, and puts sums aside
@@ -115,10 +128,11 @@ struct BF16 {
     memcpy(&f, &u, 4);
     return f;
   }
-  static inline void write(T* p, Floats v) {
-    for (int i = 0; i < W; i++) write1(p + i, v[i]);
-  }
   // Rounds to nearest, ties to even; NaN stays NaN.
+  static inline void write(T* p, Floats v) {
+    Ints u = bits(v), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    narrow(p, v != v ? Ints{} + 0x7fc0 : rounded);
+  }
   static inline void write1(T* p, float x) {
     uint32_t u;
     memcpy(&u, &x, 4);
@@ -139,3 +153,15 @@ struct F8 {
     return f * 0x1p120f;
   }
 };
+
+// to[i] = from[i], in another type.
+template <class FROM, class TO> static void convert(void* to_, const void* from_, long count, int threads) {
+  typedef typename FROM::T From;
+  typedef typename TO::T To;
+  const From* from = (const From*)from_;
+  To* to = (To*)to_;
+  const long whole = count / W * W;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > 32768)
+  for (long i = 0; i < whole; i += W) TO::write(to + i, FROM::read(from + i));
+  for (long i = whole; i < count; i++) TO::write1(to + i, FROM::read1(from + i));
+}

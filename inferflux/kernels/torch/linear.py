@@ -32,8 +32,8 @@ def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
         return PackedWeight((_ELSEWHERE,) * len(BUCKETS), weight, bias)
     layouts = float_layouts(weight.dtype)
     if weight.numel() < MIN_PACKED_ELEMENTS:
-        plain = next((layout for layout in layouts if layout.name == "plain"), layouts[0])
-        return PackedWeight(plain.defaults(), plain.arrange(weight), bias)
+        light = next(layout for layout in layouts if layout.name != "onednn")
+        return PackedWeight(light.defaults(), light.arrange(weight), bias)
     num_outputs, num_inputs = weight.shape
     choice = cpu_table().choose(
         f"{str(weight.dtype).removeprefix('torch.')} {num_outputs}x{num_inputs}",

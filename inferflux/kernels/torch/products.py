@@ -14,7 +14,8 @@ from torch.nn import functional
 from inferflux.kernels import cpu_features
 from inferflux.kernels.cpu_table import Layout, Method
 from inferflux.kernels.native import panels
-from inferflux.kernels.native.loading import TYPES, library
+from inferflux.kernels.native.calls import TYPES
+from inferflux.kernels.native.loading import library
 
 Tensor = torch.Tensor
 
@@ -42,7 +43,8 @@ def float_layouts(dtype: torch.dtype) -> tuple[Layout, ...]:
     widened = () if dtype == torch.float32 else (WIDENED,)
     plain = Layout("plain", _contiguous, (LINEAR, *widened))
     onednn = (Layout("onednn", _reorder, (ONEDNN,)),) if cpu_features.has_onednn() else ()
-    return (*onednn, plain, *native)
+    # In float32 panels are as fast as oneDNN by themselves, and need no Python in decode steps.
+    return (*native, *onednn, plain) if dtype == torch.float32 else (*onednn, plain, *native)
 
 
 def multiply_blocks(
@@ -91,6 +93,6 @@ def _widened(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
 
 ONEDNN = Method("onednn", _onednn)
 LINEAR = Method("linear", _linear)
-PANELS = Layout("panels", panels.arrange_floats, (Method("panels", panels.multiply),))
+PANELS = Layout("panels", panels.arrange_floats, (Method("panels", panels.multiply, on_tape=True),))
 VECTORS = Method("vectors", _vectors, MAX_VECTOR_ROWS)
 WIDENED = Method("widened", _widened)

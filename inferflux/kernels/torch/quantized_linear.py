@@ -76,7 +76,7 @@ def quantized_layouts(scheme: str) -> tuple[Layout, ...]:
     if library().reason is not None:
         values = Layout("values", lambda weight: weight, (Method("widened", _widened),))
         return (values, onednn8) if scheme == "int8" and cpu_features.has_onednn() else (values,)
-    packed = Layout("panels", panels.arrange, (Method("panels", panels.multiply),))
+    packed = Layout("panels", panels.arrange, (Method("panels", panels.multiply, on_tape=True),))
     # Where oneDNN lacks the instructions, panels beat it at any number of rows (GOP/s of [3072, 576]: 45 to 5 at 1 row,
     # 97 to 63 at 128; one core of a Zen 3 EPYC).
     return (packed, onednn8) if scheme == "int8" and cpu_features.multiplies_bytes() else (packed,)

@@ -1,0 +1,57 @@
+"""Calls into the native library: each function with the layout of its struct, and whoever listens to what is called.
+
+A struct begins with the addresses of the call's tensors and ends with its numbers, so that a listener (`tape`) can move
+the tensors and make the call again without Python.
+"""
+
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+import torch
+
+from inferflux.kernels.native.loading import library
+
+Tensor = torch.Tensor
+# Element types by the numbers that the C functions take; of packed int4 the bytes.
+TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3, torch.uint8: 4}
+
+
+class Function(NamedTuple):
+    """number: its place in FUNCTIONS of kernels.cpp. layout: its struct there."""
+
+    number: int
+    layout: struct.Struct
+
+
+NORM: Final = Function(0, struct.Struct("8qfi"))
+ROPE: Final = Function(1, struct.Struct("16qi4x"))
+GATE: Final = Function(2, struct.Struct("4q2i"))
+ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"))
+PRODUCT: Final = Function(4, struct.Struct("8q2i"))
+COPY: Final = Function(5, struct.Struct("6q"))
+
+
+class Listener(Protocol):
+    def note(self, function: Function, kind: int, tensors: Sequence[Tensor | None], packed: bytes) -> None:
+        """Something was called."""
+        ...
+
+
+class _Listening(threading.local):
+    """To the calls of this thread."""
+
+    listener: Listener | None = None
+
+
+listening: Final = _Listening()
+
+
+def call(function: Function, kind: int, tensors: Sequence[Tensor | None], *numbers: float) -> None:
+    """Calls `function` for elements of `kind` with the tensors' addresses (None: null), then the numbers."""
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    packed = function.layout.pack(*addresses, *numbers)
+    library().call(function.number, kind, packed)
+    if listening.listener is not None:
+        listening.listener.note(function, kind, tensors, packed)

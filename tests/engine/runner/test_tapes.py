@@ -1,0 +1,153 @@
+"""Decode tapes: the very tokens that are computed op by op, and nothing that somebody replaced goes uncalled."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.engine import Engine
+from inferflux.engine.runner import runner as runner_module
+from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
+from inferflux.sampling_params import SamplingParams
+from tests.support.engines import Result, run_requests, start_engine
+from tests.support.models import FAMILIES, TinyModel
+
+PROMPTS = [[5, 6, 7], [9] * 20, [11, 12], list(range(30, 70))]
+PARAMS = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, logprobs=1)
+# Their mixtures are torch's.
+WITHOUT = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+DENSE = [name for name in FAMILIES if name not in WITHOUT]
+
+
+@pytest.fixture(autouse=True)
+def built(true_library: Path) -> None:
+    assert true_library.exists()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[DecodeTapes | None]:
+    """What engines got when they were started."""
+    tapes: list[DecodeTapes | None] = []
+
+    def spy(*arguments) -> DecodeTapes | None:
+        tapes.append(decode_tapes(*arguments))
+        return tapes[-1]
+
+    monkeypatch.setattr(runner_module, "decode_tapes", spy)
+    return tapes
+
+
+def answers(engine: Engine) -> list[Result]:
+    """Requests of several lengths, so that steps of four, three, two and one row occur."""
+    first = run_requests(engine, PROMPTS, PARAMS)
+    return first + [run_requests(engine, [prompt], PARAMS, first_id=10 + prompt[0])[0] for prompt in PROMPTS[:2]]
+
+
+def on_tape(tapes: list[DecodeTapes | None]) -> list[int]:
+    """Rows of the steps that are on tape."""
+    (only,) = tapes
+    assert only is not None
+    assert only._refusal is None
+    return sorted(only._recorded)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_every_dense_family_says_on_tape_what_it_says_without(
+    name: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    folder = tiny_model(name).folder
+    plain = answers(start_engine(folder, cuda_graphs="off"))
+    assert made == []
+    assert answers(start_engine(folder)) == plain
+    assert on_tape(made) == [1, 4]
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_mixture_is_computed_op_by_op(
+    name: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    run_requests(start_engine(tiny_model(name).folder), PROMPTS[:1], PARAMS)
+    assert made == [None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
+def test_narrow_models_say_on_tape_what_they_say_without(
+    dtype: str, quantization: Any, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    """Biased too, and with norms of heads."""
+    for name in ("qwen2", "qwen3"):
+        made.clear()
+        model = ModelConfig(id="model", path=str(tiny_model(name).folder), quantization=quantization)
+        plain = answers(Engine(model, msgspec.convert({"dtype": dtype, "cuda_graphs": "off"}, RuntimeConfig)))
+        assert answers(Engine(model, msgspec.convert({"dtype": dtype}, RuntimeConfig))) == plain
+        assert on_tape(made) == [1, 4]
+
+
+def test_keys_and_values_of_8_bits_are_torchs(
+    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    run_requests(start_engine(tiny_model("llama").folder, paged_kv={"dtype": "int8"}), PROMPTS, PARAMS)
+    assert made == [None]
+
+
+def test_a_kernel_of_ones_own_is_called_in_every_step(
+    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None], tmp_path: Path
+) -> None:
+    """Even one that torch never sees."""
+    (tmp_path / "own_norm.py").write_text(
+        "from inferflux.kernels.native import norm as native\n"
+        "calls = []\n"
+        "def norm(x, weight, eps):\n"
+        "    return native.norm(x, weight, eps)\n"
+    )
+    run_requests(
+        start_engine(tiny_model("llama").folder, kernels={"norm": str(tmp_path / "own_norm.py")}), PROMPTS, PARAMS
+    )
+    assert made == [None]
+
+
+@pytest.mark.parametrize("part", ["layer", "mlp"])
+def test_a_part_that_is_replaced_later_is_called_in_every_step(
+    part: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    engine = start_engine(tiny_model("llama").folder)
+    before = run_requests(engine, PROMPTS[:1], PARAMS)
+    assert on_tape(made) == [1]
+    decoder = engine.executor.decoder
+    calls = 0
+
+    def counting(inner):
+        def call(*arguments):
+            nonlocal calls
+            calls += 1
+            return inner(*arguments)
+
+        return call
+
+    if part == "layer":
+        decoder.layers[1] = counting(decoder.layers[1])
+    else:
+        decoder.layers[1].mlp = counting(decoder.layers[1].mlp)
+    after = run_requests(engine, PROMPTS[:1], PARAMS, first_id=1)
+    assert calls >= PARAMS.max_tokens - 1
+    assert after[0].token_ids == before[0].token_ids
+
+
+def test_another_number_of_threads_makes_new_tapes(
+    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    engine = start_engine(tiny_model("llama").folder)
+    run_requests(engine, PROMPTS[:2], PARAMS)
+    assert on_tape(made) == [2]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run_requests(engine, PROMPTS[:1], PARAMS, first_id=5)
+        assert on_tape(made) == [1]
+    finally:
+        torch.set_num_threads(threads)
