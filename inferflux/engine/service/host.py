@@ -18,6 +18,7 @@ from typing import NoReturn
 from inferflux.engine.engine import Engine
 from inferflux.engine.news import refusal_news
 from inferflux.engine.service.health import Health
+from inferflux.engine.service.parts import outputs_of
 from inferflux.engine.service.protocol import (
     Abort,
     CacheDropped,
@@ -26,7 +27,6 @@ from inferflux.engine.service.protocol import (
     FrameReader,
     FromEngine,
     Output,
-    Outputs,
     Ping,
     Pong,
     Ready,
@@ -119,7 +119,8 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         engine.beat()
         # After an abort nothing else might come to tell that pages are free.
         if news or any(isinstance(frame, Abort) for frame in frames):
-            _send(sock, Outputs(news, engine.stats()))
+            for part in outputs_of(news, engine.stats()):
+                _send(sock, part)
 
 
 def _submit(engine: Engine, frame: Submit) -> Output | None:

@@ -6,7 +6,7 @@ Knows when to send; what it reads like is the format's affair.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -114,8 +114,8 @@ def _num_values(choice: Choice) -> int:
     return _num_logprobs(choice.prompt_logprobs) + _num_logprobs(choice.stream.logprobs or ())
 
 
-def _num_logprobs(entries: Iterable[TokenLogprobs]) -> int:
-    return sum(1 + len(entry.top) for entry in entries)
+def _num_logprobs(entries: Sequence[TokenLogprobs]) -> int:
+    return len(entries) * (1 + len(entries[0].top)) if entries else 0
 
 
 async def _finish(choice: Choice) -> None:

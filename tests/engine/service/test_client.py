@@ -21,6 +21,7 @@ from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
 from inferflux.engine.service import client as service_client
 from inferflux.engine.service import launch as launching
+from inferflux.engine.service import parts, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.launch import ProcessHost, RunningHost
 from inferflux.engine.service.protocol import Output
@@ -78,8 +79,8 @@ async def test_answers_refusals_and_aborts(client: EngineClient, folder: Path) -
     assert client.num_requests == 0
 
 
-async def collect_of(client: EngineClient, prompt: list[int]) -> list[Output]:
-    return [output async for output in client.generate(prompt, GREEDY)]
+async def collect_of(client: EngineClient, prompt: list[int], params: SamplingParams = GREEDY) -> list[Output]:
+    return [output async for output in client.generate(prompt, params)]
 
 
 async def test_a_killed_engine_fails_its_requests_and_comes_back(client: EngineClient) -> None:
@@ -182,6 +183,28 @@ async def test_a_thread_instead_of_a_process(folder: Path) -> None:
     await client.close()
     with pytest.raises(EngineDeadError):
         await collect(client, GREEDY)
+
+
+async def test_the_scores_of_a_long_prompt_come_though_no_frame_could_hold_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a frame would end the engine. What goes with the first token comes once."""
+    monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 50_000)
+    monkeypatch.setattr(parts, "MAX_LOGPROBS", 2000, raising=False)
+    runtime = RuntimeConfig(dtype="float32", isolation="inline")
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime)
+    await client.start()
+    params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, prompt_logprobs=20)
+    prompts = [[start + place % 90 for place in range(length)] for start, length in ((0, 200), (7, 400))]
+    told = await asyncio.gather(*(collect_of(client, prompt, params) for prompt in prompts))
+    await client.close()
+    for prompt, news in zip(prompts, told, strict=True):
+        entries = [entry for output in news for entry in output.prompt_logprobs or ()]
+        assert [entry.token_id for entry in entries] == prompt[1:]
+        assert all(len(entry.top) == 20 for entry in entries)
+        assert sum(len(output.token_ids) for output in news) == 2
+        assert sum(output.queue_s is not None for output in news) == 1
+    assert client.num_restarts == 0
 
 
 async def test_its_log_lines_read_like_the_servers(
