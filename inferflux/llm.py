@@ -7,6 +7,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -103,8 +104,11 @@ class LLM:
         self.engine = Engine(config, runtime or RuntimeConfig())
         self._ids = itertools.count()
         self._news: dict[int, list[Output]] = {}
-        # The engine and `_news` are one thread's at a time; a stream that is dropped may be collected in that thread.
+        # The engine and `_news` are one thread's at a time. A stream that is dropped may be collected in that thread,
+        # whatever it is just doing with the engine: what the stream ran is stopped when that is done.
         self._turn = threading.RLock()
+        self._in_engine = False
+        self._dropped: list[int] = []
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +177,7 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine, and where KV pages are kept over a restart, writes them out; nothing may follow."""
-        with self._turn:
+        with self._alone():
             self.engine.close()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
@@ -214,7 +218,7 @@ class LLM:
             completion = Completion(logprobs=[] if params.logprobs is not None else None)
             generation.outputs.append(completion)
             request_id = next(self._ids)
-            with self._turn:
+            with self._alone():
                 self.engine.submit(Submit(request_id, prompt, params.for_choice(choice)))
             running[request_id] = _Running(generation, completion, TextStream(self._text.tokenizer, params, prompt))
         return generation
@@ -235,10 +239,9 @@ class LLM:
 
     def _next_news(self, request_ids: Container[int]) -> list[Output]:
         """Returns what came for these requests, or takes a step and returns nothing."""
-        with self._turn:
-            # By what came, not by what was asked for: of thousands of requests few have news. A list, for a stream that
-            # is collected meanwhile takes its own out.
-            told = [request_id for request_id in list(self._news) if request_id in request_ids]
+        with self._alone():
+            # By what came, not by what was asked for: of thousands of requests few have news.
+            told = [request_id for request_id in self._news if request_id in request_ids]
             own = [output for request_id in told for output in self._news.pop(request_id)]
             if not own:
                 assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
@@ -248,9 +251,31 @@ class LLM:
 
     def _stop(self, request_ids: list[int]) -> None:
         with self._turn:
+            self._dropped += request_ids
+            if not self._in_engine:
+                self._sweep()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The engine is this thread's, and nothing is stopped meanwhile."""
+        with self._turn:
+            self._in_engine = True
+            try:
+                yield
+            finally:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Stops what was dropped, and lets others at the engine."""
+        self._in_engine = False
+        while self._dropped:
+            self._in_engine = True
+            request_ids = self._dropped.copy()
+            del self._dropped[: len(request_ids)]
             self.engine.abort(request_ids)
             for request_id in request_ids:
                 self._news.pop(request_id, None)
+            self._in_engine = False
 
 
 def _apply(run: _Running, output: Output) -> TextDelta:

@@ -1,5 +1,6 @@
 """LLM, the offline face: prompts of every kind in, texts out, interleaved streams kept apart."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from inferflux import LLM, SamplingParams
+from inferflux.engine.request import Request, RequestState
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from tests.support.models import FAMILIES, write_tokenizer
 
@@ -65,6 +67,32 @@ def test_leaving_a_stream_frees_its_pages(llm: LLM) -> None:
     stream.close()  # type: ignore[attr-defined]
     assert llm.engine.stats().device_pages_in_use == 0
     llm.engine.check_integrity()
+
+
+def test_a_stream_collected_in_the_middle_of_a_step_ends_behind_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python collects it wherever memory is next asked for: here while its own row is being planned."""
+    expected = llm.generate("abc", GREEDY)[0].token_ids
+    cycle: list[object] = [llm.stream("def", GREEDY)]
+    next(cycle[0])  # type: ignore[call-overload]
+    cycle.append(cycle)
+    allocate, states = llm.engine.kv.allocate, []
+
+    def collecting(request: Request, num_new_tokens: int) -> list[int] | None:
+        gc.collect()
+        states.append(request.state)
+        return allocate(request, num_new_tokens)
+
+    gc.disable()
+    try:
+        del cycle
+        monkeypatch.setattr(llm.engine.kv, "allocate", collecting)
+        assert llm.generate("abc", GREEDY)[0].token_ids == expected
+    finally:
+        gc.enable()
+    assert RequestState.FINISHED not in states
+    assert llm.engine.stats().device_pages_in_use == 0
+    llm.engine.check_integrity()
+    assert not llm.engine.has_work
 
 
 def test_n_choices_differ_and_a_seed_repeats_them(llm: LLM) -> None:
