@@ -125,6 +125,32 @@ class TieredLife(RuleBasedStateMachine):
         assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())
 
 
+def test_a_file_that_hangs_holds_up_no_request_for_good() -> None:
+    """Whoever waits for its pages, or for another's, computes them when they are overdue; they may come even later."""
+    tiers = FakeTiers(random.Random(0), pace=1.0, file_slots=64)
+    bench = Workbench(24, 4, tiers=TierSettings(8, "lru", has_file=True), fake_tiers=tiers)
+    tiers.turn_on()
+    prompt = [number % 11 for number in range(24)]
+    for number in range(9):
+        bench.submit(prompt if number == 0 else [(number * place) % 50 for place in range(30)], 4)
+        bench.run()
+    while bench.kv.has_chores:
+        bench.step()
+    tiers.pace = 0.0
+    waiting = [bench.submit([*prompt, number], 4) for number in range(2)]
+    bench.step()
+    assert bench.scheduler.stats().loading == 1
+    for _ in range(300):
+        if bench.scheduler.has_work:
+            bench.step()
+    assert all(request.state is RequestState.FINISHED for request in waiting)
+    assert bench.kv.num_under_way > 0
+    tiers.pace = 1.0
+    while bench.kv.has_chores:
+        bench.step()
+    bench.run()
+
+
 TestTieredLife = TieredLife.TestCase
 TestTieredLife.settings = settings(
     max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)

@@ -221,7 +221,7 @@ class KVManager:
             self._tiers.stats[prospect.declined].recomputes += 1
 
     def is_coming(self, name: bytes | None) -> bool:
-        """True while the page of this name is on its way to the device."""
+        """True while the page of this name is on its way to the device, and worth waiting for."""
         return name is not None and self._loader is not None and self._loader.is_coming(name)
 
     @property

@@ -63,12 +63,13 @@ class PrefixLoader:
         self._clock = clock
         self._loads: dict[int, _Load] = {}
         self._owners: dict[Arrival, _Load] = {}
-        # Pages being filled, by name: nobody else need load or compute them.
-        self._coming: dict[bytes, int] = {}
+        # Loads of pages being filled, by name: nobody else need load them, nor compute them while they are not overdue.
+        self._coming: dict[bytes, _Load] = {}
 
     def is_coming(self, name: bytes) -> bool:
-        """True while a page of this name is on its way to the device."""
-        return name in self._coming
+        """True while a page of this name is on its way to the device, and not overdue: the file may hang."""
+        load = self._coming.get(name)
+        return load is not None and self._clock() <= load.deadline
 
     def prospect(self, names: Iterable[bytes], page_tokens: int) -> Prospect:
         """Follows the names, which begin where the device's prefix ends, as far as their pages are worth loading."""
@@ -111,7 +112,7 @@ class PrefixLoader:
             if source.tier is not None:
                 arrival = Arrival(source.name, next(pages), source.tier, source.slot)
                 load.pending.append(arrival)
-                self._coming[arrival.name] = arrival.page
+                self._coming[arrival.name] = load
         filled = iter(fresh)
         request.pages = matched + [source.slot if source.tier is None else next(filled) for source in sources]
         request.num_loads += 1
@@ -168,8 +169,8 @@ class PrefixLoader:
     def check_integrity(self) -> None:
         pending = [arrival for load in self._loads.values() for arrival in load.pending]
         self._tiers.check_integrity(pending)
-        names = {arrival.name: arrival.page for arrival in [*pending, *self._owners]}
-        assert names == self._coming, "pages on their way and their names disagree"
+        names = {arrival.name for arrival in [*pending, *self._owners]}
+        assert names == self._coming.keys(), "pages on their way and their names disagree"
         for load in self._loads.values():
             started = sum(owner is load for owner in self._owners.values())
             assert load.failed or load.num_due == len(load.pending) + started, "a load waits for nothing"
