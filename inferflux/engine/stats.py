@@ -63,3 +63,16 @@ class EngineStats(msgspec.Struct):
     evictions: int = 0
     tiers: dict[str, TierStats] = {}
     expert_tokens: list[int] = []
+
+    def at_rest(self) -> "EngineStats":
+        """Returns them with nothing under way and nothing held: what is left of an engine that has ended."""
+        return msgspec.structs.replace(
+            self,
+            running=0,
+            waiting=0,
+            loading=0,
+            batch_tokens=0,
+            device_pages_in_use=0,
+            device_pages_cached=0,
+            tiers={tier: msgspec.structs.replace(stats, pages_in_use=0) for tier, stats in self.tiers.items()},
+        )

@@ -53,6 +53,7 @@ class FakeEngine:
     info: ModelInfo | None = None
     stats: EngineStats = field(default_factory=lambda: EngineStats(device_pages_total=64))
     phases: list[tuple[str, float]] = field(default_factory=lambda: [("weights", 0.1)])
+    num_engines: int = 1
     num_restarts: int = 0
     num_retries: int = 0
     pid: int | None = None

@@ -74,7 +74,8 @@ class ClientState(enum.Enum):
 class EngineClient:
     """One engine, its requests and its health.
 
-    state: only READY accepts requests. info: set once READY. stats: as of the engine's last word.
+    state: only READY accepts requests. info: set once READY. num_engines: engines that were ready so far.
+    stats: the last one's, as of its last word; when it has died, with nothing under way.
     stuck: silent past its watchdog, and (a thread, say) it could not be killed.
     num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
     on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
@@ -100,6 +101,7 @@ class EngineClient:
         self.phases: list[tuple[str, float]] = []
         self.stats = EngineStats()
         self.stuck = False
+        self.num_engines = 0
         self.num_restarts = 0
         self.num_retries = 0
         self._settled = asyncio.Event()
@@ -220,6 +222,7 @@ class EngineClient:
             raise _load_failure(self.model.id, first)
         self.info, self.phases = first.info, first.phases
         self.stats = EngineStats(device_pages_total=first.info.device_pages)
+        self.num_engines += 1
         self._last_word = self._ready_time = time.monotonic()
         self._become(ClientState.READY)
         self._spawn(self._read(reader, frames))
@@ -247,6 +250,7 @@ class EngineClient:
         finally:
             watchdog.cancel()
             self.stuck = False
+            self.stats = self.stats.at_rest()
         if self.state is ClientState.READY:
             self._become(ClientState.RESTARTING if self._on_lost is None else ClientState.FAILED)
             logger.error("model %s: %s; it had %d requests", self.model.id, reason, len(self._mailboxes))

@@ -130,7 +130,7 @@ class Backend:
 
     def counts(self) -> Mapping[str, float]:
         """Returns what its engines counted, with the present one's last word, and how often one was lost."""
-        self.totals.update(self.client.stats, (self._num_clients, self.client.num_restarts))
+        self.totals.update(self.client.stats, (self._num_clients, self.client.num_engines))
         return {**self.totals.counts(), "restarts": self.num_restarts, "retries": self.num_retries}
 
     @contextlib.contextmanager

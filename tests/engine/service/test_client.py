@@ -92,10 +92,12 @@ async def test_a_killed_engine_fails_its_requests_and_comes_back(client: EngineC
         async for _ in stream:
             pass
     assert client.state is ClientState.RESTARTING
+    assert (client.stats.running, client.stats.device_pages_in_use, client.num_engines) == (0, 0, 1)
+    assert client.stats.generation_tokens > 0, "what it counted stays until the next one counts"
     with pytest.raises(EngineDeadError):
         await collect(client, GREEDY)
     await until(lambda: client.state is ClientState.READY)
-    assert client.num_restarts == 1
+    assert (client.num_restarts, client.num_engines) == (1, 2)
     assert len(await collect(client, GREEDY)) == 20
 
 

@@ -48,7 +48,7 @@ async def test_pages_and_hits_per_tier_are_shown_and_counted():
         assert sample(site, "inferflux_kv_load_decisions_total", tier="nvme", reason="load") == 1
         assert sample(site, "inferflux_kv_transfer_seconds_bucket", tier="cpu", le="0.0005") == 4
         assert sample(site, "inferflux_kv_transfer_bytes_total", tier="nvme") == 640
-        site.engine.num_restarts += 1
+        site.engine.num_engines += 1
         site.engine.stats = EngineStats(tiers={"cpu": TierStats(evictions=1)})
         assert sample(site, "inferflux_kv_evictions_total", tier="cpu") == 4, "counters go on over a restart"
 

@@ -245,9 +245,12 @@ async def test_engine_counters_go_on_over_a_restart(site: Site):
     assert await sample(site, "inferflux_running_requests") == 3
     engine.stats = EngineStats(generation_tokens=15)
     assert await sample(site, name) == 15
-    engine.stats, engine.num_restarts = EngineStats(generation_tokens=4), 1
+    engine.num_restarts = 1
+    assert await sample(site, name) == 15, "nothing counts twice while the next engine loads"
+    engine.stats, engine.num_engines = EngineStats(generation_tokens=4), 2
     assert await sample(site, name) == 19
-    engine.stats, engine.num_restarts = EngineStats(generation_tokens=20), 2
+    engine.num_restarts = 2
+    engine.stats, engine.num_engines = EngineStats(generation_tokens=20), 3
     assert await sample(site, name) == 39
     assert await sample(site, "inferflux_engine_restarts_total") == 2
 
