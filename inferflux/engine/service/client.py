@@ -19,6 +19,7 @@ import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig, LoggingConfig, SchedulerPolicy
+from inferflux.engine.service.failures import load_failure, request_failure
 from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
@@ -42,7 +43,7 @@ from inferflux.engine.service.protocol import (
     encode,
 )
 from inferflux.engine.stats import EngineStats
-from inferflux.errors import ConfigError, EngineDeadError, EngineError, ModelLoadError, RequestError
+from inferflux.errors import ConfigError, EngineDeadError, EngineError, ModelLoadError
 from inferflux.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ class EngineClient:
                 if output.finish_reason is not None:
                     self._mailboxes.pop(request_id, None)
                 if output.finish_reason == "error":
-                    raise _request_failure(output)
+                    raise request_failure(output)
                 yield output
                 if output.finish_reason is not None:
                     return
@@ -219,7 +220,7 @@ class EngineClient:
         frames: FrameReader[FromEngine] = FrameReader(FromEngine)
         first = await _first_frame(reader, frames, self.model.id)
         if not isinstance(first, Ready):
-            raise _load_failure(self.model.id, first)
+            raise load_failure(self.model.id, first)
         self.info, self.phases = first.info, first.phases
         self.stats = EngineStats(device_pages_total=first.info.device_pages)
         self.num_engines += 1
@@ -385,16 +386,3 @@ def _answer(waiter: asyncio.Future[None], error: Exception | None) -> None:
         waiter.set_result(None)
     else:
         waiter.set_exception(error)
-
-
-def _load_failure(model_id: str, frame: FromEngine | None) -> Exception:
-    if isinstance(frame, Failed):
-        return (ConfigError if frame.kind == ConfigError.__name__ else ModelLoadError)(frame.message)
-    return EngineDeadError(f"the engine of model {model_id} died while loading")
-
-
-def _request_failure(output: Output) -> Exception:
-    message = output.error or "the request failed"
-    if output.error_param is None:
-        return EngineError(message)
-    return RequestError(message, param=output.error_param, code=output.error_code)
