@@ -145,6 +145,10 @@ class Engine:
             self._flush(time.monotonic() + flush_s)
         self.executor.close()
 
+    def let_go(self) -> None:
+        """Lets go of what would outlive this engine in its process, one that has failed too; nothing may follow."""
+        self.executor.let_go()
+
     def stats(self) -> EngineStats:
         stats, now = self.scheduler.stats(), time.monotonic()
         if now >= self._next_load_time:

@@ -154,12 +154,16 @@ class Executor:
 
     def close(self) -> None:
         """Closes what is open, lets the other ranks go and leaves their group; no step may follow."""
-        if self._moves is not None:
-            self._moves.close()
+        self.let_go()
         if self._context.rank == 0:
             self._channel.close()
         self._runner.close()
         self._leave(self._context)
+
+    def let_go(self) -> None:
+        """Closes the file of pages, which no one else can use before; asks no other rank."""
+        if self._moves is not None:
+            self._moves.close()
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:

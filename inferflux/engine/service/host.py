@@ -90,6 +90,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
         _send(sock, Failed(type(error).__name__, "the engine failed; see its log"))
     finally:
         health.close()
+        engine.let_go()
 
 
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:

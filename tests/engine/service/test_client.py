@@ -19,12 +19,14 @@ import pytest
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
+from inferflux.engine.engine import Engine
 from inferflux.engine.service import client as service_client
 from inferflux.engine.service import launch as launching
 from inferflux.engine.service import parts, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.launch import ProcessHost, RunningHost
 from inferflux.engine.service.protocol import Output
+from inferflux.engine.stats import TierStats
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import run_requests, start_engine
@@ -185,6 +187,33 @@ async def test_a_thread_instead_of_a_process(folder: Path) -> None:
     await client.close()
     with pytest.raises(EngineDeadError):
         await collect(client, GREEDY)
+
+
+async def test_the_file_of_an_engine_that_failed_is_the_next_ones(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread, no process ends that would let go of it."""
+    tier = NvmeOffloadConfig(path=str(tmp_path / "kv"), max_gb=0.01)
+    runtime = RuntimeConfig(dtype="float32", isolation="inline", nvme_offload=tier)
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime)
+    await client.start()
+    await collect(client, GREEDY)
+    await until(lambda: client.stats.tiers["nvme"].state == "on")
+    step = Engine.step
+
+    def fail(_engine: Engine) -> list[Output]:
+        monkeypatch.setattr(Engine, "step", step)
+        raise RuntimeError("the engine is broken")
+
+    monkeypatch.setattr(Engine, "step", fail)
+    with contextlib.suppress(EngineDeadError):
+        await collect(client, GREEDY)
+    await until(lambda: client.state is ClientState.READY and client.num_engines == 2)
+    async with patience():
+        while client.stats.tiers.get("nvme", TierStats(state="off")).state != "on":
+            await collect(client, GREEDY)
+    await client.close()
+    assert not (tmp_path / "kv").exists()
 
 
 async def test_the_scores_of_a_long_prompt_come_though_no_frame_could_hold_them(
