@@ -15,6 +15,7 @@ import torch
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.runner import graphs
+from inferflux.engine.runner.runner import Runner
 from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.kernels.reference.attention import attention as reference_attention
 from inferflux.sampling_params import SamplingParams
@@ -57,6 +58,13 @@ def attention(query: torch.Tensor, kv_pages: torch.Tensor, metadata: AttentionMe
     return reference_attention(query, kv_pages, replace(metadata, kv_lengths_host=lengths), **options)
 
 
+def _record(runner: Runner, max_model_len: int, agree: graphs.Agree) -> None:
+    """Has a runner record as on a GPU, wherever it runs."""
+    runner._graphs = graphs.record_decode_graphs(
+        runner.decoder, runner._kernels, runner._kv_pool, len(runner._newest), max_model_len, agree
+    )
+
+
 class Recorded(NamedTuple):
     """What a rank did. results: rank 0's."""
 
@@ -76,6 +84,6 @@ def answer_recorded(
     """A job: `answer`, planned ahead and with steps recorded. failing: a rank, and which of its captures fails."""
     recorder = StepRecorder(failing[1] if failing is not None and failing[0] == distributed.rank else None)
     kernels = {"kernels": {"attention": "tests.support.recorded"}}
-    with patch.object(graphs, "recorder_for", lambda device: recorder):
+    with patch.object(graphs, "recorder_for", lambda device: recorder), patch.object(Runner, "record_graphs", _record):
         answered = answer(distributed, folder, runtime | kernels, prompts, params, True)
     return Recorded(answered and answered[0], recorder.num_captures, recorder.replays)
