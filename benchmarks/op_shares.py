@@ -2,13 +2,15 @@
 
     python -m benchmarks.op_shares --shapes S M --dtypes float32 bfloat16 --quantization none int8 int4
 
-decode_1 and decode_32 generate for so many requests behind 128 tokens each, prefill computes one prompt of 1024. Beside
-the shares stand the weights' bytes per second, with the machine's measured bandwidth, and the products' operations per
-second (the output matrix counted for every token, though a prefill multiplies by it once). Results go to
-benchmarks/results/op_shares.json unless --out says otherwise.
+decode_1 and decode_32 generate for so many requests behind 128 tokens each, prefill computes one prompt of 1024. Ops
+are timed one by one in other runs than the whole, those of a decode step call by call from its tape if it has one, so
+that the rest is what Python does around the layers. Beside the shares stand the weights' bytes per second, with the
+machine's measured bandwidth, and the products' operations per second (the output matrix counted for every token, though
+a prefill multiplies by it once). Results go to benchmarks/results/op_shares.json unless --out says otherwise.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,7 +18,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,25 +29,42 @@ from rich.console import Console
 from benchmarks import record
 from benchmarks.shapes import SHAPES, VOCAB_SIZE, write_model
 from inferflux import LLM, SamplingParams
+from inferflux.engine.models.decoder import Decoder
 from inferflux.engine.runner import build
 from inferflux.kernels.bench.roofline import CPU_PROBE, TOY_PROBE, measure_roofline
 from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.native import calls
+from inferflux.kernels.native.tape import Tape
 
 NONE = "none"
 FUNCTIONS = ("attention", "norm", "add_norm", "rope", "activation")
 PRODUCTS = ("linear", "quantized_linear")
+# The library's functions by their numbers on a tape.
+ON_TAPE = {
+    calls.NORM.number: "norms",
+    calls.ROPE.number: "rope",
+    calls.GATE.number: "activation",
+    calls.ATTENTION.number: "attention",
+    calls.PRODUCT.number: "products",
+    calls.COPY.number: "norms",
+}
+PLAY = Tape.play
+WHOLE = "whole"
 NUM_STEPS = 32
 # Requests and prompt tokens of each workload; prefill generates nothing but the first token.
 WORKLOADS = {"decode_1": (1, 128), "decode_32": (32, 128), "prefill": (1, 1024)}
+# The least of so many turns counts.
+TURNS = 3
 # Of a weight; int4 with its 32nd of a scale.
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "fp8": 8, "int4": 5}
 
 
-class Clock:
+class Stopwatch:
     """Seconds spent in each op since the last `clear`."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
+        self._parts: dict[int, list[tuple[str, Tape]]] = {}
 
     def timed(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -59,48 +78,120 @@ class Clock:
         return run
 
     def watch(self, kernels: KernelSet) -> KernelSet:
-        ops: dict[str, Any] = {op: self.timed(op, getattr(kernels, op)) for op in FUNCTIONS}
+        """Ops that are timed, and called one by one: a tape holds none but the library's own."""
+        ops: dict[str, Any] = {
+            op: self.timed("norms" if "norm" in op else op, getattr(kernels, op)) for op in FUNCTIONS
+        }
         for op in PRODUCTS:
             module = getattr(kernels, op)
             ops[op] = SimpleNamespace(pack=module.pack, run=self.timed("products", module.run))
         return dataclasses.replace(kernels, **ops)
 
+    def play(self, tape: Tape, arena: torch.Tensor) -> torch.Tensor:
+        """Makes a tape's calls, timed one by one."""
+        if id(tape) not in self._parts:
+            self._parts[id(tape)] = [(ON_TAPE[number], part) for number, part in tape.calls()]
+        for op, part in self._parts[id(tape)]:
+            start = time.perf_counter()
+            result = PLAY(part, arena)
+            self.seconds[op] += time.perf_counter() - start
+        return result
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@dataclasses.dataclass
+class Subject:
+    """One model in two engines: as it is used, and with every op watched, which keeps it off the tapes."""
+
+    plain: LLM
+    watched: LLM
+    watch: Stopwatch
+
+
+def load(folder: Path, dtype: str, scheme: str) -> Subject:
+    watch, select = Stopwatch(), build.select
+    make = functools.partial(
+        LLM, folder, dtype=dtype, quantization=None if scheme == NONE else scheme, max_model_len=2048
+    )
+    plain = make()
+    with patched(build, "select", lambda *arguments, **options: watch.watch(select(*arguments, **options))):
+        return Subject(plain, make(), watch)
+
+
+def prefill(subject: Subject, length: int) -> tuple[float, Counter[str]]:
+    """Returns the seconds of a prompt, and those of its ops with the whole of the run in which they were timed."""
+    seconds = min(generate(subject.plain, prompts_of(1, length, seed), 1) for seed in range(TURNS))
+    subject.watch.seconds.clear()
+    whole = generate(subject.watched, prompts_of(1, length, 0), 1)
+    return seconds, Counter({**subject.watch.seconds, WHOLE: whole})
+
+
+def decode(subject: Subject, num_requests: int, length: int, num_steps: int) -> tuple[float, Counter[str]]:
+    """Returns the same of a step behind prompts that are cached."""
+    prompts, watch = prompts_of(num_requests, length, 0), subject.watch
+
+    def steps(llm: LLM) -> tuple[float, Counter[str]]:
+        """What num_steps more steps take, over num_steps."""
+        watch.seconds.clear()
+        short = generate(llm, prompts, 1)
+        first = Counter(watch.seconds)
+        whole = generate(llm, prompts, 1 + num_steps) - short
+        ops = {op: (spent - 2 * first[op]) / num_steps for op, spent in watch.seconds.items()}
+        return whole / num_steps, Counter({**ops, WHOLE: whole / num_steps})
+
+    for llm in (subject.plain, subject.watched):
+        generate(llm, prompts, 1 + num_steps)
+    seconds = min(steps(subject.plain)[0] for _ in range(TURNS))
+    with patched(Tape, "play", lambda tape, arena: watch.play(tape, arena)), _watched_logits(watch):
+        ops = steps(subject.plain)[1]
+    return seconds, ops if "attention" in ops else steps(subject.watched)[1]  # where there is no tape
+
+
+def _watched_logits(watch: Stopwatch) -> contextlib.AbstractContextManager[None]:
+    return patched(Decoder, "logits", watch.timed("products", Decoder.logits))
+
+
+def prompts_of(num_requests: int, length: int, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(300, VOCAB_SIZE) for _ in range(length)] for _ in range(num_requests)]
+
+
+def generate(llm: LLM, prompts: list[list[int]], num_tokens: int) -> float:
+    """Returns the seconds it takes."""
+    start = time.perf_counter()
+    llm.generate(prompts, SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True), progress=False)
+    return time.perf_counter() - start
+
 
 def measure(folder: Path, dtype: str, scheme: str, num_steps: int) -> dict[str, Any]:
     """Returns, per workload, milliseconds per step and each op's share of them."""
-    clock, select = Clock(), build.select
-    build.select = lambda *arguments, **options: clock.watch(select(*arguments, **options))
-    try:
-        llm = LLM(folder, dtype=dtype, quantization=None if scheme == NONE else scheme, max_model_len=2048)
-    finally:
-        build.select = select
-    file_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    num_weights = file_bytes // (BITS[dtype] // 8)
+    num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    num_weights = num_bytes // (BITS[dtype] // 8)
     weight_bytes = num_weights * BITS[dtype if scheme == NONE else scheme] // 8
-    return {name: _shares(llm, clock, name, num_steps, num_weights, weight_bytes) for name in WORKLOADS}
-
-
-def _shares(
-    llm: LLM, clock: Clock, workload: str, num_steps: int, num_weights: int, weight_bytes: int
-) -> dict[str, Any]:
-    num_requests, length = WORKLOADS[workload]
-    rng = random.Random(0)
-    prompts = [[rng.randrange(300, VOCAB_SIZE) for _ in range(length)] for _ in range(num_requests)]
-    steps = 1 if workload == "prefill" else num_steps
-    if workload != "prefill":  # so that the prompts are cached but for their last tokens
-        llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True), progress=False)
-    clock.seconds.clear()
-    start = time.perf_counter()
-    llm.generate(prompts, SamplingParams(max_tokens=steps, temperature=0, ignore_eos=True), progress=False)
-    total = time.perf_counter() - start
-    num_rows = length if workload == "prefill" else num_requests
-    shares = {op: round(seconds / total, 3) for op, seconds in clock.seconds.most_common()}
-    return {
-        "ms_per_step": round(1e3 * total / steps, 2),
-        "shares": {**shares, "the rest": round(1 - sum(shares.values()), 3)},
-        "weights_gb_s": round(weight_bytes * steps / total / 1e9, 2),
-        "products_gflop_s": round(2 * num_weights * num_rows * steps / clock.seconds["products"] / 1e9, 1),
-    }
+    subject, results = load(folder, dtype, scheme), {}
+    for name, (num_requests, length) in WORKLOADS.items():
+        if name == "prefill":
+            (seconds, ops), num_rows = prefill(subject, length), length
+        else:
+            (seconds, ops), num_rows = decode(subject, num_requests, length, num_steps), num_requests
+        whole = ops.pop(WHOLE)
+        shares = {op: round(spent / whole, 3) for op, spent in ops.most_common()}
+        results[name] = {
+            "ms_per_step": round(1e3 * seconds, 2),
+            "shares": {**shares, "the rest": round(1 - sum(shares.values()), 3)},
+            "weights_gb_s": round(weight_bytes / seconds / 1e9, 2),
+            "products_gflop_s": round(2 * num_weights * num_rows / ops["products"] / 1e9, 1),
+        }
+    return results
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ noticed: record only what is known not to.
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ Tensor = torch.Tensor
 # Entry of kernels.cpp: function, type, relative, words.
 _HEAD: Final = struct.Struct("2iQ")
 _WORDS_BYTES: Final = 160
+_ENTRY_BYTES: Final = _HEAD.size + _WORDS_BYTES
 _ALIGNMENT: Final = 64
 _ALLOCATIONS: Final = frozenset(("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"))
 # How `torch.tensor` brings in a constant.
@@ -48,6 +49,12 @@ class Tape:
         library().replay(self.entries, self.num_calls, arena.data_ptr())
         place, dtype, shape = self.result
         return arena[place].view(dtype).view(shape)
+
+    def calls(self) -> Iterator[tuple[int, "Tape"]]:
+        """One by one, for measuring: each call's function, by its number, and a tape of that call alone."""
+        for start in range(0, len(self.entries), _ENTRY_BYTES):
+            entry = self.entries[start : start + _ENTRY_BYTES]
+            yield _HEAD.unpack_from(entry)[0], replace(self, entries=entry, num_calls=1)
 
 
 class _Call(NamedTuple):
