@@ -1,5 +1,6 @@
 """Tapes of native calls: they do again what was done, in no more memory than needed, or there is none."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferflux.kernels.native import activation, norm, panels
-from inferflux.kernels.native.tape import Tape, _place, record
+from inferflux.kernels.native.calls import NORM
+from inferflux.kernels.native.tape import Recording, _place, record
 
-SIZE, ROWS = 48, 3
-ARENA = 1 << 16
+SIZE = 48
+NOT_WHOLE = "the result is not all of something that a native call wrote"
 
 
 @pytest.fixture(autouse=True)
@@ -19,50 +21,60 @@ def built(true_library: Path) -> None:
     assert true_library.exists()
 
 
-def tape_of(result: tuple[torch.Tensor, Tape | str]) -> Tape:
-    assert isinstance(result[1], Tape), result[1]
-    return result[1]
+def recording_of(recorded: tuple[torch.Tensor, Recording | str]) -> Recording:
+    assert isinstance(recorded[1], Recording), recorded[1]
+    return recorded[1]
 
 
-def test_a_tape_computes_again_from_what_its_inputs_hold_by_then() -> None:
-    """Two products, a gate and a norm: as computed op by op, for the inputs of the time it is played."""
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 7])
+def test_a_tape_computes_what_its_inputs_hold_by_then_for_any_number_of_rows(num_rows: int) -> None:
+    """Two products, a gate and a norm: as computed op by op."""
     up, down = (panels.arrange_floats(torch.randn(size)) for size in ((2 * SIZE, SIZE), (SIZE, SIZE)))
-    weight, x, residual = torch.randn(SIZE), torch.randn(ROWS, SIZE), torch.randn(ROWS, SIZE)
+    weight, x, residual = torch.randn(SIZE), torch.randn(7, SIZE), torch.randn(7, SIZE)
 
     def compute(rows: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
         gated = activation.activation(panels.multiply(up, rows, None), "silu")
         return norm.add_norm(panels.multiply(down, gated, None), stream, weight, 1e-5)[0]
 
     with torch.inference_mode():
-        expected = compute(x, residual.clone())
-        recorded = record(lambda: compute(x, residual))
+        expected = compute(x[:2], residual[:2].clone())
+        recorded = record(lambda: compute(x[:2], residual[:2]), 2)
         assert torch.equal(recorded[0], expected)
-        tape = tape_of(recorded)
-        x.copy_(torch.randn(ROWS, SIZE))
-        residual.copy_(torch.randn(ROWS, SIZE))
+        tape = recording_of(recorded).tape(num_rows)
+        x.copy_(torch.randn(7, SIZE))
+        residual.copy_(torch.randn(7, SIZE))
         stream = residual.clone()
-        expected = compute(x.clone(), stream)
+        expected = compute(x[:num_rows].clone(), stream[:num_rows])
         assert torch.equal(tape.play(torch.full((tape.num_bytes,), 255, dtype=torch.uint8)), expected)
-        assert torch.equal(residual, stream), "what is overwritten in place is too"
+        assert torch.equal(residual, stream), "what is overwritten in place is too, and no more"
 
 
 def test_rows_are_copied_on_a_tape() -> None:
     """As where heads are normalised in place, in the middle of what a product returned."""
-    weight, x = torch.randn(2, 16), torch.randn(ROWS, 4, 16)
+    weight, x = torch.randn(2, 16), torch.randn(3, 4, 16)
+    identity = panels.arrange_floats(torch.eye(64))
 
     def compute(values: torch.Tensor) -> torch.Tensor:
         heads = panels.multiply(identity, values.flatten(1), None).view(-1, 4, 16)
         heads[:, :2].copy_(norm.norm(heads[:, :2], weight, 1e-5))
         return heads
 
-    identity = panels.arrange_floats(torch.eye(64))
     with torch.inference_mode():
-        tape = tape_of(record(lambda: compute(x)))
-        x.copy_(torch.randn(ROWS, 4, 16))
-        again = tape.play(torch.empty(ARENA, dtype=torch.uint8))
+        tape = recording_of(record(lambda: compute(x[:2]), 2)).tape(3)
+        x.copy_(torch.randn(3, 4, 16))
         expected = x.clone()
         expected[:, :2] = norm.norm(x[:, :2], weight, 1e-5)
-        assert torch.equal(again, expected)
+        assert torch.equal(tape.play(torch.empty(tape.num_bytes, dtype=torch.uint8)), expected)
+
+
+def test_its_calls_can_be_made_one_by_one() -> None:
+    x, weight = torch.randn(2, SIZE), torch.ones(SIZE)
+    tape = recording_of(record(lambda: norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5), 2)).tape(2)
+    arena = torch.zeros(tape.num_bytes, dtype=torch.uint8)
+    parts = list(tape.calls())
+    assert [number for number, _ in parts] == [NORM.number] * 2
+    results = [part.play(arena) for _, part in parts]
+    assert torch.equal(results[-1], norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5))
 
 
 @pytest.mark.parametrize(
@@ -70,45 +82,45 @@ def test_rows_are_copied_on_a_tape() -> None:
     [
         (lambda x, weight: norm.norm(x, weight, 1e-5) * 2, "aten::mul is computed by torch"),
         (lambda x, weight: norm.norm(x.double().float(), weight, 1e-5), "aten::_to_copy is computed by torch"),
-        (lambda x, weight: norm.norm(x, weight, 1e-5)[torch.tensor([0])], "aten::index is computed by torch"),
-        (lambda x, weight: norm.add_norm(x, x, weight, 1e-5)[1], "the result lies in memory that was there before"),
-        (lambda x, weight: norm.norm(x, weight, 1e-5).t(), "the result lies in memory that was there before"),
+        (
+            lambda x, weight: norm.norm(x, weight, 1e-5)[[1, 0]],
+            "aten::index is computed by torch",
+        ),
+        (lambda x, weight: norm.norm(x, weight.clone(), 1e-5), "aten::clone is computed by torch"),
+        (lambda x, weight: norm.norm(x[:1], weight, 1e-5), "a call's rows are not a multiple of the tokens"),
+        (lambda x, weight: norm.add_norm(x, x, weight, 1e-5)[1], NOT_WHOLE),
+        (lambda x, weight: norm.norm(x, weight, 1e-5).t(), NOT_WHOLE),
+        (lambda x, weight: norm.norm(x, weight, 1e-5)[:1], NOT_WHOLE),
+        (lambda x, weight: torch.empty(2, SIZE), NOT_WHOLE),
     ],
 )
-def test_what_else_is_computed_is_why_there_is_no_tape(compute, reason: str) -> None:
-    x, weight = torch.randn(ROWS, SIZE), torch.randn(SIZE)
+def test_what_cannot_be_on_a_tape_is_why_there_is_none(
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    x, weight = torch.randn(2, SIZE), torch.randn(SIZE)
     with torch.inference_mode():
-        result, tape = record(lambda: compute(x.clone(), weight) if "before" not in reason else compute(x, weight))
-        if "before" not in reason:
-            assert tape == "aten::clone is computed by torch"
-            _, tape = record(lambda: compute(x, weight))
-            assert torch.equal(result, compute(x, weight))
-    assert tape == reason
+        assert record(lambda: compute(x, weight), 2)[1] == reason
 
 
 def test_nothing_listens_once_the_recording_has_failed() -> None:
     with pytest.raises(ZeroDivisionError):
-        record(lambda: torch.zeros(1 // 0))
-    x, weight = torch.randn(ROWS, SIZE), torch.ones(SIZE)
-    tape = tape_of(record(lambda: norm.norm(x, weight, 1e-5)))
+        record(lambda: torch.zeros(1 // 0), 2)
+    x, weight = torch.randn(2, SIZE), torch.ones(SIZE)
+    recording = recording_of(record(lambda: norm.norm(x, weight, 1e-5), 2))
     norm.norm(x, weight, 1e-5)
-    assert tape.num_calls == 1
+    assert len(recording.calls) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6), st.integers(1, 300)), min_size=1, max_size=25))
 def test_no_two_share_memory_while_both_are_in_use(drawn: list[tuple[int, int, int]]) -> None:
     """And what is let go of is taken again: never more than if each had a place of its own."""
     spans = {number: (first, first + length) for number, (first, length, _) in enumerate(drawn)}
-    allocated = {number: torch.empty(size, dtype=torch.uint8) for number, (_, _, size) in enumerate(drawn)}
-    offsets, num_bytes = _place(spans, allocated)
+    sizes = {number: size for number, (_, _, size) in enumerate(drawn)}
+    offsets, num_bytes = _place(spans, sizes)
     for a, (first, last) in spans.items():
         assert offsets[a] % 64 == 0
-        assert offsets[a] + allocated[a].nbytes <= num_bytes
+        assert offsets[a] + sizes[a] <= num_bytes
         for b in range(a):
-            apart = spans[b][1] < first or last < spans[b][0]
-            assert (
-                apart
-                or offsets[a] + allocated[a].nbytes <= offsets[b]
-                or offsets[b] + allocated[b].nbytes <= offsets[a]
-            )
-    assert num_bytes <= sum(-(-tensor.nbytes // 64) * 64 for tensor in allocated.values())
+            at_other_times = spans[b][1] < first or last < spans[b][0]
+            assert at_other_times or offsets[a] + sizes[a] <= offsets[b] or offsets[b] + sizes[b] <= offsets[a]
+    assert num_bytes <= sum(-(-size // 64) * 64 for size in sizes.values())

@@ -1,7 +1,7 @@
-"""DecodeTapes: decode steps on a CPU whose layers run without Python, once a step of as many rows has been recorded.
+"""DecodeTapes: decode steps on a CPU whose layers run without Python.
 
-The first step of each number of rows is computed op by op and recorded meanwhile (see `kernels.native.tape`); the ones
-after it play the tape, and compute the very same. Knows no scheduler and no sampling.
+A step is recorded at load (see `kernels.native.tape`); the first of each number of rows makes the tape that all of them
+play. They compute the very same as op by op. Knows no scheduler and no sampling.
 """
 
 import logging
@@ -18,12 +18,14 @@ from inferflux.engine.runner.inputs import Batch
 from inferflux.engine.runner.static_inputs import StaticInputs, only_decodes, static_inputs
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.native import activation, attention, norm, rope
-from inferflux.kernels.native.tape import Tape, record
+from inferflux.kernels.native.tape import Recording, Tape, record
 from inferflux.kernels.torch import linear, quantized_linear
 
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
 
+# Rows of the step that is recorded: of one row, what grows with the rows could not be told from what does not.
+_RECORDED: Final = 2
 # What a tape can hold: whoever brings an op of their own wants it called.
 _OPS: Final[dict[str, Any]] = {
     "attention": attention.attention,
@@ -59,65 +61,65 @@ class _Place(NamedTuple):
 def decode_tapes(
     decoder: object, kernels: KernelSet, kv_pool: Tensor, max_batch_size: int, max_model_len: int
 ) -> "DecodeTapes | None":
-    """Returns tapes for a model on a CPU; None where a layer computes with anything that might miss being called."""
+    """Returns tapes for a model on a CPU; None where a layer computes with anything that might miss being called.
+
+    Writes slot 0 of page 0, which must be nobody's.
+    """
     is_native = all(getattr(kernels, op) is ours for op, ours in _OPS.items())
     if not isinstance(decoder, Decoder) or not all(map(_is_plain, decoder.layers)):
         return None
     if not is_native or decoder.context.size > 1:
         return None
-    inputs = static_inputs(max_batch_size, -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
-    return DecodeTapes(decoder, kv_pool, inputs)
+    inputs = static_inputs(max(max_batch_size, _RECORDED), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
+    with torch.inference_mode():
+        hidden, angles = decoder.embed(inputs.token_ids, inputs.metadata.positions)
+        place = _Place(inputs, hidden.clone(), tuple((cos.clone(), sin.clone()) for cos, sin in angles))
+        tapes = DecodeTapes(decoder, kv_pool, place)
+    if isinstance(tapes.recording, str):
+        logger.info("decode steps are computed op by op: %s", tapes.recording)
+        return None
+    return tapes
 
 
 class DecodeTapes:
-    """Tapes of steps of up to as many rows as `inputs` have, made as they come."""
+    """Tapes of steps of up to as many rows as `place` has. recording: what they are of, or why there are none."""
 
-    def __init__(self, decoder: Decoder, kv_pool: Tensor, inputs: StaticInputs) -> None:
+    def __init__(self, decoder: Decoder, kv_pool: Tensor, place: _Place) -> None:
         self._decoder = decoder
-        self._kv_pool = kv_pool
-        hidden, angles = decoder.embed(inputs.token_ids, inputs.metadata.positions)
-        self._place = _Place(inputs, hidden.clone(), tuple((cos.clone(), sin.clone()) for cos, sin in angles))
-        self._recorded: dict[int, tuple[_Place, Tape]] = {}
+        self._place = place
+        self._tapes: dict[int, tuple[_Place, Tape]] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
-        self._refusal: str | None = None
         # As they are on the tapes.
         self._parts = _parts(decoder)
         self._num_threads = torch.get_num_threads()
-
-    def run(self, batch: Batch) -> Decoded | None:
-        """Runs a step that only decodes. None: it is of another kind, or cannot be on a tape."""
-        if self._refusal is not None or not only_decodes(batch) or not self._is_as_recorded():
-            return None
-        size = batch.metadata.num_rows
-        place, tape = self._recorded.get(size) or (self._place.first(size), None)
-        place.fill(batch, *self._decoder.embed(batch.token_ids, batch.metadata.positions))
-        hidden = self._record(place) if tape is None else tape.play(self._arena)
-        return Decoded(hidden, self._decoder.logits(hidden))
-
-    def _record(self, place: _Place) -> Tensor:
-        """Computes the step. Returns the stream behind the last norm, and keeps a tape if there can be one."""
-        decoder = self._decoder
+        recorded = place.first(_RECORDED)
 
         def compute() -> Tensor:
-            step = Step(place.inputs.metadata, place.angles)
-            return decoder.last_norm(*decoder.through_layers(place.hidden, self._kv_pool, step))
+            step = Step(recorded.inputs.metadata, recorded.angles)
+            return decoder.last_norm(*decoder.through_layers(recorded.hidden, kv_pool, step))
 
-        hidden, tape = record(compute)
-        if isinstance(tape, str):
-            logger.info("decode steps are computed op by op: %s", tape)
-            self._refusal = tape
-            return hidden
-        if len(self._arena) < tape.num_bytes:
-            self._arena = torch.empty(tape.num_bytes, dtype=torch.uint8)
-        self._recorded[place.inputs.num_rows] = place, tape
-        return hidden
+        _, self.recording = record(compute, _RECORDED)
+
+    def run(self, batch: Batch) -> Decoded | None:
+        """Runs a step that only decodes. None: it is of another kind, or the model is not what it was."""
+        if not only_decodes(batch) or not self._is_as_recorded():
+            return None
+        place, tape = self._tape_of(batch.metadata.num_rows)
+        place.fill(batch, *self._decoder.embed(batch.token_ids, batch.metadata.positions))
+        hidden = tape.play(self._arena)
+        return Decoded(hidden, self._decoder.logits(hidden))
+
+    def _tape_of(self, num_rows: int) -> tuple[_Place, Tape]:
+        found = self._tapes.get(num_rows)
+        if found is None:
+            assert isinstance(self.recording, Recording)
+            found = self._tapes[num_rows] = self._place.first(num_rows), self.recording.tape(num_rows)
+            if len(self._arena) < found[1].num_bytes:
+                self._arena = torch.empty(found[1].num_bytes, dtype=torch.uint8)
+        return found
 
     def _is_as_recorded(self) -> bool:
-        """Whether the model is what it was; tapes for another number of threads are thrown away."""
-        if torch.get_num_threads() != self._num_threads:
-            self._num_threads = torch.get_num_threads()
-            self._recorded.clear()
-        return _parts(self._decoder) == self._parts
+        return torch.get_num_threads() == self._num_threads and _parts(self._decoder) == self._parts
 
 
 def _parts(decoder: Decoder) -> list[tuple[Any, ...]]:

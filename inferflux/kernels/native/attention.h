@@ -14,7 +14,7 @@ struct AttentionCall {
   const void* pages;       // one layer's view [P, 2, N, K, D] with these strides, in elements
   const int32_t* table;    // [B, table_stride]
   const int32_t* lengths;  // [B]
-  const int64_t* rows;     // [n, 3]: row, first token, number of queries
+  const int32_t* starts;   // [B + 1]: each row's first token
   int64_t query_stride, page_stride, part_stride, token_stride, table_stride;
   int64_t num_rows, num_heads, num_kv_heads, head_dim, page_tokens, window;  // window 0: all
   float scale, soft_cap;  // soft_cap 0: off
@@ -231,13 +231,13 @@ static void decode(const AttentionCall& c) {
   std::vector<Part> parts;
   std::vector<long> firsts;
   for (long r = 0; r < c.num_rows; r++) {
-    long row = c.rows[3 * r], length = c.lengths[row];
-    if (c.rows[3 * r + 2] != 1) continue;
+    const long length = c.lengths[r];
+    if (c.starts[r + 1] - c.starts[r] != 1) continue;
     firsts.push_back(parts.size());
     for (long first = c.window && length > c.window ? length - c.window : 0; first < length;) {
       long last = (first / SPLIT + 1) * SPLIT;
       if (last > length) last = length;
-      parts.push_back({row, (long)c.rows[3 * r + 1], first, last});
+      parts.push_back({r, c.starts[r], first, last});
       first = last;
     }
   }

@@ -1,7 +1,5 @@
 """Paged attention straight from the pages; narrow pages and odd shapes go to the torch backend."""
 
-import itertools
-
 import torch
 
 from inferflux.kernels.metadata import AttentionMetadata
@@ -29,17 +27,16 @@ def attention(
     if not is_plain or head_dim > MAX_HEAD_DIM or num_heads // num_kv_heads > MAX_GROUP:
         return fallback.attention(query, kv_pages, metadata, scale=scale, window=window, soft_cap=soft_cap)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    rows = _rows(metadata)
-    if len(rows):
+    if metadata.num_rows:
         table = metadata.page_table
         call(
             ATTENTION,
             TYPES[query.dtype],
-            (output, query, kv_pages, table, metadata.kv_lengths, rows),
+            (output, query, kv_pages, table, metadata.kv_lengths, metadata.query_starts),
             query.stride(0),
             *strides[:3],
             table.stride(0),
-            len(rows),
+            metadata.num_rows,
             num_heads,
             num_kv_heads,
             head_dim,
@@ -50,14 +47,3 @@ def attention(
             torch.get_num_threads(),
         )
     return output
-
-
-def _rows(metadata: AttentionMetadata) -> Tensor:
-    """int64 [B, 3]: each row with its first token and its queries. Worked out once per step."""
-    key = "native.attention"
-    rows: Tensor | None = metadata.derived.get(key)
-    if rows is None:
-        starts = itertools.accumulate(metadata.query_lengths_host, initial=0)
-        triples = list(zip(range(metadata.num_rows), starts, metadata.query_lengths_host, strict=False))
-        rows = metadata.derived[key] = torch.tensor(triples, dtype=torch.int64).view(-1, 3)
-    return rows

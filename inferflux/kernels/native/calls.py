@@ -1,7 +1,7 @@
 """Calls into the native library: each function with the layout of its struct, and whoever listens to what is called.
 
 A struct begins with the addresses of the call's tensors and ends with its numbers, so that a listener (`tape`) can move
-the tensors and make the call again without Python.
+the tensors and make the call again without Python, for other numbers of rows too.
 """
 
 import struct
@@ -19,18 +19,20 @@ TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8
 
 
 class Function(NamedTuple):
-    """number: its place in FUNCTIONS of kernels.cpp. layout: its struct there."""
+    """number: its place in FUNCTIONS of kernels.cpp. layout: its struct there, in words of eight bytes. rows: the word
+    that grows with the tokens of a step, each of which has as many rows."""
 
     number: int
     layout: struct.Struct
+    rows: int
 
 
-NORM: Final = Function(0, struct.Struct("8qfi"))
-ROPE: Final = Function(1, struct.Struct("16qi4x"))
-GATE: Final = Function(2, struct.Struct("4q2i"))
-ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"))
-PRODUCT: Final = Function(4, struct.Struct("8q2i"))
-COPY: Final = Function(5, struct.Struct("6q"))
+NORM: Final = Function(0, struct.Struct("8qfi"), rows=4)
+ROPE: Final = Function(1, struct.Struct("16qi4x"), rows=10)
+GATE: Final = Function(2, struct.Struct("4q2i"), rows=2)
+ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"), rows=11)
+PRODUCT: Final = Function(4, struct.Struct("8q2i"), rows=5)
+COPY: Final = Function(5, struct.Struct("6q"), rows=2)
 
 
 class Listener(Protocol):

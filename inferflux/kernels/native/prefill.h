@@ -123,10 +123,10 @@ static void prefill(const AttentionCall& c) {
   const long G = c.num_heads / c.num_kv_heads, most = ROWS / G > 0 ? ROWS / G : 1;
   std::vector<Block> blocks;
   for (long r = 0; r < c.num_rows; r++) {
-    const long row = c.rows[3 * r], token = c.rows[3 * r + 1], count = c.rows[3 * r + 2];
+    const long token = c.starts[r], count = c.starts[r + 1] - token;
     for (long q = 0; count > 1 && q < count; q += most)
       for (long head = 0; head < c.num_kv_heads; head++)
-        blocks.push_back({row, token + q, c.lengths[row] - count + q, count - q < most ? count - q : most, head});
+        blocks.push_back({r, token + q, c.lengths[r] - count + q, count - q < most ? count - q : most, head});
   }
   const long num_blocks = blocks.size();
   if (!num_blocks) return;

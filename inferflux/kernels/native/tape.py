@@ -1,13 +1,14 @@
 """Tapes: the native calls of a computation, to be made again by one call that needs no Python in between.
 
 An op called from Python costs 5 us while the interpreter is in the caches, and 30 us once a layer's weights have passed
-through them (one core of a Zen 3 EPYC); a decode step has seven of them per layer. A tape holds the structs of the
+through them (one core of a Zen 3 EPYC); a decode step has nine of them per layer. A tape holds the structs of the
 calls. What the computation allocated lies in an arena, at places that are taken anew as soon as nothing on the tape
 reads them any more, so that it stays in the caches; all else keeps its address, and is kept alive.
 
-Only what the native library computes can be on a tape. Whatever else torch is asked for meanwhile is noticed, but for
-views and allocations, and is the reason why there is no tape. What computes past both of torch and `calls` is not
-noticed: record only what is known not to.
+A computation of some tokens is recorded, and there are tapes of it for any number of them: what it allocates grows with
+its tokens, and so does one number in the struct of each call. Only what the native library computes can be on a tape.
+Whatever else torch is asked for meanwhile is noticed, but for views and allocations, and is the reason why there is
+none. What computes past both of torch and `calls` is not noticed: record only what is known not to.
 """
 
 import struct
@@ -24,13 +25,11 @@ from inferflux.kernels.native.loading import library
 Tensor = torch.Tensor
 
 # Entry of kernels.cpp: function, type, relative, words.
-_HEAD: Final = struct.Struct("2iQ")
-_WORDS_BYTES: Final = 160
-_ENTRY_BYTES: Final = _HEAD.size + _WORDS_BYTES
+_NUM_WORDS: Final = 20
+_ENTRY: Final = struct.Struct(f"2iQ{_NUM_WORDS}q")
+_WORDS: Final = struct.Struct(f"{_NUM_WORDS}q")
 _ALIGNMENT: Final = 64
 _ALLOCATIONS: Final = frozenset(("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"))
-# How `torch.tensor` brings in a constant.
-_CONSTANTS: Final = frozenset(("aten::lift_fresh", "aten::detach", "aten::detach_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Tape:
     entries: bytes
     num_calls: int
     num_bytes: int
-    kept: list[Tensor]
+    kept: Sequence[Tensor]
     result: tuple[slice, torch.dtype, torch.Size]
 
     def play(self, arena: Tensor) -> Tensor:
@@ -52,36 +51,97 @@ class Tape:
 
     def calls(self) -> Iterator[tuple[int, "Tape"]]:
         """One by one, for measuring: each call's function, by its number, and a tape of that call alone."""
-        for start in range(0, len(self.entries), _ENTRY_BYTES):
-            entry = self.entries[start : start + _ENTRY_BYTES]
-            yield _HEAD.unpack_from(entry)[0], replace(self, entries=entry, num_calls=1)
+        for start in range(0, len(self.entries), _ENTRY.size):
+            entry = self.entries[start : start + _ENTRY.size]
+            yield _ENTRY.unpack(entry)[0], replace(self, entries=entry, num_calls=1)
 
 
 class _Call(NamedTuple):
+    """words: of its struct. places: for those that are addresses in what was allocated, where."""
+
     function: Function
     kind: int
-    tensors: Sequence[Tensor | None]
-    packed: bytes
+    words: tuple[int, ...]
+    places: dict[int, "_Place"]
+
+
+class _Place(NamedTuple):
+    """An allocation, by its address, and so many bytes on."""
+
+    address: int
+    offset: int
 
 
 @dataclass(slots=True)
-class _Recording:
-    """allocated: what was, all still alive, so that no two share an address. problem: what else was computed."""
+class Recording:
+    """A computation of num_tokens tokens. sizes: the bytes of each allocation that a call uses; spans: the first and
+    the last call that does, by their numbers. result: its place, type and shape."""
 
+    num_tokens: int
     calls: list[_Call] = field(default_factory=list)
-    allocated: dict[int, Tensor] = field(default_factory=dict)
-    problem: str | None = None
+    kept: list[Tensor] = field(default_factory=list)
+    sizes: dict[int, int] = field(default_factory=dict)
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    result: tuple[int, torch.dtype, torch.Size] = (0, torch.float32, torch.Size())
+
+    def tape(self, num_tokens: int) -> Tape:
+        """Returns a tape of the same computation of so many tokens."""
+
+        def scaled(count: int) -> int:
+            return count // self.num_tokens * num_tokens
+
+        offsets, num_bytes = _place(self.spans, {address: scaled(size) for address, size in self.sizes.items()})
+        entries = []
+        for function, kind, recorded, places in self.calls:
+            words, relative = list(recorded), 0
+            words[function.rows] = scaled(words[function.rows])
+            for index, (address, offset) in places.items():
+                relative |= 1 << index
+                words[index] = offsets[address] + offset
+            entries.append(_ENTRY.pack(function.number, kind, relative, *words))
+        address, dtype, shape = self.result
+        place = slice(offsets[address], offsets[address] + scaled(self.sizes[address]))
+        shape = torch.Size((scaled(shape[0]), *shape[1:]))
+        return Tape(b"".join(entries), len(entries), num_bytes, self.kept, (place, dtype, shape))
+
+
+class _Listener(TorchDispatchMode):
+    """Writes the recording. Sees what torch is asked for, and keeps alive what it allocates, so that no two of those
+    share an address. problem: why there can be no tape."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recording = Recording(num_tokens)
+        self.problem: str | None = None
+        self._allocated: dict[int, Tensor] = {}
 
     def note(self, function: Function, kind: int, tensors: Sequence[Tensor | None], packed: bytes) -> None:
-        self.calls.append(_Call(function, kind, tensors, packed))
+        """See `calls.Listener`."""
+        recording, places = self.recording, {}
+        for index, tensor in enumerate(tensors):
+            if tensor is None:
+                continue
+            address = _address(tensor)
+            if address in self._allocated:
+                places[index] = _Place(address, tensor.data_ptr() - address)
+                self._use(address, len(recording.calls))
+            else:
+                recording.kept.append(tensor)
+        words = _WORDS.unpack(packed.ljust(_WORDS.size, b"\0"))
+        if words[function.rows] % recording.num_tokens:
+            self._refuse("a call's rows are not a multiple of the tokens")
+        recording.calls.append(_Call(function, kind, words, places))
 
-
-class _Watch(TorchDispatchMode):
-    """Sees what torch is asked for."""
-
-    def __init__(self, recording: _Recording) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._recording = recording
+    def finish(self, result: Tensor) -> Recording | str:
+        """Returns what was recorded, or why that is nothing."""
+        address = _address(result)
+        if not result.is_contiguous() or self.recording.sizes.get(address) != result.nbytes:
+            self._refuse("the result is not all of something that a native call wrote")
+        if self.problem is not None:
+            return self.problem
+        self._use(address, len(self.recording.calls))
+        self.recording.result = address, result.dtype, result.shape
+        return self.recording
 
     def __torch_dispatch__(
         self, op: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -96,71 +156,46 @@ class _Watch(TorchDispatchMode):
             return decomposed
         result = op(*args, **(kwargs or {}))
         if name in _ALLOCATIONS:
-            self._recording.allocated[_address(result)] = result
-        elif not op.is_view and name not in _CONSTANTS:
-            self._recording.problem = self._recording.problem or f"{name} is computed by torch"
+            self._allocated[_address(result)] = result
+        elif not op.is_view:
+            self._refuse(f"{name} is computed by torch")
         return result
 
+    def _use(self, address: int, number: int) -> None:
+        recording = self.recording
+        size = recording.sizes[address] = self._allocated[address].untyped_storage().nbytes()
+        if size % recording.num_tokens:
+            self._refuse("an allocation is not a multiple of the tokens")
+        recording.spans[address] = (recording.spans.get(address, (number, number))[0], number)
 
-def record(compute: Callable[[], Tensor]) -> tuple[Tensor, Tape | str]:
-    """Computes, and returns the result and a tape of the computation, or why there is none.
+    def _refuse(self, problem: str) -> None:
+        self.problem = self.problem or problem
 
-    The result must be a whole tensor that the computation allocated. What it reads, weights and inputs, is read again
-    at the same addresses whenever the tape is played.
+
+def record(compute: Callable[[], Tensor], num_tokens: int) -> tuple[Tensor, Recording | str]:
+    """Computes, for num_tokens tokens, two at least; returns the result and a recording, or why there is none.
+
+    The result is all of a tensor that the computation allocated. What it reads, weights and inputs, is read again at
+    the same addresses whenever a tape is played, and must be large enough for its tokens.
     """
-    recording = _Recording()
-    with _Watch(recording):
-        listening.listener = recording
+    listener = _Listener(num_tokens)
+    with listener:
+        listening.listener = listener
         try:
             result = compute()
         finally:
             listening.listener = None
-    if recording.problem is None and not (_address(result) in recording.allocated and result.is_contiguous()):
-        recording.problem = "the result lies in memory that was there before"
-    return result, recording.problem or _tape(recording, result)
+    return result, listener.finish(result)
 
 
-def _tape(recording: _Recording, result: Tensor) -> Tape:
-    offsets, num_bytes = _place(_spans(recording, result), recording.allocated)
-    kept = {}
-    entries = []
-    for function, kind, tensors, packed in recording.calls:
-        words = bytearray(packed.ljust(_WORDS_BYTES, b"\0"))
-        relative = 0
-        for index, tensor in enumerate(tensors):
-            if tensor is None:
-                continue
-            address = _address(tensor)
-            if address in offsets:
-                relative |= 1 << index
-                struct.pack_into("q", words, 8 * index, offsets[address] + tensor.data_ptr() - address)
-            else:
-                kept[id(tensor)] = tensor
-        entries.append(_HEAD.pack(function.number, kind, relative) + words)
-    start = offsets[_address(result)]
-    place = (slice(start, start + result.nbytes), result.dtype, result.shape)
-    return Tape(b"".join(entries), len(entries), num_bytes, list(kept.values()), place)
-
-
-def _spans(recording: _Recording, result: Tensor) -> dict[int, tuple[int, int]]:
-    """Returns, for each allocation that a call uses, the first and the last call that does; the result is used on."""
-    spans: dict[int, tuple[int, int]] = {}
-    for number, (_, _, tensors, _) in enumerate(recording.calls):
-        for tensor in tensors:
-            if tensor is not None and (address := _address(tensor)) in recording.allocated:
-                spans[address] = (spans.get(address, (number, 0))[0], number)
-    spans[_address(result)] = (spans.get(_address(result), (0, 0))[0], len(recording.calls))
-    return spans
-
-
-def _place(spans: dict[int, tuple[int, int]], allocated: dict[int, Tensor]) -> tuple[dict[int, int], int]:
+def _place(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:
     """Returns an offset for each span, the lowest that is free while it lasts, and the bytes that all take together."""
     offsets: dict[int, int] = {}
     num_bytes = 0
     living: list[tuple[int, int, int]] = []  # offset, end, last call
     for address, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
         living = sorted(other for other in living if other[2] >= first)
-        size = -(-allocated[address].untyped_storage().nbytes() // _ALIGNMENT) * _ALIGNMENT
+        size = -(-sizes[address] // _ALIGNMENT) * _ALIGNMENT
         offset = 0
         for start, end, _ in living:
             if start - offset >= size:

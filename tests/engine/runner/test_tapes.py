@@ -51,8 +51,7 @@ def on_tape(tapes: list[DecodeTapes | None]) -> list[int]:
     """Rows of the steps that are on tape."""
     (only,) = tapes
     assert only is not None
-    assert only._refusal is None
-    return sorted(only._recorded)
+    return sorted(only._tapes)
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -138,7 +137,7 @@ def test_a_part_that_is_replaced_later_is_called_in_every_step(
     assert after[0].token_ids == before[0].token_ids
 
 
-def test_another_number_of_threads_makes_new_tapes(
+def test_another_number_of_threads_is_computed_op_by_op(
     tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
 ) -> None:
     engine = start_engine(tiny_model("llama").folder)
@@ -148,6 +147,15 @@ def test_another_number_of_threads_makes_new_tapes(
     torch.set_num_threads(threads + 1)
     try:
         run_requests(engine, PROMPTS[:1], PARAMS, first_id=5)
-        assert on_tape(made) == [1]
+        assert on_tape(made) == [2]
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_model_for_one_request_at_a_time_has_tapes_too(
+    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+) -> None:
+    folder, scheduler = tiny_model("llama").folder, {"max_batch_size": 1}
+    plain = run_requests(start_engine(folder, scheduler=scheduler, cuda_graphs="off"), PROMPTS, PARAMS)
+    assert run_requests(start_engine(folder, scheduler=scheduler), PROMPTS, PARAMS) == plain
+    assert on_tape(made) == [1]
