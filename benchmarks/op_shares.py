@@ -34,6 +34,7 @@ from inferflux.engine.runner import build
 from inferflux.kernels.bench.roofline import CPU_PROBE, TOY_PROBE, measure_roofline
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.native import calls
+from inferflux.kernels.native.loading import library
 from inferflux.kernels.native.tape import Tape
 
 NONE = "none"
@@ -48,7 +49,6 @@ ON_TAPE = {
     calls.PRODUCT.number: "products",
     calls.COPY.number: "norms",
 }
-PLAY = Tape.play
 WHOLE = "whole"
 NUM_STEPS = 32
 # Requests and prompt tokens of each workload; prefill generates nothing but the first token.
@@ -93,9 +93,10 @@ class Stopwatch:
             self._parts[id(tape)] = [(ON_TAPE[number], part) for number, part in tape.calls()]
         for op, part in self._parts[id(tape)]:
             start = time.perf_counter()
-            result = PLAY(part, arena)
+            library().replay(part.entries, 1, arena.data_ptr())
             self.seconds[op] += time.perf_counter() - start
-        return result
+        place, dtype, shape = tape.result
+        return arena[place].view(dtype).view(shape)
 
 
 @contextlib.contextmanager
@@ -129,9 +130,10 @@ def load(folder: Path, dtype: str, scheme: str) -> Subject:
 
 def prefill(subject: Subject, length: int) -> tuple[float, Counter[str]]:
     """Returns the seconds of a prompt, and those of its ops with the whole of the run in which they were timed."""
-    seconds = min(generate(subject.plain, prompts_of(1, length, seed), 1) for seed in range(TURNS))
+    # Of other seeds than the decoded prompts, whose beginnings are cached.
+    seconds = min(generate(subject.plain, prompts_of(1, length, 1 + turn), 1) for turn in range(TURNS))
     subject.watch.seconds.clear()
-    whole = generate(subject.watched, prompts_of(1, length, 0), 1)
+    whole = generate(subject.watched, prompts_of(1, length, 1), 1)
     return seconds, Counter({**subject.watch.seconds, WHOLE: whole})
 
 
@@ -139,21 +141,23 @@ def decode(subject: Subject, num_requests: int, length: int, num_steps: int) -> 
     """Returns the same of a step behind prompts that are cached."""
     prompts, watch = prompts_of(num_requests, length, 0), subject.watch
 
-    def steps(llm: LLM) -> tuple[float, Counter[str]]:
+    def steps(llm: LLM) -> Counter[str]:
         """What num_steps more steps take, over num_steps."""
         watch.seconds.clear()
         short = generate(llm, prompts, 1)
         first = Counter(watch.seconds)
         whole = generate(llm, prompts, 1 + num_steps) - short
         ops = {op: (spent - 2 * first[op]) / num_steps for op, spent in watch.seconds.items()}
-        return whole / num_steps, Counter({**ops, WHOLE: whole / num_steps})
+        return Counter({**ops, WHOLE: whole / num_steps})
 
     for llm in (subject.plain, subject.watched):
         generate(llm, prompts, 1 + num_steps)
-    seconds = min(steps(subject.plain)[0] for _ in range(TURNS))
+    short, long = (min(generate(subject.plain, prompts, n) for _ in range(TURNS)) for n in (1, 1 + num_steps))
     with patched(Tape, "play", lambda tape, arena: watch.play(tape, arena)), _watched_logits(watch):
-        ops = steps(subject.plain)[1]
-    return seconds, ops if "attention" in ops else steps(subject.watched)[1]  # where there is no tape
+        ops = steps(subject.plain)
+    if "attention" not in ops:  # there is no tape
+        ops = steps(subject.watched)
+    return (long - short) / num_steps, ops
 
 
 def _watched_logits(watch: Stopwatch) -> contextlib.AbstractContextManager[None]:

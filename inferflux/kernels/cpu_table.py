@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 logger = logging.getLogger(__name__)
 
 # Of what the files mean: another one ignores them.
-VERSION: Final = 4
+VERSION: Final = 5
 # Numbers of rows that are measured; a product of more rows goes by the next larger one, or the last.
 BUCKETS: Final = (1, 4, 16, 64, 256)
 # A start may spend this long on measuring (five matrices of a 135M model take about as long); the next one goes on.
@@ -94,8 +94,15 @@ class CpuTable:
         self._budget_s = budget_s
         self._names: dict[str, list[str]] = _read(path)
 
-    def choose(self, key: str, layouts: Sequence[Layout], sample: Callable[[int], Any], dtype: torch.dtype) -> Choice:
-        """Returns how to lay out and multiply the matrix `key` names: its kind and size.
+    def choose(
+        self,
+        key: str,
+        layouts: Sequence[Layout],
+        num_outputs: int,
+        sample: Callable[[int], Any],
+        dtype: torch.dtype,
+    ) -> Choice:
+        """Returns how to lay out and multiply the matrix of num_outputs rows `key` names: its kind and size.
 
         layouts: the default first. sample(elements) returns its first rows, of about so many elements. dtype: of x.
         """
@@ -106,7 +113,8 @@ class CpuTable:
         if self._budget_s <= 0 or sum(len(layout.methods) for layout in layouts) == 1:
             return default
         started = time.perf_counter()
-        choice = measure(layouts, sample(SAMPLE_ELEMENTS), dtype)
+        weight = sample(SAMPLE_ELEMENTS)
+        choice = measure(layouts, weight, dtype, CALL_S * weight.shape[0] / num_outputs)
         self._budget_s -= time.perf_counter() - started
         self._names[key] = choice.names
         self._write()
@@ -131,10 +139,11 @@ def cpu_table() -> CpuTable:
     return CpuTable(cache_dir() / f"products-{digest}.json", BUDGET_S)
 
 
-def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype) -> Choice:
+def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype, call_s: float) -> Choice:
     """Times every method of every layout at every number of rows it takes, and chooses.
 
-    A layout is judged by the sum of the logarithms of its best methods' times, with what Python adds to them in a step.
+    A layout is judged by the sum of the logarithms of its best methods' times, with the call_s that Python adds to
+    them in a step.
     """
     arranged = [layout.arrange(weight) for layout in layouts]
     methods: list[list[Method]] = [[] for _ in layouts]
@@ -145,7 +154,7 @@ def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype) -> Choic
             ways = [(i, m) for i, layout in enumerate(layouts) for m in layout.methods if m.takes(rows)]
             times = _time_in_turns([functools.partial(method.run, arranged[i], x, None) for i, method in ways])
             times = [
-                t if m.on_tape or rows > DECODE_ROWS else t + CALL_S for (_, m), t in zip(ways, times, strict=True)
+                t if m.on_tape or rows > DECODE_ROWS else t + call_s for (_, m), t in zip(ways, times, strict=True)
             ]
             for i, layout in enumerate(layouts):
                 own = {method: seconds for (j, method), seconds in zip(ways, times, strict=True) if i == j}

@@ -50,7 +50,7 @@ class Ways:
         return x
 
     def choose(self, table: CpuTable, key: str = "float32 4x3") -> list[str]:
-        return table.choose(key, self.layouts, lambda _: WEIGHT, torch.float32).names
+        return table.choose(key, self.layouts, len(WEIGHT), lambda _: WEIGHT, torch.float32).names
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_difference_within_the_noise_changes_nothing(path: Path) -> None:
     layouts = tuple(
         Layout(name, lambda weight: weight, (taking(took),)) for name, took in (("one", 0.0202), ("two", 0.02))
     )
-    assert CpuTable(path, 60).choose("key", layouts, lambda _: WEIGHT, torch.float32).layout.name == "one"
+    assert CpuTable(path, 60).choose("key", layouts, len(WEIGHT), lambda _: WEIGHT, torch.float32).layout.name == "one"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCompil
 
 def stub(body: str, functions: tuple[str, ...] = FUNCTIONS) -> str:
     """A library whose functions do nothing but `body`."""
-    source = " ".join(f'extern "C" void inferflux_{name}() {{ {body} }}' for name in functions)
+    source = " ".join(f'extern "C" int inferflux_{name}() {{ {body} return 1; }}' for name in functions)
     return f"printf '%s' '#include <unistd.h>\n{source}' | \"$true\" -x c++ -shared -fPIC -o \"$output\" -"
 
 

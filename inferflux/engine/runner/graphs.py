@@ -32,8 +32,8 @@ SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # to the first one attention is one split with nothing to merge, 3 us less per layer on an H200.
 FIRST_LENGTH: Final = 512
 LENGTH_FACTOR: Final = 4
-# Backends whose attention reads lengths on the host, where a recording cannot see them change.
-_READS_HOST_LENGTHS: Final = frozenset({"native", "torch", "reference"})
+# Backends whose attention reads lengths on the host, where a recording cannot see them change, or computes there.
+_NEEDS_HOST: Final = frozenset({"native", "torch", "reference"})
 
 # Does what was recorded again.
 Replay = Callable[[], None]
@@ -160,7 +160,7 @@ def record_decode_graphs(
         return None
     attention = next(choice.backend for choice in kernels.choices if choice.op == "attention")
     try:
-        if not agree(attention not in _READS_HOST_LENGTHS):
+        if not agree(attention not in _NEEDS_HOST):
             raise NoGraphError(f"attention is {attention}'s here, and some need the host in every step")
         record = partial(record_together, recorder, agree, decoder.context)
         with torch.inference_mode():

@@ -126,7 +126,7 @@ class Runner:
         self._table.forget(request_ids)
 
     def record_graphs(self, max_model_len: int, agree: Agree) -> None:
-        """Records decode steps: on a GPU now, as CUDA graphs, if every rank can; on a CPU as they come, on tapes.
+        """Records decode steps: on a GPU now, as CUDA graphs, if every rank can; on a CPU one of them, for tapes.
 
         Writes slot 0 of page 0, which must be nobody's.
         """

@@ -24,8 +24,10 @@ from inferflux.kernels.torch import linear, quantized_linear
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
 
-# Rows of the step that is recorded: of one row, what grows with the rows could not be told from what does not.
-_RECORDED: Final = 2
+# Rows of the step that is recorded: a prime, so that what does not grow with them shows (see `record`).
+_RECORDED: Final = 13
+# What a tape stands for: on a decoder itself, rather than its class, they are somebody's own.
+_METHODS: Final = frozenset(("hidden_states", "through_layers", "last_norm"))
 # What a tape can hold: whoever brings an op of their own wants it called.
 _OPS: Final[dict[str, Any]] = {
     "attention": attention.attention,
@@ -38,88 +40,105 @@ _OPS: Final[dict[str, Any]] = {
 }
 
 
-class _Place(NamedTuple):
+class _Inputs(NamedTuple):
     """Where the layers of a step of some number of rows read what they are given. angles: see `Step`."""
 
-    inputs: StaticInputs
+    static: StaticInputs
     hidden: Tensor
     angles: tuple[Angles, ...]
 
     def fill(self, batch: Batch, hidden: Tensor, angles: tuple[Angles, ...]) -> None:
-        self.inputs.fill(batch)
+        self.static.fill(batch)
         self.hidden.copy_(hidden)
         for (cos, sin), (new_cos, new_sin) in zip(self.angles, angles, strict=True):
             cos.copy_(new_cos)
             sin.copy_(new_sin)
 
-    def first(self, size: int) -> "_Place":
+    def first(self, size: int) -> "_Inputs":
         """Of its first rows; how long those are is read in each step."""
         angles = tuple((cos[:size], sin[:size]) for cos, sin in self.angles)
-        return _Place(self.inputs.first(size, 1), self.hidden[:size], angles)
+        return _Inputs(self.static.first(size, 1), self.hidden[:size], angles)
 
 
 def decode_tapes(
     decoder: object, kernels: KernelSet, kv_pool: Tensor, max_batch_size: int, max_model_len: int
 ) -> "DecodeTapes | None":
-    """Returns tapes for a model on a CPU; None where a layer computes with anything that might miss being called.
+    """Returns tapes for a model on a CPU; None, with a line in the log, where there can be none.
 
     Writes slot 0 of page 0, which must be nobody's.
     """
-    is_native = all(getattr(kernels, op) is ours for op, ours in _OPS.items())
-    if not isinstance(decoder, Decoder) or not all(map(_is_plain, decoder.layers)):
+    if type(decoder) is not Decoder or decoder.context.size > 1:
         return None
-    if not is_native or decoder.context.size > 1:
-        return None
-    inputs = static_inputs(max(max_batch_size, _RECORDED), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
+    static = static_inputs(max(max_batch_size, _RECORDED), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
     with torch.inference_mode():
-        hidden, angles = decoder.embed(inputs.token_ids, inputs.metadata.positions)
-        place = _Place(inputs, hidden.clone(), tuple((cos.clone(), sin.clone()) for cos, sin in angles))
-        tapes = DecodeTapes(decoder, kv_pool, place)
-    if isinstance(tapes.recording, str):
-        logger.info("decode steps are computed op by op: %s", tapes.recording)
+        hidden, angles = decoder.embed(static.token_ids, static.metadata.positions)
+        inputs = _Inputs(static, hidden.clone(), tuple((cos.clone(), sin.clone()) for cos, sin in angles))
+        recording = _hindrance(decoder, kernels) or _record(decoder, kv_pool, inputs.first(_RECORDED))
+    if isinstance(recording, str):
+        logger.info("decode steps are computed op by op: %s", recording)
         return None
-    return tapes
+    return DecodeTapes(decoder, inputs, recording)
 
 
 class DecodeTapes:
-    """Tapes of steps of up to as many rows as `place` has. recording: what they are of, or why there are none."""
+    """Tapes of a recording, for steps of up to as many rows as `inputs` have."""
 
-    def __init__(self, decoder: Decoder, kv_pool: Tensor, place: _Place) -> None:
+    def __init__(self, decoder: Decoder, inputs: _Inputs, recording: Recording) -> None:
         self._decoder = decoder
-        self._place = place
-        self._tapes: dict[int, tuple[_Place, Tape]] = {}
+        self._inputs = inputs
+        self._recording = recording
+        self._tapes: dict[int, tuple[_Inputs, Tape]] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
         # As they are on the tapes.
         self._parts = _parts(decoder)
         self._num_threads = torch.get_num_threads()
-        recorded = place.first(_RECORDED)
-
-        def compute() -> Tensor:
-            step = Step(recorded.inputs.metadata, recorded.angles)
-            return decoder.last_norm(*decoder.through_layers(recorded.hidden, kv_pool, step))
-
-        _, self.recording = record(compute, _RECORDED)
+        self._has_changed = False
 
     def run(self, batch: Batch) -> Decoded | None:
         """Runs a step that only decodes. None: it is of another kind, or the model is not what it was."""
         if not only_decodes(batch) or not self._is_as_recorded():
             return None
-        place, tape = self._tape_of(batch.metadata.num_rows)
-        place.fill(batch, *self._decoder.embed(batch.token_ids, batch.metadata.positions))
+        inputs, tape = self._tape_of(batch.metadata.num_rows)
+        inputs.fill(batch, *self._decoder.embed(batch.token_ids, batch.metadata.positions))
         hidden = tape.play(self._arena)
         return Decoded(hidden, self._decoder.logits(hidden))
 
-    def _tape_of(self, num_rows: int) -> tuple[_Place, Tape]:
+    def _tape_of(self, num_rows: int) -> tuple[_Inputs, Tape]:
         found = self._tapes.get(num_rows)
         if found is None:
-            assert isinstance(self.recording, Recording)
-            found = self._tapes[num_rows] = self._place.first(num_rows), self.recording.tape(num_rows)
+            found = self._tapes[num_rows] = self._inputs.first(num_rows), self._recording.tape(num_rows)
             if len(self._arena) < found[1].num_bytes:
                 self._arena = torch.empty(found[1].num_bytes, dtype=torch.uint8)
         return found
 
     def _is_as_recorded(self) -> bool:
-        return torch.get_num_threads() == self._num_threads and _parts(self._decoder) == self._parts
+        decoder = self._decoder
+        same_model = _METHODS.isdisjoint(vars(decoder)) and _parts(decoder) == self._parts
+        same = same_model and torch.get_num_threads() == self._num_threads
+        if not same and not self._has_changed:
+            what = "the number of threads" if same_model else "the model"
+            logger.info("decode steps are computed op by op: %s is not what it was at load", what)
+        self._has_changed = not same
+        return same
+
+
+def _hindrance(decoder: Decoder, kernels: KernelSet) -> str | None:
+    """Returns why something might go uncalled if there were tapes, or None."""
+    others = [op for op, ours in _OPS.items() if getattr(kernels, op) is not ours]
+    if others:
+        return f"{', '.join(others)} not by the native library"
+    return None if all(map(_is_plain, decoder.layers)) else "a layer has parts that compute in torch"
+
+
+def _record(decoder: Decoder, kv_pool: Tensor, inputs: _Inputs) -> Recording | str:
+    def compute() -> Tensor:
+        step = Step(inputs.static.metadata, inputs.angles)
+        return decoder.last_norm(*decoder.through_layers(inputs.hidden, kv_pool, step))
+
+    try:
+        return record(compute, len(inputs.hidden))
+    except RuntimeError as error:  # computing for so many tokens at once was not asked for
+        return str(error)
 
 
 def _parts(decoder: Decoder) -> list[tuple[Any, ...]]:

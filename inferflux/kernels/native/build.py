@@ -25,7 +25,15 @@ from inferflux.config.child_env import child_environment
 from inferflux.kernels import cpu_features
 
 SOURCES: Final = Path(__file__).parent
-FLAGS: Final = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+FLAGS: Final = (
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-fopenmp",
+)
 THIS_CPU: Final = ("-march=native",)
 COMPILERS: Final = ("g++", "c++")
 LOCK: Final = "native.lock"

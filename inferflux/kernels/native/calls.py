@@ -4,12 +4,13 @@ A struct begins with the addresses of the call's tensors and ends with its numbe
 the tensors and make the call again without Python, for other numbers of rows too.
 """
 
+import abc
 import struct
-import threading
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from inferflux.kernels.native.loading import library
 
@@ -35,25 +36,26 @@ PRODUCT: Final = Function(4, struct.Struct("8q2i"), rows=5)
 COPY: Final = Function(5, struct.Struct("6q"), rows=2)
 
 
-class Listener(Protocol):
+class Listener(TorchDispatchMode):
+    """Hears of every call that its thread makes inside `with`, as of everything that torch is asked for there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @abc.abstractmethod
     def note(self, function: Function, kind: int, tensors: Sequence[Tensor | None], packed: bytes) -> None:
         """Something was called."""
-        ...
-
-
-class _Listening(threading.local):
-    """To the calls of this thread."""
-
-    listener: Listener | None = None
-
-
-listening: Final = _Listening()
 
 
 def call(function: Function, kind: int, tensors: Sequence[Tensor | None], *numbers: float) -> None:
-    """Calls `function` for elements of `kind` with the tensors' addresses (None: null), then the numbers."""
+    """Calls `function` for elements of `kind` with the tensors' addresses (None: null), then the numbers.
+
+    Raises MemoryError when there is none for what it computes with.
+    """
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     packed = function.layout.pack(*addresses, *numbers)
-    library().call(function.number, kind, packed)
-    if listening.listener is not None:
-        listening.listener.note(function, kind, tensors, packed)
+    if not library().call(function.number, kind, packed):
+        raise MemoryError("no memory for what a CPU kernel computes with")
+    listener = _get_current_dispatch_mode()
+    if isinstance(listener, Listener):
+        listener.note(function, kind, tensors, packed)

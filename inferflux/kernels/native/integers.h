@@ -125,8 +125,8 @@ static void store_tile(const ProductCall& c, long p, long row, const int16_t* x,
   const long columns = columns_of(c), first = p * PANEL, groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1;
   const float* scales = c.scales + p * groups * PANEL;
   Floats sums[ROWS][VECTORS] = {};
-  sum_tile<K, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns, x_scales + row * blocks_of(c), columns,
-                    blocks_of(c), sums);
+  sum_tile<K, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns,
+                    x_scales + row * blocks_of(c), columns, blocks_of(c), sums);
   const long count = c.outputs - first < PANEL ? c.outputs - first : PANEL;
   for (int m = 0; m < ROWS; m++) {
     float out[PANEL];

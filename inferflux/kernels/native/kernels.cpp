@@ -1,6 +1,8 @@
 // The library's doors: plain C functions over raw memory, called through ctypes, one by one or many at once. See
 // `calls.py`, whose order of functions is that of FUNCTIONS here.
 // Element types are named by a number: 0 float32, 1 bfloat16; weights also 2 int8, 3 fp8 (e4m3), 4 int4.
+#include <new>
+
 #include "attention.h"
 #include "integers.h"
 #include "matmul.h"
@@ -170,18 +172,28 @@ struct Entry {
   uint64_t relative;
   int64_t words[20];
 };
-static_assert(sizeof(AttentionCall) <= sizeof(Entry::words), "an entry holds any call");
+template <class... Calls> constexpr bool all_fit() { return ((sizeof(Calls) <= sizeof(Entry::words)) && ...); }
+static_assert(all_fit<NormCall, RopeCall, GateCall, AttentionCall, ProductCall, CopyCall>(), "an entry holds any call");
 
 extern "C" {
 
-void inferflux_call(int function, int type, const void* call) { FUNCTIONS[function](type, call); }
+// Both return whether there was memory for what is computed.
+int inferflux_call(int function, int type, const void* call) {
+  try {
+    FUNCTIONS[function](type, call);
+    return 1;
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
 
-void inferflux_replay(const Entry* entries, long count, char* arena) {
+int inferflux_replay(const Entry* entries, long count, char* arena) {
   for (const Entry* e = entries; e < entries + count; e++) {
     int64_t words[20];
     memcpy(words, e->words, sizeof words);
     for (uint64_t bits = e->relative; bits; bits &= bits - 1) words[__builtin_ctzll(bits)] += (int64_t)arena;
-    FUNCTIONS[e->function](e->type, words);
+    if (!inferflux_call(e->function, e->type, words)) return 0;
   }
+  return 1;
 }
 }

@@ -63,5 +63,5 @@ def _load(path: Path) -> Library:
     except (OSError, AttributeError) as error:
         return Library(reason=f"{path} cannot be loaded: {error}")
     for name, function in functions.items():
-        function.argtypes, function.restype = _SIGNATURES[name], None
+        function.argtypes, function.restype = _SIGNATURES[name], c_int
     return Library(**functions)

@@ -11,7 +11,7 @@ constexpr long PANEL = 16;
 // A tile's sums stay in registers: rows of VECTORS each.
 constexpr int VECTORS = PANEL / W, FLOAT_TILE = 12 / VECTORS;
 // Of x, ROW_BLOCK rows of at most COLUMN_BLOCK columns stay in the second cache while the panels pass, of each panel as many
-// columns in the first or second.
+// columns in the first or second. 576 columns are one block.
 constexpr long ROW_BLOCK = 96, COLUMN_BLOCK = 640;
 
 struct ProductCall {

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from inferflux.kernels.native.calls import COPY, Function, call, listening
+from inferflux.kernels.native.calls import COPY, Function, Listener, call
 from inferflux.kernels.native.loading import library
 
 Tensor = torch.Tensor
@@ -44,8 +43,12 @@ class Tape:
     result: tuple[slice, torch.dtype, torch.Size]
 
     def play(self, arena: Tensor) -> Tensor:
-        """Makes the calls. arena: uint8, of num_bytes at least. Returns the result, a view of it."""
-        library().replay(self.entries, self.num_calls, arena.data_ptr())
+        """Makes the calls. arena: uint8, of num_bytes at least. Returns the result, a view of it.
+
+        Raises MemoryError when there is none for what they compute with.
+        """
+        if not library().replay(self.entries, self.num_calls, arena.data_ptr()):
+            raise MemoryError("no memory for what a decode step computes with")
         place, dtype, shape = self.result
         return arena[place].view(dtype).view(shape)
 
@@ -62,13 +65,13 @@ class _Call(NamedTuple):
     function: Function
     kind: int
     words: tuple[int, ...]
-    places: dict[int, "_Place"]
+    places: dict[int, "_Address"]
 
 
-class _Place(NamedTuple):
-    """An allocation, by its address, and so many bytes on."""
+class _Address(NamedTuple):
+    """So many bytes behind the start of an allocation."""
 
-    address: int
+    allocation: int
     offset: int
 
 
@@ -90,7 +93,7 @@ class Recording:
         def scaled(count: int) -> int:
             return count // self.num_tokens * num_tokens
 
-        offsets, num_bytes = _place(self.spans, {address: scaled(size) for address, size in self.sizes.items()})
+        offsets, num_bytes = _lay_out(self.spans, {address: scaled(size) for address, size in self.sizes.items()})
         entries = []
         for function, kind, recorded, places in self.calls:
             words, relative = list(recorded), 0
@@ -105,12 +108,14 @@ class Recording:
         return Tape(b"".join(entries), len(entries), num_bytes, self.kept, (place, dtype, shape))
 
 
-class _Listener(TorchDispatchMode):
-    """Writes the recording. Sees what torch is asked for, and keeps alive what it allocates, so that no two of those
-    share an address. problem: why there can be no tape."""
+class _Recorder(Listener):
+    """Writes the recording, and keeps alive what is allocated meanwhile, so that no two of those share an address.
+
+    problem: why there can be no tape.
+    """
 
     def __init__(self, num_tokens: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.recording = Recording(num_tokens)
         self.problem: str | None = None
         self._allocated: dict[int, Tensor] = {}
@@ -123,8 +128,10 @@ class _Listener(TorchDispatchMode):
                 continue
             address = _address(tensor)
             if address in self._allocated:
-                places[index] = _Place(address, tensor.data_ptr() - address)
+                places[index] = _Address(address, tensor.data_ptr() - address)
                 self._use(address, len(recording.calls))
+                if places[index].offset * recording.num_tokens >= recording.sizes[address]:
+                    self._refuse("a call begins behind the first token")
             else:
                 recording.kept.append(tensor)
         words = _WORDS.unpack(packed.ljust(_WORDS.size, b"\0"))
@@ -148,7 +155,8 @@ class _Listener(TorchDispatchMode):
     ) -> Any:
         name: str = op.name().partition(".")[0]
         if name == "aten::copy_" and _copies_rows(*args[:2]):
-            _copy_rows(*args[:2])
+            with self:
+                _copy_rows(*args[:2])
             return args[0]
         with self:  # what is made of other ops shows as those
             decomposed = op.decompose(*args, **(kwargs or {}))
@@ -172,23 +180,22 @@ class _Listener(TorchDispatchMode):
         self.problem = self.problem or problem
 
 
-def record(compute: Callable[[], Tensor], num_tokens: int) -> tuple[Tensor, Recording | str]:
-    """Computes, for num_tokens tokens, two at least; returns the result and a recording, or why there is none.
+def record(compute: Callable[[], Tensor], num_tokens: int) -> Recording | str:
+    """Computes, for num_tokens tokens, and returns a recording of it, or why there is none.
+
+    What does not grow with the tokens is told from what does by not being a multiple of their number: let that be a
+    prime that no size of the model is a multiple of.
 
     The result is all of a tensor that the computation allocated. What it reads, weights and inputs, is read again at
     the same addresses whenever a tape is played, and must be large enough for its tokens.
     """
-    listener = _Listener(num_tokens)
-    with listener:
-        listening.listener = listener
-        try:
-            result = compute()
-        finally:
-            listening.listener = None
-    return result, listener.finish(result)
+    recorder = _Recorder(num_tokens)
+    with recorder:
+        result = compute()
+    return recorder.finish(result)
 
 
-def _place(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:
+def _lay_out(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:
     """Returns an offset for each span, the lowest that is free while it lasts, and the bytes that all take together."""
     offsets: dict[int, int] = {}
     num_bytes = 0

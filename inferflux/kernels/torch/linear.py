@@ -38,6 +38,7 @@ def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
     choice = cpu_table().choose(
         f"{str(weight.dtype).removeprefix('torch.')} {num_outputs}x{num_inputs}",
         layouts,
+        num_outputs,
         lambda elements: weight[: max(1, elements // num_inputs)],
         weight.dtype,
     )

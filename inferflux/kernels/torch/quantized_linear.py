@@ -58,6 +58,7 @@ def pack(weight: QuantizedWeight, bias: Tensor | None) -> PackedWeight:
     choice = cpu_table().choose(
         f"{weight.scheme} {weight.num_outputs}x{weight.num_inputs}",
         layouts,
+        weight.num_outputs,
         lambda elements: weight.rows(0, max(1, elements // weight.num_inputs)),
         torch.float32,
     )

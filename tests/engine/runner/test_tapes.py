@@ -12,6 +12,7 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.runner import runner as runner_module
 from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
+from inferflux.engine.service.protocol import Submit
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import FAMILIES, TinyModel
@@ -42,9 +43,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[DecodeTapes | None]:
 
 
 def answers(engine: Engine) -> list[Result]:
-    """Requests of several lengths, so that steps of four, three, two and one row occur."""
-    first = run_requests(engine, PROMPTS, PARAMS)
-    return first + [run_requests(engine, [prompt], PARAMS, first_id=10 + prompt[0])[0] for prompt in PROMPTS[:2]]
+    """Requests that end one after another, so that there are steps of four, three, two rows and one."""
+    for index, prompt in enumerate(PROMPTS):
+        params = SamplingParams(max_tokens=24 - 6 * index, temperature=0, ignore_eos=True, logprobs=1)
+        engine.submit(Submit(100 + index, prompt, params))
+    results = {100 + index: Result() for index in range(len(PROMPTS))}
+    while engine.has_work:
+        for output in engine.step():
+            results[output.request_id].token_ids += output.token_ids
+            results[output.request_id].logprobs += output.logprobs or []
+    return list(results.values())
 
 
 def on_tape(tapes: list[DecodeTapes | None]) -> list[int]:
@@ -62,7 +70,7 @@ def test_every_dense_family_says_on_tape_what_it_says_without(
     plain = answers(start_engine(folder, cuda_graphs="off"))
     assert made == []
     assert answers(start_engine(folder)) == plain
-    assert on_tape(made) == [1, 4]
+    assert on_tape(made) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", WITHOUT)
@@ -84,7 +92,7 @@ def test_narrow_models_say_on_tape_what_they_say_without(
         model = ModelConfig(id="model", path=str(tiny_model(name).folder), quantization=quantization)
         plain = answers(Engine(model, msgspec.convert({"dtype": dtype, "cuda_graphs": "off"}, RuntimeConfig)))
         assert answers(Engine(model, msgspec.convert({"dtype": dtype}, RuntimeConfig))) == plain
-        assert on_tape(made) == [1, 4]
+        assert on_tape(made) == [1, 2, 3, 4]
 
 
 def test_keys_and_values_of_8_bits_are_torchs(
@@ -94,23 +102,18 @@ def test_keys_and_values_of_8_bits_are_torchs(
     assert made == [None]
 
 
-def test_a_kernel_of_ones_own_is_called_in_every_step(
+def test_where_a_kernel_is_somebodys_own_there_are_no_tapes(
     tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None], tmp_path: Path
 ) -> None:
-    """Even one that torch never sees."""
-    (tmp_path / "own_norm.py").write_text(
-        "from inferflux.kernels.native import norm as native\n"
-        "calls = []\n"
-        "def norm(x, weight, eps):\n"
-        "    return native.norm(x, weight, eps)\n"
-    )
-    run_requests(
-        start_engine(tiny_model("llama").folder, kernels={"norm": str(tmp_path / "own_norm.py")}), PROMPTS, PARAMS
-    )
+    """Even if it calls the library's, so that torch would never see it."""
+    own = tmp_path / "own_norm.py"
+    own.write_text("from inferflux.kernels.native.norm import norm as theirs\n\n\n"
+                   "def norm(x, weight, eps):\n    return theirs(x, weight, eps)\n")  # fmt: skip
+    start_engine(tiny_model("llama").folder, kernels={"norm": str(own)})
     assert made == [None]
 
 
-@pytest.mark.parametrize("part", ["layer", "mlp"])
+@pytest.mark.parametrize("part", ["layer", "mlp", "decoder"])
 def test_a_part_that_is_replaced_later_is_called_in_every_step(
     part: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
 ) -> None:
@@ -130,8 +133,10 @@ def test_a_part_that_is_replaced_later_is_called_in_every_step(
 
     if part == "layer":
         decoder.layers[1] = counting(decoder.layers[1])
-    else:
+    elif part == "mlp":
         decoder.layers[1].mlp = counting(decoder.layers[1].mlp)
+    else:
+        decoder.hidden_states = counting(decoder.hidden_states)
     after = run_requests(engine, PROMPTS[:1], PARAMS, first_id=1)
     assert calls >= PARAMS.max_tokens - 1
     assert after[0].token_ids == before[0].token_ids
