@@ -1,5 +1,7 @@
 """Tapes of native calls: they do again what was done, in no more memory than needed, or there is none."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +106,21 @@ def test_what_cannot_be_on_a_tape_is_why_there_is_none(
     x, weight = torch.randn(2, SIZE), torch.randn(SIZE)
     with torch.inference_mode():
         assert record(lambda: compute(x, weight), 2) == reason
+
+
+def test_a_start_that_records_does_not_wait_for_torchs_compiler() -> None:
+    """Whose import takes longer than the rest of it."""
+    script = """
+import sys, torch
+from inferflux.kernels.native import norm
+from inferflux.kernels.native.tape import Recording, record
+x = torch.randn(2, 8)
+weight = torch.ones(8)
+assert isinstance(record(lambda: norm.norm(x, weight, 1e-5), 2), Recording)
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_listens_once_the_recording_has_failed() -> None:

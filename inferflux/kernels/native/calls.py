@@ -42,6 +42,11 @@ class Listener(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would import its compiler for that, which takes 2 s."""
+        return False
+
     @abc.abstractmethod
     def note(self, function: Function, kind: int, tensors: Sequence[Tensor | None], packed: bytes) -> None:
         """Something was called."""
