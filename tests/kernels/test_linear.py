@@ -7,7 +7,7 @@ from inferflux.kernels import cpu_features
 from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.cpu_table import BUCKETS, CpuTable, Layout, Method
 from inferflux.kernels.native import panels
-from inferflux.kernels.native.loading import Library, library
+from inferflux.kernels.native.loading import Library
 from inferflux.kernels.quantized_weight import Scheme, dequantize, quantize
 from inferflux.kernels.torch import linear, products, quantized_linear
 
@@ -79,7 +79,7 @@ def test_a_row_of_rounded_products_does_not_depend_on_its_batch(scheme: Scheme, 
             assert torch.equal(together[3], torch.zeros(64))
 
 
-@pytest.mark.skipif(library().reason is not None, reason=f"native library: {library().reason}")
+@pytest.mark.usefixtures("true_library")
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_is_no_number_poisons_its_own_row_only(scheme: Scheme, poison: float) -> None:
@@ -93,7 +93,7 @@ def test_what_is_no_number_poisons_its_own_row_only(scheme: Scheme, poison: floa
     assert torch.equal(y[[0, 2]], clean[[0, 2]])
 
 
-@pytest.mark.skipif(library().reason is not None, reason=f"native library: {library().reason}")
+@pytest.mark.usefixtures("true_library")
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_the_largest_sums_do_not_overflow(scheme: Scheme) -> None:
     """Every weight and every input at its limit, over more columns than one block."""
