@@ -143,8 +143,8 @@ static void attend_all(int type, const void* call) {
 }
 
 static void multiply(int type, const void* call) {
-  static void (*const by_weight[])(const ProductCall&) = {multiply_floats<F32>, multiply_floats<BF16>,
-                                                          multiply_integers<Packed8>, multiply_floats<F8>,
+  static void (*const by_weight[])(const ProductCall&) = {multiply_floats<Panel32>, multiply_floats<Panel16>,
+                                                          multiply_integers<Packed8>, multiply_floats<Panel8>,
                                                           multiply_integers<Packed4>};
   const ProductCall& c = *(const ProductCall*)call;
   if (c.type)

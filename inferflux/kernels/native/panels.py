@@ -17,7 +17,8 @@ INTEGERS: Final = ("int8", "int4")
 class Panels(NamedTuple):
     """A matrix, 16 outputs a panel; outputs are filled up to a multiple of 16.
 
-    Floats: values [panels, columns, 16] in their own type; scales float32 [outputs], or None.
+    float32, fp8: values [panels, columns, 16] in their own type; scales float32 [outputs], or None.
+    bfloat16: values [panels, columns / 2, 16, 2], filled up to an even number of columns.
     int8: values [panels, columns / 2, 16, 2], each output's columns in pairs, filled up to a multiple of 32 columns.
     int4: uint8 [panels, columns / 4, 16, 2], the pair of columns 4i, 4i + 1 in the low halves of the bytes, the pair
     4i + 2, 4i + 3 in the high ones. Both: scales float32 [panels, groups, 16].
@@ -30,7 +31,9 @@ class Panels(NamedTuple):
 
 def arrange_floats(weight: Tensor) -> Panels:
     """weight [out, in] of float32, bfloat16 or fp8, on the CPU. Copies it."""
-    return Panels(_panels(weight, 1), None, weight.shape[0])
+    together = 2 if weight.dtype == torch.bfloat16 else 1
+    missing = -weight.shape[1] % together
+    return Panels(_panels(functional.pad(weight, (0, missing)) if missing else weight, together), None, weight.shape[0])
 
 
 def arrange(weight: QuantizedWeight) -> Panels:
