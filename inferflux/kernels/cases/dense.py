@@ -52,6 +52,8 @@ def linear_cases() -> NamedCases:
         for num_rows in (0, 1, 2, 3, 17):
             yield f"{shape[0]}x{shape[1]}, {num_rows} rows", _linear(shape, num_rows, bias=num_rows % 2 == 1)
     yield "1000x577, 200 rows", _linear((1000, 577), 200, bias=True)
+    # Sums of several blocks of columns, in a panel that lacks outputs.
+    yield "100x1283, 103 rows", _linear((100, 1283), 103, bias=True)
 
 
 def _linear(shape: tuple[int, int], num_rows: int, *, bias: bool) -> Callable[[Draw], Inputs]:

@@ -16,6 +16,7 @@ def quantized_linear_cases() -> NamedCases:
                 name = f"{scheme}, {shape[0]}x{shape[1]}, {num_rows} rows"
                 yield name, _quantized_linear(scheme, shape, num_rows, bias=num_rows % 2 == 1)
         yield f"{scheme}, 515x577, 200 rows", _quantized_linear(scheme, (515, 577), 200, bias=True)
+        yield f"{scheme}, 100x1283, 14 rows", _quantized_linear(scheme, (100, 1283), 14, bias=True)
         yield f"{scheme}, an outlier in each row", _quantized_linear(scheme, (96, 128), 9, bias=False, outlier=200.0)
 
 

@@ -13,7 +13,8 @@ static_assert(127 * STEPS * BLOCK < (1L << 31), "a block's sum must fit 32 bits"
 // A tile's sums stay in registers: TILE rows of VECTORS registers each. GOP/s of int8 [3072, 576] x 120 rows, one core of
 // a Zen 3 EPYC: 4 rows 131, 5 rows 127, 6 rows 101 (float32 in oneDNN: 75); AVX-512 is not measured.
 constexpr int TILE = W == 16 ? 12 : 4;
-// Rounded rows that stay in the second cache while the panels pass.
+// Rounded rows that stay in the second cache while the panels pass. Panels are small enough to come by themselves: fetching
+// the next one as matmul.h does costs 32 rows 4 %.
 constexpr long L2_BYTES = 192 * 1024;
 typedef int16_t Shorts __attribute__((vector_size(4 * W)));
 
@@ -128,22 +129,25 @@ static void store_tile(const ProductCall& c, long p, long row, const int16_t* x,
   sum_tile<K, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns,
                     x_scales + row * blocks_of(c), columns, blocks_of(c), sums);
   const long count = c.outputs - first < PANEL ? c.outputs - first : PANEL;
+  float bias[PANEL] = {}, part[PANEL];
+  if (c.bias) memcpy(bias, c.bias + first, count * sizeof(float));
   for (int m = 0; m < ROWS; m++) {
-    float out[PANEL];
-    for (int v = 0; v < VECTORS; v++)
-      store(out + v * W, K::SUMMED < BLOCK ? sums[m][v] : sums[m][v] * load<Floats>(scales + v * W));
-    for (long o = 0; c.bias && o < count; o++) out[o] += c.bias[first + o];
-    memcpy(c.y + (row + m) * c.outputs + first, out, count * sizeof(float));
+    float* y = c.y + (row + m) * c.outputs + first;
+    float* to = count < PANEL ? part : y;
+    for (int v = 0; v < VECTORS; v++) {
+      Floats sum = K::SUMMED < BLOCK ? sums[m][v] : sums[m][v] * load<Floats>(scales + v * W);
+      store(to + v * W, sum + load<Floats>(bias + v * W));
+    }
+    if (count < PANEL) memcpy(y, part, count * sizeof(float));
   }
 }
 
-// The last rows, fewer than a tile's.
-template <class K, int ROWS>
-static void store_rest(const ProductCall& c, long p, long row, long count, const int16_t* x, const float* x_scales) {
+template <class K, int ROWS = TILE>
+static void store_rows(const ProductCall& c, long p, long row, long count, const int16_t* x, const float* x_scales) {
   if (count == ROWS)
     store_tile<K, ROWS>(c, p, row, x, x_scales);
   else if constexpr (ROWS > 1)
-    store_rest<K, ROWS - 1>(c, p, row, count, x, x_scales);
+    store_rows<K, ROWS - 1>(c, p, row, count, x, x_scales);
 }
 
 template <class K>
@@ -158,12 +162,13 @@ static void multiply_integers(const ProductCall& c) {
     for (long m = 0; m < c.rows; m++)
       round_row(c.x + m * c.inputs, c.inputs, columns, x.get() + m * columns, x_scales.get() + m * blocks_of(c));
     for (long first = 0; first < c.rows; first += most) {
-      const long last = first + most < c.rows ? first + most : c.rows;
+      const long rows = first + most < c.rows ? most : c.rows - first, tiles = (rows + TILE - 1) / TILE;
 #pragma omp for schedule(static) nowait
       for (long p = 0; p < panels; p++) {
-        long m = first;
-        for (; m + TILE <= last; m += TILE) store_tile<K, TILE>(c, p, m, x.get(), x_scales.get());
-        if (m < last) store_rest<K, TILE - 1>(c, p, m, last - m, x.get(), x_scales.get());
+        for (long t = 0, m = first, end; t < tiles; t++, m = end) {
+          end = first + (t + 1) * rows / tiles;
+          store_rows<K>(c, p, m, end - m, x.get(), x_scales.get());
+        }
       }
     }
   }
