@@ -84,6 +84,11 @@ def attention_cases() -> NamedCases:
     yield "prefill, several", _attention(Paging(((0, 33), (0, 2), (0, 16))), (6, 2, 96))
     yield "prefill after a cached prefix", _attention(Paging(((64, 333), (5, 7))), (9, 3, 64))
     yield "prefill, window", _attention(Paging(((0, 90), (200, 290))), (4, 2, 64), window=33)
+    # Blocks of queries and of keys that see each other whole, and whose edges no register meets.
+    yield (
+        "prefill, wide window, 7 queries a key",
+        _attention(Paging(((0, 170),)), (14, 2, 32), window=120, soft_cap=3.0),
+    )
     yield "prefill, window of one", _attention(Paging(((0, 9), (9, 20))), (2, 1, 16), window=1)
     yield "mixed", _attention(Paging(MIXED), (9, 3, 64))
     yield "mixed, pages of one token", _attention(Paging(MIXED, page_tokens=1), (4, 2, 32))

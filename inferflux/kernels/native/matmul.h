@@ -88,13 +88,13 @@ static void add_tile(Columns<K>& c, const float* x, float* y) {
   if (!c.fresh)
     for (int m = 0; m < ROWS; m++)
       for (int v = 0; v < VECTORS; v++) acc[m][v] = load<Floats>(y + m * outputs + v * W);
-  auto add = [&](const float* x, const typename K::T* w, long num) {
+  auto add = [&](const float* from, const typename K::T* w, long num) {
     Floats b[K::TOGETHER][VECTORS];
     K::read(w, b);
     for (int k = 0; k < num; k++) {
       for (int v = 0; v < VECTORS; v++) keep(b[k][v]);
       for (int m = 0; m < ROWS; m++) {
-        Floats a = splat(x[m * inputs + k]);
+        Floats a = splat(from[m * inputs + k]);
         for (int v = 0; v < VECTORS; v++) acc[m][v] += a * b[k][v];
       }
     }
@@ -130,7 +130,7 @@ static void add_rows(Columns<K>& c, const float* x, float* y, long count) {
     add_rows<K, ROWS - 1>(c, x, y, count);
 }
 
-// As even as can be: 32 rows are 5, 5, 5, 5, 6, 6.
+// Tiles as even as can be: where 6 rows are one, 32 are 5, 5, 6, 5, 5, 6.
 template <class K>
 static void add_all(Columns<K>& c, const float* x, float* y, long rows) {
   const long tiles = (rows + FLOAT_TILE - 1) / FLOAT_TILE;
@@ -167,14 +167,15 @@ static void multiply_floats(const ProductCall& c) {
       const long count = first + most < c.inputs ? most : c.inputs - first;
       const bool last = first + count == c.inputs;
       const float* x = c.x + row * c.inputs + first;
-      // A panel is always the same thread's.
+      // A panel is always the same thread's. Where each has few, what it fetched would be another's too often.
+      const bool fetches = panels > 4 * c.threads;
 #pragma omp for schedule(static) nowait
       for (long p = 0; p < panels; p++) {
         const T* weight = (const T*)c.weight + p * panel + first * PANEL;
         const long o = p * PANEL;
         const float *scales = last && c.scales ? c.scales + o : nullptr, *bias = last && c.bias ? c.bias + o : nullptr;
-        const char* next = (const char*)(weight + panel);
-        Columns<K> columns{weight, count, c.inputs, c.outputs, scales, bias, first == 0, next, step};
+        const char* next = (const char*)(fetches ? weight + panel : weight);
+        Columns<K> columns{weight, count, c.inputs, c.outputs, scales, bias, first == 0, next, fetches ? step : 0};
         float* y = c.y + row * c.outputs + o;
         if (c.outputs - o < PANEL)
           add_narrow(columns, x, y, rows, c.outputs - o);

@@ -3,7 +3,7 @@
 //
 // Blocks of keys begin at multiples of KEYS, whoever asks, so that a query's result does not depend on what is computed
 // beside it. A block's queries, those of all heads that share a key head, lie side by side, as do their scores: what the
-// softmax does to one it does to a register of them. Buffers are padded so that no loop has a rest.
+// softmax does to one it does to a register of them. Buffers are padded so that the products' loops have no rest.
 #pragma once
 #include "attention.h"
 
@@ -12,7 +12,7 @@
 constexpr long QUERIES = 96, KEYS = 32;
 // What stays in registers: scores of KT keys by QV registers of queries; sums of QT queries by DV registers of columns.
 constexpr int KT = 4, QV = 3, QT = 6, DV = 2;
-static_assert(KEYS % KT == 0 && QV * W % QT == 0, "no loop has a rest");
+static_assert(KEYS % KT == 0 && QV * W % QT == 0, "the products' loops have no rest");
 
 static inline long padded(long count, long to) { return (count + to - 1) / to * to; }
 
@@ -40,7 +40,7 @@ struct Buffers {
         places(lanes) {}
 };
 
-// Where the keys of a block lie; their values lie part_stride further.
+// Where a key of the block's row lies, for its key head; its value lies part_stride further.
 template <class E>
 static inline const typename E::T* key_at(const AttentionCall& c, const Block& block, long place) {
   const int32_t* pages = c.table + block.row * c.table_stride;
@@ -110,7 +110,9 @@ static void score_block(const AttentionCall& c, const Block& block, long next, l
 }
 
 // New scores join the running peaks and totals, and become weights in place. all_seen: no query lacks one of these keys.
+// Lanes behind the last query hold what nobody reads.
 static void weigh_block(const AttentionCall& c, long first, bool all_seen, long lanes, Buffers& b) {
+  const int32_t window = c.window < INT32_MAX ? (int32_t)c.window : 0;
   for (long q = 0; q < lanes; q += W) {
     float* scores = b.scores.data() + q;
     const Floats peak = load<Floats>(b.peaks.data() + q);
@@ -122,7 +124,7 @@ static void weigh_block(const AttentionCall& c, long first, bool all_seen, long 
       if (!all_seen) {
         const int32_t place = (int32_t)(first + n);
         s = places < place ? splat(-INFINITY) : s;
-        if (c.window) s = places - (int32_t)c.window >= place ? splat(-INFINITY) : s;
+        if (window) s = places - window >= place ? splat(-INFINITY) : s;
       }
       if (c.soft_cap > 0 || !all_seen) store(scores + n * b.lanes, s);
       most = s > most ? s : most;
