@@ -40,7 +40,7 @@ class Listener(TorchDispatchMode):
     """Hears of every call that its thread makes inside `with`, as of everything that torch is asked for there."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
