@@ -41,6 +41,7 @@ def start_collecting(
         tensors += [draw.token_ids, draw.peaks, *(draw.scores or ())]
     num_drawn = len(tensors)
     tensors += prompt or ()
+    num_scored = len(tensors)
     if vectors is not None:
         tensors.append(vectors.values)
     wait = start_to_host(tensors)
@@ -56,7 +57,7 @@ def start_collecting(
             for row, message in refused.items():
                 outputs[row] = RowOutput(error=message)
         if prompt is not None:
-            _fill_scored(outputs, batch, arrays[num_drawn:], num_prompt_top)
+            _fill_scored(outputs, batch, arrays[num_drawn:num_scored], num_prompt_top)
         if vectors is not None:
             _fill_vectors(outputs, vectors, arrays[-1])
         return outputs

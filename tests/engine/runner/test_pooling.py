@@ -84,3 +84,18 @@ def test_a_prompt_may_fill_the_window_and_no_more(tiny_model: Callable[[str], Ti
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(RequestError, match="pooling"):
         embed(engine, [[7]], "cls")
+
+
+def test_a_vector_and_a_scored_prompt_in_one_step(tiny_model: Callable[[str], TinyModel]) -> None:
+    """Each result must be read from its own tensors, whatever else the step brings home."""
+    model = tiny_model("llama")
+    engine = start_engine(model.folder)
+    engine.submit(Submit(0, PROMPTS[0], SamplingParams(max_tokens=1, pooling="last")))
+    engine.submit(Submit(1, PROMPTS[2], SamplingParams(max_tokens=1, temperature=0, logprobs=0, prompt_logprobs=1)))
+    outputs = {output.request_id: output for output in engine.step()}
+    assert len(outputs) == 2, "both end in one step"
+    vector = np.frombuffer(outputs[0].vector or b"", "<f4")
+    np.testing.assert_allclose(vector, reference(model, PROMPTS[0], "last"), atol=2e-5)
+    expected = torch.log_softmax(model.logits(PROMPTS[2]), dim=1)
+    scores = [entry.logprob for entry in outputs[1].prompt_logprobs or []]
+    assert scores == pytest.approx([expected[i, token].item() for i, token in enumerate(PROMPTS[2][1:])], abs=1e-4)
