@@ -112,7 +112,6 @@ async function makeKey() {
 export function clearAdmin() {
   isAdmin = false;
   for (const id of ["made-key", "key-table", "model-table"]) byId(id).replaceChildren();
-  byId("blocklist").value = "";
 }
 
 export function startAdmin() {

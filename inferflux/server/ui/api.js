@@ -1,5 +1,8 @@
 // Calls to the server. The key lives in this module's memory only: no storage, no cookie, no URL.
 
+// Whatever is only read comes at once; a server that takes longer hangs, or is cut off without a word.
+const PATIENCE_MS = 5000;
+
 let key = "";
 
 export const setKey = (value) => { key = value; };
@@ -15,6 +18,7 @@ export class ApiError extends Error {
 export async function send(method, path, body, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (method === "GET") signal ??= AbortSignal.timeout(PATIENCE_MS);
   let response;
   try {
     response = await fetch(path, {

@@ -25,7 +25,7 @@ let timer = null;
 async function refreshHealth() {
   const health = byId("health");
   try {
-    const answer = await (await fetch("/healthz", { cache: "no-store" })).json();
+    const answer = await call("GET", "/healthz");
     const ready = answer.models.filter((model) => model.state === "ready").length;
     health.className = answer.status;
     health.textContent = `${answer.status}, ${ready} of ${answer.models.length} models ready`;
@@ -40,7 +40,7 @@ async function tick() {
   await refreshHealth();
   const again = SECTIONS[shown].again;
   if (!byId("house").hidden && again && !document.querySelector("dialog[open]")) {
-    await again().catch((error) => (error.status === 401 ? signOut() : toast(error.message)));
+    await again().catch((error) => (error.status === 401 ? signOut(error.message) : toast(error.message)));
   }
   timer = setTimeout(tick, PERIOD_MS);
 }
@@ -77,7 +77,12 @@ async function signIn(event) {
   event.preventDefault();
   const error = byId("sign-in-error");
   error.textContent = "";
-  setKey(byId("key").value.trim());
+  const key = byId("key").value.trim();
+  if (/[^\x20-\x7e]/.test(key)) {
+    error.textContent = "a key has ASCII characters only";
+    return;
+  }
+  setKey(key);
   try {
     await call("GET", "/v1/models");
     await learnRights();
@@ -87,7 +92,7 @@ async function signIn(event) {
     byId("key").select();
     return;
   }
-  byId("key").value = "";
+  byId("sign-in").reset();
   byId("door").hidden = true;
   byId("house").hidden = false;
   byId("sign-out").hidden = false;
@@ -95,10 +100,13 @@ async function signIn(event) {
   byId("tab-live").focus();
 }
 
-function signOut() {
+/** Leaves nothing behind of what was typed, asked or read. `reason`: why, when nobody asked for it. */
+function signOut(reason = "") {
   setKey("");
   clearConversation();
   clearAdmin();
+  for (const form of document.forms) form.reset();
+  byId("sign-in-error").textContent = reason;
   byId("house").hidden = true;
   byId("sign-out").hidden = true;
   byId("door").hidden = false;
@@ -106,7 +114,7 @@ function signOut() {
 }
 
 byId("sign-in").addEventListener("submit", signIn);
-byId("sign-out").addEventListener("click", signOut);
+byId("sign-out").addEventListener("click", () => signOut());
 startTabs();
 startPlayground();
 startAdmin();

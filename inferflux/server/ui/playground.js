@@ -5,7 +5,8 @@ import { byId, make } from "/ui/dom.js";
 
 const TOP = 5;
 
-const messages = [];
+// What the model is sent. A new conversation is a new list: an answer that still comes belongs to the old one.
+let messages = [];
 let running = null;
 
 export async function refreshModels() {
@@ -15,7 +16,7 @@ export async function refreshModels() {
   const usable = data.filter((model) => model.state === "ready" || model.state === "unloaded");
   const same = usable.map((model) => model.id).join() === [...select.options].map((option) => option.value).join();
   if (same) return;
-  select.replaceChildren(...usable.map((model) => make("option", { value: model.id }, model.id)));
+  select.replaceChildren(...usable.map((model) => make("option", { value: model.id, defaultSelected: model.default }, model.id)));
   const standard = usable.find((model) => model.id === chosen) ?? usable.find((model) => model.default);
   if (standard) select.value = standard.id;
 }
@@ -75,7 +76,8 @@ function conversation() {
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
-async function answer(signal) {
+/** Streams the answer to the last message and returns its text. `say` tells how it goes. */
+async function answer(signal, say) {
   const { box, body } = turn(byId("chat-model").value);
   const request = {
     model: byId("chat-model").value,
@@ -101,22 +103,22 @@ async function answer(signal) {
       if (choice.delta.content) text += choice.delta.content;
       body.append(entries.length ? token(piece, entries) : piece);
       byId("transcript").scrollTop = byId("transcript").scrollHeight;
-      byId("chat-status").textContent = `${count} tokens`;
+      say(`${count} tokens`);
     }
     const rate = count / ((performance.now() - started) / 1000);
-    byId("chat-status").textContent = `${count} tokens, ${rate.toFixed(1)} a second, ended by ${reason ?? "the server"}`;
+    say(`${count} tokens, ${rate.toFixed(1)} a second, ended by ${reason ?? "the server"}`);
   } catch (error) {
     if (error.name === "AbortError") {
-      byId("chat-status").textContent = `stopped after ${count} tokens`;
+      say(`stopped after ${count} tokens`);
     } else {
       box.classList.add("failed");
       body.append(`${text ? "\n" : ""}${error.message}`);
-      byId("chat-status").textContent = "";
+      say("");
     }
   }
   const first = body.querySelector(".token");
   if (first) first.tabIndex = 0;
-  if (text) messages.push({ role: "assistant", content: text });
+  return text;
 }
 
 async function ask(event) {
@@ -129,12 +131,18 @@ async function ask(event) {
   }
   byId("question").value = "";
   for (const old of byId("transcript").querySelectorAll(".token[tabindex='0']")) old.tabIndex = -1;
-  messages.push({ role: "user", content: question });
+  const mine = messages;
+  mine.push({ role: "user", content: question });
   turn("you", question);
   running = new AbortController();
   byId("send").disabled = true;
   byId("stop").disabled = false;
-  await answer(running.signal);
+  const text = await answer(running.signal, (status) => {
+    if (mine === messages) byId("chat-status").textContent = status;
+  });
+  // A question that got no answer is not sent again: what was refused once would be refused with every later one.
+  if (text) mine.push({ role: "assistant", content: text });
+  else mine.pop();
   running = null;
   byId("send").disabled = false;
   byId("stop").disabled = true;
@@ -144,7 +152,7 @@ async function ask(event) {
 /** Forgets the conversation; called when signing out, too. */
 export function clearConversation() {
   running?.abort();
-  messages.length = 0;
+  messages = [];
   byId("transcript").replaceChildren();
   byId("chat-status").textContent = "";
 }
