@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE
 from inferflux.errors import ConfigError
-from inferflux.server.policy.durable import make_private, read_file, write_file
+from inferflux.server.policy.durable import make_private, read_file, real_file, write_file
 from inferflux.server.policy.sealed import MAX_N, MIN_N, Derivation, Seal, SealError, fresh_nonce
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class _Sealed(msgspec.Struct, frozen=True, tag="sealed", forbid_unknown_fields=T
 
 def key_path(log_path: Path) -> Path:
     """Returns where a log's key is."""
-    return log_path.with_name(log_path.name + ".key")
+    return real_file(log_path.with_name(log_path.name + ".key"))
 
 
 def open_keys(path: Path, passphrase: str | None) -> AuditKeys:

@@ -22,6 +22,12 @@ class LockedError(Exception):
         self.holder = holder
 
 
+def real_file(path: Path) -> Path:
+    """Returns the file that is meant: where a symbolic link leads. To replace the link itself would leave the file it
+    leads to, perhaps on the one volume that lasts, as it was; and beside each name there would be another lock."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replaces `path` by a file of mode 0600 with this content; when it returns, a power cut leaves the new content.
 

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from inferflux.errors import ConfigError, InferFluxError
 from inferflux.server.policy.document import PolicyDocument
-from inferflux.server.policy.durable import Lock, LockedError, make_private, read_file, sync_folder, write_file
+from inferflux.server.policy.durable import (
+    Lock,
+    LockedError,
+    make_private,
+    read_file,
+    real_file,
+    sync_folder,
+    write_file,
+)
 from inferflux.server.policy.envelope import EnvelopeError, Opened, unwrap, wrap
 from inferflux.server.policy.sealed import Derivation, Seal
 
@@ -28,6 +36,7 @@ class PolicyFile:
 
     def __init__(self, path: Path, passphrase: str | None) -> None:
         """Raises ConfigError when another process holds the store, or the folder cannot be used."""
+        path = real_file(path)
         self.path = path
         self.backup = path.with_name(path.name + ".bak")
         self.generation = 0

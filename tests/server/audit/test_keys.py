@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from inferflux.errors import ConfigError
-from inferflux.server.audit.keys import open_keys, read_keys, reseal_key
+from inferflux.server.audit.keys import key_path, open_keys, read_keys, reseal_key
 
 
 def test_a_key_is_made_once_and_for_nobody_else(tmp_path: Path) -> None:
@@ -61,3 +61,12 @@ def test_a_flipped_bit_of_a_sealed_key_is_found(tmp_path: Path) -> None:
     path.write_text(json.dumps(fields))
     with pytest.raises(ConfigError, match="damaged"):
         open_keys(path, "one")
+
+
+def test_a_link_to_the_key_stays_when_the_passphrase_changes(tmp_path: Path) -> None:
+    real, link = tmp_path / "vault", tmp_path / "audit.log.key"
+    link.symlink_to(real)
+    keys = open_keys(key_path(tmp_path / "audit.log"), "one")
+    assert reseal_key(key_path(tmp_path / "audit.log"), "one", "two")
+    assert link.is_symlink()
+    assert read_keys(real, "two") == keys

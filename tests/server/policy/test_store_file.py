@@ -100,6 +100,34 @@ def test_second_process_is_refused(file: PolicyFile, path: Path) -> None:
     assert f"in use by another InferFlux (process {os.getpid()})" in result.stdout
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(file: PolicyFile, path: Path, tmp_path: Path) -> None:
+    """Else the volume behind the link keeps the keys that were revoked since; and two names were two locks."""
+    link = tmp_path / "etc" / "policy.enc"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with pytest.raises(ConfigError, match="in use"):
+        PolicyFile(link, PASSPHRASE)
+    file.close()
+    linked = PolicyFile(link, PASSPHRASE)
+    linked.load()
+    linked.save(document(3))
+    linked.close()
+    assert link.is_symlink()
+    assert [entry.name for entry in link.parent.iterdir()] == [link.name]
+    assert stored(path) == (document(3), 3)
+
+
+def test_a_link_that_leads_nowhere_yet_leads_to_the_new_store(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    first = PolicyFile(link, PASSPHRASE)
+    assert first.load() is None
+    first.save(document(1))
+    first.close()
+    assert link.is_symlink()
+    assert stored(path) == (document(1), 1)
+
+
 def test_lock_ends_with_close(file: PolicyFile, path: Path) -> None:
     with pytest.raises(ConfigError):
         PolicyFile(path, PASSPHRASE)
