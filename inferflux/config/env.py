@@ -127,7 +127,8 @@ def warnings_of(environ: Mapping[str, str]) -> list[str]:
 
 def _is_service_link(name: str, value: str) -> bool:
     """Kubernetes sets such variables (INFERFLUX_PORT=tcp://10.0.0.7:80) in pods beside a Service called inferflux."""
-    return value.startswith(("tcp://", "udp://")) or _SERVICE_LINK.fullmatch(name) is not None
+    is_link = name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
+    return is_link or _SERVICE_LINK.fullmatch(name) is not None
 
 
 def _full_names(key: Key) -> list[str]:

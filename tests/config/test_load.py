@@ -264,6 +264,12 @@ def test_kubernetes_service_links_are_no_configuration() -> None:
     assert loaded.warnings == ()
 
 
+def test_only_a_port_of_kubernetes_is_passed_over() -> None:
+    """A guardrail with a mistyped address must stop the start, not be left out."""
+    with pytest.raises(ConfigError, match=r"INFERFLUX_OPA_ENDPOINT: guardrails\.opa_endpoint: must be an http"):
+        load(environ={"INFERFLUX_OPA_ENDPOINT": "tcp://opa:8181"})
+
+
 def test_unknown_short_name_is_a_warning() -> None:
     (warning,) = load(environ={"INFERFLUX_MODEL_PTH": "x"}).warnings
     assert warning == 'INFERFLUX_MODEL_PTH: not a name InferFlux knows, ignored; did you mean "INFERFLUX_MODEL_PATH"?'
