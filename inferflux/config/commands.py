@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -49,13 +49,18 @@ def _check(args: argparse.Namespace) -> int:
         check_servable(loaded)
     except ConfigError as error:
         notes.append(f"to serve this, the environment must change it: {error}")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    _print_notes(notes)
     print(f"{args.file}: ok")
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
     loaded = load_from_process(args.config, {})
+    _print_notes(loaded.warnings)
     print(as_json(loaded) if args.json else as_text(loaded))
     return 0
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -45,6 +45,17 @@ def test_show_masks_secrets(file: Path, arguments: list[str], capsys: pytest.Cap
         assert secret not in out
 
 
+def test_show_notes_what_it_left_out(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks why a setting does nothing looks here, not at the server's log."""
+    monkeypatch.setenv("INFERFLUX_PROT", "2")
+    assert main(["config", "show", "--json"]) == 0
+    shown = capsys.readouterr()
+    json.loads(shown.out)
+    assert 'note: INFERFLUX_PROT: not a name InferFlux knows, ignored; did you mean "INFERFLUX_PORT"?\n' in shown.err
+
+
 def test_show_without_keys_shows_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text("")
     assert main(["config", "show", "--config", str(tmp_path / "c.yaml")]) == 0
