@@ -108,6 +108,7 @@ class LLM:
         # whatever it is just doing with the engine: what the stream ran is stopped when that is done.
         self._turn = threading.RLock()
         self._in_engine = False
+        self._is_closed = False
         self._dropped: list[int] = []
 
     def __enter__(self) -> Self:
@@ -142,6 +143,8 @@ class LLM:
         """
         batch = _as_batch(prompts)
         each = _params_for(len(batch), params)
+        for one in each:
+            _check_generates(one)
         tokens = [self._encode(prompt) for prompt in batch]
         running: dict[int, _Running] = {}
         try:
@@ -161,7 +164,7 @@ class LLM:
         pooling: how the model's states become one vector; None: as the model was made for.
         Raises RequestError when a prompt cannot be run; then nothing is computed.
         """
-        params = SamplingParams(max_tokens=1, pooling=pooling or self.engine.info.pooling)
+        params = SamplingParams(max_tokens=1, pooling=self.engine.info.pooling if pooling is None else pooling)
         running: dict[int, _Running] = {}
         try:
             for prompt in _as_batch(prompts):
@@ -176,9 +179,13 @@ class LLM:
         return list(vectors.values())
 
     def close(self) -> None:
-        """Ends the engine, and where KV pages are kept over a restart, writes them out; nothing may follow."""
-        with self._alone():
-            self.engine.close()
+        """Ends the engine, and where KV pages are kept over a restart, writes them out. Prompts that are running and
+        those that come later raise EngineError; closing again does nothing."""
+        with self._turn:
+            if not self._is_closed:
+                with self._alone():
+                    self._is_closed = True
+                    self.engine.close()
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
         """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.
@@ -188,6 +195,7 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError("n: stream() yields one sequence (got n > 1)", param="n")
+        _check_generates(params)
         running: dict[int, _Running] = {}
         try:
             self._start(running, self._encode(prompt), params)
@@ -203,7 +211,7 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self._text.tokenizer.encode(prompt, add_special_tokens=True)
-        items: Sequence[Any] = prompt if isinstance(prompt, Sequence) else (prompt,)
+        items: Sequence[Any] = prompt if _is_list(prompt) else (prompt,)
         messages = [item for item in items if isinstance(item, dict)]
         token_ids = [item for item in items if type(item) is int]
         if len(messages) == len(items) > 0:
@@ -259,6 +267,8 @@ class LLM:
     def _alone(self) -> Iterator[None]:
         """The engine is this thread's, and nothing is stopped meanwhile."""
         with self._turn:
+            if self._is_closed:
+                raise EngineError("this LLM has been closed")
             self._in_engine = True
             try:
                 yield
@@ -304,9 +314,14 @@ def _model_config(path: Path, **settings: Any) -> ModelConfig:
         raise ConfigError(str(error)) from None
 
 
+def _is_list(value: Any) -> bool:
+    """Bytes are a sequence of numbers, but no token ids."""
+    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
+
+
 def _as_batch(prompts: Any) -> list[Any]:
     """A single prompt becomes a batch of one: a string, a list of ints, or a list of messages."""
-    if not isinstance(prompts, str | Sequence):
+    if not isinstance(prompts, str) and not _is_list(prompts):
         raise RequestError(f"prompts: must be one prompt or a list of them (got {type(prompts).__name__})")
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | dict)):
         return [prompts]
@@ -321,6 +336,11 @@ def _params_for(num_prompts: int, params: SamplingParams | Sequence[SamplingPara
     if len(params) != num_prompts:
         raise RequestError(f"params: must be one for all or one per prompt ({num_prompts}, got {len(params)})")
     return list(params)
+
+
+def _check_generates(params: SamplingParams) -> None:
+    if params.pooling is not None:
+        raise RequestError("pooling: makes a vector and no text: use embed()", param="pooling")
 
 
 def _hide_bar(progress: bool | None) -> bool:

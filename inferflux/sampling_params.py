@@ -5,8 +5,8 @@ Plain data shared by the HTTP server, the offline `LLM` and the engine. Range ch
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from types import MappingProxyType, NoneType
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -55,6 +55,7 @@ LOGIT_BIAS_RANGE: Final = Range(-100, 100)
 _NULLABLE: Final = frozenset(("max_tokens", "seed", "logprobs", "prompt_logprobs"))
 
 Pooling = Literal["last", "mean", "cls"]
+_POOLINGS: Final = (None, *get_args(Pooling))
 
 
 class Grammar(msgspec.Struct, frozen=True):
@@ -68,6 +69,19 @@ class Grammar(msgspec.Struct, frozen=True):
     kind: Literal["json", "regex", "lark"]
     text: str
     thoughts: Literal["none", "may", "open"] = "none"
+
+
+# Of the other fields: their types, in code and in words.
+_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = MappingProxyType(
+    {
+        "logit_bias": ((Mapping, NoneType), "a mapping of token ids to numbers"),
+        "stop": ((list, tuple), "a sequence of strings"),
+        "stop_token_ids": ((list, tuple), "a sequence of token ids"),
+        "ignore_eos": ((bool,), "True or False"),
+        "skip_special_tokens": ((bool,), "True or False"),
+        "grammar": ((Grammar, NoneType), "a Grammar"),
+    }
+)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +99,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         until it may end; where it must end, that comes whatever min_tokens says. A stop string or max_tokens may cut
         the answer short.
 
-    Raises RequestError, naming the field, when a value is out of range.
+    Raises RequestError, naming the field, when a value is out of range or of another type.
     """
 
     max_tokens: int | None = 16
@@ -120,6 +134,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None or name not in _NULLABLE:
                 check_number(name, value, bounds)
+        for name, (types, words) in _KINDS.items():
+            if not isinstance(getattr(self, name), types):
+                raise RequestError(f"{name}: must be {words} (got {getattr(self, name)!r:.40})", param=name)
+        if self.pooling not in _POOLINGS:
+            raise RequestError(f"pooling: must be last, mean or cls (got {self.pooling!r:.40})", param="pooling")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens: must be <= max_tokens ({self.max_tokens}, got {self.min_tokens})", param="min_tokens"
@@ -137,8 +156,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise RequestError(f"grammar: must have at most {MAX_GRAMMAR_CHARS} characters", param="grammar")
 
     def _check_stops(self) -> None:
-        if isinstance(self.stop, str):
-            raise RequestError("stop: must be a sequence of strings", param="stop")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"stop: at most {MAX_STOP_STRINGS} strings (got {len(self.stop)})", param="stop")
         for text in self.stop:

@@ -9,7 +9,7 @@ import pytest
 
 from inferflux import LLM, SamplingParams
 from inferflux.engine.request import Request, RequestState
-from inferflux.errors import ConfigError, ModelLoadError, RequestError
+from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError
 from tests.support.models import FAMILIES, write_tokenizer
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
@@ -144,7 +144,7 @@ def test_one_bad_prompt_runs_none(llm: LLM) -> None:
     assert not llm.engine.has_work
 
 
-@pytest.mark.parametrize("prompt", [5.5, True, None])
+@pytest.mark.parametrize("prompt", [5.5, True, None, b"abc"])
 def test_what_is_no_prompt_is_refused(llm: LLM, prompt: object) -> None:
     with pytest.raises(RequestError, match="must be a string"):
         llm.generate([[prompt]])  # type: ignore[list-item]
@@ -159,9 +159,27 @@ def test_params_must_match_prompts(llm: LLM) -> None:
         llm.generate(["a"], {"max_tokens": 5})  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="n"):
         next(llm.stream("a", SamplingParams(n=2)))
+    for run in (llm.generate, lambda prompt, params: list(llm.stream(prompt, params))):
+        with pytest.raises(RequestError, match=r"pooling: .*embed\(\)"):
+            run("a", SamplingParams(pooling="last"))
 
 
-@pytest.mark.parametrize("prompts", [None, 5, {"role": "user"}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"stop": None}, {"stop": "a"}, {"stop": 5}, {"stop": [1]}, {"stop_token_ids": None}, {"stop_token_ids": 5},
+        {"logit_bias": [1]}, {"logit_bias": {"5": 1}}, {"ignore_eos": 3}, {"skip_special_tokens": None},
+        {"grammar": "a+"}, {"pooling": "first"},
+    ],
+)  # fmt: skip
+def test_a_parameter_of_another_type_is_named(field: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as refused:
+        SamplingParams(**field)
+    assert refused.value.param in field
+    assert str(refused.value).startswith(f"{refused.value.param}: ")
+
+
+@pytest.mark.parametrize("prompts", [None, 5, {"role": "user"}, b"abc"])
 def test_what_are_no_prompts_are_refused(llm: LLM, prompts: Any) -> None:
     with pytest.raises(RequestError, match="prompts: must be one prompt or a list"):
         llm.generate(prompts)
@@ -185,6 +203,17 @@ def test_it_closes_at_the_end_of_a_with(monkeypatch: pytest.MonkeyPatch) -> None
         closed: list[bool] = []
         monkeypatch.setattr(llm.engine, "close", lambda: closed.append(True))
     assert closed == [True]
+
+
+def test_a_closed_llm_says_so() -> None:
+    """What ran and what comes later alike; closing again, as the end of a `with` does, is nothing."""
+    with LLM("stub") as llm:
+        stream = llm.stream("abc", GREEDY)
+        next(stream)
+        llm.close()
+        for use in (lambda: next(stream), lambda: llm.generate("abc", GREEDY), lambda: llm.embed("abc")):
+            with pytest.raises(EngineError, match="closed"):
+                use()
 
 
 def test_a_setting_that_cannot_be_is_named() -> None:
