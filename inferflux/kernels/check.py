@@ -171,5 +171,5 @@ def _draw_error(tokens: Tensor, reference: Callable[..., Tensor], inputs: Inputs
     """The share of rows whose token no uniform number within the slack explains."""
     *settings, uniform = _widened(inputs).positional
     low = reference(*settings, (uniform - UNIFORM_SLACK).clamp(min=0))
-    high = reference(*settings, (uniform + UNIFORM_SLACK).clamp(max=1 - UNIFORM_SLACK))
+    high = reference(*settings, (uniform + UNIFORM_SLACK).clamp(max=1 - 2.0**-53))
     return float(((tokens < low) | (tokens > high)).double().mean())

@@ -1,5 +1,6 @@
 """Case: one set of sample inputs of one op, and how its numbers are drawn."""
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,15 @@ class Case:
     def inputs(self, dtype: torch.dtype, device: torch.device) -> Inputs:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.op} {self.name}".encode()))
         return self.build(Draw(dtype, device, generator))
+
+
+def apart(values: Tensor) -> Tensor:
+    """Returns the same numbers as a view whose rows stand further apart than they are long, with NaN between them
+    (integers: the largest)."""
+    poison = math.nan if values.is_floating_point() else torch.iinfo(values.dtype).max
+    wide = values.new_full((*values.shape[:-1], values.shape[-1] + 3), poison)
+    wide[..., :-3] = values
+    return wide[..., :-3]
 
 
 NamedCases = Iterator[tuple[str, Callable[[Draw], Inputs]]]

@@ -12,6 +12,8 @@ import triton.language as tl
 from inferflux.kernels.ops import TOP_P_TOLERANCE
 from inferflux.kernels.triton import tuning
 
+SMALLEST_SHARE = tl.constexpr(1e-12)
+
 
 @triton.jit
 def _keys(values):
@@ -140,7 +142,9 @@ def _sampling_kernel(
         if (top_k > 0) & (top_k < vocab_size):
             least = _least_of_top_k(row_pointer, vocab_size, top_k, BLOCK)
         if top_p < 1.0:
-            wanted = (top_p - TOP_P_TOLERANCE) * _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK)
+            # Never nothing: the likeliest token, whose weight is 1, has some mass however little is wanted.
+            share = tl.maximum(top_p - TOP_P_TOLERANCE, SMALLEST_SHARE)
+            wanted = share * _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK)
             least = _least_of_top_p(row_pointer, vocab_size, largest, temperature, least, wanted, BLOCK)
         if min_p > 0.0:
             # exp((x - largest) / temperature) >= min_p, as a bound on x.
