@@ -202,4 +202,12 @@ def test_first_boot_installs_before_it_starts() -> None:
     install = next(index for index, command in enumerate(commands) if "inferflux==0.1.0" in command)
     sync = next(index for index, command in enumerate(commands) if "s3://models/qwen3/" in command)
     start = next(index for index, command in enumerate(commands) if "enable --now" in command)
-    assert max(install, sync) < start
+    compiled = next(index for index, command in enumerate(commands) if command.endswith("inferflux kernels build"))
+    assert install < compiled < start
+    assert sync < start
+
+
+def test_machine_can_compile_what_it_computes_with() -> None:
+    """As the image's build: without a compiler a CPU is served by torch alone, and Triton serves nothing."""
+    packages = cloud_init(has_model=False, has_tls=False)["packages"]
+    assert {"g++", "python3-dev"} <= set(packages)
