@@ -140,6 +140,13 @@ def test_whoever_asks_speaks_the_servers_protocol(tmp_path: Path) -> None:
         kubernetes_validate.validate(rendered[kind], KUBERNETES, strict=True)
 
 
+def test_alert_rules_know_the_job_whatever_the_release_is_called(tmp_path: Path) -> None:
+    objects = render({"metrics": {"serviceMonitor": {"enabled": True}}}, tmp_path)
+    label = objects["ServiceMonitor"]["spec"]["jobLabel"]
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    assert f'up{{job="{objects["Service"]["metadata"]["labels"][label]}"}}' in alerts
+
+
 def test_several_gpus_are_split_by_torchrun(tmp_path: Path) -> None:
     container = pod(render({"gpu": {"count": 4}}, tmp_path))["containers"][0]
     assert container["command"][:4] == ["torchrun", "--standalone", "--nproc-per-node", "4"]
