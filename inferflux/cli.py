@@ -15,7 +15,7 @@ from types import FrameType, MappingProxyType
 from typing import Final, NamedTuple
 
 from inferflux import __version__
-from inferflux.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, give_up_output
+from inferflux.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, give_up_output, open_streams
 from inferflux.errors import ConfigError, InferFluxError, RequestError, did_you_mean
 
 
@@ -41,6 +41,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 ok, 1 failed, 2 usage or configuration error, 130 interrupted."""
     interrupts: list[int] = []
+    open_streams()
     try:
         with _noted(interrupts):
             code = _dispatch(sys.argv[1:] if argv is None else list(argv))
@@ -52,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_FAILED)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return give_up_output()
-    except Exception:
+    except Exception as error:
         if interrupts:
             return EXIT_INTERRUPTED
+        if isinstance(error, OSError):
+            return give_up_output("inferflux", error)
         raise
 
 

@@ -1,9 +1,11 @@
-"""What all commands have in common: exit codes, usage errors on one line, numbers that must be positive.
+"""What all commands have in common: exit codes, standard streams, usage errors on one line, numbers that must be
+positive.
 
 Knows no command.
 """
 
 import argparse
+import errno
 import os
 import sys
 from typing import Any, Final, NoReturn
@@ -11,6 +13,7 @@ from typing import Any, Final, NoReturn
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+_OUTPUT_ERRORS: Final = frozenset((errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +37,23 @@ def positive(text: str) -> int:
     return value
 
 
-def give_up_output() -> int:
-    """The reader of our output (head, less) has left. Python would complain when it flushes at exit; nobody is there to
-    read that. Returns the exit code."""
+def open_streams() -> None:
+    """Lets the standard streams that whoever started us has closed lead nowhere. Else the next file that is opened, the
+    audit log perhaps, had the number of one, and in it whatever a library prints."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def give_up_output(program: str, error: OSError) -> int:
+    """Our output cannot be written: the disk is full, or its reader (head, less) has left, which nobody wants to hear
+    of. Python would complain again when it flushes at exit. Returns the exit code; raises errors of any other kind."""
+    if error.errno not in _OUTPUT_ERRORS:
+        raise error
+    if error.errno != errno.EPIPE:
+        print(f"{program}: the output cannot be written: {error.strerror}", file=sys.stderr)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_FAILED

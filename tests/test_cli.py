@@ -168,6 +168,26 @@ def test_reader_that_leaves_is_no_error_message() -> None:
     assert (result.stdout, result.stderr) == ("s", "")
 
 
+def test_full_disk_under_the_output_is_told_on_one_line() -> None:
+    command = f"{shlex.quote(sys.executable)} -m inferflux config show >/dev/full"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "inferflux: the output cannot be written: No space left on device\n"
+
+
+def test_closed_streams_do_not_lead_into_the_next_file(tmp_path: Path) -> None:
+    """What a library prints must not come to stand in the audit log."""
+    program = (
+        "import os, sys\nfrom inferflux.command_line import open_streams\nopen_streams()\n"
+        "file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n"
+        "os.write(1, b'stray'), os.write(2, b'stray'), print('stray', flush=True)\n"
+        "sys.exit(0 if file > 2 and sys.stdin.read() == '' else 3)\n"
+    )
+    words = shlex.join([sys.executable, "-c", program, str(tmp_path / "audit.log")])
+    assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, cwd=ROOT, check=False).returncode == 0
+    assert (tmp_path / "audit.log").read_bytes() == b""
+
+
 def test_config_needs_no_torch() -> None:
     code = "import sys; from inferflux.cli import main; main(['config', 'show']); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False).returncode == 0

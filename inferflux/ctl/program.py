@@ -38,8 +38,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except InferFluxError as error:
         print(f"inferctl: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
-    except BrokenPipeError:
-        return give_up_output()
+    except OSError as error:
+        return give_up_output("inferctl", error)
     return 0
 
 
