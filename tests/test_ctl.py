@@ -1,13 +1,17 @@
 """inferctl against a live server: what it prints, how it fails, and the conversation at the terminal."""
 
+import contextlib
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -291,3 +295,54 @@ def test_ctrl_c_before_anything_is_imported_exits_130():
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (130, b"")
+
+
+@contextlib.contextmanager
+def canned(body: bytes) -> Iterator[str]:
+    """The address of a server that is not ours: it answers everything with this."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"null", b"[]", b'{"status":"UP"}', b"\xff", b"data: no\n\n", b'data: {"id":1}\n\n']
+)
+def test_the_answer_of_another_server_is_told_on_one_line(run: Run, body: bytes):
+    """Port 8080 is many a server's."""
+    with canned(body) as url:
+        for argv in (("status",), ("models",), ("chat", "Hi"), ("admin", "pools")):
+            code, _, err = run(*argv, "--url", url)
+            assert (code, err.count("\n")) == (1, 1)
+            assert err.startswith(f"inferctl: the answer of {url}/")
+            assert err.endswith(": is it an InferFlux server?\n")
+        assert run("chat", "Hi", "--stream", "--url", url)[0] == 1
+
+
+def test_a_stream_that_is_cut_short_is_no_success(run: Run):
+    with canned(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n') as url:
+        code, out, err = run("chat", "Hi", "--stream", "--url", url)
+    assert (code, out, err) == (1, "half", "inferctl: the answer ends before it is complete\n")
+
+
+def test_a_full_disk_under_the_output_is_told_on_one_line(live: Live):
+    code = "import sys; from inferflux.ctl import main; sys.exit(main(['models', *sys.argv[1:]]))"
+    for options in ([], ["--json"]):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run([sys.executable, "-c", code, *options], stdout=full, stderr=subprocess.PIPE)
+        told = b"inferctl: the output cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, told)

@@ -20,6 +20,17 @@ class ServerError(InferFluxError):
     """The server refused, failed, or could not be reached. The message has its words and the request's id."""
 
 
+class Answer(dict[str, Any]):
+    """A JSON object a server sent. url: whose it is. What it lacks shows that the server is another one than ours."""
+
+    def __init__(self, url: str, members: dict[str, Any]) -> None:
+        super().__init__(members)
+        self._url = url
+
+    def __missing__(self, name: str) -> Any:
+        raise _stranger(self._url, f'has no "{name}"')
+
+
 class Client:
     """One server. Use as an async context; not more than one event loop at a time."""
 
@@ -56,12 +67,15 @@ class Client:
                 await _check(response, (200,))
                 async for line in response.content:
                     data = line.removeprefix(_DATA).rstrip()
-                    if not line.startswith(_DATA) or data == b"[DONE]":
+                    if not line.startswith(_DATA):
                         continue
-                    event = msgspec.json.decode(data)
+                    if data == b"[DONE]":
+                        return
+                    event = _read(self.url + path, data)
                     if "error" in event:
                         raise ServerError(_words(event["error"]["message"], None, response))
                     yield event
+                raise ServerError(_words("the answer ends before it is complete", None, response))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
@@ -69,11 +83,9 @@ class Client:
         try:
             async with self._open_session().request(method, self.url + path, json=body) as response:
                 await _check(response, accept)
-                return msgspec.json.decode(await response.read())
+                return _read(self.url + path, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
-        except msgspec.DecodeError:
-            raise ServerError(f"{self.url}{path} does not answer in JSON: is it an InferFlux server?") from None
 
     def _open_session(self) -> aiohttp.ClientSession:
         assert self._session is not None, "use the client as a context"
@@ -86,6 +98,17 @@ class Client:
             number = error.os_error.errno
         reason = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
         return ServerError(f"cannot reach {self.url}: {reason}")
+
+
+def _read(url: str, content: bytes) -> Answer:
+    try:
+        return Answer(url, msgspec.json.decode(content, type=dict[str, Any]))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise _stranger(url, "is not a JSON object") from None
+
+
+def _stranger(url: str, how: str) -> ServerError:
+    return ServerError(f"the answer of {url} {how}: is it an InferFlux server?")
 
 
 async def _check(response: aiohttp.ClientResponse, accept: tuple[int, ...]) -> None:
