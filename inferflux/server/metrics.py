@@ -86,7 +86,10 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Returns the page and its content type: OpenMetrics where the Accept header asks for it, else text."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:

@@ -42,7 +42,9 @@ class Problem:
     denial: str | None = None
 
     def body(self) -> bytes:
-        return msgspec.json.encode(ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code)))
+        # A header's bytes that are no UTF-8 come as lone surrogates, which JSON cannot have.
+        message = self.message.encode(errors="backslashreplace").decode()
+        return msgspec.json.encode(ErrorBody(ErrorDetail(message, self.type, self.param, self.code)))
 
     def response(self) -> web.Response:
         return web.Response(status=self.status, body=self.body(), content_type="application/json", headers=self.headers)

@@ -13,7 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from inferflux.server.audit import Strangers
 from inferflux.server.http.auditing import unreadable_event
-from inferflux.server.http.context import CONTEXT
+from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
 from inferflux.server.http.problems import Problem
 from inferflux.server.http.sockets import prepare_connection
@@ -72,7 +72,8 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answers what is not HTTP, and what the middleware let through."""
-        offered = request_id(request.headers.get(REQUEST_ID_HEADER))
+        known = request[INFO].id if INFO in request else None
+        offered = known or request_id(request.headers.get(REQUEST_ID_HEADER))
         if status < 500:
             logger.debug("unreadable request: %s", exc, extra={"request_id": offered})
             problem = Problem(status, "the request is not valid HTTP")

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from inferflux.errors import EngineDeadError, EngineError, RequestError
-from inferflux.server.http import answer
+from inferflux.server.http import answer, middleware
 from tests.support.http_server import MODEL, Site, running_server
 from tests.support.waiting import PATIENCE_S, patience, until
 
@@ -84,6 +84,25 @@ async def test_request_ids(site: Site):
         site.url + "/v1/completions", json={**PROMPT, "stream": True}, headers={"x-request-id": "mine"}
     ) as response:
         assert response.headers["x-request-id"] == "mine"
+
+
+async def test_a_refusal_may_quote_a_header_that_is_no_unicode(site: Site):
+    """Such bytes come as lone surrogates, which no JSON can hold: the refusal itself failed, as a 500 under an id that
+    no log had."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(site.url.rpartition(":")[2]))
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n")
+    writer.write(b"Connection: close\r\nContent-Encoding: \xff\r\n\r\n{}")
+    head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE_S)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert rb"compressed (got Content-Encoding \\udcff)" in body
+
+
+async def test_a_failure_of_the_error_answer_itself_has_the_requests_id(site: Site, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(middleware, "problem_of", lambda *_: 1 / 0)
+    async with site.session.get(site.url + "/nowhere") as response:
+        assert response.status == 500
+        assert (await response.json())["error"]["message"].endswith(response.headers["x-request-id"])
 
 
 FAILURES: list[tuple[Exception, int, str]] = [

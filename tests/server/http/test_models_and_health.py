@@ -186,6 +186,12 @@ async def test_openmetrics_when_asked_for(site: Site):
     assert "_created" not in page
 
 
+@pytest.mark.parametrize("version", ["abc", "", "1.x", "\xff"])
+async def test_an_accept_header_with_a_strange_version_gets_a_page_all_the_same(site: Site, version: str):
+    for kind in ("application/openmetrics-text", "text/plain"):
+        assert "# HELP inferflux_requests" in await metrics_page(site, f"{kind}; version={version}")
+
+
 async def test_the_numbers_move(site: Site):
     _, whole = await site.post("/v1/completions", {"prompt": "Hi", "max_tokens": 10})
     await site.events("/v1/completions", {"prompt": "Hi", "max_tokens": 10, "n": 2})
