@@ -3,11 +3,10 @@
 What a term matches is said in `terms`, how spelling is folded in `folding`. Knows no callers and no HTTP.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
-
-import msgspec
 
 from inferflux.server.policy.folding import Folding, is_extender
 from inferflux.server.policy.matcher import Matcher, Patterns
@@ -118,10 +117,14 @@ def texts_of_parts(parts: Sequence[str]) -> list[str]:
 
 
 def texts_of_json(text: str) -> list[str]:
-    """Returns what to check of a JSON text: itself, and its strings as they read without escapes."""
+    """Returns what to check of a JSON text: itself, and its strings as they read without escapes.
+
+    Read as chat templates' arguments are, which takes NaN and Infinity too: a stricter reader would see less than the
+    model does.
+    """
     try:
-        return [text, *texts_in(msgspec.json.decode(text.encode("utf-8", "surrogatepass")))]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [text, *texts_in(json.loads(text))]
+    except (ValueError, RecursionError):
         return [text]
 
 

@@ -87,6 +87,16 @@ async def test_what_an_answer_is_made_to_say_is_checked(shape: dict[str, Any]) -
         assert site.engine.submitted == []
 
 
+@pytest.mark.parametrize("beside", ["1", "NaN", "-Infinity", "1e999", '"\\ud800"', str(10**400), "[" * 600 + "]" * 600])
+async def test_a_calls_arguments_are_checked_as_the_template_reads_them(beside: str) -> None:
+    """Beside a term behind escapes, what a stricter reader of JSON gives up at and a chat template does not."""
+    arguments = f'{{"beside": {beside}, "said": "forbidden\\u0020fruit"}}'
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    async with running_server(config(blocklist=[TERM])) as site:
+        assert_refused(await chat(site, USER, {"role": "assistant", "content": None, "tool_calls": [call]}))
+        assert site.engine.submitted == []
+
+
 async def test_answers_are_checked_whole() -> None:
     async with running_server(config(blocklist=["count: 1"], check_output=True)) as site:
         assert_refused(await complete(site))
