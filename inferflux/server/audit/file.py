@@ -1,8 +1,9 @@
 """AuditFile: appends lines to the audit log's file through rotations, crashes and full disks.
 
-After a `move` rotation lines go to the new file at the path. After `copytruncate` the lines of the last seconds are
-written once more, since those that came between the copying and the truncating are in no file; the verifier knows such
-repeats. A failed append leaves the file as it was. Blocks; called by one thread at a time.
+After a `move` rotation lines go to the new file at the path, as they do when that was while no server ran. After
+`copytruncate` the lines of the last seconds are written once more, since those that came between the copying and the
+truncating are in no file; the verifier knows such repeats. A failed append leaves the file as it was. Blocks; called by
+one thread at a time.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from inferflux.server.audit.errors import AuditError
 from inferflux.server.audit.keys import AuditKeys
 from inferflux.server.audit.lines import GENESIS, TORN_KIND, make_header, make_line, parse_line
-from inferflux.server.audit.tail import has_header, read_tail
+from inferflux.server.audit.tail import has_header, head_before, read_tail
 from inferflux.server.policy.durable import PRIVATE_MODE, sync_folder
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,8 @@ class AuditFile:
         """Writes the header of an empty file, and after a truncation the lines to repeat."""
         os.ftruncate(descriptor, 0)
         self._size = 0
+        if self._head == GENESIS:
+            self._head = head_before(self._path, self._keys)
         prev = self._recent[0].prev if self._recent else self._head
         header = make_header(prev, timestamp(self._clock()), self._keys)
         self._write(descriptor, header + b"".join(batch.data for batch in self._recent), durable=True)

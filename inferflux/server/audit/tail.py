@@ -1,12 +1,14 @@
 """How an audit file on the disk begins and ends: what a writer must know to go on with it. Only reads."""
 
+import contextlib
+import glob
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from inferflux.server.audit.errors import AuditError
 from inferflux.server.audit.keys import AuditKeys
-from inferflux.server.audit.lines import HEADER_KIND, parse_line
+from inferflux.server.audit.lines import GENESIS, HEADER_KIND, parse_line
 
 _MAX_HEADER_BYTES: Final = 1024
 _TAIL_BYTES: Final = 65_536
@@ -50,6 +52,32 @@ def read_tail(descriptor: int, size: int, path: Path) -> Tail:
         if offset == 0 or num_bytes >= _MAX_TAIL_BYTES:
             raise AuditError(f"{path}: has no sound line near its end; move it away to begin a new one")
         num_bytes *= 8
+
+
+def head_before(path: Path, keys: AuditKeys) -> str:
+    """Returns the digest of the last line that was written before the file at `path` was begun: that of the newest
+    rotated one beside it (audit.log.1, audit.log-20250131) that was written with this key; GENESIS when there is none.
+    """
+    rotated = []
+    for neighbour in path.parent.glob(glob.escape(path.name) + "[.-]*"):
+        with contextlib.suppress(OSError):
+            rotated.append((neighbour.stat().st_mtime_ns, neighbour))
+    for _, neighbour in sorted(rotated, reverse=True):
+        with contextlib.suppress(OSError, AuditError):
+            return _head_of(neighbour, keys)
+    return GENESIS
+
+
+def _head_of(path: Path, keys: AuditKeys) -> str:
+    """Returns the digest of a file's last line. Raises AuditError for what is no log of this key's, OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        if not has_header(descriptor, size, keys, path):
+            raise AuditError(f"{path}: has no line")
+        return read_tail(descriptor, size, path).head
+    finally:
+        os.close(descriptor)
 
 
 def _last_line(content: bytes, *, whole: bool) -> Tail | None:

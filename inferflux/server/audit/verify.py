@@ -45,7 +45,7 @@ def verify(paths: Sequence[Path], keys: AuditKeys | None) -> Report:
     for path in paths:
         walk = _Walk(path, keys, report, recent)
         walk.run()
-        recent = walk.digests
+        recent = walk.digests or recent
         if len(report.findings) >= MAX_FINDINGS:
             break
     return report
@@ -66,11 +66,14 @@ class _Walk:
         self._repeats: deque[str] = deque()
 
     def run(self) -> None:
+        number = 0
         with self._path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 self._take(number, raw)
                 if len(self._report.findings) + len(self._unsound) >= MAX_FINDINGS:
                     break
+        if not number:
+            self._report.notes.append(f"{self._path}: is empty; a log begins with a header")
         self._end()
 
     def _take(self, number: int, raw: bytes) -> None:
@@ -114,6 +117,7 @@ class _Walk:
             self._find(number, "does not follow the line before it: lines were removed, added or moved")
         if self._repeats and self._repeats.popleft() != line.digest:
             self._find(number, "is not the line that the file before it has in this place")
+            self._repeats.clear()
         self._accept(number, line)
 
     def _accept(self, number: int, line: ParsedLine) -> None:

@@ -74,6 +74,27 @@ def test_a_moved_file_is_left_and_the_next_one_linked_to_it(log: AuditFile, log_
     assert verify([moved[0], log_path], keys).findings, "a whole file is missing between the two"
 
 
+@pytest.mark.parametrize("name", ["audit.log.1", "audit.log-20250131"])
+@pytest.mark.parametrize("creates", [False, True])
+def test_a_rotation_while_no_server_runs_breaks_no_chain(
+    log_path: Path, keys: AuditKeys, name: str, creates: bool
+) -> None:
+    """Else every rotation during an upgrade read as a log that was tampered with."""
+    paths = [log_path.with_name(f"{name}.{age}") for age in (2, 1)]
+    for number, path in enumerate((*paths, log_path)):
+        log = AuditFile(log_path, keys)
+        log.append(numbered([number]), durable=False)
+        log.close()
+        if path != log_path:
+            log_path.rename(path)
+            os.utime(path, (number, number))
+        if creates:
+            log_path.touch(0o600)
+    log_path.with_name("audit.log.3").write_bytes(b"another program's")
+    assert assert_sound(keys, *paths, log_path).num_lines == 3
+    assert verify([paths[0], log_path], keys).findings, "a whole file is missing between the two"
+
+
 @pytest.mark.parametrize("num_late", [0, 1, 3])
 def test_lines_written_while_a_copy_is_made_are_written_again(
     log: AuditFile, log_path: Path, keys: AuditKeys, num_late: int

@@ -147,6 +147,34 @@ def test_the_command_without_its_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["audit", "verify", str(tmp_path / "none"), "--key", str(tmp_path / "no-key")]) == 2
 
 
+def test_an_empty_file_is_noted_and_hides_no_missing_one(
+    log_path: Path, lines: list[bytes], keys: AuditKeys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """logrotate makes one; so does who wipes the log."""
+    empty = log_path.with_name("empty")
+    empty.touch()
+    assert main(["audit", "verify", str(empty), str(log_path)]) == 0
+    assert "empty: is empty" in capsys.readouterr().err
+    later = log_path.with_name("later")
+    head = verify([log_path], keys).head
+    later.write_bytes(make_header(head, "2025", keys))
+    assert verify([log_path, empty, later], keys).findings == []
+    assert verify([empty, later], keys).findings == []
+    later.write_bytes(make_header("1" * 64, "2025", keys))
+    assert [finding.line for finding in verify([log_path, empty, later], keys).findings] == [1]
+
+
+def test_a_log_begun_anew_after_another_is_one_finding(log_path: Path, lines: list[bytes], keys: AuditKeys) -> None:
+    anew = log_path.with_name("anew")
+    chain = [make_header(GENESIS, "2025", keys)]
+    head = GENESIS
+    for number in range(3):
+        line, head = make_line("request", {"other": number}, head, keys)
+        chain.append(line)
+    anew.write_bytes(b"".join(chain))
+    assert [finding.line for finding in verify([log_path, anew], keys).findings] == [2]
+
+
 def forged(kind: str, inside: bytes, prev: str) -> bytes:
     """A line with the right digest, which needs no key, and with anything at all between kind and `prev`."""
     sealed = b'{"kind":"%s"%s"prev":"%s","mac":"%s"' % (kind.encode(), inside, prev.encode(), b"0" * 64)
