@@ -38,12 +38,11 @@ class TextStream:
     `token_ids`, whatever else came with it. The deltas' parts joined are `text`, `token_ids` and `logprobs`.
 
     shown: special tokens whose text is wanted although special tokens are skipped.
-    stopped: a stop string ended the text here while the engine still runs the request: the caller must abort it.
     """
 
     __slots__ = (
         "_detokenizer", "_matcher", "_min_tokens", "_parts", "_stop_token_ids",
-        "finish_reason", "logprobs", "stop_reason", "stopped", "token_ids",
+        "finish_reason", "logprobs", "stop_reason", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +64,6 @@ class TextStream:
         self.logprobs: list[TokenLogprobs] | None = None if sampling.logprobs is None else []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
-        self.stopped = False
 
     @property
     def text(self) -> str:
@@ -104,7 +102,6 @@ class TextStream:
 
     def _stop_at_match(self, output: Output, text: str, stop: str, num_tokens: int) -> TextDelta:
         self.finish_reason, self.stop_reason = "stop", stop
-        self.stopped = output.finish_reason is None
         logprobs = output.logprobs[:num_tokens] if output.logprobs is not None else None
         return self._add(text, output.token_ids[:num_tokens], logprobs)
 

@@ -3,7 +3,7 @@
 import hashlib
 import struct
 
-from inferflux.engine.kv.hashing import NAME_BYTES, PageNamer
+from inferflux.engine.kv.hashing import PageNamer
 
 TOKENS = list(range(100, 112))
 
@@ -21,7 +21,7 @@ def test_names_are_the_chain_that_the_docstring_states() -> None:
     first = hashlib.sha256(root.digest() + struct.pack("<4i", *TOKENS[:4])).digest()
     second = hashlib.sha256(first + struct.pack("<4i", *TOKENS[4:8])).digest()
     assert names_of(TOKENS, 2, salt=b"salt") == [first, second]
-    assert len(first) == NAME_BYTES
+    assert len(first) == 32
 
 
 def test_extending_gives_the_same_names_as_naming_at_once() -> None:
@@ -33,9 +33,9 @@ def test_extending_gives_the_same_names_as_naming_at_once() -> None:
 
 
 def test_known_names_are_not_hashed_again() -> None:
-    names = [b"x" * NAME_BYTES]
+    names = [b"x" * 32]
     PageNamer(b"model", 4).extend(names, TOKENS, 2, b"")
-    assert names[0] == b"x" * NAME_BYTES
+    assert names[0] == b"x" * 32
     assert names[1] == hashlib.sha256(names[0] + struct.pack("<4i", *TOKENS[4:8])).digest()
 
 

@@ -50,7 +50,6 @@ def test_length_ends_with_all_text(tokenizer: Tokenizer) -> None:
     deltas = run(stream, ids, [1], "length")
     check_whole(stream, deltas)
     assert (stream.text, stream.token_ids, stream.finish_reason) == ("hello 😀 world", ids, "length")
-    assert not stream.stopped
 
 
 def test_half_a_character_is_flushed_at_the_end(tokenizer: Tokenizer) -> None:
@@ -69,7 +68,7 @@ def test_the_eos_token_counts_but_is_not_shown(tokenizer: Tokenizer, skip_specia
     deltas = run(stream, ids, [2], "stop", stop=ids[-1])
     check_whole(stream, deltas)
     assert (stream.text, stream.token_ids) == ("bye", ids)
-    assert (stream.finish_reason, stream.stop_reason, stream.stopped) == ("stop", None, False)
+    assert (stream.finish_reason, stream.stop_reason) == ("stop", None)
 
 
 def test_a_stop_token_is_named_and_not_shown(tokenizer: Tokenizer) -> None:
@@ -88,23 +87,22 @@ def test_eos_that_did_not_end_the_text_is_shown_like_any_special_token(tokenizer
     assert (hidden.text, shown.text) == ("ab", "a<|end|>b")
 
 
-def test_a_stop_string_cuts_the_text_and_the_tokens_and_asks_for_an_abort(tokenizer: Tokenizer) -> None:
+def test_a_stop_string_cuts_the_text_and_the_tokens_and_ends_them(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("one\n\nUser: two", add_special_tokens=False)
     stream = TextStream(tokenizer, SamplingParams(stop=("\nUser:",), logprobs=0))
     deltas = run(stream, ids, [1], "length")
     check_whole(stream, deltas)
     assert (stream.text, stream.finish_reason, stream.stop_reason) == ("one\n", "stop", "\nUser:")
-    assert stream.stopped
     assert tokenizer.decode(stream.token_ids, skip_special_tokens=True) == "one\n\nUser:"
     assert stream.feed(Output(1, ids[-1:], finish_reason="length")) == TextDelta()
     assert stream.text == "one\n"
 
 
-def test_a_stop_string_in_the_engines_last_news_needs_no_abort(tokenizer: Tokenizer) -> None:
+def test_a_stop_string_in_the_engines_last_news_goes_before_its_reason(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("one STOP", add_special_tokens=False)
     stream = TextStream(tokenizer, SamplingParams(stop=("STOP",)))
     run(stream, ids, [len(ids)], "length")
-    assert (stream.text, stream.finish_reason, stream.stopped) == ("one ", "stop", False)
+    assert (stream.text, stream.finish_reason) == ("one ", "stop")
 
 
 def test_a_stop_string_that_is_never_completed_comes_out_at_the_end(tokenizer: Tokenizer) -> None:

@@ -28,7 +28,6 @@ Buffer = memoryview | bytes | bytearray
 ALIGNMENT: Final = 4096
 # Set aside at once: large enough to be one extent, small enough to leave a crowded disk alone.
 GROWTH_BYTES: Final = 64 * 2**20
-NAME_BYTES: Final = 32
 
 _MAGIC: Final = b"IFLUXKV\n"
 _VERSION: Final = 1
