@@ -53,7 +53,8 @@ class Engine:
             num_pages=self.info.device_pages,
             page_tokens=self.info.page_tokens,
             fingerprint=self.executor.fingerprint,
-            prefix_cache=runtime.prefix_cache.enabled,
+            # The pages of a model that reads a text as a whole hold nothing that could be kept.
+            prefix_cache=runtime.prefix_cache.enabled and self.info.generates,
             tiers=tier_settings(runtime, self.info.page_bytes),
         )
         self._keeps_pages = runtime.nvme_offload.path is not None and runtime.nvme_offload.persist

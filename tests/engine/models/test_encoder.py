@@ -13,7 +13,9 @@ from inferflux.config.tree import SchedulerConfig
 from inferflux.engine.models.encoder_spec import encoder_architecture, read_encoder_spec
 from inferflux.engine.models.sentence_settings import read_pooling
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
+from inferflux.sampling_params import Pooling, SamplingParams
 from tests.support.encoders import NUM_POSITIONS, WORDS, reference, write_encoder
+from tests.support.engines import run_requests, start_engine
 
 PROMPTS = [[5, 6, 7], list(range(2, 40)), [9], [8, 7, 6, 5] * 6, [11, 12], list(range(40, 2, -1))]
 
@@ -107,3 +109,17 @@ def write_settings(folder: Path, name: str, settings: Any) -> None:
 def _with_pooling(folder: Path) -> Path:
     write_encoder(folder, pooling="max_tokens")
     return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_it_leaves_the_cache_and_its_tiers_alone(tmp_path: Path, pooling: Pooling) -> None:
+    """Its pages are in the books only: there is nothing to keep, to copy down or to wait for."""
+    write_encoder(tmp_path)
+    tiers = {"path": str(tmp_path / "file.kv"), "persist": True}
+    engine = start_engine(tmp_path, paged_kv={"page_tokens": 4, "cpu_pages": 4}, nvme_offload=tiers)
+    for _ in range(2):
+        for result in run_requests(engine, [[5] * 60, [6] * 60], SamplingParams(max_tokens=1, pooling=pooling)):
+            assert (result.error, result.num_cached_tokens) == (None, 0)
+    assert not engine.has_chores
+    assert (engine.stats().device_pages_cached, engine.stats().tiers) == (0, {})
+    engine.close()
