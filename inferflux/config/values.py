@@ -20,6 +20,7 @@ from inferflux.log import mask_secrets
 
 _MAX_INT: Final = 2**63 - 1
 _MAX_SHOWN: Final = 60
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BOOLEANS: Final[Mapping[str, bool]] = MappingProxyType(
     {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 )
@@ -108,6 +109,8 @@ def _check_str(kind: inspect.Type, inner: inspect.StrType, value: Any, key: Key)
         raise InvalidValueError(key, f"must have at most {inner.max_length} characters (got {length})")
     if any(ord(character) < 32 and character not in "\n\t" for character in value):
         raise InvalidValueError(key, "must not contain control characters")
+    if _SURROGATE.search(value):  # of an environment that is not UTF-8: it can be neither sent nor kept
+        raise InvalidValueError(key, "must be valid Unicode text")
     if inner.pattern is not None and not re.fullmatch(inner.pattern, value):
         raise InvalidValueError(key, f"must be {_description(kind) or f'text like {inner.pattern}'}{_got(kind, value)}")
     return value

@@ -1,6 +1,7 @@
 """Configuration as a user meets it: precedence, origins, and one line that says what is wrong and what is accepted."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -268,6 +269,20 @@ def test_only_a_port_of_kubernetes_is_passed_over() -> None:
     """A guardrail with a mistyped address must stop the start, not be left out."""
     with pytest.raises(ConfigError, match=r"INFERFLUX_OPA_ENDPOINT: guardrails\.opa_endpoint: must be an http"):
         load(environ={"INFERFLUX_OPA_ENDPOINT": "tcp://opa:8181"})
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("INFERFLUX_HOST", "server.host"),
+        ("INFERFLUX_MODEL_PATH", "models[0].path"),
+        ("INFERFLUX_GUARDRAILS__BLOCKLIST", "guardrails.blocklist[0]"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_something_stumbles_over_it(name: str, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(environ={name: os.fsdecode(b"caf\xe9")})
+    assert str(refused.value) == f"{name}: {key}: must be valid Unicode text"
 
 
 def test_unknown_short_name_is_a_warning() -> None:
