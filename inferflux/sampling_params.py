@@ -124,6 +124,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     pooling: Pooling | None = None
 
     @property
+    def generates(self) -> bool:
+        """Whether tokens follow the prompt; else it is only computed."""
+        return self.pooling is None and self.max_tokens != 0
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether choosing a token takes the values of those before it; else their number is enough."""
         penalised = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty

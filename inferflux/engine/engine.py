@@ -83,7 +83,7 @@ class Engine:
         self._check_token_ids(sampling)
         window = self.info.max_model_len
         total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
-        if sampling.pooling is not None or sampling.max_tokens == 0:
+        if not sampling.generates:
             total = len(prompt) + 1  # one step looks past the prompt, and its token is dropped
         request = Request(
             id=submit.request_id,
@@ -198,9 +198,10 @@ class Engine:
         if sampling.pooling == "cls" and self.info.generates:
             raise RequestError("pooling: must be last or mean: this model's first token sees no other", param="pooling")
         window = self.info.max_model_len
-        if len(prompt) > window or (len(prompt) == window and sampling.pooling is None):
+        if len(prompt) > window - sampling.generates:
+            excess = "leaves no room to answer in" if sampling.generates else "is more than"
             raise RequestError(
-                f"prompt: has {len(prompt)} tokens, which leaves no room to answer in this model's window of {window}",
+                f"prompt: has {len(prompt)} tokens, which {excess} this model's window of {window}",
                 param="prompt",
                 code="context_length_exceeded",
             )

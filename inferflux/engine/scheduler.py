@@ -72,7 +72,7 @@ class Scheduler:
         """
         num_tokens = len(request.tokens)
         assert request.max_total_tokens > num_tokens > 0, "nothing to compute or nothing to generate"
-        if not self._kv.fits(num_tokens + (request.sampling.pooling is None)):
+        if not self._kv.fits(num_tokens + request.sampling.generates):
             raise RequestError(
                 f"prompt: has {num_tokens} tokens, which with one of output is more than the KV pool's "
                 f"{self._kv.capacity_tokens}",

@@ -205,15 +205,18 @@ def check_generates(info: ModelInfo) -> None:
         raise RequestError("model: this model makes embeddings only: see /v1/embeddings", param="model")
 
 
-def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, param: str, *, embeds: bool = False) -> None:
+def check_prompt(
+    prompt_token_ids: Sequence[int], info: ModelInfo, param: str, *, embeds: bool = False, ends: bool = False
+) -> None:
     """Raises RequestError when a prompt is empty, too long for the model's window, or not of its vocabulary, or when it
-    is to be continued by a model that does not do that. embeds: it is to become a vector."""
+    is to be continued by a model that does not do that. embeds: it is to become a vector; ends: nothing follows it."""
     if not embeds:
         check_generates(info)
     if not prompt_token_ids:
         raise RequestError(f"{param}: must have at least one token", param=param)
-    if len(prompt_token_ids) > info.max_model_len - (not embeds):
-        excess = "is more than" if embeds else "leaves no room for an answer in"
+    ends = ends or embeds
+    if len(prompt_token_ids) > info.max_model_len - (not ends):
+        excess = "is more than" if ends else "leaves no room for an answer in"
         raise RequestError(
             f"{param}: has {len(prompt_token_ids)} tokens, which {excess} the model's window of {info.max_model_len}",
             param=param,

@@ -9,6 +9,7 @@ import torch
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Submit
+from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests
 from tests.support.models import TinyModel
@@ -112,3 +113,17 @@ def test_a_stop_token_ends_the_output_where_it_stands(tiny_model: MakeModel) -> 
     params = msgspec.structs.replace(MIXED[0], stop_token_ids=(stop,))
     stopped = answers(start(model, overlap=True), [params] * 4)[3].token_ids
     assert stopped == tokens[: tokens.index(stop) + 1]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_prompt_that_nothing_follows_may_fill_the_window(tiny_model: MakeModel, overlap: bool) -> None:
+    """Also where the pool holds no more than the window; one that is to be answered needs a place for the answer."""
+    engine = start(tiny_model("llama"), overlap, paged_kv={"device_pages": 4, "page_tokens": 8})
+    prompt = list(range(5, 5 + engine.info.max_model_len))
+    (result,) = run_requests(engine, [prompt], SamplingParams(max_tokens=0, prompt_logprobs=0))
+    assert (result.error, result.token_ids, result.finish_reason) == (None, [], "length")
+    for params in (SamplingParams(max_tokens=1), SamplingParams(max_tokens=None)):
+        with pytest.raises(RequestError, match="no room to answer"):
+            engine.submit(Submit(0, prompt, params))
+    with pytest.raises(RequestError, match="33 tokens, which is more than"):
+        engine.submit(Submit(0, [*prompt, 5], SamplingParams(max_tokens=0)))

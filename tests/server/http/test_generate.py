@@ -233,6 +233,13 @@ async def test_default_tokens_shrink_to_what_the_window_holds(site: Site):
     assert site.engine.submitted[0].sampling.max_tokens == 3
 
 
+async def test_a_prompt_that_nothing_follows_may_fill_the_window(site: Site):
+    status, answer = await site.post(COMPLETIONS, {"prompt": [5] * WINDOW, "max_tokens": 0, "echo": True})
+    assert (status, answer["usage"]["prompt_tokens"]) == (200, WINDOW)
+    status, answer = await site.post(COMPLETIONS, {"prompt": [5] * (WINDOW + 1), "max_tokens": 0, "echo": True})
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+
+
 async def test_half_a_character_is_no_news(site: Site):
     site.engine.reply = "😀" * 3  # four tokens each
     events = await site.events(CHAT, {"messages": MESSAGES})

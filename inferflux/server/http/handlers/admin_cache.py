@@ -42,7 +42,7 @@ async def warm_cache(request: web.Request) -> web.Response:
     backend = await use_backend(request, body.model)
     token_ids = await token_ids_of(request, backend, body.prompt, body.messages)
     assert backend.info is not None, "a ready backend has been described"
-    check_prompt(token_ids, backend.info, "prompt")
+    check_prompt(token_ids, backend.info, "prompt", ends=True)
     context, principal = request.app[CONTEXT], request[INFO].principal
     assert principal is not None, "admin routes declare a scope"
     tenant = body.tenant or principal.tenant

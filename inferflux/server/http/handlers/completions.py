@@ -37,7 +37,7 @@ def _jobs(
     """Returns one prompt's jobs, one per choice. Raises RequestError."""
     info = backend.info
     assert info is not None, "a ready backend has been described"
-    check_prompt(token_ids, info, "prompt")
+    check_prompt(token_ids, info, "prompt", ends=body.max_tokens == 0)
     max_tokens = fit_max_tokens(len(token_ids), body.max_tokens, DEFAULT_MAX_TOKENS, info)
     scores = body.logprobs if body.echo else None
     sampling = body.sampling(max_tokens, logprobs=body.num_logprobs, prompt_logprobs=scores, grammar=grammar)
