@@ -106,7 +106,7 @@ def _build_decoder(
         context.require_same(_shared_settings(model, runtime, path))
         plan = PoolPlan(*context.smallest(plan))
         pool = allocate_pool(plan.num_pages, page, device)
-        name = fingerprint(path, page, spec.max_model_len, context.rank, context.size, model.quantization)
+        name = fingerprint(path, page, dtype, spec.max_model_len, context.rank, context.size, model.quantization)
         free = free_memory(torch.device("cpu")).shared(context.size)
         moves = open_tiers(runtime, pool, name, context, free.num_bytes)
         runner = Runner(

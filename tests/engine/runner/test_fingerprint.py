@@ -1,9 +1,12 @@
 """Anything that changes what a page's bytes would be must change the fingerprint."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from inferflux.engine.runner.fingerprint import fingerprint
+from tests.support.engines import start_engine
+from tests.support.models import TinyModel
 
 
 def write_model(path: Path) -> Path:
@@ -36,3 +39,11 @@ def test_config_facts_weights_and_times_matter(tmp_path: Path):
     os.utime(path / "config.json", ns=(0, 0))
     seen.add(fingerprint(path))
     assert len(seen) == 5
+
+
+def test_narrow_pages_of_another_computation_are_foreign(tiny_model: Callable[[str], TinyModel]):
+    """Pages of int8 have one shape, whatever type the numbers in them were computed in."""
+    folder, pages = tiny_model("llama").folder, {"device_pages": 64, "dtype": "int8"}
+    engines = [start_engine(folder, paged_kv=pages, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    assert engines[0].info.dtype != engines[1].info.dtype
+    assert engines[0].executor.fingerprint != engines[1].executor.fingerprint
