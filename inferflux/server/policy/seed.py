@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from inferflux.config import Config, FairnessConfig, RuntimeConfig
-from inferflux.server.access.key_record import record_of
+from inferflux.server.access.key_record import KeyRecord, record_of
 from inferflux.server.policy.document import Fairness, Guardrails, PolicyDocument, RateLimit
 
 
@@ -50,17 +50,9 @@ def runtime_in_force(config: Config, document: PolicyDocument) -> RuntimeConfig:
 
 
 def overruled(document: PolicyDocument, config: Config) -> Iterator[str]:
-    """Yields a line for the log for each part of the configuration that the store overrules.
-
-    Keys above all: one removed from the file still works, one added to it does not work yet.
-    """
+    """Yields a line for the log for each part of the configuration that the store overrules."""
     configured = seed_document(config, 0)
-    ours = {record.digest for record in document.api_keys}
-    theirs = {record.digest for record in configured.api_keys}
-    if theirs - ours:
-        yield f"auth.api_keys: {len(theirs - ours)} configured keys are not in the policy store: they do not work"
-    if ours - theirs and config.auth.api_keys:
-        yield f"auth.api_keys: {len(ours - theirs)} keys that are not configured are in the policy store: they work"
+    yield from _overruled_keys(document, configured)
     changes, named = document.models, [model.id for model in config.models]
     for model_id in (*changes.unloaded, *(model.id for model in changes.loaded if model.id in named)):
         yield f'models: "{model_id}" is as the admin API has left it; load or unload it there'
@@ -71,3 +63,23 @@ def overruled(document: PolicyDocument, config: Config) -> Iterator[str]:
     ):
         if part != other:
             yield f"{name}: the policy store says otherwise, and decides; change it through the admin API"
+
+
+def _overruled_keys(document: PolicyDocument, configured: PolicyDocument) -> Iterator[str]:
+    """One removed from the file still works, one added to it does not work yet, one may still do what it no longer
+    should."""
+    ours = {record.digest: record for record in document.api_keys}
+    theirs = {record.digest: record for record in configured.api_keys}
+    if missing := theirs.keys() - ours.keys():
+        yield f"auth.api_keys: {len(missing)} configured keys are not in the policy store: they do not work"
+    if theirs and (more := ours.keys() - theirs.keys()):
+        yield f"auth.api_keys: {len(more)} keys that are not configured are in the policy store: they work"
+    for digest, record in ours.items():
+        if digest in theirs and _rights(theirs[digest]) != _rights(record):
+            yield f"auth.api_keys: {record.id} ({record.name}) has other rights in the policy store, which decides"
+
+
+def _rights(record: KeyRecord) -> KeyRecord:
+    """The record without what says nothing of what its holder may do."""
+    scopes = tuple(sorted(set(record.scopes)))
+    return msgspec.structs.replace(record, name="-", prefix="", scopes=scopes, created=0)

@@ -68,6 +68,26 @@ def test_differences_are_said() -> None:
     assert "guardrails" not in lines
 
 
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"scopes": ["read"]}, True),
+        ({"scopes": ["admin", "admin"]}, False),
+        ({"tenant": "other"}, True),
+        ({"rate_limit_per_minute": 1}, True),
+        ({"max_priority": 0}, True),
+        ({"key": None, "key_sha256": hashlib.sha256(KEY.encode()).hexdigest()}, False),
+    ],
+)
+def test_a_key_whose_rights_were_edited_in_the_file_is_named(edit: dict[str, object], told: bool) -> None:
+    """Whoever took the scope admin from a key there must not believe that it is gone."""
+    tree = msgspec.to_builtins(CONFIG)
+    tree["auth"]["api_keys"][0].update(edit)
+    lines = list(overruled(seed_document(CONFIG, 1), msgspec.convert(tree, Config)))
+    key_id = seed_document(CONFIG, 1).api_keys[0].id
+    assert lines == ([f"auth.api_keys: {key_id} (alice) has other rights in the policy store, which decides"] * told)
+
+
 def test_keys_are_added_once_and_revoked_by_id() -> None:
     record = new_record()
     document = add_key(PolicyDocument(), record)
