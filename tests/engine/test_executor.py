@@ -1,5 +1,7 @@
 """A real tiny model through the executor alone: plans in, the oracle's tokens out; and what it refuses to load."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from inferflux.engine.executor import Executor
 from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.sampling_params import SamplingParams
-from tests.support.models import MAX_POSITIONS, VOCAB_SIZE, TinyModel
+from tests.support.models import EOS_ID, MAX_POSITIONS, VOCAB_SIZE, TinyModel
 
 MakeModel = Callable[[str], TinyModel]
 
@@ -60,6 +62,21 @@ def test_info_and_phases_describe_the_load(tiny_model: MakeModel):
     assert (info.dtype, info.device) == ("float32", "cpu")
     assert [name for name, _ in executor.phases] == ["import", "ranks", "weights", "pool", "warmup"]
     assert all(seconds >= 0 for _, seconds in executor.phases)
+
+
+@pytest.mark.parametrize("named_with_its_id", [True, False])
+def test_what_the_tokenizer_ends_texts_with_ends_answers(
+    tiny_model: MakeModel, tmp_path: Path, named_with_its_id: bool
+):
+    """A fine-tuned model may end its turns with a token that the config it took over knows nothing of."""
+    folder = shutil.copytree(tiny_model("llama").folder, tmp_path / "tuned")
+    assert load(folder).info.eos_token_ids == [EOS_ID]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if named_with_its_id:
+        settings["added_tokens_decoder"] = {str(EOS_ID): {"content": settings["eos_token"], "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load(folder).info.eos_token_ids == [7, 9, EOS_ID]
 
 
 def test_the_window_is_what_the_pool_holds_or_what_was_asked_for(tiny_model: MakeModel):

@@ -33,7 +33,7 @@ from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
-from inferflux.engine.text.tokenizer import load_tokenizer
+from inferflux.engine.text.tokenizer import eos_token_id, load_tokenizer
 from inferflux.errors import ConfigError, RequestError
 from inferflux.kernels.kernel_set import select
 from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES
@@ -94,7 +94,8 @@ def _build_decoder(
             quantization=model.quantization,
         )
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
-    grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, spec.eos_token_ids))
+    ends = _eos_token_ids(path, spec)
+    grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, ends))
     with phase("pool"):
         width = spec.head_dim + (SCALE_BYTES if kv_dtype in LARGEST_CODE else 0)
         page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), width, kv_dtype)
@@ -126,8 +127,19 @@ def _build_decoder(
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
     pooling: Pooling = "mean" if read_pooling(path) == "mean" else "last"
     own_dtype = str(dtype).removeprefix("torch.")
-    info = msgspec.structs.replace(info, dtype=own_dtype, quantization=model.quantization, pooling=pooling)
+    info = msgspec.structs.replace(
+        info, dtype=own_dtype, quantization=model.quantization, pooling=pooling, eos_token_ids=ends
+    )
     return Built(runner, info, name, grammars, moves)
+
+
+def _eos_token_ids(path: Path, spec: ModelSpec) -> list[int]:
+    """What ends an answer by the model's settings, and by its tokenizer's: a fine-tuned model that ends its turns with
+    another token than the one it came from may say so there only."""
+    own = eos_token_id(path)
+    if own is None or own >= spec.vocab_size or own in spec.eos_token_ids:
+        return list(spec.eos_token_ids)
+    return [*spec.eos_token_ids, own]
 
 
 def _no_vocabulary() -> Vocabulary:

@@ -147,6 +147,20 @@ def load_tokenizer(folder: Path, settings: TokenizerSettings | None = None) -> T
     raise ModelLoadError(f"{folder}: has no tokenizer: needs tokenizer.json or SentencePiece tokenizer.model{hint}")
 
 
+def eos_token_id(folder: Path) -> int | None:
+    """Returns the id of the end-of-text token that a model folder's tokenizer names; None when it names none.
+
+    Loads the tokenizer only where its settings name the token without its id. Raises ModelLoadError.
+    """
+    settings = read_settings(folder)
+    text = settings.named_tokens.get("eos_token")
+    if text is None:
+        return None
+    added = (token.id for token in settings.added_tokens if token.content == text)
+    found = next(added, None)
+    return load_tokenizer(folder, settings).token_id(text) if found is None else found
+
+
 def _check_unicode(text: str) -> None:
     if not text.isascii() and (found := _SURROGATE.search(text)):
         raise RequestError(
