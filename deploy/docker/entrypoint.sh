@@ -9,11 +9,16 @@ state="${INFERFLUX_STATE:-/var/lib/inferflux}"
 config="${INFERFLUX_DEFAULT_CONFIG:-/etc/inferflux/server.yaml}"
 key_file="$state/first-api-key"
 
-# has_credentials: true when the environment or the mounted configuration says who may call. Elements of the list count
-# too (INFERFLUX_AUTH__API_KEYS__0__KEY): they would be laid over the key made here, and so get its scopes.
+# has_credentials: false when the environment and the configuration, read as the server reads them, let nobody call. A
+# key made all the same would take the place of theirs. What cannot be read at all the server will say.
 has_credentials() {
-  env | grep -Eq '^INFERFLUX_(API_KEYS|AUTH__API_KEYS(__[0-9]+__[A-Z0-9_]+)?|OIDC_ISSUER|AUTH__OIDC_ISSUER)=.' ||
-    grep -Eq '^[[:space:]]*(api_keys|oidc_issuer|allow_anonymous):' "$config"
+  python - "$config" 2>/dev/null <<'PYTHON' || [ $? -ne 3 ]
+import pathlib, sys
+from inferflux.config.commands import load_from_process
+
+auth = load_from_process(pathlib.Path(sys.argv[1]), {}).config.auth
+sys.exit(0 if auth.api_keys or auth.oidc_issuer or auth.allow_anonymous else 3)
+PYTHON
 }
 
 if [ "${1:-}" = serve ] && [ "$*" = "serve --config $config" ] && ! has_credentials; then

@@ -168,6 +168,29 @@ def test_configured_keys_are_left_alone(prefix: Path, state: Path, variable: str
     assert not (state / "first-api-key").exists()
 
 
+@pytest.mark.parametrize("flow", [False, True])
+def test_keys_of_a_mounted_configuration_are_left_alone(prefix: Path, state: Path, flow: bool) -> None:
+    """However the file is written: INFERFLUX_API_KEYS would take the place of all of them."""
+    config = yaml.safe_load((state / "server.yaml").read_text())
+    config["auth"] = {"api_keys": [{"name": "mine", "key": "sk-0123456789abcdef"}]}
+    (state / "server.yaml").write_text(yaml.safe_dump(config, default_flow_style=flow))
+    process = start(prefix, state)
+    try:
+        assert "made one" not in wait_for(process, r"listens on|made one")[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
+
+
+def test_faulty_configuration_is_refused_as_the_server_refuses_it(prefix: Path, state: Path) -> None:
+    (state / "server.yaml").write_text("server: {http_prot: 1}\n")
+    process = start(prefix, state)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert output.startswith(f"{state}/server.yaml: server.http_prot: unknown key")
+    assert not (state / "first-api-key").exists()
+
+
 def check_health(prefix: Path, state: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
     """Runs the image's own health check, in the environment that a container engine gives it."""
     _, _, command = dict(instructions("runtime"))["HEALTHCHECK"].partition(" CMD ")
