@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from inferflux.config.schema import Key
 from inferflux.config.tree import ApiKeyConfig, Config
-from inferflux.config.urls import is_http_url, is_loopback, is_safe_url
+from inferflux.config.urls import is_host, is_http_url, is_loopback, is_safe_url
 
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/]+")
 _SHORT_KEY: Final = 16
@@ -64,6 +64,8 @@ def _tier_warnings(config: Config) -> Iterator[str]:
 
 
 def _check_server(config: Config) -> Iterator[Fault]:
+    if not is_host(config.server.host):
+        yield Fault((("server", "host"),), "must be an address or a host name")
     for index, origin in enumerate(config.server.cors_origins):
         if not _ORIGIN.fullmatch(origin):
             yield Fault((("server", "cors_origins", index),), "must be * or an origin such as https://example.org")

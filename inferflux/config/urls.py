@@ -5,26 +5,32 @@ from urllib.parse import urlsplit
 
 
 def is_safe_url(url: str) -> bool:
-    """True for https URLs, and for http ones that stay on this machine; without user and fragment."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
+    """True for https URLs, and for http ones that stay on this machine; else as `is_http_url`."""
+    if not is_http_url(url):
         return False
-    if not host or parts.username is not None or parts.fragment or not url.isascii() or not url.isprintable():
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    parts = urlsplit(url)
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
 
 def is_http_url(url: str) -> bool:
     """True for http and https URLs with a host, without user and fragment."""
     try:
         parts = urlsplit(url)
-        port_is_sound = parts.port is None or parts.port > 0
+        is_sound = (parts.port is None or parts.port > 0) and is_host(parts.hostname or "")
     except ValueError:
         return False
     clean = url.isascii() and url.isprintable() and " " not in url and parts.username is None and not parts.fragment
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and clean and port_is_sound
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and clean and is_sound
+
+
+def is_host(name: str) -> bool:
+    """True for addresses and names that can be looked up. Others (with an empty label, or one of more than 63 letters)
+    fail in ways of their own, which nobody who opens a connection reckons with."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def is_address(host: str) -> bool:

@@ -20,6 +20,12 @@ from inferflux.config.urls import is_safe_url
         ("ftp://id.example.org", False),
         ("https://id.example.org/\n", False),
         ("id.example.org", False),
+        ("https://id.example.org:99999", False),
+        ("https://id.example.org:x", False),
+        ("https://id..example.org", False),
+        (f"https://{'a' * 64}.example.org", False),
+        (f"https://{'a' * 63}.example.org:8443/realms/one", True),
+        ("https://id example.org", False),
     ],
 )
 def test_safe_urls(url: str, safe: bool) -> None:

@@ -44,7 +44,7 @@ class Outgoing:
                 if response.status != _OK:
                     raise FetchError(f"{url} answered with status {response.status}")
                 body = await _read(response, max_bytes)
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, UnicodeError) as error:
             raise FetchError(f"{url} cannot be fetched: {error or type(error).__name__}") from error
         if len(body) > max_bytes:
             raise FetchError(f"{url} answered with more than {max_bytes} bytes")
@@ -59,7 +59,7 @@ class Outgoing:
                 url, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 return response.status, await _read(response, max_bytes)
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, UnicodeError) as error:
             raise PolicyServiceError(str(error) or type(error).__name__) from error
 
     def _open_session(self) -> aiohttp.ClientSession:

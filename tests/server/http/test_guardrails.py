@@ -10,7 +10,10 @@ from aiohttp.test_utils import TestServer
 
 from inferflux.engine.service.protocol import Output
 from inferflux.sampling_params import SamplingParams
+from inferflux.server.access.jwks import FetchError
 from inferflux.server.generation import INLINE_ALTERNATIVES
+from inferflux.server.http.outgoing import Outgoing
+from inferflux.server.policy.opa import PolicyServiceError
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, MODEL, Site, running_server
 
@@ -218,12 +221,29 @@ async def test_changes_hold_from_the_next_request_and_keep_what_they_do_not_name
 
 @pytest.mark.parametrize(
     "body",
-    [{"blocklist": ["\u200b"]}, {"blocklist": "x"}, {"opa_endpoint": "opa"}, {"on_error": "maybe"}, {"terms": []}],
+    [
+        {"blocklist": ["\u200b"]},
+        {"blocklist": "x"},
+        {"opa_endpoint": "opa"},
+        {"opa_endpoint": "http://opa..svc/allow"},
+        {"on_error": "maybe"},
+        {"terms": []},
+    ],
 )
 async def test_bad_changes_change_nothing(body: Any) -> None:
     async with running_server(config(blocklist=[TERM])) as site:
         assert (await put(site, body))[0] == 400
         assert_refused(await complete(site, TERM))
+
+
+@pytest.mark.parametrize("host", ["opa..svc", "a" * 64, "none.invalid", "127.0.0.1:1"])
+async def test_a_host_that_cannot_be_asked_is_a_service_that_failed(host: str) -> None:
+    """A store of an earlier version may hold a name that is none."""
+    async with Outgoing() as outgoing:
+        with pytest.raises((PolicyServiceError, TimeoutError)):
+            await outgoing.post(f"http://{host}/allow", b"{}", 10.0, 100)
+        with pytest.raises((FetchError, TimeoutError)):
+            await outgoing.fetch(f"http://{host}/keys", 100)
 
 
 async def test_the_policy_service_is_asked_over_http() -> None:
