@@ -65,12 +65,13 @@ def refusal_news(request_id: int, error: RequestError) -> Output:
     return Output(request_id, finish_reason="error", error=str(error), error_param=error.param, error_code=error.code)
 
 
-def error_news(request: Request, message: str) -> Output:
-    """Returns the news of a request that failed while running."""
+def error_news(request: Request, result: RowOutput) -> Output:
+    """Returns the news of a request that failed while running, as `result` says."""
     return Output(
         request_id=request.id,
         finish_reason="error",
-        error=message,
+        error=result.error,
+        error_param=result.error_param,
         num_cached_tokens=request.num_cached,
         queue_s=_queue_s(request) if request.num_output_tokens == 0 else None,
     )

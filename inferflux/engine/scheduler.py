@@ -166,7 +166,7 @@ class Scheduler:
             if result.error is not None:
                 # What the failed step wrote is not committed, so nobody else will find it.
                 self._queues.end(request, "error")
-                news.append(error_news(request, result.error))
+                news.append(error_news(request, result))
                 continue
             commit(request, len(row.token_ids))
             if row.score and result.prompt_logprobs:

@@ -134,7 +134,7 @@ class RowOutput(msgspec.Struct, frozen=True):
 
     prompt_logprobs: for a scored row, one entry per scored token, in order.
     vector: of a pooled request, its float32 numbers, little-endian.
-    error: this row failed (others did not); the request must end.
+    error: this row failed (others did not); the request must end. error_param: the request's field that is to blame.
     """
 
     token_id: int | None = None
@@ -142,6 +142,7 @@ class RowOutput(msgspec.Struct, frozen=True):
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     vector: bytes | None = None
+    error_param: str | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True):

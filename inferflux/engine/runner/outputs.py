@@ -55,7 +55,7 @@ def start_collecting(
         if draw is not None:
             _fill_drawn(outputs, batch, draw, arrays[:num_drawn], num_top)
             for row, message in refused.items():
-                outputs[row] = RowOutput(error=message)
+                outputs[row] = RowOutput(error=message, error_param="grammar")
         if prompt is not None:
             _fill_scored(outputs, batch, arrays[num_drawn:num_scored], num_prompt_top)
         if vectors is not None:

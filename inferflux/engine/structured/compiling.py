@@ -9,7 +9,7 @@ from inferflux.engine.structured.grammar import library_text
 from inferflux.engine.structured.library import shielded
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.errors import RequestError
-from inferflux.sampling_params import Grammar
+from inferflux.sampling_params import MAX_GRAMMAR_CHARS, Grammar
 
 MAX_ERROR_CHARS: Final = 300
 _SILENT: Final = 0
@@ -24,6 +24,8 @@ def compile_grammar(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
 
 
 def _compile(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        raise RequestError(f"must have at most {MAX_GRAMMAR_CHARS} characters")
     limits = _limits()
     text = library_text(grammar)
     matcher = LLMatcher(vocabulary.library, text, log_level=_SILENT, limits=limits)
@@ -33,7 +35,7 @@ def _compile(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
         if not matcher.is_error() and not any(mask):
             raise RequestError("allows no answer at all")
     if matcher.is_error():
-        raise RequestError(_words(matcher.get_error()))
+        raise RequestError(error_words(matcher))
     return matcher
 
 
@@ -49,7 +51,7 @@ def _limits() -> LLParserLimits:
     )
 
 
-def _words(error: str) -> str:
+def error_words(matcher: LLMatcher) -> str:
     """The library's message on one line, with what it says of its own inside left out."""
-    line = " ".join(error.split())
+    line = " ".join(matcher.get_error().split())
     return line[:MAX_ERROR_CHARS] or "cannot be compiled"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inferflux.engine.step import RowStart
+from inferflux.engine.structured.compiling import error_words
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.library import shielded
 from inferflux.errors import RequestError
@@ -63,6 +64,6 @@ class RowGrammar:
             self.error = f"the grammar failed: {error}"
             return None
         if self._matcher.is_error():
-            self.error = f"the grammar failed: {self._matcher.get_error():.200}"
+            self.error = f"the grammar failed: {error_words(self._matcher)}"
             return None
         return answer

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta
+from inferflux.errors import RequestError
 from inferflux.server.backends import Backend
 from inferflux.server.generation import Choice, Job, Watch
 from inferflux.server.http.context import CONTEXT, INFO
@@ -86,6 +87,8 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
             choices = [Choice(index, job, backend, watch, guard()) for index, job in enumerate(jobs)]
             try:
                 yield choices
+            except RequestError as error:
+                raise _of_field(error, info.shape) from None
             finally:
                 info.num_completion_tokens = sum(len(choice.stream.token_ids) for choice in choices)
                 info.response = tuple(choice.shown_text for choice in choices)
@@ -93,6 +96,13 @@ async def _running(request: web.Request, backend: Backend, jobs: Sequence[Job]) 
                     for choice in choices:
                         info.trace.sequence(choice.times, len(choice.stream.token_ids))
                 reservation.spend(info.num_completion_tokens)
+
+
+def _of_field(error: RequestError, shape: str | None) -> RequestError:
+    """Returns an engine's error as the caller knows it: it had no field `grammar`, but `shape`."""
+    if shape is None or error.param != "grammar":
+        return error
+    return RequestError(f"{shape}: {str(error).removeprefix('grammar: ')}", param=shape, code=error.code)
 
 
 def _num_prompt_tokens(jobs: Sequence[Job]) -> int:

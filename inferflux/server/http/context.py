@@ -64,7 +64,8 @@ class RequestInfo:
     it asks for. outcome: the status to count and log when it is not the response's own (a stream that failed midway).
     allowances: what is left of the limits that count for it. decision: whether it was let pass, for the audit log, as
     are the texts and their tokens: prompt, those the caller sent; response, those that were sent back. held: what it
-    keeps in use until it has been answered. num_body_bytes: of the body, once it has been read.
+    keeps in use until it has been answered. num_body_bytes: of the body, once it has been read. shape: the
+    field that says what the answer must look like.
     """
 
     id: str
@@ -80,6 +81,7 @@ class RequestInfo:
     prompt: tuple[str, ...] = ()
     response: tuple[str, ...] = ()
     num_body_bytes: int = 0
+    shape: str | None = None
     num_prompt_tokens: int | None = None
     num_completion_tokens: int | None = None
     allowances: dict[LimitKind, Allowance] = field(default_factory=dict)

@@ -112,11 +112,14 @@ async def use_backend(request: web.Request, model_id: str | None) -> Backend:
 
 
 async def find_grammar(request: web.Request, backend: Backend, asked: Sequence[Asked]) -> Grammar | None:
-    """Returns the last grammar, None when there is none. Each has been compiled once to see that it can be: so that the
-    first fault found is a part's own. Raises RequestError."""
+    """Returns the last grammar, None when there is none, and notes who asked for it. Each has been compiled once to see
+    that it can be: so that the first fault found is a part's own. Raises RequestError."""
     for one in asked:
         await request.app[CONTEXT].text_work.check_grammar(backend.grammar_check, one.grammar, one.param)
-    return asked[-1].grammar if asked else None
+    if not asked:
+        return None
+    request[INFO].shape = asked[-1].param
+    return asked[-1].grammar
 
 
 def _check_room(backend: Backend) -> None:

@@ -117,6 +117,7 @@ def test_a_grammar_that_fails_midway_ends_its_row_only(folder: Path) -> None:
     ends = {output.request_id: output for output in outputs if output.finish_reason is not None}
     assert ends[1].finish_reason == "error"
     assert "the grammar failed" in (ends[1].error or "")
+    assert ends[1].error_param == "grammar", "the caller's, not the server's failure"
     assert ends[2].finish_reason == "length"
     engine.check_integrity()
 
