@@ -51,6 +51,11 @@ def warnings(config: Config) -> Iterator[str]:
             yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
     if config.auth.oidc_issuer is not None and not config.auth.oidc_scope_map:
         yield "auth.oidc_scope_map: empty, so tokens of auth.oidc_issuer may do nothing"
+    if config.auth.oidc_issuer is None and (config.auth.oidc_audience is not None or config.auth.oidc_scope_map):
+        yield "auth.oidc_issuer: not set, so auth.oidc_audience and auth.oidc_scope_map do nothing"
+    tls = config.server.tls
+    if not tls.enabled and (tls.cert_path is not None or tls.key_path is not None):
+        yield "server.tls.enabled: false, so the server speaks plain HTTP whatever server.tls.cert_path says"
     yield from _tier_warnings(config)
 
 

@@ -392,6 +392,20 @@ def test_a_passphrase_without_a_store_is_warned_of() -> None:
     assert load("policy: {store: policy.enc}", environ).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("server: {tls: {cert_path: c.pem, key_path: k.pem}}", "server.tls.enabled: false, so the server speaks plain"),
+        ("server: {tls: {enabled: true, cert_path: c.pem, key_path: k.pem}}", None),
+        ("auth: {oidc_audience: a}", "auth.oidc_issuer: not set"),
+        ("auth: {oidc_scope_map: {x: read}}", "auth.oidc_issuer: not set"),
+        ("auth: {oidc_issuer: 'https://id.example.org', oidc_audience: a, oidc_scope_map: {x: read}}", None),
+    ],
+)
+def test_settings_without_the_one_that_they_serve_are_a_warning(text: str, begins: str | None) -> None:
+    assert [warning[: len(begins or "")] for warning in load(text).warnings] == [begins] * (begins is not None)
+
+
 def fault_of(text: str, environ: dict[str, str]) -> str:
     """The error's text, or an empty string."""
     try:
