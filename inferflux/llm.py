@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 import numpy as np
-from msgspec import inspect
 from rich.console import Console
 from rich.progress import Progress
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.values import InvalidValueError, check
+from inferflux.config.made import checked
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Output, Submit
@@ -99,9 +97,14 @@ class LLM:
         path = demo_model_path() if str(model) == STUB else Path(model)
         if not path.is_dir():
             raise ModelLoadError(f'{path}: is not a folder (a model\'s, or "{STUB}" for the demo model)')
-        config = _model_config(path, dtype=dtype, quantization=quantization, max_model_len=max_model_len)
+        runtime = RuntimeConfig() if runtime is None else runtime
+        if not isinstance(runtime, RuntimeConfig):
+            raise ConfigError(f"runtime: must be a RuntimeConfig (got {type(runtime).__name__})")
+        # The id is for messages only: a folder's name may have letters that an id may not.
+        keys = {"dtype": dtype, "quantization": quantization, "max_model_len": max_model_len}
+        config = checked(ModelConfig, {"id": "model", "path": str(path), **keys})
         self._text: TextBundle = load_text(path, chat_template)
-        self.engine = Engine(config, runtime or RuntimeConfig())
+        self.engine = Engine(config, checked(RuntimeConfig, runtime, ("runtime",)))
         self._ids = itertools.count()
         self._news: dict[int, list[Output]] = {}
         # The engine and `_news` are one thread's at a time. A stream that is dropped may be collected in that thread,
@@ -303,15 +306,6 @@ def _apply(run: _Running, output: Output) -> TextDelta:
         run.generation.prompt_logprobs = output.prompt_logprobs
     run.generation.num_cached_tokens = max(run.generation.num_cached_tokens, output.num_cached_tokens)
     return delta
-
-
-def _model_config(path: Path, **settings: Any) -> ModelConfig:
-    """Raises ConfigError. The id is for messages only: a folder's name may have letters that an id may not."""
-    values = {"id": "model", "path": str(path), **settings}
-    try:
-        return msgspec.convert(check(inspect.type_info(ModelConfig), values, ()), ModelConfig)
-    except InvalidValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def _is_list(value: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from inferflux import LLM, SamplingParams
+from inferflux.config import PagedKvConfig, RuntimeConfig, SchedulerConfig
+from inferflux.config.tree import NvmeOffloadConfig, SpeculativeConfig
 from inferflux.engine.request import Request, RequestState
 from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError
 from tests.support.models import FAMILIES, write_tokenizer
@@ -221,6 +223,28 @@ def test_a_setting_that_cannot_be_is_named() -> None:
         LLM("stub", dtype="float12")
     with pytest.raises(ConfigError, match=r"max_model_len: must be >= 1 \(got 0\)"):
         LLM("stub", max_model_len=0)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [
+        (RuntimeConfig(scheduler=SchedulerConfig(chunked_prefill_tokens=0)), "chunked_prefill_tokens: must be >= 1"),
+        (RuntimeConfig(scheduler=SchedulerConfig(max_batch_size="4")), "max_batch_size: must be an integer"),  # type: ignore[arg-type]
+        (RuntimeConfig(paged_kv=PagedKvConfig(eviction="fifo")), "eviction: must be one of"),  # type: ignore[arg-type]
+        (RuntimeConfig(speculative_decoding=SpeculativeConfig(enabled=True)), "enabled: not supported yet"),
+        ({"dtype": "float32"}, "must be a RuntimeConfig"),
+    ],
+)
+def test_runtime_settings_made_in_python_are_checked_too(runtime: Any, words: str) -> None:
+    """A prefill chunk of nothing would step for ever."""
+    with pytest.raises(ConfigError, match=f"runtime.*{words}"):
+        LLM("stub", runtime=runtime)
+
+
+def test_a_path_in_the_runtime_settings_may_be_one(tmp_path: Path) -> None:
+    offload: Any = {"path": tmp_path / "file.kv", "max_gb": 0.1}
+    with LLM("stub", runtime=RuntimeConfig(nvme_offload=NvmeOffloadConfig(**offload))) as llm:
+        assert llm.generate("abc", GREEDY)[0].finish_reason == "length"
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
