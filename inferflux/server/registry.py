@@ -101,6 +101,8 @@ class ModelRegistry:
         self._seen = text
         if settled and self._is_due(text, asked):
             await self._stop_attempt()
+            if text != self._tried:  # what was wrong with an earlier content is no news of this one
+                self.status = RegistryStatus(self.status.path)
             self._tried = text
             self._attempt = asyncio.create_task(self._try(text, follow))
         return settled
@@ -116,8 +118,6 @@ class ModelRegistry:
     async def _try(self, text: str, follow: Follow) -> None:
         try:
             models = await asyncio.to_thread(parse_registry, text)
-            if self.status.state == "ok":
-                self.status = msgspec.structs.replace(self.status, state="loading")
             await follow(models)
         except InferFluxError as error:
             self._refuse(error)

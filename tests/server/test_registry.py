@@ -141,6 +141,18 @@ async def test_a_later_change_takes_the_place_of_one_under_way(desk: Desk):
     assert desk.followed == ["a"]
 
 
+async def test_a_mended_file_is_loading_and_no_longer_wrong(desk: Desk):
+    """A large model takes minutes; for so long the error of the edit before would be sought in this one."""
+    await desk.write(BAD)
+    assert desk.registry.status.state == "error"
+    desk.may_follow.clear()
+    await desk.write(B)
+    assert (desk.registry.status.state, desk.registry.status.error) == ("loading", None)
+    desk.may_follow.set()
+    await desk.look()
+    assert desk.registry.status.state == "ok"
+
+
 async def test_an_unfit_file_at_the_start():
     desk = Desk(BAD)
     assert desk.registry.first() == ()
