@@ -10,6 +10,7 @@ from inferflux.engine.text.answer.formats import AnswerStyle
 from inferflux.engine.text.chat_template import ChatTemplate, Message, load_chat_template
 from inferflux.engine.text.settings import read_settings
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
+from inferflux.errors import RequestError
 
 
 class ChatPrompt(NamedTuple):
@@ -48,7 +49,11 @@ class TextBundle:
             messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
         )
         opens_thoughts = add_generation_prompt and text.rstrip().endswith(reasoning.OPEN)
-        return ChatPrompt(self.tokenizer.encode(text, add_special_tokens=False), opens_thoughts)
+        try:
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        except RequestError as error:  # a call's arguments may spell half a surrogate pair
+            raise RequestError(f"messages: {error}", param="messages") from None
+        return ChatPrompt(token_ids, opens_thoughts)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Returns the prompt's token ids alone."""

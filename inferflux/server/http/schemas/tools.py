@@ -61,7 +61,6 @@ class ToolCall(msgspec.Struct, frozen=True):
         where = f"{path}.function.arguments"
         try:
             arguments = json.loads(self.function.arguments or "{}")
-            json.dumps(arguments, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except (ValueError, RecursionError):
             raise RequestError(f"{where}: must be the JSON text of an object", param=where) from None
         if not isinstance(arguments, dict):
