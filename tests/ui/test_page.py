@@ -148,6 +148,11 @@ async def test_live_numbers_come_from_the_metrics(opened: Open, site: Site) -> N
         await until_shown(page, "#tiles", r"Waiting\s+5\b")
         await until_shown(page, "#tiles", r"Running\s+3\b")
         await until_shown(page, "#tiers", "16 of 64")
+        await until_shown(page, "#totals", r"Requests to models\s+0\b")
+        headers = {"Authorization": f"Bearer {KEY}"}
+        status, _ = await site.post("/v1/completions", {"model": MODEL, "prompt": "Hi"}, headers=headers)
+        assert status == 200
+        await until_shown(page, "#totals", r"Requests to models\s+1\b")
         await until_shown(page, "#health", "1 of 1 models ready")
 
 

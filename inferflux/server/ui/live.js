@@ -8,7 +8,8 @@ const HISTORY = 60;
 const WINDOW = 15;
 const TIERS = ["device", "cpu", "nvme"];
 const TOTALS = [
-  ["Requests", "inferflux_requests_total"],
+  // Those for a model: probes, scrapes and this page's own looks would outnumber them.
+  ["Requests to models", "inferflux_requests_total", (labels) => labels.model !== ""],
   ["Prompt tokens", "inferflux_prompt_tokens_total"],
   ["Tokens generated", "inferflux_generation_tokens_total"],
   ["Prompt tokens from the prefix cache", "inferflux_prefix_cache_hit_tokens_total"],
@@ -32,9 +33,8 @@ class Moment {
     this.samples = samples;
   }
 
-  sum(name, labels = {}) {
-    const fits = (sample) => Object.entries(labels).every(([key, value]) => sample.labels[key] === value);
-    return this.samples.filter((sample) => sample.name === name && fits(sample))
+  sum(name, fits = () => true) {
+    return this.samples.filter((sample) => sample.name === name && fits(sample.labels))
       .reduce((total, sample) => total + sample.value, 0);
   }
 
@@ -102,8 +102,9 @@ function showTiles(now) {
 
 function showTiers(now) {
   byId("tiers").replaceChildren(...TIERS.map((tier) => {
-    const used = now.sum("inferflux_kv_pages_in_use", { tier });
-    const total = now.sum("inferflux_kv_pages_total", { tier });
+    const ofTier = (labels) => labels.tier === tier;
+    const used = now.sum("inferflux_kv_pages_in_use", ofTier);
+    const total = now.sum("inferflux_kv_pages_total", ofTier);
     const name = { device: "device", cpu: "CPU", nvme: "NVMe" }[tier];
     return make("div", { className: "tier" },
       make("span", {}, name),
@@ -113,8 +114,8 @@ function showTiers(now) {
 }
 
 function showTotals(now) {
-  fillTable(byId("totals"), [], TOTALS.map(([label, name]) => [
-    label, make("td", { className: "number" }, whole(now.sum(name))),
+  fillTable(byId("totals"), [], TOTALS.map(([label, name, fits]) => [
+    label, make("td", { className: "number" }, whole(now.sum(name, fits))),
   ]));
 }
 

@@ -101,6 +101,17 @@ def test_tables_are_bounded(attempts: FailedAttempts) -> None:
     assert len(attempts._failures) == 100
 
 
+def test_proof_used_lately_is_kept_longest(attempts: FailedAttempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferflux.server.access.attempts.MAX_PROVEN", 2)
+    for key in ("alice's key", "bob's key", "alice's key", "carol's key"):
+        attempts.succeeded("192.0.2.1", key)
+    guess(attempts, "192.0.2.1", 10)
+    attempts.check("192.0.2.1", "alice's key")
+    attempts.check("192.0.2.1", "carol's key")
+    with pytest.raises(TooManyAttemptsError):
+        attempts.check("192.0.2.1", "bob's key")
+
+
 def test_memory_holds_no_token(attempts: FailedAttempts) -> None:
     attempts.succeeded("192.0.2.1", "canary-token")
     assert "canary" not in repr(vars(attempts))

@@ -178,6 +178,17 @@ def test_tokens_are_reserved_and_the_rest_given_back(limiter: RateLimiter) -> No
     assert limiter.reserve_tokens("alice", limits, 85).allowance == (100, 0, pytest.approx(60.0))
 
 
+def test_full_bucket_gains_nothing_from_what_is_spent_later(limiter: RateLimiter, clock: Clock) -> None:
+    """The minute that a request took must not count as time to refill what it used at its end."""
+    limits = Limits(tokens_per_minute=100)
+    with limiter.reserve_tokens("alice", limits, 40) as reservation:
+        clock.now += 60
+        reservation.spend(40)
+    with pytest.raises(RateLimitedError):
+        limiter.reserve_tokens("alice", limits, 61)
+    assert limiter.reserve_tokens("alice", limits, 60)
+
+
 def test_failed_request_gives_its_tokens_back(limiter: RateLimiter) -> None:
     limits = Limits(tokens_per_minute=100)
     with pytest.raises(ZeroDivisionError), limiter.reserve_tokens("alice", limits, 100):
