@@ -95,7 +95,7 @@ def _extra_tokens(source: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     for key in _EXTRA_TOKENS:
         value = config.get(key) or []
         items = value.values() if isinstance(value, dict) else value
-        if isinstance(value, str):
+        if not isinstance(value, dict | list):
             raise ModelLoadError(f"{source}: {key}: must be a list of tokens (got {value!r:.80})")
         tokens += [text for item in items if (text := _token_text(source, key, item))]
     return tuple(tokens)

@@ -153,6 +153,7 @@ BROKEN = {
     "config_list": (_break("tokenizer_config.json", b"[]"), "tokenizer_config.json: must hold a JSON object"),
     "bad_bos": (_break("tokenizer_config.json", b'{"bos_token": 5}'), "bos_token: must be a string"),
     "bad_flag": (_break("tokenizer_config.json", b'{"legacy": "no"}'), "legacy: must be true or false"),
+    "bad_extra": (_break("tokenizer_config.json", b'{"additional_special_tokens": 1.5}'), "must be a list of tokens"),
     "bad_added": (_break("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}'), "added_tokens_decoder.x"),
     "bad_template": (_break("tokenizer_config.json", b'{"chat_template": 5}'), "chat_template: must be a string or"),
     "deep": (_break("tokenizer_config.json", b"[" * 100_000), "is not valid JSON"),
