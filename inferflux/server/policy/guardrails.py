@@ -129,7 +129,7 @@ def texts_of_json(text: str) -> list[str]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yields every string in a JSON value, keys included."""
+    """Yields every string in a JSON value, keys included, and every number as it is written: an account's, say."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -139,3 +139,5 @@ def texts_in(value: Any) -> Iterator[str]:
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one
+        elif isinstance(one, int | float) and not isinstance(one, bool):
+            yield json.dumps(one)

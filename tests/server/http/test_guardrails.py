@@ -90,7 +90,17 @@ async def test_what_an_answer_is_made_to_say_is_checked(shape: dict[str, Any]) -
         assert site.engine.submitted == []
 
 
-@pytest.mark.parametrize("beside", ["1", "NaN", "-Infinity", "1e999", '"\\ud800"', str(10**400), "[" * 600 + "]" * 600])
+async def test_a_number_in_a_tools_definition_is_checked() -> None:
+    """The template writes it out for the model, as it does strings."""
+    schema = {"type": "object", "properties": {"account": {"const": 4111111111111111}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    async with running_server(config(blocklist=["4111111111111111"])) as site:
+        body = {"model": MODEL, "messages": [USER], "tools": tools}
+        assert_refused(await site.post("/v1/chat/completions", body, headers=ADMIN))
+        assert site.engine.submitted == []
+
+
+@pytest.mark.parametrize("beside", ["1", "NaN", "-Infinity", "1e999", str(10**400), "[" * 600 + "]" * 600])
 async def test_a_calls_arguments_are_checked_as_the_template_reads_them(beside: str) -> None:
     """Beside a term behind escapes, what a stricter reader of JSON gives up at and a chat template does not."""
     arguments = f'{{"beside": {beside}, "said": "forbidden\\u0020fruit"}}'
