@@ -4,8 +4,8 @@ A backend is a module, or a package with a file per op, where each op it has sta
 for `linear`, `moe` and their quantised twins, which are anything with `pack` and `run` (a class with static methods, an
 object, a module).
 `reference/` is the truth; every other backend must agree with it (`inferflux kernels check`).
-Shape letters are those of `metadata`. Inputs may be strided unless said otherwise; outputs are new and contiguous
-unless said otherwise.
+Shape letters are those of `metadata`. The rows of inputs may lie apart, what is in a row lies together; outputs are new
+and contiguous. Unless said otherwise.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,8 @@ TOP_P_TOLERANCE: Final = 1e-6
 class AttentionOp(Protocol):
     """Causal attention of this step's queries over the paged context, own tokens included (already written).
 
-    query [T, H, D]; kv_pages [P, 2, N, K, D], one layer's strided view of the pool (0: keys, 1: values); a backend with
-    `NARROW_KV` takes pages of 8 bits, [P, 2, N, K, D + 4], too (see `narrow_kv`).
+    query [T, H, D], contiguous in its last two axes; kv_pages [P, 2, N, K, D], one layer's strided view of the pool
+    (0: keys, 1: values); a backend with `NARROW_KV` takes pages of 8 bits, [P, 2, N, K, D + 4], too (see `narrow_kv`).
     scale multiplies q.k. window: a query at position p sees positions > p - window; None: all.
     soft_cap: scores become soft_cap * tanh(scores / soft_cap); None: off.
     Returns [T, H, D].
@@ -52,7 +52,7 @@ class RopeOp(Protocol):
     cos, sin [T, R], R <= D: the first R dims of a head rotate, in halves: (x1*cos - x2*sin, x2*cos + x1*sin)
     with x1, x2 the halves of the R dims and cos/sin holding each angle twice (both halves equal).
     None: no rotation (NoPE layers), only the write. kv_pages [P, 2, N, K, D] is written in place at slots [T].
-    Returns the queries [T, H, D], which may be a view of qkv.
+    Returns the queries [T, H, D], which may be a view of qkv: contiguous in their last two axes.
     """
 
     def __call__(
@@ -68,7 +68,7 @@ class NormOp(Protocol):
 
 
 class AddNormOp(Protocol):
-    """residual' = residual + x; returns (RMSNorm(residual'), residual'). May overwrite either input."""
+    """residual' = residual + x; returns (RMSNorm(residual'), residual'). May overwrite either input, and return it."""
 
     def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]: ...
 

@@ -1,5 +1,6 @@
 """The check catches kernels that are wrong in the ways kernels go wrong. Each is the reference with one mistake."""
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,58 @@ def rope_that_writes_a_spare_page(*tensors: Any, num_heads: int) -> Tensor:
     return query
 
 
+def rope_that_writes_another_layers_page(*tensors: Any, num_heads: int) -> Tensor:
+    query: Tensor = true_op("rope")(*tensors, num_heads=num_heads)
+    tensors[3]._base[:, 0] = 0
+    return query
+
+
+def rope_that_returns_heads_apart(*tensors: Any, num_heads: int) -> Tensor:
+    query: Tensor = true_op("rope")(*tensors, num_heads=num_heads)
+    return query.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def attention_that_changes_the_metadata(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Tensor:
+    result: Tensor = true_op("attention")(query, kv_pages, metadata, **settings)
+    metadata.kv_lengths.sub_(1)
+    return result
+
+
+def attention_that_keeps_the_first_layers_window(
+    query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any
+) -> Tensor:
+    window = metadata.derived.setdefault("window", settings["window"])
+    result: Tensor = true_op("attention")(query, kv_pages, metadata, **{**settings, "window": window})
+    return result
+
+
+def ignoring_strides(values: Tensor) -> Tensor:
+    """What a kernel reads that takes rows for neighbours."""
+    return torch.as_strided(values, values.shape, torch.empty(values.shape).stride(), values.storage_offset())
+
+
+def norm_into_a_buffer_of_its_own() -> Callable[..., Tensor]:
+    buffers: dict[torch.Size, Tensor] = {}
+
+    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return buffers.setdefault(x.shape, torch.empty(x.shape)).copy_(true_op("norm")(x, weight, eps))
+
+    return norm
+
+
+def pack_that_loses_the_weights(weight: Any, bias: Tensor | None) -> Any:
+    packed = true_op("quantized_linear").pack(dataclasses.replace(weight, scales=weight.scales.clone()), bias)
+    weight.scales.zero_()
+    return packed
+
+
+def moe_of(kind_of: Callable[[str], str]) -> Any:
+    def run(packed: Any, x: Tensor, ids: Tensor, weights: Tensor, kind: str) -> Any:
+        return true_op("moe").run(packed, x, ids, weights, kind_of(kind))
+
+    return SimpleNamespace(pack=true_op("moe").pack, run=run)
+
+
 def norm_without_eps(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     result: Tensor = true_op("norm")(x, weight, 0.0)
     return result
@@ -90,6 +143,27 @@ WRONG = [
     ("attention", attention_multiplying_by_zero, "decode, window"),
     ("rope", rope_that_swaps_keys_and_values, "decode"),
     ("rope", rope_that_writes_a_spare_page, "no rotation"),
+    ("rope", rope_that_writes_another_layers_page, "one token"),
+    ("rope", rope_that_returns_heads_apart, "mixed"),
+    ("attention", attention_that_changes_the_metadata, "decode one row"),
+    ("attention", attention_that_keeps_the_first_layers_window, "decode, window"),
+    ("norm", lambda x, weight, eps: true_op("norm")(ignoring_strides(x), weight, eps), "rows apart"),
+    ("add_norm", lambda x, r, weight, eps: true_op("add_norm")(ignoring_strides(x), r, weight, eps), "rows apart"),
+    ("activation", lambda x, kind: true_op("activation")(ignoring_strides(x), kind), "rows apart"),
+    ("sampling", lambda x, *settings: true_op("sampling")(ignoring_strides(x), *settings), "rows apart"),
+    ("norm", norm_into_a_buffer_of_its_own(), "33x64"),
+    ("norm", lambda x, weight, eps: torch.empty(x.shape, dtype=x.dtype, device="meta"), "33x64"),
+    (
+        "quantized_linear",
+        SimpleNamespace(pack=pack_that_loses_the_weights, run=true_op("quantized_linear").run),
+        "int8",
+    ),
+    ("moe", moe_of(lambda kind: "silu"), "gelu"),
+    (
+        "moe",
+        SimpleNamespace(pack=lambda gate_up, down: [(gate_up[0], down[0])], run=true_op("moe").run),
+        "one expert for all",
+    ),
     ("norm", norm_without_eps, "tiny values"),
     ("norm", norm_in_place, "7x5"),
     ("norm", norm_in_wide, "7x5"),

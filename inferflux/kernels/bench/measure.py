@@ -12,7 +12,7 @@ import torch
 
 from inferflux.kernels.backends import PACKED_OPS
 from inferflux.kernels.bench.workload import Workload
-from inferflux.kernels.cases.case import Inputs
+from inferflux.kernels.cases.case import Inputs, pack
 
 # A sample of a fast op on a CPU is as many calls as take this long: clocks tick in tens of nanoseconds, and a call of
 # microseconds is lost in the loop around it.
@@ -112,6 +112,6 @@ def _num_calls(contender: Contender, sampler: Sampler) -> int:
 
 def _call(op: str, implementation: Any, inputs: Inputs) -> Callable[[], object]:
     if op in PACKED_OPS:
-        packed = implementation.pack(*inputs.positional[:2])
+        packed = pack(op, implementation, inputs)
         return lambda: implementation.run(packed, *inputs.positional[2:])
     return lambda: implementation(*inputs.positional, **inputs.keywords)

@@ -50,6 +50,12 @@ class Case:
         return self.build(Draw(dtype, device, generator))
 
 
+def pack(op: str, implementation: Any, inputs: Inputs) -> Any:
+    """Gives an op that packs its weights: each of several experts' in turn, as a model does that is being loaded."""
+    weights = inputs.positional[:2]
+    return implementation.pack(*(map(iter, weights) if op.endswith("moe") else weights))
+
+
 def apart(values: Tensor) -> Tensor:
     """Returns the same numbers as a view whose rows stand further apart than they are long, with NaN between them
     (integers: the largest)."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.cases.case import Draw, Inputs, NamedCases, apart
 from inferflux.kernels.ops import ActivationKind
 
 
@@ -12,6 +12,10 @@ def norm_cases() -> NamedCases:
     yield "per head", _norm((9, 5, 64), (5, 64))
     yield "per head, a view", _norm((4, 12, 80), (9, 80), keep=9)
     yield "shared by heads, a view", _norm((4, 12, 80), (80,), keep=9)
+    yield "rows apart", _norm((33, 67), (64,), keep=64)
+    # A step that samples nothing norms no rows in front of the output matrix.
+    yield "no rows", _norm((0, 64), (64,))
+    yield "zeros", _norm((2, 64), (64,), scale=0.0)
     yield "tiny values", _norm((4, 64), (64,), scale=1e-4)
     yield "values whose squares overflow half precision", _norm((4, 64), (64,), scale=1e3)
 
@@ -29,10 +33,23 @@ def _norm(
 def add_norm_cases() -> NamedCases:
     for shape in ((1, 576), (33, 64), (7, 5), (3, 1000)):
         yield "x".join(map(str, shape)), _add_norm(shape)
+    yield "tiny values", _add_norm((4, 64), scale=1e-4)
+    yield "values whose squares overflow half precision", _add_norm((4, 64), scale=1e3)
+    yield "rows apart", _add_norm((9, 64), views=(True, True))
+    yield "rows apart, those of the residual not", _add_norm((9, 64), views=(True, False))
 
 
-def _add_norm(shape: tuple[int, int]) -> Callable[[Draw], Inputs]:
-    return lambda draw: Inputs((draw.normal(*shape), draw.normal(*shape, scale=3.0), draw.normal(shape[1]), 1e-6))
+def _add_norm(
+    shape: tuple[int, int], *, scale: float = 1.0, views: tuple[bool, bool] = (False, False)
+) -> Callable[[Draw], Inputs]:
+    """views: whether the rows of x, and those of the residual, lie apart."""
+
+    def build(draw: Draw) -> Inputs:
+        added = draw.normal(*shape, scale=scale), draw.normal(*shape, scale=3 * scale)
+        x, residual = (apart(values) if view else values for values, view in zip(added, views, strict=True))
+        return Inputs((x, residual, draw.normal(shape[1]), 1e-6))
+
+    return build
 
 
 def activation_cases() -> NamedCases:
@@ -40,10 +57,17 @@ def activation_cases() -> NamedCases:
     for kind in kinds:
         for num_tokens, size, scale in ((1, 1536, 1.0), (33, 7, 1.0), (2, 1, 1.0), (5, 130, 20.0)):
             yield f"{kind} {num_tokens}x{size} of {scale:g}", _activation(kind, num_tokens, size, scale)
+        yield f"{kind}, rows apart", _activation(kind, 9, 33, 1.0, view=True)
 
 
-def _activation(kind: ActivationKind, num_tokens: int, size: int, scale: float) -> Callable[[Draw], Inputs]:
-    return lambda draw: Inputs((draw.normal(num_tokens, 2 * size, scale=scale), kind))
+def _activation(
+    kind: ActivationKind, num_tokens: int, size: int, scale: float, *, view: bool = False
+) -> Callable[[Draw], Inputs]:
+    def build(draw: Draw) -> Inputs:
+        gate_up = draw.normal(num_tokens, 2 * size, scale=scale)
+        return Inputs((apart(gate_up) if view else gate_up, kind))
+
+    return build
 
 
 def linear_cases() -> NamedCases:
@@ -54,6 +78,15 @@ def linear_cases() -> NamedCases:
     yield "1000x577, 200 rows", _linear((1000, 577), 200, bias=True)
     # Sums of several blocks of columns, in a panel that lacks outputs.
     yield "100x1283, 103 rows", _linear((100, 1283), 103, bias=True)
+    yield "a weight whose rows lie apart", _apart_weight(_linear((70, 96), 5, bias=True))
+
+
+def _apart_weight(build_plain: Callable[[Draw], Inputs]) -> Callable[[Draw], Inputs]:
+    def build(draw: Draw) -> Inputs:
+        weight, *rest = build_plain(draw).positional
+        return Inputs((apart(weight), *rest))
+
+    return build
 
 
 def _linear(shape: tuple[int, int], num_rows: int, *, bias: bool) -> Callable[[Draw], Inputs]:

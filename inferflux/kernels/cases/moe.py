@@ -1,12 +1,16 @@
 """Cases of moe and quantized_moe: odd sizes, experts with many tokens and with none, pairs that are nobody's."""
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 
-from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.cases.case import Draw, Inputs, NamedCases, apart
 from inferflux.kernels.cases.quantized import SCHEMES
+from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.quantized_weight import Scheme, quantize
+
+GELUS: Final[tuple[ActivationKind, ...]] = ("gelu", "gelu_tanh")
 
 
 def moe_cases() -> NamedCases:
@@ -15,6 +19,8 @@ def moe_cases() -> NamedCases:
     yield "some experts elsewhere", _moe((19, 6, 2), num_here=4)
     yield "all experts elsewhere", _moe((3, 6, 2), num_here=0)
     yield "one expert for all", _moe((40, 5, 1), only=3)
+    for kind in GELUS:
+        yield kind, _moe((9, 4, 2), kind=kind)
 
 
 def quantized_moe_cases() -> NamedCases:
@@ -23,6 +29,8 @@ def quantized_moe_cases() -> NamedCases:
             sizes = (num_tokens, num_experts, per_token)
             yield f"{scheme}, {num_tokens} tokens, {per_token} of {num_experts}", _quantized(_moe(sizes), scheme)
         yield f"{scheme}, some experts elsewhere", _quantized(_moe((19, 6, 2), num_here=4), scheme)
+        for kind in GELUS:
+            yield f"{scheme}, {kind}", _quantized(_moe((9, 4, 2), kind=kind), scheme)
 
 
 def _quantized(build_floats: Callable[[Draw], Inputs], scheme: Scheme) -> Callable[[Draw], Inputs]:
@@ -35,7 +43,11 @@ def _quantized(build_floats: Callable[[Draw], Inputs], scheme: Scheme) -> Callab
 
 
 def _moe(
-    sizes: tuple[int, int, int], *, num_here: int | None = None, only: int | None = None
+    sizes: tuple[int, int, int],
+    *,
+    num_here: int | None = None,
+    only: int | None = None,
+    kind: ActivationKind = "silu",
 ) -> Callable[[Draw], Inputs]:
     """sizes: tokens, experts, experts per token. num_here: ids from there on are nobody's."""
     num_tokens, num_experts, per_token = sizes
@@ -51,10 +63,10 @@ def _moe(
             (
                 draw.normal(count, 2 * inner, hidden, scale=hidden**-0.5),
                 draw.normal(count, hidden, inner, scale=inner**-0.5),
-                draw.normal(num_tokens, hidden + 3)[:, :-3],
-                ids.clamp(max=count).masked_fill(ids >= here, count).to(draw.device),
-                weights.to(draw.device),
-                "silu",
+                apart(draw.normal(num_tokens, hidden)),
+                apart(ids.clamp(max=count).masked_fill(ids >= here, count).to(draw.device)),
+                apart(weights.to(draw.device)),
+                kind,
             )
         )
 

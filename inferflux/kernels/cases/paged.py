@@ -67,6 +67,7 @@ class Paging:
 
 
 DECODE: Final = ((0, 1), (15, 16), (16, 17), (299, 300), (63, 64), (40, 41), (132, 133))
+FEW_DECODES: Final = ((0, 1), (40, 41), (132, 133))
 FEW: Final = ((0, 5), (30, 31), (17, 50))
 MIXED: Final = ((0, 5), (30, 31), (0, 40), (17, 50), (200, 201), (90, 97), (3, 4), (120, 300))
 
@@ -79,10 +80,17 @@ def attention_cases() -> NamedCases:
     yield "decode, one key head", _attention(Paging(DECODE, page_tokens=7), (8, 1, 128))
     yield "decode, equal lengths", _attention(Paging(((47, 48),) * 5), (4, 2, 96))
     yield "decode, window", _attention(Paging(DECODE), (4, 2, 64), window=20)
+    yield "decode, window of few, soft cap", _attention(Paging(FEW_DECODES), (4, 2, 32), window=5, soft_cap=3.0)
+    yield "decode, 20 queries a key", _attention(Paging(FEW_DECODES), (20, 1, 32))
+    yield (
+        "decode, long, window, soft cap",
+        _attention(Paging(((1899, 1900), (40, 41))), (2, 1, 32), window=700, soft_cap=3.0),
+    )
     yield "decode, long", _attention(Paging(((2999, 3000), (1499, 1500), (4099, 4100))), (4, 2, 64))
     yield "prefill", _attention(Paging(((0, 37),)), (4, 4, 80))
     yield "prefill, several", _attention(Paging(((0, 33), (0, 2), (0, 16))), (6, 2, 96))
     yield "prefill after a cached prefix", _attention(Paging(((64, 333), (5, 7))), (9, 3, 64))
+    yield "prefill after a long prefix", _attention(Paging(((1400, 1421),)), (4, 2, 32))
     yield "prefill, window", _attention(Paging(((0, 90), (200, 290))), (4, 2, 64), window=33)
     # Blocks of queries and of keys that see each other whole, and whose edges no register meets.
     yield (
@@ -91,6 +99,7 @@ def attention_cases() -> NamedCases:
     )
     yield "prefill, window of one", _attention(Paging(((0, 9), (9, 20))), (2, 1, 16), window=1)
     yield "mixed", _attention(Paging(MIXED), (9, 3, 64))
+    yield "mixed, 20 queries a key", _attention(Paging(FEW), (40, 2, 32))
     yield "mixed, pages of one token", _attention(Paging(MIXED, page_tokens=1), (4, 2, 32))
     yield "mixed, head size 256, soft cap", _attention(Paging(MIXED), (8, 4, 256), soft_cap=5.0)
     yield "mixed, window, soft cap", _attention(Paging(MIXED, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0)
@@ -141,4 +150,6 @@ def _rope(paging: Paging, heads: tuple[int, int, int], rotary_dim: int) -> Calla
 def _angles(draw: Draw, positions: Tensor, rotary_dim: int) -> tuple[Tensor, Tensor]:
     frequencies = 10000.0 ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
     angles = torch.outer(positions.cpu().float(), frequencies).repeat(1, 2)
-    return draw.float(angles.cos()), draw.float(angles.sin())
+    # Both in one table, so that tokens are further apart than their angles are many.
+    table = draw.float(torch.cat((angles.cos(), angles.sin()), dim=1))
+    return table[:, :rotary_dim], table[:, rotary_dim:]

@@ -109,7 +109,7 @@ def run_grouped(
     (gate_up, down), (num_experts, num_inner), (x, expert_ids, weights) = experts, shape, inputs
     num_tokens, per_token = expert_ids.shape
     tiles = sort_into_tiles(expert_ids.flatten(), num_experts)
-    x, scales = x.contiguous(), weights.flatten()
+    x, scales = x.contiguous(), weights.contiguous().view(-1)
     # What no expert writes, since its pair is nobody's, must not be garbage.
     inner = x.new_zeros((num_tokens * per_token, num_inner))
     multiply(inner, x, gate_up, tiles, per_token, None)
