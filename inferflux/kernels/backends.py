@@ -52,17 +52,16 @@ class Backend(NamedTuple):
         in 8 bits, which a backend that can says by `NARROW_KV = True`."""
         if narrow_kv and op in KV_OPS and not getattr(self.module, "NARROW_KV", False):
             return "it does not know keys and values of 8 bits"
-        supports = getattr(self.module, "supports", None)
-        reason: str | None = None if supports is None else supports(op, device, dtype)
+        reason = self._own_refusal(op, device, dtype)
         if reason is not None:
             return reason
         try:
-            return None if self.find(op) is not None else f"it has no {op}"
-        except ImportError as error:
-            return f"cannot be imported: {error}"
+            return None if self.find(op) is not None else self._what_is_missing(op)
+        except Exception as error:
+            return f"cannot be imported: {type(error).__name__}: {error}"
 
     def find(self, op: str) -> Any:
-        """Returns the implementation of `op`, or None. Raises ImportError when its file cannot be imported."""
+        """Returns the implementation of `op`, or None. Raises whatever its file does when it is imported."""
         holder = self._file(op)
         found = getattr(holder, op, None)
         if op in PACKED_OPS:
@@ -70,6 +69,24 @@ class Backend(NamedTuple):
             candidates = (found, holder if op == "linear" or holder is not self.module else None)
             return next((each for each in candidates if hasattr(each, "pack") and hasattr(each, "run")), None)
         return found if callable(found) else None
+
+    def _own_refusal(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """What the module itself says. A stranger's `supports` may be wrong in any way."""
+        supports = getattr(self.module, "supports", None)
+        if supports is None:
+            return None
+        try:
+            reason = supports(op, device, dtype)
+        except Exception as error:
+            return f"its supports() failed: {type(error).__name__}: {error}"
+        if reason is None or isinstance(reason, str):
+            return reason
+        return f"its supports() returned {reason!r}, neither a reason nor None"
+
+    def _what_is_missing(self, op: str) -> str:
+        """Of an op that is not there, or only in part."""
+        missing = [name for name in ("pack", "run") if not hasattr(getattr(self.module, op, None), name)]
+        return f"its {op} has no {missing[0]}" if op in PACKED_OPS and len(missing) == 1 else f"it has no {op}"
 
     def _file(self, op: str) -> ModuleType:
         """A package has a file per op, or all of them in itself."""
@@ -97,7 +114,7 @@ def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
     installed = entry_points(group=ENTRY_POINT_GROUP)
     names = (*also, *BUILT_IN, *installed_names())
     is_path = name.endswith(".py")
-    is_module = "." in name or (name.isidentifier() and importlib.util.find_spec(name) is not None)
+    is_module = "." in name or (name.isidentifier() and _is_installed(name))
     if name not in names and not is_path and not is_module:
         raise ConfigError(
             f"no kernels called {name!r}; accepted: {', '.join(names)}, a module (my_package.my_kernels) or a file "
@@ -108,9 +125,16 @@ def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
             module = installed[name].load()
         else:
             module = _load_file(Path(name)) if is_path else importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"kernels {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     return Backend(name, module)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:
+        return False  # what runs as a program has no spec
 
 
 def _import_built_in(name: str) -> ModuleType:

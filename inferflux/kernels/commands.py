@@ -98,7 +98,10 @@ def _listed() -> tuple[str, ...]:
 def _states(op: str, selected: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     states = {}
     for name in _listed():
-        reason = find_backend(name).refusal(op, device, dtype)
+        try:
+            reason = find_backend(name).refusal(op, device, dtype)
+        except ConfigError as error:
+            reason = str(error)  # another package's, which is no reason to be silent about all others
         states[name] = f"refused: {reason}" if reason else "selected" if name == selected else "available"
     return states
 
@@ -139,7 +142,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_result_json(line, result) for line in lines for result in line.results], indent=2))
     else:
-        _print_lines(lines)
+        _print_lines(lines, asked=bool(args.op))
     return 1 if any(line.failures for line in lines) else 0
 
 
@@ -169,7 +172,8 @@ def _result_json(line: Line, result: Result) -> dict[str, Any]:
     return {"backend": line.backend, **fields, "ok": result.ok}
 
 
-def _print_lines(lines: list[Line]) -> None:
+def _print_lines(lines: list[Line], *, asked: bool) -> None:
+    """asked: somebody named the ops, and is told which of them were not checked."""
     table = Table(title="against the reference in float64")
     for column in ("backend", "op", "dtype", "cases", "largest error", "allowed", ""):
         table.add_column(column)
@@ -180,6 +184,9 @@ def _print_lines(lines: list[Line]) -> None:
         table.add_row(escape(line.backend), line.op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()
     console.print(table)
+    skipped = dict.fromkeys(f"{line.backend} {line.op}: {line.skipped}" for line in lines if line.skipped)
+    for each in skipped if asked else ():
+        console.print(escape(f"not checked: {each}"), soft_wrap=True)
     for line in lines:
         for result in line.failures:
             where = f"{line.backend} {line.op} {dtype_name(line.dtype)}, {result.case}"

@@ -80,6 +80,33 @@ def test_a_kernel_that_fails_is_named_and_the_others_are_measured(
     assert {entry["backend"] for entry in report["entries"]} == {"torch"}
 
 
+def test_a_kernel_that_fails_later_is_named_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = tmp_path / "tired.py"
+    module.write_text(
+        "calls = []\n\ndef norm(x, weight, eps):\n    calls.append(x)\n"
+        "    assert len(calls) < 5, 'tired'\n    return x\n"
+    )
+    assert run(tmp_path / "out", "--op", "norm", "--backend", "torch", "--module", str(module)) == 1
+    assert f"{module} norm 1x64 float32: AssertionError: tired" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert {entry["backend"] for entry in report["entries"]} == {"torch"}
+
+
+def test_where_nothing_could_be_measured_there_is_no_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = tmp_path / "broken.py"
+    module.write_text("def norm(x, weight, eps):\n    raise RuntimeError('out of registers')\n")
+    assert run(tmp_path / "out", "--op", "norm", "--backend", str(module)) == 1
+    assert "no roofline plot: nothing was measured" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "file", "--op", "norm") == 2
+    assert "--out: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

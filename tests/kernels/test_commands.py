@@ -1,11 +1,13 @@
 """`inferflux kernels`: what it prints and how it exits. What the checks find is tested beside `check`."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import pytest
 
 from inferflux.cli import main
+from inferflux.kernels import backends
 from inferflux.kernels.backends import OPS
 
 WRONG_NORM = "def norm(x, weight, eps):\n    return x * weight\n"
@@ -60,6 +62,56 @@ def test_check_covers_only_what_the_file_has(wrong_norm: str, capsys: pytest.Cap
     assert code == 1
     assert {row["op"] for row in results} == {"norm"}
     assert {row["dtype"] for row in results} == {"float32", "bfloat16", "float16"}
+
+
+def test_an_op_asked_for_that_is_not_there_is_not_passed_over(
+    wrong_norm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--op", "norm", "--op", "attention", "--dtype", "float32"]
+    assert main(["kernels", "check", "--module", wrong_norm, *asked]) == 1
+    assert f"not checked: {wrong_norm} attention: it has no attention" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def supports(op): ...", "norm: its supports() failed: TypeError: supports() takes 1 positional argument"),
+        ("def supports(op, device, dtype): return True", "norm: its supports() returned True, neither a reason nor"),
+        ("class linear:\n    def run(packed, x): ...", "linear: its linear has no pack"),
+        ("import sys; sys.exit(7)", "cannot be imported: SystemExit: 7"),
+    ],
+)
+def test_a_file_that_is_wrong_in_its_form_exits_2(
+    source: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(source)
+    assert main(["kernels", "check", "--module", str(path)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_broken_file_of_a_package_is_that_ops_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "half_broken"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "norm.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["kernels", "check", "--backend", "half_broken", "--op", "norm"]) == 2
+    assert "norm: cannot be imported: ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+def test_list_survives_another_packages_broken_kernels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = importlib.metadata.EntryPoints(
+        [importlib.metadata.EntryPoint("fast", "no_such_package.kernels", backends.ENTRY_POINT_GROUP)]
+    )
+    monkeypatch.setattr(backends, "entry_points", lambda group: points)
+    assert main(["kernels", "list", "--device", "cpu", "--json"]) == 0
+    norm = next(row for row in json.loads(capsys.readouterr().out)["ops"] if row["op"] == "norm")
+    assert norm["backends"]["fast"].startswith("refused: kernels 'fast' cannot be imported: ModuleNotFoundError")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from inferflux.command_line import positive
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
-from inferflux.kernels.bench.measure import Contender, make_contender, make_sampler, take_turns
+from inferflux.kernels.bench.measure import Contender, ContenderError, make_contender, make_sampler, take_turns
 from inferflux.kernels.bench.plot import draw_plot
 from inferflux.kernels.bench.report import (
     Entry,
@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     tasks = list(_tasks(args, size, dtypes, device))
     if not tasks:
         raise ConfigError("nothing to measure: no backend asked for serves any op asked for here")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {args.out} cannot be made: {error.strerror}") from error
     console = Console(stderr=True)
     with console.status("measuring this machine's roofline"):
         # Sampling has float32 logits whatever the dtype.
@@ -119,22 +123,32 @@ def _measure(tasks: list[Task], conditions: Conditions, roof: Roofline, console:
 
 
 def _measure_task(task: Task, conditions: Conditions, roof: Roofline, measured: Measured) -> None:
+    """Who fails is out, and the others are measured."""
     workload, dtype, device = task.workload, task.dtype, conditions.device
     contenders: list[Contender] = []
+
+    def note(name: str, error: BaseException | None) -> None:
+        where = f"{name} {workload.op} {workload.name} {dtype_name(dtype)}"
+        measured.failures.append(f"{where}: {type(error).__name__}: {error}")
+
     for backend in task.backends:
         try:
             contenders.append(make_contender(backend.name, backend.find(workload.op), workload, dtype, device))
         except Exception as error:
-            where = f"{backend.name} {workload.op} {workload.name} {dtype_name(dtype)}"
-            measured.failures.append(f"{where}: {type(error).__name__}: {error}")
-    times = take_turns(contenders, make_sampler(workload, device, toy=conditions.toy), conditions.rounds)
+            note(backend.name, error)
+    sampler, times = make_sampler(workload, device, toy=conditions.toy), None
+    while times is None:
+        try:
+            times = take_turns(contenders, sampler, conditions.rounds)
+        except ContenderError as failure:
+            note(failure.contender.name, failure.__cause__)
+            contenders.remove(failure.contender)
     by_name = {contender.name: own for contender, own in zip(contenders, times, strict=True)}
     measured.entries.extend(make_entry(workload, dtype, name, own, roof) for name, own in by_name.items())
     measured.pairs.extend(make_pairs(workload, dtype, by_name))
 
 
 def _write(args: argparse.Namespace, measured: Measured, roof: Roofline, settings: dict[str, Any]) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
     text = as_json(measured.entries, measured.pairs, roof, settings)
     (args.out / "bench.json").write_text(text + "\n")
     write_csv(args.out / "bench.csv", measured.entries)

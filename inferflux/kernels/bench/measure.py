@@ -38,6 +38,14 @@ class Contender:
     restore: Callable[[], None]
 
 
+class ContenderError(Exception):
+    """contender: whose call raised what this was made from."""
+
+    def __init__(self, contender: Contender) -> None:
+        super().__init__(contender.name)
+        self.contender = contender
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """Takes one sample. flush: empties the caches first; None: nothing to empty."""
@@ -46,15 +54,20 @@ class Sampler:
     flush: Callable[[], object] | None
 
     def seconds(self, contender: Contender, num_calls: int) -> float:
-        """Seconds per call over num_calls calls in a row."""
+        """Seconds per call over num_calls calls in a row. Raises ContenderError when one fails."""
         contender.restore()
         if self.flush is not None:
             self.flush()
-        if self.device.type == "cuda":
-            return self._on_device(contender.call, num_calls)
+        measure = self._on_device if self.device.type == "cuda" else self._on_host
+        try:
+            return measure(contender.call, num_calls)
+        except Exception as error:
+            raise ContenderError(contender) from error
+
+    def _on_host(self, call: Callable[[], object], num_calls: int) -> float:
         start = time.perf_counter()
         for _ in range(num_calls):
-            contender.call()
+            call()
         return (time.perf_counter() - start) / num_calls
 
     def _on_device(self, call: Callable[[], object], num_calls: int) -> float:
@@ -93,7 +106,10 @@ def make_sampler(workload: Workload, device: torch.device, *, toy: bool) -> Samp
 
 
 def take_turns(contenders: Sequence[Contender], sampler: Sampler, rounds: int) -> list[list[float]]:
-    """Returns seconds per call by contender and round. Who goes first changes from round to round."""
+    """Returns seconds per call by contender and round. Who goes first changes from round to round.
+
+    Raises ContenderError when a call fails.
+    """
     counts = [_num_calls(contender, sampler) for contender in contenders]
     times: list[list[float]] = [[] for _ in contenders]
     order = list(range(len(contenders)))

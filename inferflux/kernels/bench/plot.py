@@ -12,7 +12,9 @@ MARKERS = "osD^vP*Xh<>"
 
 
 def draw_plot(path: Path, entries: Sequence[Entry], roof: Roofline) -> None:
-    """Writes a PNG. Raises ConfigError when matplotlib is missing."""
+    """Writes a PNG. Raises ConfigError when matplotlib is missing, or anything to draw."""
+    if not entries:
+        raise ConfigError("no roofline plot: nothing was measured")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
