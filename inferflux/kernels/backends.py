@@ -47,6 +47,12 @@ class Backend(NamedTuple):
     name: str
     module: ModuleType
 
+    @property
+    def device_lengths(self) -> bool:
+        """Whether its attention reads rows' lengths from tensors alone, which it says by `DEVICE_LENGTHS = True`: then
+        a recorded step may hold it, in which the lengths for the host are those of the longest row there could be."""
+        return bool(getattr(self.module, "DEVICE_LENGTHS", False))
+
     def refusal(self, op: str, device: torch.device, dtype: torch.dtype, *, narrow_kv: bool = False) -> str | None:
         """Returns why this backend cannot serve `op` there, or None when it can. narrow_kv: keys and values are cached
         in 8 bits, which a backend that can says by `NARROW_KV = True`."""

@@ -6,7 +6,7 @@ no model and no weights.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -34,11 +34,13 @@ Refusal = Callable[[Backend], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """backend serves `op`. refused: better ones that do not, each with the reason."""
+    """backend serves `op`. refused: better ones that do not, each with the reason. device_lengths: of attention, see
+    `Backend.device_lengths`."""
 
     op: str
     backend: str
     refused: tuple[tuple[str, str], ...] = ()
+    device_lengths: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,9 @@ def select(
             choice = _best(op, refusal)
         else:
             choice = _named(op, wanted, find, refusal, f"{str(dtype).removeprefix('torch.')} on {device}")
-        ops[op] = find(choice.backend).find(op)
-        choices.append(choice)
+        backend = find(choice.backend)
+        ops[op] = backend.find(op)
+        choices.append(replace(choice, device_lengths=op == "attention" and backend.device_lengths))
     return KernelSet(**ops, choices=tuple(choices))
 
 

@@ -24,7 +24,8 @@ class AttentionMetadata:
     slots: int64 [T], where each token's key and value go: page * N + offset in the page.
     positions: int64 [T], each token's position in its row; the last of row i is kv_lengths[i] - 1.
     query_lengths_host, kv_lengths_host: the same lengths as plain ints, so that CPU kernels and launch
-        heuristics never wait for a device.
+        heuristics never wait for a device. While a step is recorded as a CUDA graph, each row's is the longest there
+        could be.
     derived: what a kernel works out from this geometry in the step's first layer and wants again in the next ones,
         under a key of its own. Nobody else reads it.
     """

@@ -22,6 +22,7 @@ from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result
 from tests.support.world import answer
 
+DEVICE_LENGTHS = True
 ALONE = ParallelContext(0, 1, torch.device("cpu"))
 
 

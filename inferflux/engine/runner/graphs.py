@@ -32,8 +32,6 @@ SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # to the first one attention is one split with nothing to merge, 3 us less per layer on an H200.
 FIRST_LENGTH: Final = 512
 LENGTH_FACTOR: Final = 4
-# Backends whose attention reads lengths on the host, where a recording cannot see them change, or computes there.
-_NEEDS_HOST: Final = frozenset({"native", "torch", "reference"})
 
 # Does what was recorded again.
 Replay = Callable[[], None]
@@ -158,10 +156,14 @@ def record_decode_graphs(
     recorder = recorder_for(kv_pool.device)
     if recorder is None:
         return None
-    attention = next(choice.backend for choice in kernels.choices if choice.op == "attention")
+    attention = next(choice for choice in kernels.choices if choice.op == "attention")
     try:
-        if not agree(attention not in _NEEDS_HOST):
-            raise NoGraphError(f"attention is {attention}'s here, and some need the host in every step")
+        # A recording cannot see the host's lengths change: it would go on with those it was made with.
+        if not agree(attention.device_lengths):
+            raise NoGraphError(
+                f"attention is {attention.backend}'s here, and some rank's may need the host in every step "
+                "(its module does not say DEVICE_LENGTHS = True)"
+            )
         record = partial(record_together, recorder, agree, decoder.context)
         with torch.inference_mode():
             return DecodeGraphs(decoder, kv_pool, sizes_to(max_batch_size), lengths_to(max_model_len), record)

@@ -12,6 +12,8 @@ import torch
 MIN_CAPABILITY: Final = (8, 0)
 # Reads and writes pages of 8 bits (see `narrow_kv`).
 NARROW_KV: Final = True
+# Attention may be recorded (see `Backend.device_lengths`): on the host only the longest row's length matters.
+DEVICE_LENGTHS: Final = True
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +178,23 @@ def test_attention_that_needs_the_host_is_not_recorded(monkeypatch: pytest.Monke
     kernels = select(CPU, torch.float32)
     assert record_decode_graphs(FixedDecoder(), kernels, torch.zeros(1), 4, 100, ranks.agree) is None
     assert (ranks.said, recorder.num_captures) == ([False], 0)
+
+
+def test_a_strangers_attention_is_recorded_only_if_it_says_that_it_may_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that loops over the host's lengths would see, in every replay, those of the recording."""
+    path = tmp_path / "mine.py"
+    monkeypatch.setattr(graphs_module, "recorder_for", lambda device: StepRecorder())
+    recorded = {}
+    for says_so in (False, True):
+        path.write_text(f"DEVICE_LENGTHS = {says_so}\ndef attention(query, *_, **__): return query\n")
+        kernels = select(CPU, torch.float32, KernelsConfig(attention=str(path)))
+        pool = torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1)
+        recorded[says_so] = record_decode_graphs(FixedDecoder(), kernels, pool, 4, 32, Ranks().agree) is not None
+    assert recorded == {False: False, True: True}
+    assert f"attention is {path}'s here" in caplog.text
+    assert "DEVICE_LENGTHS" in caplog.text
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:
