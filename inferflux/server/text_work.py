@@ -1,7 +1,8 @@
 """TextWork: tokenising and template rendering without holding up the event loop.
 
 Short texts are tokenised at once, since handing them to a thread costs more; long ones, and every chat template
-(whose work the operator's template decides), go to a small pool of threads. Knows no HTTP.
+(whose work the operator's template decides), go to a small pool of threads; which of several, the caller decides.
+Knows no HTTP.
 """
 
 import asyncio

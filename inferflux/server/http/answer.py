@@ -112,7 +112,7 @@ def _num_prompt_tokens(jobs: Sequence[Job]) -> int:
 
 async def _answer(request: web.Request, choices: Sequence[Choice], form: Format) -> bytes:
     if sum(map(_num_values, choices)) > INLINE_VALUES:
-        return await request.app[CONTEXT].text_work.run(form.answer, choices)
+        return await request.app[CONTEXT].bulk_work.run(form.answer, choices)
     return form.answer(choices)
 
 
@@ -160,7 +160,7 @@ async def _events(request: web.Request, choice: Choice, delta: TextDelta, form: 
     if echo_due:
         num_values += _num_logprobs(choice.prompt_logprobs)
     if num_values > INLINE_VALUES:
-        return await request.app[CONTEXT].text_work.run(form.events, choice, delta)
+        return await request.app[CONTEXT].bulk_work.run(form.events, choice, delta)
     return form.events(choice, delta)
 
 

@@ -54,14 +54,14 @@ def build_app(
         middlewares=(observe, shape_errors, cors(origins), authenticate),
         client_max_size=max(1, int(config.server.max_body_mb * _MEBIBYTE)),
     )
-    text_work = TextWork()
+    text_work, bulk_work = TextWork(), TextWork()
     tracing = open_tracing(config.server.enable_tracing)
     outgoing = Outgoing() if tracing is None else Outgoing(trace_headers)
     access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
     gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
     strangers = Strangers(audit)
     app[CONTEXT] = ServerContext(
-        config, models, access, admission, metrics, text_work, policy, gate, strangers, audit, tracing
+        config, models, access, admission, metrics, text_work, bulk_work, policy, gate, strangers, audit, tracing
     )
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
@@ -78,6 +78,7 @@ def build_app(
     async def text_threads(_app: web.Application) -> AsyncIterator[None]:
         yield
         text_work.close()
+        bulk_work.close()
 
     async def connections(_app: web.Application) -> AsyncIterator[None]:
         async with outgoing:

@@ -30,8 +30,9 @@ from inferflux.server.tracing import RequestTrace, Tracing
 
 @dataclass(frozen=True)
 class ServerContext:
-    """All the server's rooms. started: `time.monotonic()` of the server's start. guardrails_turn: held while the
-    guardrails are changed. background: changes that may outlast the request that asked for them."""
+    """All the server's rooms. bulk_work: for large bodies and answers, behind which no other text should wait.
+    started: `time.monotonic()` of the server's start. guardrails_turn: held while the guardrails are changed.
+    background: changes that may outlast the request that asked for them."""
 
     config: Config
     models: Models
@@ -39,6 +40,7 @@ class ServerContext:
     admission: Admission
     metrics: Metrics
     text_work: TextWork
+    bulk_work: TextWork
     policy: PolicyStore
     gate: Gate
     strangers: Strangers

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, INFO
-from inferflux.server.http.requests import compute
+from inferflux.server.http.requests import compute, text_work_of
 from inferflux.server.http.schemas.generate import CallerRequest, GenerateRequest
 from inferflux.server.http.schemas.messages import Message
 from inferflux.server.policy.guardrails import texts_in, texts_of_json, texts_of_parts
@@ -69,7 +69,7 @@ async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequ
     if not token_ids:
         return [prompt for prompt in prompts if isinstance(prompt, str)]
     decode = backend.text.tokenizer.decode
-    return await context.text_work.run(lambda: [decode(ids, skip_special_tokens=False) for ids in token_ids])
+    return await text_work_of(request).run(lambda: [decode(ids, skip_special_tokens=False) for ids in token_ids])
 
 
 def _texts_of_shape(body: CallerRequest) -> list[str]:

@@ -18,6 +18,7 @@ from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import CallerRequest
 from inferflux.server.http.schemas.messages import Message, template_messages
 from inferflux.server.http.schemas.structured import Asked
+from inferflux.server.text_work import TextWork
 
 T = TypeVar("T", bound=msgspec.Struct)
 ResultT = TypeVar("ResultT")
@@ -54,11 +55,18 @@ async def read_body(request: web.Request, reader: BodyReader[T]) -> T:
     return await compute(request, reader.read, body)
 
 
+def text_work_of(request: web.Request) -> TextWork:
+    """Returns the threads for a request's texts. Those of large bodies have their own: they may take seconds, and
+    nobody else should wait behind them."""
+    context = request.app[CONTEXT]
+    return context.bulk_work if request[INFO].num_body_bytes > INLINE_BODY_BYTES else context.text_work
+
+
 async def compute(request: web.Request, function: Callable[..., ResultT], *args: Any) -> ResultT:
     """Returns `function(*args)`, whose work grows with the request's body: of a large one in a thread, since megabytes
     of tools or messages would hold up the event loop for seconds."""
     if request[INFO].num_body_bytes > INLINE_BODY_BYTES:
-        return await request.app[CONTEXT].text_work.run(function, *args)
+        return await text_work_of(request).run(function, *args)
     return function(*args)
 
 
@@ -115,7 +123,7 @@ async def find_grammar(request: web.Request, backend: Backend, asked: Sequence[A
     """Returns the last grammar, None when there is none, and notes who asked for it. Each has been compiled once to see
     that it can be: so that the first fault found is a part's own. Raises RequestError."""
     for one in asked:
-        await request.app[CONTEXT].text_work.check_grammar(backend.grammar_check, one.grammar, one.param)
+        await text_work_of(request).check_grammar(backend.grammar_check, one.grammar, one.param)
     if not asked:
         return None
     request[INFO].shape = asked[-1].param
@@ -132,7 +140,7 @@ async def tokens_of(request: web.Request, backend: Backend, prompts: Sequence[st
     """Returns the token ids of prompts, which are all texts or all token ids. Raises RequestError."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if texts:
-        return await request.app[CONTEXT].text_work.encode(backend.text, texts)
+        return await text_work_of(request).encode(backend.text, texts)
     return [prompt for prompt in prompts if not isinstance(prompt, str)]
 
 
@@ -144,7 +152,7 @@ async def token_ids_of(
         raise RequestError("prompt: give either prompt or messages", param="prompt")
     if messages is not None:
         rendered = await compute(request, template_messages, messages)
-        return await request.app[CONTEXT].text_work.encode_chat(backend.text, rendered)
+        return await text_work_of(request).encode_chat(backend.text, rendered)
     assert prompt is not None
     return (await tokens_of(request, backend, [prompt]))[0]
 

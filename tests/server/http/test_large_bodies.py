@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from inferflux.engine.text import TextBundle
 from inferflux.server.http import chat_plan, guarding
 from inferflux.server.http.answer import INLINE_VALUES
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.formats.embedding import EmbeddingFormat
 from inferflux.server.http.handlers import chat, tokens
 from inferflux.server.http.requests import INLINE_BODY_BYTES
+from inferflux.server.text_work import NUM_THREADS
 from tests.support.fake_engine import EMBEDDING_SIZE
 from tests.support.http_server import MODEL, running_server
 
@@ -72,3 +74,30 @@ async def test_the_event_loop_turns_meanwhile(
         turning.cancel()
     assert waited
     assert all(waited)
+
+
+async def test_nobody_else_waits_behind_large_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few megabytes take a tokenizer seconds, and a few such requests took all threads there were for texts."""
+    going_on, begun = threading.Event(), threading.Semaphore(0)
+    render = TextBundle.chat_prompt
+
+    def slow_when_large(self: TextBundle, messages: Any, **options: Any) -> Any:
+        if messages == LARGE["messages"]:
+            begun.release()
+            assert going_on.wait(TURN_S), "others waited behind this"
+        return render(self, messages, **options)
+
+    monkeypatch.setattr(TextBundle, "chat_prompt", slow_when_large)
+    async with running_server() as site:
+        path = "/v1/chat/completions"
+        large = [asyncio.create_task(site.post(path, LARGE)) for _ in range(2 * NUM_THREADS)]
+        try:
+            for _ in range(NUM_THREADS):
+                assert await asyncio.to_thread(begun.acquire, timeout=TURN_S)
+            small = {"messages": [{"role": "user", "content": "Hi"}]}
+            async with asyncio.timeout(TURN_S / 2):
+                assert (await site.post(path, small))[0] == 200
+        finally:
+            going_on.set()
+        for status, _ in await asyncio.gather(*large):
+            assert status == 400, "longer than the window"

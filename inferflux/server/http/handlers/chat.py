@@ -8,7 +8,7 @@ from inferflux.server.http.chat_plan import ChatPlan, plan_chat
 from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.formats.chat import ChatFormat
 from inferflux.server.http.guarding import check_input, texts_of_messages, texts_of_tools
-from inferflux.server.http.requests import caller_of, compute, find_grammar, read_body, use_backend
+from inferflux.server.http.requests import caller_of, compute, find_grammar, read_body, text_work_of, use_backend
 from inferflux.server.http.schemas.chat import CHAT, ChatRequest
 from inferflux.server.http.schemas.messages import template_messages
 from inferflux.server.policy.guardrails import texts_in
@@ -25,7 +25,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     plan = await compute(request, plan_chat, body, backend.text)
     await check_input(request, backend, body, await compute(request, _texts, body, plan))
     context = request.app[CONTEXT]
-    token_ids, opened = await context.text_work.chat_prompt(
+    token_ids, opened = await text_work_of(request).chat_prompt(
         backend.text, messages, plan.use.definitions, body.chat_template_kwargs
     )
     check_prompt(token_ids, info, "messages")

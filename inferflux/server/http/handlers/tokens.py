@@ -4,8 +4,7 @@ from aiohttp import web
 
 from inferflux.engine.text import Tokenizer
 from inferflux.errors import RequestError
-from inferflux.server.http.context import CONTEXT
-from inferflux.server.http.requests import find_backend, read_body, token_ids_of
+from inferflux.server.http.requests import find_backend, read_body, text_work_of, token_ids_of
 from inferflux.server.http.responses import json_response
 from inferflux.server.http.schemas.tokens import (
     DETOKENIZE,
@@ -26,7 +25,7 @@ async def tokenize(request: web.Request) -> web.Response:
 async def detokenize(request: web.Request) -> web.Response:
     body = await read_body(request, DETOKENIZE)
     tokenizer = find_backend(request, body.model).text.tokenizer
-    prompt = await request.app[CONTEXT].text_work.run(_prompt_of, tokenizer, body.tokens)
+    prompt = await text_work_of(request).run(_prompt_of, tokenizer, body.tokens)
     return json_response(DetokenizeResponse(prompt))
 
 
