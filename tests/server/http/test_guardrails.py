@@ -12,6 +12,7 @@ from inferflux.engine.service.protocol import Output
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.access.jwks import FetchError
 from inferflux.server.generation import INLINE_ALTERNATIVES
+from inferflux.server.http.guarding import texts_of_tools
 from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.policy.opa import PolicyServiceError
 from tests.support.fake_engine import REPLY
@@ -90,13 +91,15 @@ async def test_what_an_answer_is_made_to_say_is_checked(shape: dict[str, Any]) -
         assert site.engine.submitted == []
 
 
-async def test_a_number_in_a_tools_definition_is_checked() -> None:
-    """The template writes it out for the model, as it does strings."""
-    schema = {"type": "object", "properties": {"account": {"const": 4111111111111111}}}
-    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+def test_numbers_and_keys_are_texts_too() -> None:
+    """A chat template writes them out for the model as it does strings."""
+    definition = {"type": "function", "function": {"name": "f", "parameters": {"enum": [4111111111111111, 0.5, True]}}}
+    assert {"4111111111111111", "0.5", "parameters", "f"} <= set(texts_of_tools([definition]))
+
+
+async def test_a_number_that_an_answer_is_made_to_say_is_checked() -> None:
     async with running_server(config(blocklist=["4111111111111111"])) as site:
-        body = {"model": MODEL, "messages": [USER], "tools": tools}
-        assert_refused(await site.post("/v1/chat/completions", body, headers=ADMIN))
+        assert_refused(await complete(site, structured_outputs={"json": {"const": 4111111111111111}}))
         assert site.engine.submitted == []
 
 
