@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from inferflux.server.audit import Strangers
@@ -25,6 +26,8 @@ KEEPALIVE_S = 75.0
 HEADERS_S = 20.0
 # Idle connections and handlers that were told to stop get this long at the end.
 SHUTDOWN_S = 1.0
+# Whoever sends a token of an identity provider that is longer should learn that this is why.
+_TOO_LONG = "the request line or a header is longer than 8190 bytes"
 # Bodies are taken as they come: unpacking them would let a small request fill the memory.
 _OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_S, "auto_decompress": False}
 
@@ -76,7 +79,8 @@ class _Connection(RequestHandler):
         offered = known or request_id(request.headers.get(REQUEST_ID_HEADER))
         if status < 500:
             logger.debug("unreadable request: %s", exc, extra={"request_id": offered})
-            problem = Problem(status, "the request is not valid HTTP")
+            too_long = isinstance(exc, LineTooLong)
+            problem = Problem(status, _TOO_LONG if too_long else "the request is not valid HTTP")
             if isinstance(self._manager, _Server):
                 self._manager.strangers.record(unreadable_event(offered, request.remote, status))
         else:

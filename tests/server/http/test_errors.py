@@ -67,6 +67,16 @@ async def test_what_is_not_http_gets_the_same_shape(site: Site, data: bytes):
     assert re.match(rb'\{"error":\{"message":"[^"]*","type":"invalid_request_error"', body), body
 
 
+async def test_a_header_that_is_too_long_is_told_apart(site: Site):
+    """As an identity provider's token of somebody with many groups may be: that is valid HTTP, and only too long."""
+    async with site.session.get(site.url + "/v1/models", headers={"Authorization": "Bearer " + "a" * 9000}) as response:
+        assert response.status == 400
+        assert "longer than 8190 bytes" in (await response.json())["error"]["message"]
+    path = "/v1/models/" + "a" * 9000
+    async with site.session.get(site.url + path) as response:
+        assert "longer than 8190 bytes" in (await response.json())["error"]["message"]
+
+
 async def test_request_ids(site: Site):
     for sane in ("abc", "A.b-c_9", "x" * 128):
         async with site.session.get(site.url + "/v1/models", headers={"X-Request-Id": sane}) as response:
