@@ -65,17 +65,18 @@ class Client:
         try:
             async with self._open_session().post(self.url + path, json={**body, "stream": True}) as response:
                 await _check(response, (200,))
+                done = False
                 async for line in response.content:
                     data = line.removeprefix(_DATA).rstrip()
-                    if not line.startswith(_DATA):
-                        continue
-                    if data == b"[DONE]":
-                        return
+                    done = done or data == b"[DONE]"
+                    if done or not line.startswith(_DATA):
+                        continue  # to the end after [DONE], too, so that the connection can be used again
                     event = _read(self.url + path, data)
                     if "error" in event:
                         raise ServerError(_words(event["error"]["message"], None, response))
                     yield event
-                raise ServerError(_words("the answer ends before it is complete", None, response))
+                if not done:
+                    raise ServerError(_words("the answer ends before it is complete", None, response))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
