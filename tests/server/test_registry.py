@@ -141,6 +141,25 @@ async def test_a_later_change_takes_the_place_of_one_under_way(desk: Desk):
     assert desk.followed == ["a"]
 
 
+async def test_another_try_that_takes_long_is_left_to_end(desk: Desk):
+    """Looked at meanwhile, even on demand: a model that loads slower than the pauses would never be there."""
+    desk.error = ModelLoadError("too little memory")
+    await desk.write(B)
+    desk.error = None
+    desk.may_follow.clear()
+    desk.now = 60.0
+    await desk.look()
+    attempt = desk.registry._attempt
+    desk.now = 600.0
+    await desk.look()
+    await desk.look(asked=True)
+    assert desk.registry._attempt is attempt
+    desk.may_follow.set()
+    assert attempt is not None
+    await attempt
+    assert desk.followed == ["b"]
+
+
 async def test_a_mended_file_is_loading_and_no_longer_wrong(desk: Desk):
     """A large model takes minutes; for so long the error of the edit before would be sought in this one."""
     await desk.write(BAD)
