@@ -49,7 +49,9 @@ class RequestTrace:
         self._tracer = tracing.tracer
         # Spans are stamped in wall-clock time, requests are timed by a clock that never jumps.
         self._offset_ns = time.time_ns() - int(time.monotonic() * _NS)
-        parent = propagate.extract({name.lower(): value for name, value in headers.items()})
+        # What is not ASCII is none of W3C's, and more than its readers can bear.
+        carrier = {name.lower(): value for name, value in headers.items() if value.isascii()}
+        parent = propagate.extract(carrier)
         self.span = self._tracer.start_span(name, parent, kind=trace.SpanKind.SERVER)
         self._context: Context = trace.set_span_in_context(self.span)
         self._token: Token[Context] = context.attach(self._context)

@@ -1,5 +1,6 @@
 """Tracing against a collector that reads OTLP with OpenTelemetry's own messages."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -136,6 +137,17 @@ async def test_a_broken_traceparent_starts_a_trace_of_its_own(collector: Collect
     span = collector.named("GET /v1/models")
     assert span.trace_id.hex() != CALLER_TRACE
     assert span.parent_span_id == b""
+
+
+@pytest.mark.parametrize("name", [b"baggage", b"tracestate", b"traceparent"])
+async def test_headers_that_are_no_text_fail_no_request(collector: Collector, name: bytes) -> None:
+    """The SDK's reader of baggage raises on them, before anybody has shown a key."""
+    async with running_server(TRACED) as site:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(site.url.rpartition(":")[2]))
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + name + b": a=\xff\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), PATIENCE_S)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_without_a_collector_requests_go_on_and_the_end_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
