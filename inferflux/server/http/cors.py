@@ -46,7 +46,8 @@ class Origins:
 
 
 def origins_of(config: Config) -> Origins:
-    return Origins(config.server.cors_origins, own_names=not config.auth.allow_anonymous)
+    listed = [origin.lower() for origin in config.server.cors_origins]  # as browsers write them
+    return Origins(listed, own_names=not config.auth.allow_anonymous)
 
 
 def cors(origins: Origins) -> Middleware:

@@ -203,9 +203,10 @@ async def test_pages_from_elsewhere_are_refused(origin: str):
         assert site.engine.submitted == []
 
 
-async def test_listed_origins_and_the_servers_own_may_call():
+@pytest.mark.parametrize("listed", ["https://app.example", "https://App.Example"])
+async def test_listed_origins_and_the_servers_own_may_call(listed: str):
     page = "https://app.example"
-    async with running_server({**KEYED, "server": {"cors_origins": [page]}}) as site:
+    async with running_server({**KEYED, "server": {"cors_origins": [listed]}}) as site:
         preflight = {"Origin": page, "Access-Control-Request-Method": "POST"}
         sdk = {"Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
         for headers, allowed in ((preflight, "Authorization"), ({**preflight, **sdk}, "x-stainless-os")):
