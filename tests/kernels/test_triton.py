@@ -61,6 +61,31 @@ for name, figures in compare(torch.device("cpu")):
 """
 
 
+# Of float16 values of about a thousandth, whose scales have few bits left in 16.
+SMALL_NARROW_VALUES = """
+import torch
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.cases.case import Draw
+from inferflux.kernels.cases.paged import Paging
+from inferflux.kernels.narrow_kv import LARGEST_CODE, as_bytes, narrow
+
+settings = {"scale": 0.125, "window": None, "soft_cap": None}
+for kind in LARGEST_CODE:
+    for span in ((39, 40), (30, 40)):
+        draw = Draw(torch.float16, torch.device("cpu"), torch.Generator().manual_seed(0))
+        paging = Paging((span,))
+        metadata = paging.metadata(draw)
+        pages = torch.zeros(paging.num_pages, 2, 16, 2, 68, dtype=torch.int8).view(kind)
+        for which, scale in enumerate((1.0, 1e-3)):
+            as_bytes(pages)[:, which] = narrow(draw.normal(paging.num_pages, 16, 2, 64, scale=scale), kind)
+        query = draw.normal(paging.num_tokens, 4, 64)
+        true = find_backend("reference").find("attention")(query.double(), pages, metadata, **settings)
+        ours = find_backend("triton").find("attention")(query, pages, metadata, **settings).double()
+        error = ((ours - true).abs().amax(-1) / true.abs().amax(-1)).max()
+        assert error < 3e-3, (kind, span, error)
+"""
+
+
 CHECK = """
 from inferflux.cli import main
 
@@ -92,7 +117,9 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), NARROW_PAGES)
+    interpret(
+        check("float32", "rope", *small, "sampling"), check("bfloat16", *small), NARROW_PAGES, SMALL_NARROW_VALUES
+    )
 
 
 # moe uses that op between its own kernels.

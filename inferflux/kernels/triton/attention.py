@@ -16,6 +16,9 @@ from inferflux.kernels.triton.merge import merge_kernel
 from inferflux.kernels.triton.narrow import scales_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# Weights times the scales of narrow values are lifted by so much before they are rounded to 16 bits: float16 would lose
+# the last bits of those of values of about a thousandth. A power of two; the largest scale, 65504 / 127, has room.
+NARROW_LIFT = tl.constexpr(64.0)
 MIN_DOT_ROWS = 16  # tl.dot's smallest tile side
 MAX_HEAD_DIM = 256
 
@@ -96,10 +99,18 @@ def _tile_step(
     decay = tl.exp2(maximum - shift)
     total = total * decay + tl.sum(weights, 1)
     if IS_NARROW:
-        weights *= tl.load(scale_pointers + stride_value // 4, mask=inside, other=0.0)[None, :]
+        weights *= tl.load(scale_pointers + stride_value // 4, mask=inside, other=0.0)[None, :] * NARROW_LIFT
     accumulator = accumulator * decay[:, None]
     accumulator += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
     return accumulator, new_maximum, total
+
+
+@triton.jit
+def _normalised(accumulator, total, IS_NARROW: tl.constexpr):
+    """The weighted mean of the values; zeros where nothing was seen."""
+    if IS_NARROW:
+        accumulator *= 1.0 / NARROW_LIFT
+    return accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 @triton.jit(do_not_specialize=["num_rows", "window", "stride_table"])
@@ -197,7 +208,7 @@ def _chunk_kernel(
             stride_page, stride_value, stride_slot, scale, soft_cap, window,
             HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, False,
         )  # fmt: skip
-    accumulator = accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
+    accumulator = _normalised(accumulator, total, IS_NARROW)
     output_offsets = (row_start + tokens).to(tl.int64) * stride_output_token + heads * stride_output_head
     tl.store(output + output_offsets[:, None] + dims[None, :], accumulator.to(output.dtype.element_ty), mask=mask)
 
@@ -268,7 +279,7 @@ def _split_kernel(
             HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, False,
         )  # fmt: skip
     empty = total == 0.0
-    accumulator = accumulator / tl.where(empty, 1.0, total)[:, None]
+    accumulator = _normalised(accumulator, total, IS_NARROW)
     slots = (row.to(tl.int64) * NUM_HEADS + heads) * num_splits + split
     tl.store(partial + slots[:, None] * HEAD_DIM + dims[None, :], accumulator.to(partial.dtype.element_ty), mask=mask)
     log_sum = tl.where(empty, float("-inf"), maximum + tl.log2(tl.where(empty, 1.0, total)))
