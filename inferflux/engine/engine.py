@@ -9,7 +9,7 @@ from collections import deque
 
 import msgspec
 
-from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
+from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig, SchedulerConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
@@ -58,7 +58,7 @@ class Engine:
             tiers=tier_settings(runtime, self.info.page_bytes),
         )
         self._keeps_pages = runtime.nvme_offload.path is not None and runtime.nvme_offload.persist
-        self.scheduler = Scheduler(runtime.scheduler, runtime.fairness, self.kv, clock=time.monotonic)
+        self.scheduler = Scheduler(self._limits(runtime), runtime.fairness, self.kv, clock=time.monotonic)
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
         self._anteroom = Anteroom()
         self._random = random.Random()
@@ -161,6 +161,14 @@ class Engine:
     def check_integrity(self) -> None:
         """Asserts that every page is accounted for; for tests and idle moments."""
         self.scheduler.check_integrity()
+
+    def _limits(self, runtime: RuntimeConfig) -> SchedulerConfig:
+        """A model that reads a text as a whole computes it with its last chunk: one after another in the largest
+        chunks, not many ending at once after as many small ones, so that a step is not much more than a text."""
+        limits = runtime.scheduler
+        if self.info.generates:
+            return limits
+        return msgspec.structs.replace(limits, chunked_prefill_tokens=limits.max_batch_tokens)
 
     def _flush(self, deadline: float) -> None:
         """Sends cached pages down to the file, those used last first."""

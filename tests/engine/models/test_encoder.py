@@ -10,8 +10,10 @@ import pytest
 from inferflux import LLM
 from inferflux.config import RuntimeConfig
 from inferflux.config.tree import SchedulerConfig
+from inferflux.engine.executor import Launched
 from inferflux.engine.models.encoder_spec import encoder_architecture, read_encoder_spec
 from inferflux.engine.models.sentence_settings import read_pooling
+from inferflux.engine.step import StepPlan
 from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from inferflux.sampling_params import Pooling, SamplingParams
 from tests.support.encoders import NUM_POSITIONS, WORDS, reference, write_encoder
@@ -99,6 +101,25 @@ def test_what_cannot_be_served_says_why(tmp_path: Path) -> None:
         read_encoder_spec(tmp_path / "odd", None)
     with pytest.raises((ConfigError, ModelLoadError), match="pooling_mode"):
         LLM(_with_pooling(tmp_path / "max"))
+
+
+def test_long_texts_are_not_all_computed_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that takes too long looks like an engine that hangs, and is killed."""
+    write_encoder(tmp_path)
+    engine = start_engine(
+        tmp_path, scheduler={"max_batch_tokens": 16, "chunked_prefill_tokens": 4, "max_batch_size": 8}
+    )
+    launch, ended = engine.executor.launch, []
+
+    def counting(plan: StepPlan) -> Launched:
+        ended.append(sum(row.sample for row in plan.rows))
+        return launch(plan)
+
+    monkeypatch.setattr(engine.executor, "launch", counting)
+    params = SamplingParams(max_tokens=1, pooling="mean")
+    vectors = [result.vector for result in run_requests(engine, [[5] * 60, [6] * 60, [7] * 60, [8] * 60], params)]
+    assert (max(ended), sum(ended)) == (1, 4)
+    assert vectors[0] == run_requests(engine, [[5] * 60], params)[0].vector
 
 
 def write_settings(folder: Path, name: str, settings: Any) -> None:
