@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from inferflux.sampling_params import Grammar
+from inferflux.errors import RequestError
+from inferflux.sampling_params import Grammar, SamplingParams
+from inferflux.server.http.schemas.completions import CompletionRequest
 from tests.support.fake_engine import LOGPROB, REPLY, WINDOW
 from tests.support.http_server import MODEL, Site, running_server, text_bundle
 
@@ -267,3 +269,33 @@ async def test_grammars_reach_the_engine(site: Site, path: str, fields: dict[str
     status, answer = await site.post(path, {**ROUTES[path], **fields})
     assert status == 200, answer
     assert site.engine.submitted[0].sampling.grammar == grammar
+
+
+async def test_many_prompts_share_what_their_fields_come_to(site: Site, monkeypatch: pytest.MonkeyPatch):
+    """Checking a thousand biases for each of a thousand prompts held the event loop for seconds."""
+    made = []
+    sampling = CompletionRequest.sampling
+
+    def counted(*args: Any, **options: Any) -> Any:
+        made.append(args)
+        return sampling(*args, **options)
+
+    monkeypatch.setattr(CompletionRequest, "sampling", counted)
+    body = {"prompt": [[5]] * 64, "max_tokens": 1, "logit_bias": {"7": 1}, "n": 2}
+    assert (await site.post(COMPLETIONS, body))[0] == 200
+    status, answer = await site.post(COMPLETIONS, {**body, "prompt": [[5]] * 1024})
+    assert (status, answer["error"]["param"]) == (400, "n")
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, True, "1", 101, -100.5, 10**400, None])
+@pytest.mark.parametrize("place", [0, 500, 1023])
+def test_one_bad_number_among_many_is_found(bad: Any, place: int):
+    biases: dict[int, Any] = dict.fromkeys(range(1024), 1.0)
+    assert SamplingParams(logit_bias=biases).logit_bias == biases
+    with pytest.raises(RequestError, match="logit_bias"):
+        SamplingParams(logit_bias={**biases, place: bad})
+    ids: list[Any] = [5] * 128
+    ids[place % 128] = -1 if bad == 101 else bad
+    with pytest.raises(RequestError, match="stop_token_ids"):
+        SamplingParams(stop_token_ids=tuple(ids))
