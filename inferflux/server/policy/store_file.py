@@ -147,11 +147,14 @@ class PolicyFile:
             raise ConfigError(f"policy.store: {path}: {error}") from None
 
     def _tighten(self) -> None:
-        try:
-            if make_private(self.path):
-                logger.warning("the policy store %s was open to other users; now it is not", self.path)
-        except OSError as error:
-            logger.warning("the policy store %s is open to other users: %s", self.path, error.strerror)
+        for path in (self.path, self.backup):
+            try:
+                if make_private(path):
+                    logger.warning("the policy store %s was open to other users; now it is not", path)
+            except FileNotFoundError:
+                continue  # there is no .bak before the second save
+            except OSError as error:
+                logger.warning("the policy store %s is open to other users: %s", path, error.strerror)
 
     def _put_back(self) -> None:
         """After a failure behind the rename (the folder's flush), makes sure the old content is the one in place."""

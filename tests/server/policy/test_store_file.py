@@ -65,12 +65,23 @@ def test_files_are_private_whatever_the_umask(path: Path) -> None:
     assert {stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()} == {0o600}
 
 
-def test_open_mode_is_tightened(file: PolicyFile, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["policy.enc", "policy.enc.bak"])
+def test_open_mode_is_tightened(file: PolicyFile, path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     file.close()
-    path.chmod(0o644)
+    path.with_name(name).chmod(0o644)
     assert stored(path)[1] == 2
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "open to other users" in caplog.text
+    assert stat.S_IMODE(path.with_name(name).stat().st_mode) == 0o600
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the policy store {path.with_name(name)} was open to other users; now it is not"
+    ]
+
+
+def test_a_store_without_a_copy_is_nothing_to_warn_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = PolicyFile(path, PASSPHRASE)
+    first.save(document(1))
+    first.close()
+    assert stored(path)[1] == 1
+    assert caplog.records == []
 
 
 def test_backup_is_the_generation_before(file: PolicyFile) -> None:
