@@ -67,6 +67,19 @@ def test_counters_do_not_grow_with_every_tenant_ever_seen(monkeypatch: pytest.Mo
     assert len(tenants._served) <= 11
 
 
+def test_a_tenant_that_is_here_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it has had the least of all: its next token is charged to it."""
+    monkeypatch.setattr("inferflux.engine.tenants.MAX_REMEMBERED", 10)
+    tenants = TenantCounters()
+    tenants.enter("stays")
+    for number in range(100):
+        tenants.enter(str(number))
+        tenants.charge(str(number), 7)
+        tenants.leave(str(number))
+    tenants.charge("stays", 1)
+    assert tenants.served("stays") == 1
+
+
 @pytest.mark.parametrize("policy", ["priority_age", "fcfs", "fair", "longest_prefix"])
 def test_high_priority_takes_a_place_and_gives_it_back(policy: str) -> None:
     bench = Workbench(max_batch_size=2, policy=policy, fairness=FairnessConfig(high_priority_threshold=5))

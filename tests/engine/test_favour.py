@@ -319,6 +319,14 @@ def test_the_pace_is_learnt_and_kept() -> None:
     assert pace.seconds_of(Load(1, 0)) < 0.03, "a step that something held up says little"
 
 
+def test_a_long_first_step_is_soon_made_up_for() -> None:
+    """The first steps meet cold caches: the mean of the first few, not a slow average that begins with the worst."""
+    pace = StepPace()
+    for seconds in (1.0, 0.01, 0.01):
+        pace.note(Load(1, 0), seconds)
+    assert pace.seconds_of(Load(1, 0)) == pytest.approx(0.34, rel=0.05)
+
+
 def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
     favour = Favour(SchedulerConfig())
     favour.look(tenants_of({"a": 9, "b": 1}), 0.0)

@@ -220,6 +220,7 @@ async def test_listed_origins_and_the_servers_own_may_call(listed: str):
                 site.url + "/v1/completions", json={**PROMPT, "stream": True}, headers=headers
             ) as response:
                 assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, origin)
+                assert "Origin" in response.headers.getall("Vary"), "a cache must not give it to another page"
 
 
 @pytest.mark.parametrize(
