@@ -1,6 +1,7 @@
 """From the sampler's and the scorer's tensors to plain values, with one copy and one wait for the device.
 
-A row with NaN or infinity among its logits becomes an error of its own; the rows beside it are not affected.
+A row with NaN or infinity among its logits, or in its vector, becomes an error of its own; the rows beside it are not
+affected.
 """
 
 from collections.abc import Callable
@@ -101,5 +102,7 @@ def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], nu
 def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> None:
     """In place of the tokens that were drawn besides, for nobody asked for them."""
     for row, value in zip(vectors.rows, values, strict=True):
-        if outputs[row].error is None:
+        if not np.isfinite(value).all():
+            outputs[row] = RowOutput(error=BROKEN)
+        elif outputs[row].error is None:
             outputs[row] = RowOutput(vector=value.astype("<f4").tobytes())

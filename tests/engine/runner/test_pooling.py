@@ -1,6 +1,7 @@
 """Embeddings of decoder models: the vectors that transformers' hidden states give, however the prompt is computed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from inferflux.engine.engine import Engine
+from inferflux.engine.runner.outputs import BROKEN
 from inferflux.engine.service.protocol import Submit
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Pooling, SamplingParams
-from tests.support.engines import start_engine
+from tests.support.engines import run_requests, start_engine
 from tests.support.models import TinyModel
 
 PROMPTS = [[5, 6, 7, 8] * 10, [9], [10, 11] * 9, [5, 6, 7, 8] * 10 + [12]]
@@ -99,3 +101,20 @@ def test_a_vector_and_a_scored_prompt_in_one_step(tiny_model: Callable[[str], Ti
     expected = torch.log_softmax(model.logits(PROMPTS[2]), dim=1)
     scores = [entry.logprob for entry in outputs[1].prompt_logprobs or []]
     assert scores == pytest.approx([expected[i, token].item() for i, token in enumerate(PROMPTS[2][1:])], abs=1e-4)
+
+
+def test_a_vector_that_is_no_number_is_an_error(
+    tiny_model: Callable[[str], TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One state in the middle is enough to spoil a mean, and the last token's logits do not show it."""
+    engine = start_engine(tiny_model("llama").folder)
+    whole = engine.executor.decoder.hidden_states
+
+    def spoilt(*arguments: Any) -> torch.Tensor:
+        hidden: torch.Tensor = whole(*arguments)
+        hidden[1] = torch.nan  # the first of the pooled tokens, behind the sampled one
+        return hidden
+
+    monkeypatch.setattr(engine.executor.decoder, "hidden_states", spoilt)
+    (result,) = run_requests(engine, [PROMPTS[0]], SamplingParams(max_tokens=1, pooling="mean"))
+    assert (result.error, result.vector) == (BROKEN, None)
