@@ -1,6 +1,7 @@
 """The native kernels: right on every case, built once, and out of the way where they cannot be built."""
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from inferflux.kernels.check import check_op
 from inferflux.kernels.native import build, loading
 from inferflux.kernels.native.loading import Library
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 OPENMP = build.openmp_library()
 CHECKS = [(op, dtype) for op in ("attention", "norm", "add_norm", "rope", "activation") for dtype in native.DTYPES]
@@ -63,6 +65,38 @@ def test_extreme_gates_are_torchs() -> None:
     ):
         ours = find_backend("native").find("activation")(both, kind)
         torch.testing.assert_close(ours, curve(gate), rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+# Blocks above a page come from the system, which has none left: of what attention makes, only its threads' buffers.
+OUT_OF_MEMORY = """
+import resource, torch
+from inferflux.kernels.backends import find_backend
+from tests.support.paged import PAGE_TOKENS, step_metadata
+
+metadata = step_metadata([(0, 2), (0, 2)], torch.tensor([[0], [1]], dtype=torch.int32))
+query, pages = torch.ones(4, 1, 64), torch.ones(2, 2, PAGE_TOKENS, 1, 64)
+attention = find_backend("native").find("attention")
+
+def attend(): attention(query, pages, metadata, scale=1.0, window=None, soft_cap=None)
+
+attend()
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped, mapped))
+try:
+    attend()
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.usefixtures("built")
+def test_running_out_of_memory_fails_the_step_and_not_the_process() -> None:
+    """An exception inside a thread of OpenMP's could only end it."""
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4096", "OMP_NUM_THREADS": "2"}
+    ended = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
+    )
+    assert (ended.returncode, ended.stdout) == (0, "no memory for what a CPU kernel computes with\n"), ended.stderr
 
 
 def test_other_devices_and_types_are_refused() -> None:

@@ -3,6 +3,8 @@
 // A context is cut every SPLIT tokens, wherever it belongs, so that a row's result does not depend on the batch; the
 // parts are merged by their largest score and sum (Milakov and Gimelshein 2018, arXiv 1805.02867).
 #pragma once
+#include <omp.h>
+
 #include <cmath>
 #include <vector>
 
@@ -165,15 +167,13 @@ template <long MOST> static inline float weigh(float* scores, long count, float*
   return shrink;
 }
 
-// state: [H, D] sums of values, then H peaks and H totals.
+// state: [H, D] sums of values, then H peaks and H totals. query: [H, D], scores: [H, CHUNK], both to compute with.
 template <class E>
-static void attend(const AttentionCall& c, const Part& part, float* state) {
+static void attend(const AttentionCall& c, const Part& part, float* state, float* query, float (*scores)[CHUNK]) {
   typedef typename E::T T;
   const long D = c.head_dim, H = c.num_heads, G = H / c.num_kv_heads, N = c.page_tokens;
   const T* q = (const T*)c.query + part.token * c.query_stride;
   const int32_t* pages = c.table + part.row * c.table_stride;
-  std::vector<float> query(H * D), scores_(H * CHUNK);
-  float(*scores)[CHUNK] = (float(*)[CHUNK])scores_.data();
   float *mixed = state, *peaks = state + H * D, *totals = peaks + H;
   for (long i = 0; i < H * D; i++) query[i] = E::read1(q + i) * c.scale, mixed[i] = 0;
   for (long h = 0; h < H; h++) peaks[h] = -INFINITY, totals[h] = 0;
@@ -191,7 +191,7 @@ static void attend(const AttentionCall& c, const Part& part, float* state) {
     Ahead ahead_values{(const char*)values, (const char*)values + bytes}, ahead_keys{next, next + bytes};
     for (long h = 0; h < H;) {
       long left = G - h % G;
-      h += score<E>(keys + h / G * D, c.token_stride, ahead_values, query.data() + h * D, D, count, scores + h, left);
+      h += score<E>(keys + h / G * D, c.token_stride, ahead_values, query + h * D, D, count, scores + h, left);
     }
     for (long h = 0; h < H; h++) {
       if (c.soft_cap > 0)
@@ -245,10 +245,15 @@ static void decode(const AttentionCall& c) {
   const long num_parts = parts.size(), num_rows = firsts.size() - 1;
   if (!num_rows) return;
   std::vector<float> states(num_parts * size);
+  // Each thread's. They are made here, because a thread that finds no memory can only end the process.
+  const long query_size = c.num_heads * c.head_dim, buffer_size = query_size + c.num_heads * CHUNK;
+  std::vector<float> buffers((num_parts > 1 ? c.threads : 1) * buffer_size);
 #pragma omp parallel num_threads(c.threads) if (num_parts > 1)
   {
+    float* query = buffers.data() + omp_get_thread_num() * buffer_size;
 #pragma omp for schedule(dynamic, 1)
-    for (long p = 0; p < num_parts; p++) attend<E>(c, parts[p], states.data() + p * size);
+    for (long p = 0; p < num_parts; p++)
+      attend<E>(c, parts[p], states.data() + p * size, query, (float(*)[CHUNK])(query + query_size));
 #pragma omp for schedule(static)
     for (long r = 0; r < num_rows; r++)
       merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], states.data() + firsts[r] * size, size);

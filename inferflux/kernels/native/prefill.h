@@ -5,6 +5,8 @@
 // beside it. A block's queries, those of all heads that share a key head, lie side by side, as do their scores: what the
 // softmax does to one it does to a register of them. Buffers are padded so that the products' loops have no rest.
 #pragma once
+#include <omp.h>
+
 #include "attention.h"
 
 // Queries of a block and keys of one: with 64 columns the buffers fill the second cache by a sixth. 16 prompts of 128
@@ -209,11 +211,9 @@ static void prefill(const AttentionCall& c) {
   }
   const long num_blocks = blocks.size();
   if (!num_blocks) return;
-#pragma omp parallel num_threads(c.threads) if (num_blocks > 1)
-  {
-    Buffers buffers(c.head_dim, most * G);
-    // The last see most.
-#pragma omp for schedule(dynamic, 1)
-    for (long i = num_blocks - 1; i >= 0; i--) attend_block<E>(c, blocks[i], buffers);
-  }
+  // Each thread's. They are made here, because a thread that finds no memory can only end the process.
+  std::vector<Buffers> buffers(num_blocks > 1 ? c.threads : 1, Buffers(c.head_dim, most * G));
+  // The last see most.
+#pragma omp parallel for num_threads(c.threads) schedule(dynamic, 1) if (num_blocks > 1)
+  for (long i = num_blocks - 1; i >= 0; i--) attend_block<E>(c, blocks[i], buffers[omp_get_thread_num()]);
 }
