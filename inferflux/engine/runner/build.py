@@ -13,6 +13,7 @@ import torch
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.channel import Channel
+from inferflux.engine import large_pages
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.opening import open_tiers
@@ -122,6 +123,7 @@ def _build_decoder(
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
         if runtime.cuda_graphs == "auto":
             runner.record_graphs(plan.max_model_len, channel.agree)
+    large_pages.collapse_in_background(decoder)
     if context.size == 1:
         runner.isolate_failures()
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
