@@ -36,6 +36,9 @@ from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan
 from inferflux.errors import RequestError
 
+# No step computes more of prompts than takes this long: what comes meanwhile has to wait, and an engine that is silent
+# for a minute is taken for stuck.
+LONGEST_STEP_S = 10.0
 # How many requests that wait for pages being computed right now may be passed over in one step.
 MAX_PASSED_OVER = 16
 
@@ -228,9 +231,10 @@ class Scheduler:
         order, queues, stats = self._order, self._queues, self._stats
         num_preemptions = stats.preemptions
         alone, others, budget = None, queues.running, self._max_batch_tokens
+        max_prompt_tokens = self._kv.rates.tokens_within(LONGEST_STEP_S)
         if favours:
             first = queues.running[: order.num_first(queues.running)]
-            draft.prefill_budget = budget - _num_decoding(first)
+            draft.prefill_budget = min(budget - _num_decoding(first), max_prompt_tokens)
             self._plan_running(draft, first)
             self._admit(draft, order.goes_first)
             if queues.is_blocked and order.is_favoured(queues.waiting.first):
@@ -245,7 +249,8 @@ class Scheduler:
             budget -= draft.num_tokens
         if alone is None:
             rows = others[:budget]
-            draft.prefill_budget = min(budget - _num_decoding(rows), order.favour.max_prompt_tokens)
+            limits = budget - _num_decoding(rows), order.favour.max_prompt_tokens, max_prompt_tokens - draft.load.prompt
+            draft.prefill_budget = min(limits)
         else:
             rows, draft.prefill_budget = order.favour.choose(alone, others, budget)
         self._plan_running(draft, rows)

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from inferflux.config import FairnessConfig
+from inferflux.engine.kv.rates import FIRST_TOKENS
 from inferflux.engine.policies import AGE_STEP_S
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.scheduler import MAX_PASSED_OVER
+from inferflux.engine.scheduler import LONGEST_STEP_S, MAX_PASSED_OVER
 from inferflux.engine.step import StepOutput
 from inferflux.errors import RequestError
 from tests.support.fake_runner import next_token, score_of
@@ -158,6 +159,21 @@ def test_decodes_come_first_and_prefill_takes_the_rest_of_the_budget() -> None:
     assert plan.rows[1].slot == long.slot
     bench.update(plan)
     bench.run()
+
+
+def test_a_slow_machine_computes_no_more_of_prompts_at_once_than_it_can_in_time() -> None:
+    """Silent for a minute, an engine is taken for stuck, killed, and given the same prompts again."""
+    bench = Workbench(num_pages=400, page_tokens=16, max_batch_tokens=2048, chunked_prefill_tokens=512)
+    for start in range(4):
+        bench.submit(prompt_of(1000 + start, start), 2, ignore_eos=True)
+    steps = []
+    while (plan := bench.schedule()) is not None:
+        steps.append(plan.num_tokens)
+        bench.clock += 0.2 * plan.num_tokens  # seconds
+        bench.update(plan)
+    assert steps[0] == FIRST_TOKENS
+    assert all(0.2 * num_tokens < 1.1 * LONGEST_STEP_S for num_tokens in steps[1:])
+    assert len(steps) < 120, "nor much less than that"
 
 
 def test_rows_never_outnumber_the_budget() -> None:

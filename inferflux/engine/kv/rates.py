@@ -1,4 +1,4 @@
-"""Load or recompute: which is faster for a page, by what was measured lately.
+"""Load or recompute: which is faster for a page, by what was measured lately; and what a step may take on.
 
 Knows seconds; reads no clock, knows no pages and no requests.
 """
@@ -13,6 +13,8 @@ WEIGHT: Final = 0.2
 RETRY_S: Final = 10.0
 # Steps with fewer prompt tokens say little about what a prompt costs.
 MIN_PREFILL_TOKENS: Final = 32
+# As long as nothing was measured: 13 billion parameters take 50 s for these on two cores of 140 GFLOP/s.
+FIRST_TOKENS: Final = 256
 
 
 class Rates:
@@ -39,6 +41,12 @@ class Rates:
         if load is None or self.prefill_s_per_token is None or now - self._measured_at[tier] > RETRY_S:
             return True
         return load < self.prefill_s_per_token * page_tokens
+
+    def tokens_within(self, seconds: float) -> int:
+        """Returns how many tokens of prompts take no longer; as many as it takes to measure that, at least."""
+        if self.prefill_s_per_token is None:
+            return FIRST_TOKENS
+        return max(MIN_PREFILL_TOKENS, int(seconds / max(self.prefill_s_per_token, 1e-9)))
 
     def patience_s(self, num_tokens: int) -> float:
         """How long a load may take before its tokens are computed instead: the file may hang."""

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 RECV_BYTES = 1 << 18
 PING_INTERVAL_S = 1.0
-# Longest silence of a busy engine: one step of max_batch_tokens on a slow machine takes seconds, not a minute.
+# Longest silence of a busy engine: the scheduler cuts prompts so that a step takes seconds, not a minute.
 WATCHDOG_S = 60.0
 # The largest model from a slow disk is there sooner; a load that is not over by then never will be.
 LOAD_LIMIT_S = 3600.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inferflux.engine.kv.rates import MIN_PREFILL_TOKENS, RETRY_S, Rates
+from inferflux.engine.kv.rates import FIRST_TOKENS, MIN_PREFILL_TOKENS, RETRY_S, Rates
 
 PAGE_TOKENS = 16
 
@@ -47,3 +47,12 @@ def test_a_load_has_twice_the_time_of_computing_and_a_second_at_least(rates: Rat
     assert rates.patience_s(4000) == pytest.approx(8.0)
     assert rates.patience_s(10) == 1.0
     assert Rates().patience_s(1000) > 1.0
+
+
+def test_what_a_step_may_take_on_follows_what_prompts_take(rates: Rates) -> None:
+    assert rates.tokens_within(10.0) == 10_000
+    assert rates.tokens_within(0.001) == MIN_PREFILL_TOKENS, "fewer would not be measured"
+    assert Rates().tokens_within(10.0) == FIRST_TOKENS
+    instant = Rates()
+    instant.note_step(100, 100, 0.0)
+    assert instant.tokens_within(10.0) > 10**9
