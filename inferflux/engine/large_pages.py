@@ -3,7 +3,7 @@
 In pages of 4 KiB a model of 250 MB has 60 000 addresses to translate in each decode step, more than a processor
 remembers. Only asks: who does not get them computes the same, a little slower. Tokens per second of one request in
 small and in large pages: 135M parameters in float32 38 and 44, bfloat16 69 and 74, int8 104 and 113; 500M in bfloat16
-25.5 and 30; with 32 requests there is no difference (two cores of a Zen 3 EPYC).
+25.5 and 30; with 32 requests there is no difference (two cores of a Zen 3 EPYC, runs that were not kept).
 """
 
 import ctypes

@@ -94,6 +94,7 @@ def _build_decoder(
             max_model_len=model.max_model_len,
             quantization=model.quantization,
         )
+    large_pages.collapse_in_background(decoder)
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
     ends = _eos_token_ids(path, spec)
     grammars = Grammars(lambda: Vocabulary(load_tokenizer(path), spec.vocab_size, ends))
@@ -123,7 +124,6 @@ def _build_decoder(
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
         if runtime.cuda_graphs == "auto":
             runner.record_graphs(plan.max_model_len, channel.agree)
-    large_pages.collapse_in_background(decoder)
     if context.size == 1:
         runner.isolate_failures()
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
