@@ -29,9 +29,10 @@ def collapse_in_background(model: object) -> threading.Thread | None:
     """Starts to move what a model holds in the CPU's memory. Returns the thread that does, None where there is nothing
     to be had."""
     size = _page_size()
-    if size is None:
+    pages = [] if size is None else _full_pages(model, size)
+    if not pages:
         return None
-    thread = threading.Thread(target=_collapse, args=(_full_pages(model, size), size), name="large-pages", daemon=True)
+    thread = threading.Thread(target=_collapse, args=(pages, size), name="large-pages", daemon=True)
     thread.start()
     return thread
 

@@ -131,6 +131,15 @@ def wait_for(process: "subprocess.Popen[str]", pattern: str) -> "re.Match[str]":
     raise AssertionError("".join(seen))
 
 
+def assert_no_key_is_made(prefix: Path, state: Path, **environment: str) -> None:
+    process = start(prefix, state, **environment)
+    try:
+        assert "made one" not in wait_for(process, r"listens on|made one")[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
+
+
 def test_first_run_makes_a_key_and_the_demo_model_answers(prefix: Path, state: Path) -> None:
     process = start(prefix, state)
     try:
@@ -148,23 +157,13 @@ def test_first_run_makes_a_key_and_the_demo_model_answers(prefix: Path, state: P
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     assert (state / "first-api-key").stat().st_mode & 0o077 == 0
-    again = start(prefix, state)
-    try:
-        assert "made one" not in wait_for(again, r"listens on|made one")[0]
-    finally:
-        again.send_signal(signal.SIGTERM)
-        again.wait(PATIENCE_S)
+    assert_no_key_is_made(prefix, state)
 
 
 @pytest.mark.parametrize("variable", ["INFERFLUX_API_KEYS", "INFERFLUX_AUTH__API_KEYS__0__KEY"])
 def test_configured_keys_are_left_alone(prefix: Path, state: Path, variable: str) -> None:
     """A key that was made all the same would lend an element of the list its scopes, admin among them."""
-    process = start(prefix, state, **{variable: "mine"})
-    try:
-        assert "made one" not in wait_for(process, r"listens on|made one")[0]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
+    assert_no_key_is_made(prefix, state, **{variable: "mine"})
     assert not (state / "first-api-key").exists()
 
 
@@ -174,12 +173,7 @@ def test_keys_of_a_mounted_configuration_are_left_alone(prefix: Path, state: Pat
     config = yaml.safe_load((state / "server.yaml").read_text())
     config["auth"] = {"api_keys": [{"name": "mine", "key": "sk-0123456789abcdef"}]}
     (state / "server.yaml").write_text(yaml.safe_dump(config, default_flow_style=flow))
-    process = start(prefix, state)
-    try:
-        assert "made one" not in wait_for(process, r"listens on|made one")[0]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
+    assert_no_key_is_made(prefix, state)
 
 
 def test_faulty_configuration_is_refused_as_the_server_refuses_it(prefix: Path, state: Path) -> None:

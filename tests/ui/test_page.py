@@ -186,6 +186,15 @@ async def test_stop_button_ends_the_generation(opened: Open, site: Site) -> None
         site.engine.gate.set()
 
 
+async def forbid(page: Any, lines: str) -> None:
+    """Puts a blocklist in force."""
+    await page.click("#tab-guardrails")
+    await page.fill("#blocklist", lines)
+    await page.click("#guardrails-form button[type=submit]")
+    await page.click("#confirm-yes")
+    await page.locator("#toast", has_text="in force").wait_for()
+
+
 async def ask(page: Any, question: str) -> None:
     await page.fill("#question", question)
     await page.press("#question", "Enter")
@@ -213,11 +222,7 @@ async def test_new_conversation_knows_nothing_of_an_answer_under_way(opened: Ope
 
 async def test_refused_question_is_not_sent_with_the_next_one(opened: Open, site: Site) -> None:
     async with opened() as page:
-        await page.click("#tab-guardrails")
-        await page.fill("#blocklist", "falcon")
-        await page.click("#guardrails-form button[type=submit]")
-        await page.click("#confirm-yes")
-        await page.locator("#toast", has_text="in force").wait_for()
+        await forbid(page, "falcon")
         await page.click("#tab-playground")
         await page.locator(f"#chat-model option[value={MODEL}]").wait_for(state="attached")
         await ask(page, "What is falcon?")
@@ -265,11 +270,7 @@ async def test_administrator_loads_and_unloads_a_model(opened: Open, site: Site,
 
 async def test_administrator_sets_guardrails(opened: Open, site: Site) -> None:
     async with opened() as page:
-        await page.click("#tab-guardrails")
-        await page.fill("#blocklist", "project falcon\n\n  <b>bold</b>  ")
-        await page.click("#guardrails-form button[type=submit]")
-        await page.click("#confirm-yes")
-        await page.locator("#toast", has_text="in force").wait_for()
+        await forbid(page, "project falcon\n\n  <b>bold</b>  ")
     assert site.policy.document.guardrails.blocklist == ("project falcon", "<b>bold</b>")
 
 
