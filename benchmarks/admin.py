@@ -130,7 +130,7 @@ def make_rooms(folder: Path, num_chars: int) -> Rooms:
         chain=build_chain(Config(auth=AuthConfig()), lambda: records, _no_fetch),
         attempts=FailedAttempts(),
         limiter=RateLimiter(),
-        gate=Gate(settings_of(Guardrails(blocklist=terms), 500), _no_post, lambda reason: None),
+        gate=Gate(settings_of(Guardrails(blocklist=terms), 500), _no_post, lambda reason: None, lambda: None),
         audit=audit,
         headers=CIMultiDictProxy(CIMultiDict({"Authorization": f"Bearer {keys[-1].key}"})),
         text=words(source, num_chars),

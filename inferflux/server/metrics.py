@@ -134,6 +134,7 @@ class Metrics:
         self.auth_failures = self._counter("auth_failures_total", "Requests without a valid key.", "reason")
         self.rate_limited = self._counter("rate_limited_total", "Requests answered with status 429.", "reason")
         self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests a guardrail refused.", "reason")
+        self.opa_failures = self._counter("opa_failures_total", "Requests the policy service gave no verdict on.")
         self.audit_records = self._counter("audit_records_total", "Records written to the audit log.")
         for failure in get_args(FailureReason):
             self.auth_failures.labels(failure)

@@ -58,7 +58,8 @@ def build_app(
     tracing = open_tracing(config.server.enable_tracing)
     outgoing = Outgoing() if tracing is None else Outgoing(trace_headers)
     access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
-    gate = Gate(gate_settings(config, policy.document), outgoing.post, metrics.guardrail_blocked)
+    settings = gate_settings(config, policy.document)
+    gate = Gate(settings, outgoing.post, metrics.guardrail_blocked, metrics.opa_failures.inc)
     strangers = Strangers(audit)
     app[CONTEXT] = ServerContext(
         config, models, access, admission, metrics, text_work, bulk_work, policy, gate, strangers, audit, tracing

@@ -70,12 +70,20 @@ def settings_of(guardrails: Guardrails, opa_timeout_ms: int) -> GateSettings:
 
 
 class Gate:
-    """settings: in force from the next request on; assign to replace them. on_block: told each refusal's reason."""
+    """settings: in force from the next request on; assign to replace them. on_block: told each refusal's reason.
+    on_failure: told of each question that the policy service left without a verdict, whatever followed from that."""
 
-    def __init__(self, settings: GateSettings, post: Post, on_block: Callable[[BlockReason], None]) -> None:
+    def __init__(
+        self,
+        settings: GateSettings,
+        post: Post,
+        on_block: Callable[[BlockReason], None],
+        on_failure: Callable[[], None],
+    ) -> None:
         self.settings = settings
         self._post = post
         self._on_block = on_block
+        self._on_failure = on_failure
 
     @property
     def checks_input(self) -> bool:
@@ -99,9 +107,12 @@ class Gate:
             raise self._refusal("opa_error") from None
         if verdict is Verdict.ALLOW:
             return "allowed"
-        if verdict is Verdict.FAILED and settings.on_error == "allow":
+        if verdict is Verdict.DENY:
+            raise self._refusal("opa")
+        self._on_failure()
+        if settings.on_error == "allow":
             return "allowed_opa_error"
-        raise self._refusal("opa" if verdict is Verdict.DENY else "opa_error")
+        raise self._refusal("opa_error")
 
     def output_guard(self) -> DeltaGuard | None:
         """Returns a guard for one sequence of an answer; None when answers are not checked."""

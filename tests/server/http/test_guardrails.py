@@ -284,3 +284,5 @@ async def test_the_policy_service_is_asked_over_http() -> None:
             assert_refused(await complete(site))
             assert (await put(site, {"on_error": "allow"}))[0] == 200
             assert (await complete(site))[0] == 200
+            failures = site.metrics.registry.get_sample_value("inferflux_opa_failures_total")
+            assert (blocked(site, "opa_error"), failures) == (2, 3), "one was let pass, and counts as a failure, too"

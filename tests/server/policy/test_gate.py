@@ -35,9 +35,10 @@ class Service:
 
 
 def gate_of(service: Service, **guardrails: object) -> tuple[Gate, list[str]]:
-    blocks: list[str] = []
+    """Returns a gate, and what it tells: the reasons of its refusals, and "failure" for an answer that is none."""
+    told: list[str] = []
     document = Guardrails(**({"opa_endpoint": URL} | guardrails))  # type: ignore[arg-type]
-    return Gate(settings_of(document, 50), service.post, blocks.append), blocks
+    return Gate(settings_of(document, 50), service.post, told.append, lambda: told.append("failure")), told
 
 
 DECISIONS = [
@@ -97,10 +98,10 @@ async def test_anything_else_is_a_failure(answer: bytes, caplog: pytest.LogCaptu
     with pytest.raises(GuardrailBlockedError) as caught:
         await gate.check_input(QUESTION)
     assert caught.value.reason == "opa_error"
-    assert blocks == ["opa_error"]
+    assert blocks == ["failure", "opa_error"]
     gate, blocks = gate_of(Service(answer), on_error="allow")
     assert await gate.check_input(QUESTION) == "allowed_opa_error"
-    assert blocks == []
+    assert blocks == ["failure"]
     assert "the policy service failed" in caplog.text
     assert "secret prompt" not in caplog.text
 
@@ -129,10 +130,11 @@ async def test_a_request_too_long_to_ask_about_is_refused_even_when_errors_allow
     """Its caller chose its length; that must not be a way round the policy."""
     monkeypatch.setattr(opa, "MAX_QUESTION_BYTES", 100)
     service = Service(b'{"result": true}')
-    gate, _ = gate_of(service, on_error="allow")
+    gate, told = gate_of(service, on_error="allow")
     with pytest.raises(GuardrailBlockedError):
         await gate.check_input(QUESTION)
     assert service.asked == []
+    assert told == ["opa_error"], "no failure of the service: any caller could wake somebody"
 
 
 async def test_waiting_for_the_service_holds_nobody_up() -> None:
