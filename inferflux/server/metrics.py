@@ -17,6 +17,10 @@ from inferflux.server.access.principal import FailureReason
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 
+# Each begins at zero: Prometheus sees no growth in a series whose first sample is its first event.
+MODEL_EVENTS = ("loaded", "failed", "switched", "draining", "unloaded", "idle_unloaded", "withdrawn", "default")
+REGISTRY_EVENTS = ("registry_applied", "registry_refused")
+
 # Models come and go at run time; the series of so many are kept apart, the others share one label.
 MAX_MODEL_LABELS = 1000
 OTHER = "other"
@@ -55,7 +59,7 @@ class Metrics:
         if len(self._by_model) >= MAX_MODEL_LABELS:
             return OTHER
         self._by_model[model_id] = ModelMetrics(self, model_id)
-        for event in ("loaded", "failed"):
+        for event in MODEL_EVENTS:
             self.model_events.labels(model_id, event)
         return model_id
 
@@ -146,6 +150,8 @@ class Metrics:
 
     def _add_model_series(self) -> None:
         self.model_events = self._counter("model_events_total", "What happened to models.", "model", "event")
+        for event in REGISTRY_EVENTS:
+            self.model_events.labels("", event)
         self.model_load = self._gauge("model_load_seconds", "Time the model's last load took.", "model")
 
     def _build_info(self) -> None:

@@ -21,3 +21,11 @@ def test_models_beyond_the_bound_share_one_label(monkeypatch: pytest.MonkeyPatch
     assert 'inferflux_stream_tokens_total{model="other"} 3.0' in page
     assert 'inferflux_model_events_total{event="failed",model="other"} 1.0' in page
     assert "third" not in page
+
+
+def test_events_begin_at_zero() -> None:
+    """Else the first switch of a model, or the first refused edit of the registry, is no growth to Prometheus."""
+    metrics = Metrics()
+    metrics.add_model("m")
+    for labels in ({"model": "m", "event": "switched"}, {"model": "", "event": "registry_refused"}):
+        assert metrics.registry.get_sample_value("inferflux_model_events_total", labels) == 0.0
