@@ -140,6 +140,21 @@ def test_whoever_asks_speaks_the_servers_protocol(tmp_path: Path) -> None:
         kubernetes_validate.validate(rendered[kind], KUBERNETES, strict=True)
 
 
+def test_the_tests_pod_pulls_its_image_as_the_others_do(tmp_path: Path) -> None:
+    objects = render({"image": {"pullSecrets": ["registry"]}}, tmp_path)
+    for spec in (pod(objects), objects["Test"]["spec"]):
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_names_of_a_long_release_fit() -> None:
+    """63 characters hold a service's name, and a StatefulSet's with the hash that Kubernetes puts behind it."""
+    arguments = ("--kube-version", f"{KUBERNETES}.0", "--set", "persistence.enabled=true")
+    text = called(helm(), "template", "r" * 53, str(CHART), *arguments)
+    for one in filter(None, yaml.safe_load_all(text)):
+        hash_length = len("-0123456789") if one["kind"] == "StatefulSet" else 0
+        assert len(one["metadata"]["name"]) + hash_length <= 63, one["kind"]
+
+
 def test_alert_rules_know_the_job_whatever_the_release_is_called(tmp_path: Path) -> None:
     objects = render({"metrics": {"serviceMonitor": {"enabled": True}}}, tmp_path)
     label = objects["ServiceMonitor"]["spec"]["jobLabel"]
@@ -228,6 +243,7 @@ def test_a_changed_configuration_rolls_the_pods(tmp_path: Path) -> None:
     [
         ({"nonsense": 1}, "nonsense"),
         ({"gpu": {"count": -1}}, "gpu.count"),
+        ({"autoscaling": {"minReplicas": 0}}, "autoscaling.minReplicas"),  # no copy has a queue that calls one back
         ({"secrets": {"apiKeys": "a b"}}, "secrets.apiKeys"),
         ({"config": {"server": {"http_port": 0}}}, "config.server.http_port"),
     ],
