@@ -146,7 +146,7 @@ def _parse_api_keys(text: str, key: Key) -> list[dict[str, Any]]:
     kind = find(key)
     assert kind is not None
     entries: list[dict[str, Any]] = []
-    for index, word in enumerate(part.strip() for part in text.strip(", ").split(",")):
+    for index, word in enumerate(part.strip() for part in text.strip(", \r\n").split(",")):
         secret, colon, scopes = word.rpartition(":")
         entry: dict[str, Any] = {"key": secret, "scopes": scopes.split("+")} if colon else {"key": word}
         try:

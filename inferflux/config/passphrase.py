@@ -9,7 +9,12 @@ PASSPHRASE_VARIABLE: Final = "INFERFLUX_POLICY_PASSPHRASE"
 
 def policy_passphrase(environ: Mapping[str, str]) -> str | None:
     """Returns the passphrase; None when it is unset or empty."""
-    return environ.get(PASSPHRASE_VARIABLE) or None
+    return without_line_end(environ.get(PASSPHRASE_VARIABLE, "")) or None
+
+
+def without_line_end(text: str) -> str:
+    """A passphrase that comes out of a file, as Kubernetes has secrets, ends where its line does."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def passphrase_of_process() -> str | None:

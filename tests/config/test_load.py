@@ -228,6 +228,11 @@ def test_api_keys_from_the_environment_replace_the_file() -> None:
     assert loaded.origin(("auth", "api_keys", 0, "key")) == "INFERFLUX_API_KEYS"
 
 
+def test_a_secret_out_of_a_file_may_end_its_line() -> None:
+    (key,) = load(environ={"INFERFLUX_API_KEYS": "k1:read,\r\n"}).config.auth.api_keys
+    assert (key.key, key.scopes) == ("k1", ("read",))
+
+
 def test_torchrun_fills_what_ours_leaves_unset() -> None:
     loaded = load(environ={"RANK": "3", "WORLD_SIZE": "1", "MASTER_PORT": "29600", "INFERFLUX_DIST_RANK": "0"})
     assert (loaded.config.distributed.rank, loaded.origin(("distributed", "rank"))) == (0, "INFERFLUX_DIST_RANK")

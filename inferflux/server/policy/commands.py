@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inferflux.config import Config
 from inferflux.config.commands import config_help, load_from_process
-from inferflux.config.passphrase import PASSPHRASE_VARIABLE, passphrase_of_process
+from inferflux.config.passphrase import PASSPHRASE_VARIABLE, passphrase_of_process, without_line_end
 from inferflux.errors import ConfigError
 from inferflux.log import escape
 from inferflux.server.audit.keys import key_path, reseal_key
@@ -136,6 +136,6 @@ def _new_passphrase(source: str | None) -> str:
 def _read_passphrase(source: str) -> str:
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        return content.decode().removesuffix("\n").removesuffix("\r")
+        return without_line_end(content.decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--new-passphrase-file: {source}: cannot be read ({error})") from None

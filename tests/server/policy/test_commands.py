@@ -123,6 +123,17 @@ def test_rekey_leaves_nothing_the_old_passphrase_opens(path: Path, tmp_path: Pat
         file.close()
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_end_is_no_part_of_the_passphrase(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Kubernetes gives what a file holds, line end and all; a shell's $(cat FILE) and rekey give it without."""
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE + end)
+    assert rekey(path, tmp_path) == 0
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, f"new{end}")
+    assert rekey(path, tmp_path) == 0
+
+
 def test_rekey_encrypts_a_plain_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "policy.json"
     monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
