@@ -22,7 +22,6 @@ from copy import copy
 from itertools import chain
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.draft import StepDraft
 from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import error_news, finish_reason, prompt_news, token_news, vector_news
@@ -34,6 +33,7 @@ from inferflux.engine.request import Request
 from inferflux.engine.service.protocol import Output
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan
+from inferflux.engine.step_builder import StepBuilder
 from inferflux.errors import RequestError
 
 # No step computes more of prompts than takes this long: what comes meanwhile has to wait, and an engine that is silent
@@ -124,23 +124,23 @@ class Scheduler:
             self._give_way()
         elif favours:
             self._queues.sort()
-        draft = StepDraft()
-        alone = self._fill(draft, favours)
-        planned = draft.requests
+        step = StepBuilder()
+        alone = self._fill(step, favours)
+        planned = step.requests
         if not planned and any(map(is_alive, self._in_flight)):
             return None
         moves, wipe = kv.take_moves()
         if not (planned or wipe or kv.has_chores):
             return None
         stats.steps += 1
-        stats.batch_tokens = draft.num_tokens
-        plan = draft.plan(stats.steps, moves, wait=not planned and self.has_work, wipe=wipe)
+        stats.batch_tokens = step.num_tokens
+        plan = step.plan(stats.steps, moves, wait=not planned and self.has_work, wipe=wipe)
         for row, request in zip(plan.rows, planned, strict=True):
             request.num_planned += len(row.token_ids)
             request.num_pending += row.sample
         lives = [(request, request.num_preemptions) for request in planned]
-        beside = None if alone is None else self._order.favour.plan(alone, draft.load)
-        self._in_flight.append(Flight(stats.steps, lives, self._clock(), draft.load, beside))
+        beside = None if alone is None else self._order.favour.plan(alone, step.load)
+        self._in_flight.append(Flight(stats.steps, lives, self._clock(), step.load, beside))
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
@@ -222,7 +222,7 @@ class Scheduler:
                 return not self._kv.has_room(num_wanted)
         return False
 
-    def _fill(self, draft: StepDraft, favours: bool) -> Load | None:
+    def _fill(self, step: StepBuilder, favours: bool) -> Load | None:
         """Puts a step together: requests that go first, running and waiting ones, then the others beside them. Of each,
         decodes come first in the budget, then running prefills by rank, then waiting requests.
 
@@ -234,33 +234,33 @@ class Scheduler:
         max_prompt_tokens = self._kv.rates.tokens_within(LONGEST_STEP_S)
         if favours:
             first = queues.running[: order.num_first(queues.running)]
-            draft.prefill_budget = min(budget - _num_decoding(first), max_prompt_tokens)
-            self._plan_running(draft, first)
-            self._admit(draft, order.goes_first)
+            step.prefill_budget = min(budget - _num_decoding(first), max_prompt_tokens)
+            self._plan_running(step, first)
+            self._admit(step, order.goes_first)
             if queues.is_blocked and order.is_favoured(queues.waiting.first):
                 # One of the others yields now, for otherwise they would have this step to themselves.
                 victim = order.victim(queues.waiting.first, queues.running[order.num_first(queues.running) :])
                 if victim is not None:
                     queues.preempt(victim)
-                    self._admit(draft, order.goes_first)
-            if any(map(order.is_favoured, draft.requests)):
-                alone = draft.load
+                    self._admit(step, order.goes_first)
+            if any(map(order.is_favoured, step.requests)):
+                alone = step.load
             others = queues.running[order.num_first(queues.running) :]
-            budget -= draft.num_tokens
+            budget -= step.num_tokens
         if alone is None:
             rows = others[:budget]
-            limits = budget - _num_decoding(rows), order.favour.max_prompt_tokens, max_prompt_tokens - draft.load.prompt
-            draft.prefill_budget = min(limits)
+            limits = budget - _num_decoding(rows), order.favour.max_prompt_tokens, max_prompt_tokens - step.load.prompt
+            step.prefill_budget = min(limits)
         else:
-            rows, draft.prefill_budget = order.favour.choose(alone, others, budget)
-        self._plan_running(draft, rows)
+            rows, step.prefill_budget = order.favour.choose(alone, others, budget)
+        self._plan_running(step, rows)
         if stats.preemptions == num_preemptions:
-            self._admit(draft)
+            self._admit(step)
         return alone
 
-    def _plan_running(self, draft: StepDraft, rows: list[Request]) -> None:
+    def _plan_running(self, step: StepBuilder, rows: list[Request]) -> None:
         """Gives these running requests, in order of rank, their shares of the step, as far as budget and pages go."""
-        allocate, add_decode = self._kv.allocate, draft.add_decode
+        allocate, add_decode = self._kv.allocate, step.add_decode
         # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
         for request in rows:
             num_due = request.num_due
@@ -273,11 +273,11 @@ class Scheduler:
                     pages = self._make_room(request, count)
                 if pages is not None:
                     add_decode(request, pages)
-            elif num_due and draft.prefill_budget > 0:
-                count = min(num_due, self._max_chunk_tokens, draft.prefill_budget)
+            elif num_due and step.prefill_budget > 0:
+                count = min(num_due, self._max_chunk_tokens, step.prefill_budget)
                 pages = self._make_room(request, request.num_planned + count)
                 if pages is not None:
-                    draft.add_prefill(request, count, pages, request.id in self._queues.scores)
+                    step.add_prefill(request, count, pages, request.id in self._queues.scores)
 
     def _make_room(self, request: Request, count: int) -> list[int] | None:
         """Returns pages for the `count` tokens after the computed ones. To make room, loading requests wait again, then
@@ -298,7 +298,7 @@ class Scheduler:
                 return None
         return pages
 
-    def _admit(self, draft: StepDraft, may_start: Callable[[Request], bool] | None = None) -> None:
+    def _admit(self, step: StepBuilder, may_start: Callable[[Request], bool] | None = None) -> None:
         """Starts waiting requests in their turn while there are slots, budget and pages for all of their tokens; up to
         the first that may not.
 
@@ -307,16 +307,16 @@ class Scheduler:
         The first one that finds no room stops the rest, so that small requests do not starve a large one.
         """
         queues = self._queues
-        if queues.is_blocked or not queues.waiting or not queues.has_free_slot or draft.prefill_budget <= 0:
+        if queues.is_blocked or not queues.waiting or not queues.has_free_slot or step.prefill_budget <= 0:
             return
         if may_start is not None and not may_start(queues.waiting.first):
             return
         kv = self._kv
         in_flight = chain.from_iterable(map(living, self._in_flight))
-        computing = {kv.computing_name(request) for request in (*draft.prefilling, *in_flight)} - {None}
+        computing = {kv.computing_name(request) for request in (*step.prefilling, *in_flight)} - {None}
         num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
         num_passed_over, is_blocked = 0, False
-        while queues.waiting and queues.has_free_slot and draft.prefill_budget > 0:
+        while queues.waiting and queues.has_free_slot and step.prefill_budget > 0:
             request = queues.waiting.first
             if may_start is not None and not may_start(request):
                 break
@@ -336,15 +336,15 @@ class Scheduler:
                 queues.load(request)
                 num_reserved += kv.num_pages_to_come(request)
                 continue
-            max_tokens = min(self._max_chunk_tokens, draft.prefill_budget)
+            max_tokens = min(self._max_chunk_tokens, step.prefill_budget)
             if not kv.admit(request, matched, max_tokens, num_reserved):
                 is_blocked = True
                 break
             kv.note_declined(below)
             queues.start(request)
-            draft.add_start(request)
+            step.add_start(request)
             count = min(request.num_uncomputed, max_tokens)
-            draft.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
+            step.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
             computing |= {kv.computing_name(request)} - {None}
             num_reserved += kv.num_pages_to_come(request)
         queues.waiting.take_back()

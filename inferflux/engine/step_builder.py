@@ -1,4 +1,4 @@
-"""StepDraft: one step being put together, row by row.
+"""StepBuilder: one step being put together, row by row.
 
 Knows what a row looks like; who gets one is the scheduler's decision.
 """
@@ -8,7 +8,7 @@ from inferflux.engine.request import Request
 from inferflux.engine.step import PageMove, Row, RowStart, StepPlan
 
 
-class StepDraft:
+class StepBuilder:
     """Rows of one step. Decodes stand before prefills, whatever the order they are added in.
 
     prefill_budget: tokens that prefill may still use.
