@@ -231,7 +231,7 @@ def test_a_setting_that_cannot_be_is_named() -> None:
         (RuntimeConfig(scheduler=SchedulerConfig(chunked_prefill_tokens=0)), "chunked_prefill_tokens: must be >= 1"),
         (RuntimeConfig(scheduler=SchedulerConfig(max_batch_size="4")), "max_batch_size: must be an integer"),  # type: ignore[arg-type]
         (RuntimeConfig(paged_kv=PagedKvConfig(eviction="fifo")), "eviction: must be one of"),  # type: ignore[arg-type]
-        (RuntimeConfig(speculative_decoding=SpeculativeConfig(enabled=True)), "enabled: not supported yet"),
+        (RuntimeConfig(speculative_decoding=SpeculativeConfig(chunk_size=0)), "chunk_size: must be >= 1"),
         ({"dtype": "float32"}, "must be a RuntimeConfig"),
     ],
 )

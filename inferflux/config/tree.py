@@ -147,10 +147,12 @@ class KernelsConfig(Section, frozen=True):
 
 
 class SpeculativeConfig(Section, frozen=True):
+    """method null: draft_model where one is given, else ngram."""
+
     enabled: bool = False
     draft_model: Text | None = None
-    method: Text | None = None
-    chunk_size: Positive | None = None
+    method: Literal["ngram", "draft_model"] | None = None
+    chunk_size: Annotated[int, Meta(ge=1, le=64)] = 8
 
 
 class RuntimeConfig(Section, frozen=True):

@@ -11,10 +11,7 @@ from msgspec import NODEFAULT
 from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, schema_leaves
 
 UNSUPPORTED: Final = (
-    "runtime.speculative_decoding.enabled",
     "runtime.speculative_decoding.draft_model",
-    "runtime.speculative_decoding.method",
-    "runtime.speculative_decoding.chunk_size",
     "adapters",
 )
 """Refused unless at its default; the name of a list refuses every key in it."""

@@ -19,6 +19,7 @@ from inferflux.engine.news import refusal_news
 from inferflux.engine.request import Request
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.service.protocol import ModelInfo, Output, Submit
+from inferflux.engine.speculator import Speculator, look_up
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError
@@ -58,7 +59,9 @@ class Engine:
             tiers=tier_settings(runtime, self.info.page_bytes),
         )
         self._keeps_pages = runtime.nvme_offload.path is not None and runtime.nvme_offload.persist
-        self.scheduler = Scheduler(self._limits(runtime), runtime.fairness, self.kv, clock=time.monotonic)
+        self.scheduler = Scheduler(
+            self._limits(runtime), runtime.fairness, self.kv, time.monotonic, self._speculator(runtime)
+        )
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
         self._anteroom = Anteroom()
         self._random = random.Random()
@@ -161,6 +164,12 @@ class Engine:
     def check_integrity(self) -> None:
         """Asserts that every page is accounted for; for tests and idle moments."""
         self.scheduler.check_integrity()
+
+    def _speculator(self, runtime: RuntimeConfig) -> Speculator | None:
+        settings = runtime.speculative_decoding
+        if not settings.enabled or not self.info.generates:
+            return None
+        return Speculator(self.kv, runtime.scheduler, settings.chunk_size, look_up)
 
     def _limits(self, runtime: RuntimeConfig) -> SchedulerConfig:
         """A model that reads a text as a whole computes it with its last chunk: one after another in the largest

@@ -6,12 +6,16 @@ num_computed). Holds no tensor.
 
 import enum
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
+from inferflux.engine.ngrams import Ngrams
 from inferflux.engine.step import Tier
 from inferflux.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+# What is thought of a request's draft tokens as long as none was verified.
+FIRST_CHANCE: Final = 0.6
 
 
 class RequestState(enum.Enum):
@@ -37,6 +41,8 @@ class Request:
     num_loads: times its prefix was sent for since it last ran; num_loaded: pages that came, by tier.
     rank: place in the scheduling policy's order, smaller first; given by `order`. queued_time: since when it waits for
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
+    draft_chance: how likely a draft token is right, as its last ones were (see `speculator`); ngrams: its tokens, for
+        those who look drafts up there.
     num_turns: timeslices it has used up. last_turn: when `favour` last chose it to have a row beside others'.
     """
 
@@ -70,6 +76,8 @@ class Request:
     first_scheduled_time: float | None = None
     num_loads: int = 0
     num_loaded: dict[Tier, int] = field(default_factory=dict)
+    draft_chance: float = FIRST_CHANCE
+    ngrams: Ngrams | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:

@@ -31,6 +31,7 @@ from inferflux.engine.policies import Policy
 from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request
 from inferflux.engine.service.protocol import Output
+from inferflux.engine.speculator import Speculator
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan
 from inferflux.engine.step_builder import StepBuilder
@@ -50,10 +51,16 @@ class Scheduler:
     """
 
     def __init__(
-        self, config: SchedulerConfig, fairness: FairnessConfig, kv: KVManager, clock: Callable[[], float]
+        self,
+        config: SchedulerConfig,
+        fairness: FairnessConfig,
+        kv: KVManager,
+        clock: Callable[[], float],
+        speculator: Speculator | None = None,
     ) -> None:
         self._kv = kv
         self._clock = clock
+        self._speculator = speculator
         self._order = Order(config, fairness, kv.num_cached_tokens, clock)
         self._max_batch_tokens = config.max_batch_tokens
         self._max_chunk_tokens = config.chunked_prefill_tokens
@@ -126,6 +133,8 @@ class Scheduler:
             self._queues.sort()
         step = StepBuilder()
         alone = self._fill(step, favours)
+        if self._speculator is not None and alone is None:
+            self._speculator.extend(step, len(self._queues.running))
         planned = step.requests
         if not planned and any(map(is_alive, self._in_flight)):
             return None
@@ -136,8 +145,9 @@ class Scheduler:
         stats.batch_tokens = step.num_tokens
         plan = step.plan(stats.steps, moves, wait=not planned and self.has_work, wipe=wipe)
         for row, request in zip(plan.rows, planned, strict=True):
-            request.num_planned += len(row.token_ids)
-            request.num_pending += row.sample
+            if not row.is_draft:
+                request.num_planned += len(row.token_ids)
+                request.num_pending += row.sample
         lives = [(request, request.num_preemptions) for request in planned]
         beside = None if alone is None else self._order.favour.plan(alone, step.load)
         self._in_flight.append(Flight(stats.steps, lives, self._clock(), step.load, beside))
@@ -158,14 +168,21 @@ class Scheduler:
             seconds = now - max(flight.started, self._last_update)
             self._kv.rates.note_step(flight.load.prompt, plan.num_tokens, seconds)
             self._order.note_step(flight.load, flight.beside, seconds)
+            if self._speculator is not None:
+                self._speculator.note_step(flight.load, seconds)
         self._last_update = now
         commit = self._kv.commit
         news: list[Output] = []
         for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
             if not is_own(request, life):
                 continue
-            request.num_planned -= len(row.token_ids)
-            request.num_pending -= row.sample
+            if row.is_draft:
+                assert self._speculator is not None
+                if not self._speculator.accepts(request, row):
+                    continue
+            else:
+                request.num_planned -= len(row.token_ids)
+                request.num_pending -= row.sample
             if result.error is not None:
                 # What the failed step wrote is not committed, so nobody else will find it.
                 self._queues.end(request, "error")
@@ -185,6 +202,8 @@ class Scheduler:
         stats.waiting = len(self._queues.waiting) + len(self._queues.loading)
         stats.loading = len(self._queues.loading)
         self._kv.report(stats)
+        if self._speculator is not None:
+            self._speculator.report(stats)
         return stats
 
     def check_integrity(self) -> None:
@@ -215,6 +234,8 @@ class Scheduler:
         """Whether planning ahead of the step in flight is no use: a row's next token is chosen by the value of the one
         still to come, or pages are so short that a request might have to yield them to one about to end."""
         for flight in self._in_flight:
+            if self._speculator is not None and is_alive(flight):
+                return True
             if any(request.num_pending and request.sampling.reads_tokens for request, _ in flight.requests):
                 return True
             if is_alive(flight):

@@ -46,7 +46,8 @@ class TierStats(msgspec.Struct):
 class EngineStats(msgspec.Struct):
     """Gauges: running, waiting (loading ones included), loading, batch_tokens (tokens of the last step),
     device_pages_*. Counters: the rest. prefix_hit_tokens: those of lower tiers included. tiers: the lower ones there
-    are, `cpu` and `nvme`. expert_tokens: what each expert of a mixture got, all layers together."""
+    are, `cpu` and `nvme`. expert_tokens: what each expert of a mixture got, all layers together. draft_tokens,
+    accepted_draft_tokens: tokens computed on a guess, and those of them that were right."""
 
     running: int = 0
     waiting: int = 0
@@ -63,6 +64,8 @@ class EngineStats(msgspec.Struct):
     evictions: int = 0
     tiers: dict[str, TierStats] = {}
     expert_tokens: list[int] = []
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
     def at_rest(self) -> "EngineStats":
         """Returns them with nothing under way and nothing held: what is left of an engine that has ended."""

@@ -35,6 +35,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     sample: the last token's logits yield the request's next token.
     score: also return the log-probability of each token that follows within this chunk and of `next_token_id`.
     next_token_id: the prompt token after this chunk, for `score`; None at the prompt's end.
+    is_draft: the only token is a guess at the one that the row before of this slot samples; the result counts only if
+        it is right.
     pool: the hidden states of all its tokens go into the request's vector. A request with `SamplingParams.pooling` has
         its vector instead of a next token when `sample` says so.
     follows: the only token is the one that the step before sampled for this slot, whose value was not known when this
@@ -50,6 +52,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     next_token_id: int | None = None
     follows: bool = False
     pool: bool = False
+    is_draft: bool = False
 
 
 Tier = Literal["cpu", "nvme"]

@@ -9,30 +9,47 @@ from inferflux.engine.step import PageMove, Row, RowStart, StepPlan
 
 
 class StepBuilder:
-    """Rows of one step. Decodes stand before prefills, whatever the order they are added in.
+    """Rows of one step. Decodes stand first, then their drafts, then prefills, whatever the order they are added in.
 
     prefill_budget: tokens that prefill may still use.
     """
 
-    __slots__ = ("_decode_rows", "_decoding", "_prefill_rows", "_starts", "num_tokens", "prefill_budget", "prefilling")
+    __slots__ = (
+        "_decode_rows",
+        "_draft_rows",
+        "_drafting",
+        "_prefill_rows",
+        "_starts",
+        "decoding",
+        "num_tokens",
+        "prefill_budget",
+        "prefilling",
+    )
 
     def __init__(self) -> None:
         self.prefill_budget = 0
+        self.decoding: list[Request] = []
         self.prefilling: list[Request] = []
         self.num_tokens = 0
         self._starts: list[RowStart] = []
-        self._decoding: list[Request] = []
         self._decode_rows: list[Row] = []
+        self._drafting: list[Request] = []
+        self._draft_rows: list[Row] = []
         self._prefill_rows: list[Row] = []
 
     @property
     def requests(self) -> list[Request]:
         """The rows' requests, in the plan's order."""
-        return self._decoding + self.prefilling
+        return self.decoding + self._drafting + self.prefilling
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decoding) + len(self._drafting) + len(self.prefilling)
 
     @property
     def load(self) -> Load:
-        return Load(len(self._decoding), self.num_tokens - len(self._decoding))
+        num_rows = len(self.decoding) + len(self._drafting)
+        return Load(num_rows, self.num_tokens - num_rows)
 
     def add_decode(self, request: Request, new_pages: list[int]) -> None:
         """The request's last token, which may be still to come, is computed and the next one sampled."""
@@ -44,8 +61,17 @@ class StepBuilder:
         else:
             start = len(request.tokens) - 1
             self._decode_rows.append(Row(slot, start, request.tokens[-1:], new_pages, True, pool=_is_summed(request)))
-        self._decoding.append(request)
+        self.decoding.append(request)
         self.num_tokens += 1
+
+    def add_drafts(self, request: Request, token_ids: list[int], new_pages: list[int]) -> None:
+        """Behind a request that decodes: what it may sample now and in the steps to come, each token in its place."""
+        assert request.slot is not None
+        for start, token_id in enumerate(token_ids, len(request.tokens)):
+            self._draft_rows.append(Row(request.slot, start, [token_id], new_pages, True, is_draft=True))
+            self._drafting.append(request)
+            new_pages = []
+        self.num_tokens += len(token_ids)
 
     def add_prefill(self, request: Request, count: int, new_pages: list[int], score: bool) -> None:
         """The request's next `count` tokens are computed; when they are its last, the next one is sampled."""
@@ -85,7 +111,9 @@ class StepBuilder:
         )
 
     def plan(self, step_id: int, moves: list[PageMove], *, wait: bool, wipe: bool) -> StepPlan:
-        return StepPlan(step_id, self._starts, self._decode_rows + self._prefill_rows, moves, wait, wipe)
+        return StepPlan(
+            step_id, self._starts, self._decode_rows + self._draft_rows + self._prefill_rows, moves, wait, wipe
+        )
 
 
 def _is_summed(request: Request) -> bool:

@@ -19,6 +19,8 @@ Engines = Mapping[str, Sequence[Backend]]
 _COUNTERS = (
     ("generation_tokens", "generation_tokens", "Tokens generated."),
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
+    ("draft_tokens", "draft_tokens", "Draft tokens computed, for speculative decoding."),
+    ("accepted_draft_tokens", "accepted_draft_tokens", "Draft tokens that were right."),
     ("preemptions", "preemptions", "Times a running sequence gave its pages back."),
     ("engine_restarts", "restarts", "Times a dead engine was replaced."),
     ("engine_retries", "retries", "Requests a dead engine left unanswered, given to a new one."),

@@ -337,8 +337,7 @@ def test_errors_cannot_forge_lines() -> None:
     ("text", "environ", "key"),
     [
         ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
-        ("", {"INFERFLUX_RUNTIME__SPECULATIVE_DECODING__ENABLED": "true"}, "runtime.speculative_decoding.enabled"),
-        ("runtime: {speculative_decoding: {method: ngram}}", {}, "runtime.speculative_decoding.method"),
+        ("runtime: {speculative_decoding: {draft_model: d}}", {}, "runtime.speculative_decoding.draft_model"),
     ],
 )
 def test_what_is_not_built_is_refused(text: str, environ: dict[str, str], key: str) -> None:

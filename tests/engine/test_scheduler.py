@@ -29,6 +29,9 @@ SETTINGS = {
     "priorities": {"num_pages": 24, "policy": "priority_age"},
     "fair": {"num_pages": 24, "policy": "fair"},
     "longest prefix": {"num_pages": 24, "policy": "longest_prefix"},
+    "drafts": {"num_pages": 200, "drafts": 3},
+    "drafts, just fits": {"num_pages": 24, "drafts": 5},
+    "drafts, three rows": {"num_pages": 200, "drafts": 2, "max_batch_size": 3},
     "timeslices": {"num_pages": 24, "max_batch_size": 2, "fairness": FairnessConfig(max_timeslice_tokens=3)},
 }
 

@@ -36,6 +36,7 @@ class SchedulerLife(RuleBasedStateMachine):
         policy=st.sampled_from(list(POLICIES)),
         fairness=FAIRNESS,
         ahead=st.booleans(),
+        drafts=st.sampled_from([0, 0, 1, 4]),
     )
     def start(
         self,
@@ -48,12 +49,14 @@ class SchedulerLife(RuleBasedStateMachine):
         policy: str,
         fairness: FairnessConfig,
         ahead: bool,
+        drafts: int,
     ) -> None:
         self.bench = Workbench(
             num_pages,
             page_tokens,
             prefix_cache,
             ahead=ahead,
+            drafts=drafts,
             chunked_prefill_tokens=chunk,
             max_batch_tokens=budget,
             max_batch_size=batch_size,

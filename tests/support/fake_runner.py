@@ -23,6 +23,7 @@ class _Slot:
     request_id: int
     seed: int
     known: list[int]
+    written: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
 
 
@@ -52,8 +53,11 @@ class FakeRunner:
             slot = self._slots[planned.slot]
             row = _with_tokens(planned, slot)
             slot.table += row.new_pages
+            if not row.is_draft:
+                slot.written = []
             self._write(slot, row, writes)
             results.append(self._compute(slot, row))
+            slot.written += row.token_ids
         for (page, offset), cell in writes.items():
             self._cells[page][offset] = cell
         moves, news = ([], []) if self.tiers is None else self.tiers.poll(self._cells)
@@ -65,8 +69,9 @@ class FakeRunner:
     def _write(self, slot: _Slot, row: Row, writes: dict[tuple[int, int], tuple[bytes, int]]) -> None:
         end = row.start + len(row.token_ids)
         assert row.token_ids, "an empty row"
-        assert row.token_ids == slot.known[row.start : end], "a row computes tokens that are not the request's"
-        assert row.sample == (end == len(slot.known)), "a row samples before its last token, or fails to"
+        if not row.is_draft:
+            assert row.token_ids == slot.known[row.start : end], "a row computes tokens that are not the request's"
+            assert row.sample == (end == len(slot.known)), "a row samples before its last token, or fails to"
         salt = self.salts.get(slot.request_id, b"")
         for position, token in zip(range(row.start, end), row.token_ids, strict=True):
             place = (slot.table[position // self.page_tokens], position % self.page_tokens)
@@ -74,7 +79,7 @@ class FakeRunner:
             writes[place] = (salt, token)
 
     def _compute(self, slot: _Slot, row: Row) -> RowOutput:
-        context = [*self._read(slot, row.start), *row.token_ids]
+        context = [*self._read(slot, row.start - len(slot.written)), *slot.written, *row.token_ids]
         if slot.request_id in self.failing:
             self.failing.discard(slot.request_id)
             return RowOutput(error="out of luck")
@@ -82,7 +87,8 @@ class FakeRunner:
         if not row.sample:
             return RowOutput(prompt_logprobs=scores)
         token = next_token(context, slot.seed)
-        slot.known.append(token)
+        if not row.is_draft or context == slot.known:
+            slot.known.append(token)
         return RowOutput(token, score_of(context, token), scores)
 
     def _read(self, slot: _Slot, end: int) -> list[int]:

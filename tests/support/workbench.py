@@ -9,9 +9,10 @@ from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.service.protocol import Output
+from inferflux.engine.speculator import Speculator
 from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import SamplingParams
-from tests.support.fake_runner import FakeRunner, expected_tokens
+from tests.support.fake_runner import VOCAB_SIZE, FakeRunner, expected_tokens, next_token
 from tests.support.fake_tiers import FakeTiers
 
 EOS = 7
@@ -22,6 +23,7 @@ class Workbench:
 
     `clock` counts steps. `plans` and `news` keep all that was planned and said. ahead: a step is planned and run before
     the results of the one before are handed over. `flights`: the steps whose results are still to be handed over.
+    drafts: of a request in one step, some of them wrong.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Workbench:
         prefix_cache: bool = True,
         fairness: FairnessConfig | None = None,
         ahead: bool = False,
+        drafts: int = 0,
         tiers: TierSettings | None = None,
         fake_tiers: FakeTiers | None = None,
         **config: Any,
@@ -41,7 +44,8 @@ class Workbench:
         self.kv = KVManager(
             num_pages, page_tokens, b"model", prefix_cache, tiers or TierSettings(0), lambda: self.clock / 100
         )
-        self.scheduler = Scheduler(self.config, fairness or FairnessConfig(), self.kv, lambda: self.clock)
+        speculator = Speculator(self.kv, self.config, drafts, _propose) if drafts else None
+        self.scheduler = Scheduler(self.config, fairness or FairnessConfig(), self.kv, lambda: self.clock, speculator)
         self.runner = FakeRunner(num_pages, page_tokens, fake_tiers)
         self.requests: dict[int, Request] = {}
         self.plans: list[StepPlan] = []
@@ -140,10 +144,21 @@ class Workbench:
     def _check_plan(self, plan: StepPlan) -> None:
         running = {r.slot: r for r in self.requests.values() if r.state is RequestState.RUNNING}
         assert plan.num_tokens <= self.config.max_batch_tokens
-        assert len({row.slot for row in plan.rows}) == len(plan.rows) <= self.config.max_batch_size
+        rows = [row for row in plan.rows if not row.is_draft]
+        assert len({row.slot for row in rows}) == len(rows)
+        assert len(plan.rows) <= self.config.max_batch_size
         size = self.kv.page_tokens
         for row in plan.rows:
             end = row.start + len(row.token_ids)
             for page in running[row.slot].pages[row.start // size : (end - 1) // size + 1]:
                 assert self.kv.pool.references(page) == 1, "a row writes into a shared page"
                 assert self.kv.index.name_of(page) is None, "a row writes into a page that others can find"
+
+
+def _propose(request: Request, count: int) -> list[int]:
+    """What the request will say, but for a third of the tokens."""
+    context = list(request.tokens)
+    for _ in range(count):
+        token = next_token(context, request.seed)
+        context.append((token + 1) % VOCAB_SIZE if len(context) % 3 == 0 else token)
+    return context[len(request.tokens) :]

@@ -13,6 +13,8 @@ COUNTED: Final = (
     "generation_tokens",
     "prefix_hit_tokens",
     "prefix_query_tokens",
+    "draft_tokens",
+    "accepted_draft_tokens",
     "preemptions",
     "evictions",
 )

@@ -1,0 +1,50 @@
+"""RowCost: how much longer one row more makes a step that decodes, by a line through the latest ones.
+
+Least squares in which each step counts a little less than the one after it. Where all steps have had as many rows, they
+tell nothing of what a row costs, and it is taken to cost nothing until some have had more. Knows numbers only.
+"""
+
+from typing import Final
+
+# What the step before counts for beside the newest; 50 steps hold most of what is known.
+FADING: Final = 0.98
+# In rows squared: spreads well below it say nothing.
+LEAST_SPREAD: Final = 0.05
+# A step that takes longer than so many times what was to be expected was held up by something else.
+HELD_UP: Final = 4.0
+
+
+class RowCost:
+    __slots__ = ("_products", "_rows", "_seconds", "_squares", "_weight")
+
+    def __init__(self) -> None:
+        self._weight = self._rows = self._squares = self._seconds = self._products = 0.0
+
+    def note(self, rows: int, seconds: float) -> None:
+        """Takes in what a step of so many rows took."""
+        if self._weight > 1:
+            seconds = min(seconds, HELD_UP * self._foretold(rows))
+        self._weight = FADING * self._weight + 1
+        self._rows = FADING * self._rows + rows
+        self._squares = FADING * self._squares + rows * rows
+        self._seconds = FADING * self._seconds + seconds
+        self._products = FADING * self._products + rows * seconds
+
+    def share(self, rows: int) -> float:
+        """Returns what part of a step of so many rows is the rows', and not what any step takes: 0 to 1."""
+        seconds = self._foretold(rows)
+        return min(1.0, self._slope() * rows / seconds) if seconds > 0 else 0.0
+
+    def _foretold(self, rows: int) -> float:
+        if not self._weight:
+            return 0.0
+        return self._seconds / self._weight + self._slope() * (rows - self._rows / self._weight)
+
+    def _slope(self) -> float:
+        """Seconds a row, not below 0."""
+        if not self._weight:
+            return 0.0
+        mean = self._rows / self._weight
+        spread = self._squares / self._weight - mean * mean
+        together = (self._products - mean * self._seconds) / self._weight
+        return max(0.0, together / (spread + LEAST_SPREAD))

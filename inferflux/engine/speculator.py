@@ -1,0 +1,103 @@
+"""Speculator: which requests get draft tokens beside their next one, how many, and whether they were right.
+
+A draft token is a guess at what a request will say. It has a row of its own in the step, one position after the token
+before it; all are computed at once, and a row counts only if the row before it drew the very token that this one was
+computed for (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). A draw is a function of logits, seed and
+position, so comparing is all there is to verification: what comes out is what came out without drafts.
+
+Drafts pay while rows are cheap. A row that counts brings as much as any other: it is worth its time as long as the
+chance of that is more than the part of a step that its rows make up, the rest being what any step takes. So one request
+gets many drafts and a full batch none. A wrong draft leaves keys and values behind the computed ones, where the next
+step writes. Called from the scheduler's thread alone. Knows no model.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from inferflux.config import SchedulerConfig
+from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.ngrams import Ngrams
+from inferflux.engine.pace import Load
+from inferflux.engine.request import FIRST_CHANCE, Request
+from inferflux.engine.row_cost import RowCost
+from inferflux.engine.stats import EngineStats
+from inferflux.engine.step import Row
+from inferflux.engine.step_builder import StepBuilder
+
+# How much the newest verified draft counts: from the first chance two wrong ones halve it, five right ones bring it to
+# nine tenths.
+WEIGHT: Final = 0.3
+# A request without drafts forgets so much of how its last ones fared with each step: its text may have changed.
+FORGETTING: Final = 0.02
+
+# Returns up to so many tokens that may follow a request's.
+Propose = Callable[[Request, int], list[int]]
+
+
+class Speculator:
+    """Drafts within a step's `limits`, at most max_drafts for a request. propose: see `Propose`."""
+
+    def __init__(self, kv: KVManager, limits: SchedulerConfig, max_drafts: int, propose: Propose) -> None:
+        self._kv = kv
+        self._limits = limits
+        self._max_drafts = max_drafts
+        self._propose = propose
+        self._row_cost = RowCost()
+        self._num_drafts = 0
+        self._num_accepted = 0
+
+    def extend(self, step: StepBuilder, num_running: int) -> None:
+        """Gives the step's decoding requests rows for draft tokens, with their pages, as far as there is room beside
+        what num_running requests may need."""
+        least = self._row_cost.share(len(step.decoding))
+        for request in step.decoding:
+            count = 0 if request.sampling.reads_tokens else self._num_worth(request, step, least)
+            token_ids = self._propose(request, count) if count else []
+            if not token_ids:
+                request.draft_chance += FORGETTING * (FIRST_CHANCE - request.draft_chance)
+            elif self._kv.has_room(num_running + self._kv.num_pages_for(len(token_ids))):
+                pages = self._kv.allocate(request, request.num_planned + 1 + len(token_ids))
+                assert pages is not None, "there is room"
+                step.add_drafts(request, token_ids, pages)
+                self._num_drafts += len(token_ids)
+
+    def accepts(self, request: Request, row: Row) -> bool:
+        """Whether the request, as the rows before have left it, went on with the row's token. Asked once for each."""
+        if row.start != len(request.tokens) - 1:
+            return False  # a draft before this one was wrong
+        is_right = row.token_ids[0] == request.tokens[-1]
+        request.draft_chance += WEIGHT * (is_right - request.draft_chance)
+        self._num_accepted += is_right
+        return is_right
+
+    def note_step(self, load: Load, seconds: float) -> None:
+        """Takes in what a step took."""
+        if not load.prompt:
+            self._row_cost.note(load.rows, seconds)
+
+    def report(self, stats: EngineStats) -> None:
+        """Fills in the numbers of drafts."""
+        stats.draft_tokens, stats.accepted_draft_tokens = self._num_drafts, self._num_accepted
+
+    def _num_worth(self, request: Request, step: StepBuilder, least: float) -> int:
+        """How many drafts there is room for that have the least chance to count, each right with the request's chance
+        if those before it are."""
+        most = min(
+            self._max_drafts,
+            request.max_total_tokens - len(request.tokens) - 1,
+            self._limits.max_batch_size - step.num_rows,
+            self._limits.max_batch_tokens - step.num_tokens,
+        )
+        count, chance = 0, request.draft_chance
+        while count < most and chance > least:
+            count += 1
+            chance *= request.draft_chance
+        return count
+
+
+def look_up(request: Request, count: int) -> list[int]:
+    """Proposes what followed the request's last tokens when they came up before (prompt lookup: Yang et al. 2023,
+    arXiv 2304.04487)."""
+    if request.ngrams is None:
+        request.ngrams = Ngrams()
+    return request.ngrams.continuation(request.tokens, count)
