@@ -5,16 +5,15 @@
 
 locals {
   has_model = var.model_bucket != null
-  has_tls   = var.tls_cert_pem != null
+  has_tls   = var.tls_cert_pem != null && nonsensitive(var.tls_key_pem != null)
   api_keys  = coalesce(var.api_keys, "sk-${random_password.api_key.result}:generate+read+admin")
   # Read by the machine at each start of the service, and never part of its user data.
-  secrets = merge(
-    {
-      INFERFLUX_API_KEYS          = local.api_keys
-      INFERFLUX_POLICY_PASSPHRASE = coalesce(var.policy_passphrase, random_password.policy.result)
-    },
-    local.has_tls ? { TLS_KEY_PEM = var.tls_key_pem } : {},
-  )
+  secrets = {
+    INFERFLUX_API_KEYS          = local.api_keys
+    INFERFLUX_POLICY_PASSPHRASE = coalesce(var.policy_passphrase, random_password.policy.result)
+    TLS_KEY_PEM                 = var.tls_key_pem
+  }
+  secret_names = concat(["INFERFLUX_API_KEYS", "INFERFLUX_POLICY_PASSPHRASE"], local.has_tls ? ["TLS_KEY_PEM"] : [])
 }
 
 resource "random_password" "api_key" {
@@ -87,7 +86,7 @@ resource "aws_vpc_security_group_egress_rule" "web" {
 }
 
 resource "aws_ssm_parameter" "secret" {
-  for_each = nonsensitive(toset(keys(local.secrets)))
+  for_each = toset(local.secret_names)
 
   name  = "/${var.name}/${each.key}"
   type  = "SecureString"
@@ -174,7 +173,7 @@ resource "aws_instance" "server" {
     fetch_secrets = indent(6, templatefile("${path.module}/templates/fetch-secrets.sh.tftpl", {
       name    = var.name
       region  = var.region
-      secrets = sort(nonsensitive(keys(local.secrets)))
+      secrets = local.secret_names
     }))
     config = indent(6, templatefile("${path.module}/templates/server.yaml.tftpl", {
       port      = var.port

@@ -64,6 +64,18 @@ def test_every_variable_says_what_it_is_and_secrets_are_sensitive() -> None:
     assert "default" not in blocks["variable"]["allowed_cidrs"], "nobody may open the API to the world by omission"
 
 
+def test_what_is_called_nonsensitive_is_sensitive_before() -> None:
+    """Terraform 1.6, which the module says it takes, refuses the function on anything else."""
+    sensitive = {name for name, body in read_module()["variable"].items() if body.get("sensitive")}
+    for argument in re.findall(r"nonsensitive\((.*?)\)", source()):
+        assert set(re.findall(r"var\.([a-z_]+)", argument)) & sensitive, argument
+
+
+def test_a_certificate_alone_is_no_tls() -> None:
+    """Else a secret without a value is what Terraform complains of, and never that the two go together."""
+    assert {"tls_cert_pem", "tls_key_pem"} <= set(re.findall(r"var\.([a-z_]+)", read_module()["locals"]["has_tls"]))
+
+
 def test_user_data_holds_no_secret() -> None:
     """User data can be read by whoever may describe the machine."""
     user_data = source().split("user_data = templatefile", 1)[1].split("root_block_device", 1)[0]
