@@ -21,7 +21,7 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 LayerTypes = tuple[str, ...]
 LayerTypesOf = Callable[[ConfigReader, int], LayerTypes]
-BiasRule = Literal["never", "always", "from_config"]
+BiasRule = Literal["never", "always", "from_config", "from_qkv_bias"]
 
 
 def _all_full(config: ConfigReader, num_layers: int) -> LayerTypes:
@@ -48,7 +48,8 @@ class Family:
 
     layer_types: (config, num_layers) -> one of FULL and SLIDING per layer.
     defaults: what its configs may leave out.
-    qkv_bias, o_bias: `from_config` reads `attention_bias`. mlp_bias: reads `mlp_bias`, else there is none.
+    qkv_bias, o_bias: `from_config` reads `attention_bias`, `from_qkv_bias` the key of that name. mlp_bias: reads
+    `mlp_bias`, else there is none.
     qk_norm: queries and keys are normalised, head by head; qk_norm_whole: all heads of a token as one.
     mixture: MLPs are mixtures of experts, in the layers that `decoder_sparse_step` and `mlp_only_layers` say.
     qkv_clip: reads `clip_qkv`, beyond which queries, keys and values are cut off.
@@ -94,11 +95,23 @@ def _listed(config: ConfigReader, num_layers: int) -> LayerTypes | None:
     return types
 
 
+def _listed_or_sliding(config: ConfigReader, num_layers: int) -> LayerTypes:
+    """Mistral's; those that list their layers are the ones that transformers calls Ministral."""
+    return _listed(config, num_layers) or _all_sliding(config, num_layers)
+
+
 def _sliding_above(config: ConfigReader, num_layers: int) -> LayerTypes:
     if not config.flag("use_sliding_window") or "sliding_window" not in config:
         return (FULL,) * num_layers
     first = config.integer("max_window_layers", 0, 2**20)
     return _listed(config, num_layers) or tuple(SLIDING if i >= first else FULL for i in range(num_layers))
+
+
+def _every_second_below(config: ConfigReader, num_layers: int) -> LayerTypes:
+    if not config.flag("use_sliding_window"):
+        return (FULL,) * num_layers
+    end = config.integer("max_window_layers", 0, 2**20)
+    return _listed(config, num_layers) or tuple(SLIDING if i < end and i % 2 == 0 else FULL for i in range(num_layers))
 
 
 def _sliding_without_rope(config: ConfigReader, num_layers: int) -> LayerTypes:
@@ -176,7 +189,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "MistralForCausalLM": Family(
         defaults={**_COMMON, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-        layer_types=_all_sliding,
+        layer_types=_listed_or_sliding,
     ),
     "Qwen2ForCausalLM": Family(defaults=_QWEN, layer_types=_sliding_above, qkv_bias="always"),
     "Qwen3ForCausalLM": Family(
@@ -201,9 +214,9 @@ FAMILIES: Mapping[str, Family] = {
         mixture=MixtureKeys(expert_size="intermediate_size", normalise="always"),
     ),
     "Qwen2MoeForCausalLM": Family(
-        defaults={**_QWEN, "num_experts_per_tok": 4, "num_experts": 60},
-        layer_types=_sliding_above,
-        qkv_bias="always",
+        defaults={**_QWEN, "num_experts_per_tok": 4, "num_experts": 60, "qkv_bias": True},
+        layer_types=_every_second_below,
+        qkv_bias="from_qkv_bias",
         mixture=MixtureKeys(shared=True),
     ),
     "Qwen3MoeForCausalLM": Family(

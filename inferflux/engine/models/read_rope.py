@@ -16,6 +16,7 @@ from inferflux.engine.layers.rope_spec import (
     Scaling,
     YarnScaling,
 )
+from inferflux.engine.models.catalog import FULL, SLIDING
 from inferflux.engine.models.config_reader import ConfigReader
 
 MAX_POSITIONS = 2**26
@@ -25,7 +26,13 @@ MAX_THETA = 1e12
 
 def read_rope(config: ConfigReader, layer_type: str, head_dim: int, max_positions: int) -> RopeSpec:
     """Returns the rope of one kind of layer (`full_attention` or `sliding_attention`). Raises ModelLoadError."""
-    section = _rope_section(config, layer_type)
+    ropes = {_read(config, section, head_dim, max_positions) for section in _rope_sections(config, layer_type)}
+    if len(ropes) > 1:
+        raise config.fail("rope_scaling", "absent beside a rope_parameters that says otherwise: put its keys there")
+    return ropes.pop()
+
+
+def _read(config: ConfigReader, section: ConfigReader, head_dim: int, max_positions: int) -> RopeSpec:
     partial = section.optional_number("partial_rotary_factor", 0.0, 1.0)
     rotary_dim = int(head_dim * (1.0 if partial is None else partial))
     if rotary_dim < 2 or rotary_dim % 2:
@@ -35,20 +42,26 @@ def read_rope(config: ConfigReader, layer_type: str, head_dim: int, max_position
     return RopeSpec(section.number("rope_theta", MIN_THETA, MAX_THETA), rotary_dim, scaling)
 
 
-def _rope_section(config: ConfigReader, layer_type: str) -> ConfigReader:
-    """Finds the rope's keys: `rope_parameters[layer_type]`, else `rope_parameters`, else the older top-level ones.
+def _rope_sections(config: ConfigReader, layer_type: str) -> list[ConfigReader]:
+    """Finds the rope's keys: `rope_parameters`, or its part of that name; and `rope_scaling`, where there is one too or
+    nothing else.
 
-    Older configs have `rope_local_base_freq` where sliding layers differ; `rope_scaling` is then not for those.
+    Some families have a `rope_local_base_freq`: sliding layers rotate by that, and what is said of no kind of layer in
+    particular is not for those.
     """
-    inherited = {key: config.optional_number(key, 0.0, 1e12) for key in ("rope_theta", "partial_rotary_factor")}
+    is_local = layer_type == SLIDING and "rope_local_base_freq" in config
+    inherited = {
+        "rope_theta": config.optional_number("rope_local_base_freq" if is_local else "rope_theta", 0.0, 1e12),
+        "partial_rotary_factor": config.optional_number("partial_rotary_factor", 0.0, 1.0),
+    }
+    local = [ConfigReader({}, config.where, inherited)] if is_local else []
     parameters = config.section("rope_parameters", inherited)
-    if layer_type in parameters:
-        return parameters.section(layer_type, inherited)
-    if "rope_parameters" in config:
-        return parameters
-    if layer_type == "sliding_attention" and "rope_local_base_freq" in config:
-        return ConfigReader({"rope_theta": config.number("rope_local_base_freq", MIN_THETA, MAX_THETA)}, config.where)
-    return config.section("rope_scaling", inherited)
+    if FULL in parameters or SLIDING in parameters:
+        newer = [parameters.section(layer_type, inherited)]
+    else:
+        newer = local or ([parameters] if "rope_parameters" in config else [])
+    older = [] if is_local else [config.section("rope_scaling", inherited)]
+    return newer + older if "rope_scaling" in config else newer or older
 
 
 @dataclass(frozen=True, slots=True)

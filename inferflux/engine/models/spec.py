@@ -4,6 +4,7 @@ What differs between families is in `catalog`; here is what they share. Reads bo
 transformers' configs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -44,6 +45,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
 }
 _DTYPES = {name: name for name in ("float32", "bfloat16", "float16")}
+_BIAS_KEYS: Mapping[BiasRule, str] = {"from_config": "attention_bias", "from_qkv_bias": "qkv_bias"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +163,7 @@ def read_spec(path: Path) -> ModelSpec:
     config = top if family.config_section is None else top.section(family.config_section)
     config = config.with_defaults(family.defaults)
     for reader in (top, config):
-        if "quantization_config" in reader:
-            raise reader.fail("quantization_config", "absent: quantised checkpoints are not supported")
-    if config.flag("use_bidirectional_attention"):
-        raise config.fail("use_bidirectional_attention", "false: only causal models are supported")
+        _check_supported(reader)
     spec = _build(architecture, family, config)
     eos_token_ids = tuple(i for i in _eos_token_ids(path, top, config) if i < spec.vocab_size)
     # In a config of several models, the outer object says whether the language model's embeddings are tied.
@@ -172,6 +171,18 @@ def read_spec(path: Path) -> ModelSpec:
     dtype = _checkpoint_dtype(top, config)
     spec = replace(spec, tied_embeddings=tied, checkpoint_dtype=dtype, eos_token_ids=eos_token_ids)
     return with_max_model_len(spec, None)
+
+
+def _check_supported(config: ConfigReader) -> None:
+    """Raises ModelLoadError for what would be computed otherwise than is meant."""
+    if "quantization_config" in config:
+        raise config.fail("quantization_config", "absent: quantised checkpoints are not supported")
+    if "per_layer_config" in config:
+        raise config.fail("per_layer_config", "absent: layers with settings of their own are not supported")
+    if config.flag("use_bidirectional_attention"):
+        raise config.fail("use_bidirectional_attention", "false: only causal models are supported")
+    if "is_causal" in config and not config.flag("is_causal"):
+        raise config.fail("is_causal", "true: only causal models are supported")
 
 
 def with_max_model_len(spec: ModelSpec, max_model_len: int | None) -> ModelSpec:
@@ -288,7 +299,8 @@ def _layers(
 
 
 def _bias(rule: BiasRule, config: ConfigReader) -> bool:
-    return config.flag("attention_bias") if rule == "from_config" else rule == "always"
+    key = _BIAS_KEYS.get(rule)
+    return rule == "always" if key is None else config.flag(key)
 
 
 def _soft_cap(config: ConfigReader, key: str) -> float | None:

@@ -27,6 +27,7 @@ LLAMA: dict[str, Any] = {
     "max_position_embeddings": 1024,
 }
 SIZES = {key: value for key, value in LLAMA.items() if key != "architectures"}
+EXPERTS = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
 
 
 def write(folder: Path, config: object, generation: object = None) -> Path:
@@ -91,6 +92,32 @@ def test_gemma3_of_transformers_4_has_two_ropes_and_a_pattern(tmp_path):
     assert spec.tied_embeddings, "a Gemma config that does not say so has tied embeddings"
 
 
+def test_gemma3_ropes_that_do_not_say_how_fast_they_turn(tmp_path):
+    """transformers gives each kind of layer its own default."""
+    config = {**SIZES, "architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "sliding_window_pattern": 2}
+    linear = {"rope_type": "linear", "factor": 8.0}
+    local, scaled = RopeSpec(1e4, 16, None), RopeSpec(1e6, 16, LinearScaling(8.0))
+    for sliding in ({"sliding_attention": {"rope_type": "default"}}, {"sliding_attention": None}, {}):
+        spec = read_spec(write(tmp_path, {**config, "rope_parameters": {"full_attention": linear, **sliding}}))
+        assert [spec.ropes[layer.rope] for layer in spec.layers if layer.rope is not None] == [local, scaled] * 2
+
+
+def test_two_spellings_of_rope_at_once_must_agree(tmp_path):
+    """Who adds YaRN to a config as models' pages say it would else get none, in silence."""
+    plain, yarn = {"rope_theta": 1e6, "rope_type": "default"}, {"type": "yarn", "factor": 4.0}
+    with pytest.raises(ModelLoadError, match="rope_scaling: must be absent beside a rope_parameters that says other"):
+        rope_of(tmp_path, rope_parameters=plain, rope_scaling=yarn)
+    assert rope_of(tmp_path, rope_parameters=plain, rope_scaling=None) == RopeSpec(1e6, 16, None)
+    same = rope_of(tmp_path, rope_parameters={**yarn, "rope_theta": 1e6}, rope_theta=1e6, rope_scaling=yarn)
+    assert same == rope_of(tmp_path, rope_theta=1e6, rope_scaling=yarn)
+
+
+def test_biases_of_queries_keys_and_values_that_qwen2_moe_may_lack(tmp_path):
+    config = {**SIZES, **EXPERTS, "architectures": ["Qwen2MoeForCausalLM"]}
+    assert read_spec(write(tmp_path, config)).qkv_bias
+    assert not read_spec(write(tmp_path, {**config, "qkv_bias": False})).qkv_bias
+
+
 @pytest.mark.parametrize(
     ("architecture", "keys", "windows"),
     [
@@ -101,6 +128,10 @@ def test_gemma3_of_transformers_4_has_two_ropes_and_a_pattern(tmp_path):
                               "layer_types": ["sliding_attention", "full_attention"] * 2}, [8, None, 8, None]),
         ("MistralForCausalLM", {"sliding_window": None}, [None] * 4),
         ("MistralForCausalLM", {}, [4096] * 4),
+        ("MistralForCausalLM", {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2},
+         [None, 8, None, 8]),  # transformers takes it for a Ministral
+        ("Qwen2MoeForCausalLM", {**EXPERTS, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+         [8, None, None, None]),
         ("Phi3ForCausalLM", {"sliding_window": 8}, [8] * 4),
         ("Gemma2ForCausalLM", {"sliding_window": 8}, [8, None, 8, None]),
         ("LlamaForCausalLM", {"sliding_window": 8}, [None] * 4),
@@ -145,6 +176,8 @@ def test_windows(tmp_path, architecture, keys, windows):
         ({"architectures": "LlamaForCausalLM"}, "architectures: must be a list"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints are not supported"),
         ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True}, "only causal models"),
+        ({"is_causal": False}, "is_causal: must be true: only causal models"),
+        ({"per_layer_config": {"0": {"num_key_value_heads": 1}}}, "per_layer_config: must be absent"),
         ({"architectures": ["Gemma3ForCausalLM"], "layer_types": ["full_attention"]}, "layer_types: must be a list"),
         ({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": [1]}, "text_config: must be an object"),
         ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]}, "no_rope_layers"),
