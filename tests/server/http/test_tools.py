@@ -108,6 +108,19 @@ async def test_calls_come_whole_and_streamed(form: str):
 
 
 @pytest.mark.parametrize("form", TOOL_FORMATS)
+async def test_a_call_that_a_stop_cuts_short_is_none_to_act_on(form: str):
+    async with running_server(text=bundle(form)) as site:
+        site.engine.reply = REPLIES[form]
+        body = {"messages": ASK, "tools": TOOLS, "stop": 'n"}'}
+        _, answer = await site.post(CHAT, body)
+        (choice,) = answer["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "weather", "arguments": CITY.removesuffix('n"}')}
+        assert choice["finish_reason"] == "stop"
+        assert put_together(await site.events(CHAT, body)) == without_ids(choice)
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS)
 async def test_calls_and_results_go_back_to_the_model(form: str):
     call = {"id": "abc123def", "type": "function", "function": {"name": "weather", "arguments": CITY}}
     messages = [

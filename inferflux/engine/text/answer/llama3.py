@@ -27,6 +27,7 @@ class Llama3Reader:
 
     def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
         self.num_calls = 0
+        self.is_cut = False
         self._names = frozenset(names)
         self._max_calls = max_calls
         self._state = _State.START
@@ -53,8 +54,9 @@ class Llama3Reader:
     def finish(self, pieces: Pieces) -> None:
         if self._state in (_State.START, _State.CONTENT):
             pieces.content += self._kept
-        elif self._state is _State.CALL and self._call is not None and not self._call.begun:
-            pieces.content += self._lead + self._call.raw
+        elif self._state is _State.CALL and self._call is not None:
+            self.is_cut = self._call.begun
+            pieces.content += "" if self.is_cut else self._lead + self._call.raw
         self._kept, self._state = "", _State.OVER
 
     def _read_between(self) -> None:

@@ -25,6 +25,7 @@ class MarkedReader:
 
     def __init__(self, max_calls: int | None = None) -> None:
         self.num_calls = 0
+        self.is_cut = False
         self._max_calls = max_calls
         self._state = _State.CONTENT
         self._kept = ""
@@ -45,8 +46,9 @@ class MarkedReader:
             pieces.content += self._kept
         elif self._state is _State.BEFORE_CALL:
             pieces.content += self._lead + self._kept
-        elif self._state is _State.CALL and self._call is not None and not self._call.begun:
-            pieces.content += self._lead + self._call.raw
+        elif self._state is _State.CALL and self._call is not None:
+            self.is_cut = self._call.begun
+            pieces.content += "" if self.is_cut else self._lead + self._call.raw
         self._kept, self._state = "", _State.OVER
 
     def open_call(self) -> bool:

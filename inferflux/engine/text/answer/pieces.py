@@ -22,9 +22,10 @@ class Pieces:
 
 
 class CallReader(Protocol):
-    """Tells tool calls from content. num_calls: calls begun so far."""
+    """Tells tool calls from content. num_calls: calls begun so far. is_cut: the text ended within the last of them."""
 
     num_calls: int
+    is_cut: bool
 
     def feed(self, text: str, pieces: Pieces) -> None:
         """Takes the next piece of the text and adds what it says to `pieces`."""

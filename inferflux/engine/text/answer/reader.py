@@ -15,6 +15,11 @@ class AnswerReader:
     def num_calls(self) -> int:
         return 0 if self._calls is None else self._calls.num_calls
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text has ended within a call."""
+        return self._calls is not None and self._calls.is_cut
+
     def feed(self, text: str, *, last: bool) -> Pieces:
         """Takes the next piece of the text, which may be empty; `last`: nothing follows."""
         pieces = Pieces()

@@ -36,10 +36,12 @@ class Reading:
         return self.blocked or bool(self._held)
 
     def finish_reason(self, reason: str | None) -> str | None:
-        """Returns the API's word for how the answer ended."""
+        """Returns the API's word for how the answer ended: calls that are not whole, since a stop came first, are
+        nothing to act on."""
         if self.blocked:
             return "content_filter"
-        return TOOL_CALLS if reason == "stop" and self._reader.num_calls else reason
+        calls = self._reader.num_calls and not self._reader.is_cut
+        return TOOL_CALLS if reason == "stop" and calls else reason
 
     def delta(self, text: str, *, last: bool) -> Delta | None:
         """Returns what the next piece of text adds, None when that is nothing. last: nothing follows."""
