@@ -152,6 +152,7 @@ class AuditFile:
             fields = {"time": timestamp(self._clock()), "bytes": len(rest), "sha256": hashlib.sha256(rest).hexdigest()}
             line, head = make_line(TORN_KIND, fields, self._head, self._keys)
             self._write(descriptor, b"\n" + line)
+            self._remember(rest + b"\n" + line)
             self._head = head
 
     def _is_moved(self, descriptor: int) -> bool:

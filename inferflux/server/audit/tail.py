@@ -75,7 +75,9 @@ def _head_of(path: Path, keys: AuditKeys) -> str:
         size = os.fstat(descriptor).st_size
         if not has_header(descriptor, size, keys, path):
             raise AuditError(f"{path}: has no line")
-        return read_tail(descriptor, size, path).head
+        head, rest = read_tail(descriptor, size, path)
+        last = parse_line(rest)  # a crash may have kept no more than the line feed back
+        return head if last is None else last.head
     finally:
         os.close(descriptor)
 

@@ -115,6 +115,8 @@ class _Walk:
             self._explain(line)
         elif self._head is not None and line.prev != self._head:
             self._find(number, "does not follow the line before it: lines were removed, added or moved")
+        elif line.kind == TORN_KIND:
+            self._find(number, "tells of half a line before it, which was removed")
         if self._repeats and self._repeats.popleft() != line.digest:
             self._find(number, "is not the line that the file before it has in this place")
             self._repeats.clear()

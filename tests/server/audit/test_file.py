@@ -131,6 +131,31 @@ def test_a_truncation_just_before_a_write_is_noticed_after_it(
     log.close()
 
 
+@pytest.mark.parametrize("num_missing", [1, 20])
+def test_what_a_crash_cut_short_breaks_no_chain_when_it_is_rotated(
+    log: AuditFile, log_path: Path, keys: AuditKeys, num_missing: int
+) -> None:
+    """num_missing: bytes of the last line. The copy of logrotate's copytruncate is made before the server has started
+    again, or all of it happens before."""
+    log.append(numbered([1, 2]), durable=False)
+    log.close()
+    os.truncate(log_path, log_path.stat().st_size - num_missing)
+    copy, moved = log_path.with_name("audit.log.2"), log_path.with_name("audit.log.1")
+    shutil.copyfile(log_path, copy)
+    again = AuditFile(log_path, keys)
+    again.follow()
+    os.truncate(log_path, 0)
+    again.append(numbered([3]), durable=False)
+    again.close()
+    assert_sound(keys, copy, log_path)
+    copy.rename(moved)
+    log_path.unlink()
+    after = AuditFile(log_path, keys)
+    after.append(numbered([4]), durable=False)
+    after.close()
+    assert_sound(keys, moved, log_path)
+
+
 def test_old_lines_are_not_repeated(log: AuditFile, log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, audit_file.REPEAT_S)
     monkeypatch.setattr(audit_file.time, "monotonic", lambda: float(next(clock)))
