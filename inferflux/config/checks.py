@@ -56,6 +56,9 @@ def warnings(config: Config) -> Iterator[str]:
     tls = config.server.tls
     if not tls.enabled and (tls.cert_path is not None or tls.key_path is not None):
         yield "server.tls.enabled: false, so the server speaks plain HTTP whatever server.tls.cert_path says"
+    drafts = config.runtime.speculative_decoding
+    if drafts.draft_model is not None and not drafts.uses_model:
+        yield "runtime.speculative_decoding.draft_model: does nothing unless enabled, with another method than ngram"
     yield from _tier_warnings(config)
 
 
@@ -99,6 +102,18 @@ def _check_scheduler(config: Config) -> Iterator[Fault]:
         sizes = f"max_batch_tokens {scheduler.max_batch_tokens}, max_batch_size {scheduler.max_batch_size}"
         message = f"max_batch_tokens must be >= max_batch_size (got {sizes})"
         yield Fault(((*section, "max_batch_tokens"), (*section, "max_batch_size")), message)
+
+
+def _check_drafts(config: Config) -> Iterator[Fault]:
+    runtime, section = config.runtime, ("runtime", "speculative_decoding")
+    settings = runtime.speculative_decoding
+    if not settings.uses_model:
+        return
+    if settings.draft_model is None:
+        yield Fault(((*section, "draft_model"),), "must be set where method is draft_model")
+    elif runtime.paged_kv.cpu_pages or runtime.nvme_offload.path is not None:
+        message = "must be unset with runtime.paged_kv.cpu_pages and runtime.nvme_offload, which keep no drafts' pages"
+        yield Fault(((*section, "draft_model"),), message)
 
 
 def _check_api_keys(config: Config) -> Iterator[Fault]:
@@ -165,6 +180,7 @@ _RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (
     _check_server,
     _check_models,
     _check_scheduler,
+    _check_drafts,
     _check_api_keys,
     _check_oidc,
     _check_guardrails,

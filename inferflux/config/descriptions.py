@@ -67,7 +67,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "runtime.cuda_graphs": "Record decode steps where possible: as CUDA graphs, on a CPU on tapes of native calls.",
         "runtime.speculative_decoding.enabled": "Draft tokens ahead and verify them in one step.",
         "runtime.speculative_decoding.draft_model": "Folder of the model that proposes draft tokens, or `stub`.",
-        "runtime.speculative_decoding.method": "Who proposes: `ngram` looks them up in what was said so far.",
+        "runtime.speculative_decoding.method": "`ngram` looks drafts up in what was said; null: `draft_model` if set.",
         "runtime.speculative_decoding.chunk_size": "Draft tokens of a request in one step, at most.",
         "adapters[].id": "Name that requests give in `model`.",
         "adapters[].path": "Folder of the LoRA adapter.",

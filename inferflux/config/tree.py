@@ -154,6 +154,12 @@ class SpeculativeConfig(Section, frozen=True):
     method: Literal["ngram", "draft_model"] | None = None
     chunk_size: Annotated[int, Meta(ge=1, le=64)] = 8
 
+    @property
+    def uses_model(self) -> bool:
+        """Whether a model proposes draft tokens."""
+        by_model = self.method == "draft_model" or (self.method is None and self.draft_model is not None)
+        return self.enabled and by_model
+
 
 class RuntimeConfig(Section, frozen=True):
     isolation: Literal["process", "inline"] = "process"

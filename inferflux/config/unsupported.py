@@ -10,10 +10,7 @@ from msgspec import NODEFAULT
 
 from inferflux.config.schema import ANY_INDEX, Key, default_of, format_key, schema_leaves
 
-UNSUPPORTED: Final = (
-    "runtime.speculative_decoding.draft_model",
-    "adapters",
-)
+UNSUPPORTED: Final = ("adapters",)
 """Refused unless at its default; the name of a list refuses every key in it."""
 
 

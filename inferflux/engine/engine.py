@@ -19,7 +19,7 @@ from inferflux.engine.news import refusal_news
 from inferflux.engine.request import Request
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.service.protocol import ModelInfo, Output, Submit
-from inferflux.engine.speculator import Speculator, look_up
+from inferflux.engine.speculator import Speculator, leave_open, look_up
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError
@@ -121,6 +121,7 @@ class Engine:
         news = self._admit_prepared() if self._anteroom else []
         plan = self.scheduler.schedule()
         if plan is not None:
+            plan = self.executor.with_drafts(plan)
             self._in_flight.append((plan, self.executor.launch(plan)))
         is_first = plan is not None and plan.rows and len(self._in_flight) < self._max_in_flight
         if not self._in_flight or is_first:
@@ -169,7 +170,8 @@ class Engine:
         settings = runtime.speculative_decoding
         if not settings.enabled or not self.info.generates:
             return None
-        return Speculator(self.kv, runtime.scheduler, settings.chunk_size, look_up)
+        propose = leave_open if settings.uses_model else look_up
+        return Speculator(self.kv, runtime.scheduler, settings.chunk_size, propose)
 
     def _limits(self, runtime: RuntimeConfig) -> SchedulerConfig:
         """A model that reads a text as a whole computes it with its last chunk: one after another in the largest

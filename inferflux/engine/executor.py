@@ -82,7 +82,7 @@ class Executor:
         self._channel = Channel(self._context)
         self._beat_interval_s = beat_interval_s(distributed.timeout_s)
         built = build_runner(model, runtime, self._channel, self._phase)
-        self._runner, self.info, self.fingerprint, self._grammars, self._moves = built
+        self._runner, self.info, self.fingerprint, self._grammars, self._moves, self._draft = built
         self._expert_load = getattr(self._runner.decoder, "expert_load", None)
         if self._expert_load is not None:
             self._expert_load.zero_()  # nobody asked for what was computed to get ready
@@ -100,6 +100,11 @@ class Executor:
     def runs_beside(self) -> bool:
         """Whether the device computes while this process goes on."""
         return self.info.device != "cpu"
+
+    def with_drafts(self, plan: StepPlan) -> StepPlan:
+        """Returns the plan with the draft model's tokens in its draft rows, if there is such a model, which waits for
+        it to compute. Every plan of a step passes through here once, before it is launched."""
+        return plan if self._draft is None else self._draft.fill(plan)
 
     def launch(self, plan: StepPlan) -> Launched:
         """Starts one step; those before it need not have ended. An exception, here or from the result, means that the
@@ -158,6 +163,8 @@ class Executor:
         if self._context.rank == 0:
             self._channel.close()
         self._runner.close()
+        if self._draft is not None:
+            self._draft.close()
         self._leave(self._context)
 
     def let_go(self) -> None:

@@ -101,3 +101,8 @@ def look_up(request: Request, count: int) -> list[int]:
     if request.ngrams is None:
         request.ngrams = Ngrams()
     return request.ngrams.continuation(request.tokens, count)
+
+
+def leave_open(request: Request, count: int) -> list[int]:
+    """Proposes places for what a draft model will fill in."""
+    return [0] * count

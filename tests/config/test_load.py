@@ -334,10 +334,22 @@ def test_errors_cannot_forge_lines() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "beside", "words"),
+    [
+        ("method: draft_model", "", "draft_model: must be set where method is draft_model"),
+        ("draft_model: d", ", paged_kv: {cpu_pages: 4}", "draft_model: must be unset with runtime.paged_kv.cpu_pages"),
+        ("draft_model: d", ", nvme_offload: {path: f}", "draft_model: must be unset with runtime.paged_kv.cpu_pages"),
+    ],
+)
+def test_draft_models_have_their_conditions(settings: str, beside: str, words: str) -> None:
+    text = f"runtime: {{speculative_decoding: {{enabled: true, {settings}}}{beside}}}"
+    assert f"runtime.speculative_decoding.{words}" in error(text)
+
+
+@pytest.mark.parametrize(
     ("text", "environ", "key"),
     [
         ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
-        ("runtime: {speculative_decoding: {draft_model: d}}", {}, "runtime.speculative_decoding.draft_model"),
     ],
 )
 def test_what_is_not_built_is_refused(text: str, environ: dict[str, str], key: str) -> None:

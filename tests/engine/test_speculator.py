@@ -19,6 +19,7 @@ from inferflux.engine.service.protocol import Submit
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.step import Row
 from inferflux.engine.step_builder import StepBuilder
+from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.engines import Result, run_requests
 from tests.support.models import TinyModel
@@ -196,3 +197,40 @@ def test_an_answer_that_repeats_itself_takes_fewer_steps(tiny_model: MakeModel) 
     assert run_requests(engine, PROMPTS[2:3], params) == run_requests(start(model), PROMPTS[2:3], params)
     stats = engine.stats()
     assert stats.steps == stats.generation_tokens - stats.accepted_draft_tokens < 60
+
+
+@pytest.mark.usefixtures("free_rows")
+@pytest.mark.parametrize("family", ["llama", "qwen2"], ids=["itself", "another"])
+def test_answers_are_those_without_a_draft_model(tiny_model: MakeModel, family: str) -> None:
+    """A model that drafts for itself is always right, also where tokens are drawn; another one hardly ever."""
+    model, small = tiny_model("llama"), tiny_model(family)
+    scheduler = {"chunked_prefill_tokens": 24, "max_batch_tokens": 64}
+    plain = answers(start(model, scheduler=scheduler), MIXED)
+    drafts = {"enabled": True, "draft_model": str(small.folder), "chunk_size": 3}
+    engine = start(model, scheduler=scheduler, speculative_decoding=drafts)
+    for _ in range(2):  # the second time their prompts are cached
+        assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
+    share = engine.stats().accepted_draft_tokens / engine.stats().draft_tokens
+    assert share > 0.95 if family == "llama" else share < 0.1
+
+
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [
+        ({"method": "draft_model"}, "draft_model: must be a model folder"),
+        ({"draft_model": "stub"}, "another tokenizer"),
+        ({"draft_model": "nowhere"}, "nowhere is not a folder"),
+    ],
+)
+def test_a_draft_model_that_does_not_fit_is_refused(
+    tiny_model: MakeModel, runtime: dict[str, object], words: str
+) -> None:
+    with pytest.raises((ConfigError, ModelLoadError), match=words):
+        start(tiny_model("llama"), speculative_decoding={"enabled": True, **runtime})
+
+
+def test_a_draft_model_goes_without_lower_tiers(tiny_model: MakeModel) -> None:
+    model = tiny_model("llama")
+    drafts = {"enabled": True, "draft_model": str(model.folder)}
+    with pytest.raises(ConfigError, match="lower KV tiers"):
+        start(model, speculative_decoding=drafts, paged_kv={"cpu_pages": 4})

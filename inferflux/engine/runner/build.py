@@ -24,21 +24,23 @@ from inferflux.engine.models.partition import num_kv_heads
 from inferflux.engine.models.sentence_settings import read_pooling
 from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
+from inferflux.engine.runner.build_draft import build_draft, find_draft
 from inferflux.engine.runner.build_encoder import build_encoder
+from inferflux.engine.runner.draft_model import DraftModel
 from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import contents, fingerprint
 from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
 from inferflux.engine.runner.promises import Promise, promises_folder
 from inferflux.engine.runner.runner import Runner
+from inferflux.engine.runner.warm_up import warm_up
 from inferflux.engine.service.protocol import ModelInfo
-from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import eos_token_id, load_tokenizer
 from inferflux.errors import ConfigError, RequestError
 from inferflux.kernels.kernel_set import select
 from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES
-from inferflux.sampling_params import Pooling, SamplingParams
+from inferflux.sampling_params import Pooling
 
 _NARROW: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3fn})
 
@@ -47,13 +49,14 @@ Phase = Callable[[str], AbstractContextManager[None]]
 
 class Built(NamedTuple):
     """A runner ready for its first plan. fingerprint: 32 bytes, naming what its pages' bytes depend on. grammars: where
-    the runner will look for a request's grammar. moves: None without lower tiers."""
+    the runner will look for a request's grammar. moves: None without lower tiers. draft: None unless a model drafts."""
 
     runner: Runner | EncoderRunner
     info: ModelInfo
     fingerprint: bytes
     grammars: Grammars
     moves: SharedMoves | None
+    draft: DraftModel | None = None
 
 
 def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, phase: Phase) -> Built:
@@ -82,6 +85,8 @@ def _build_decoder(
         kv_dtype = _kv_dtype(runtime, dtype)
         kernels = select(device, dtype, runtime.kernels, narrow_kv=kv_dtype in LARGEST_CODE)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
+        draft = find_draft(runtime, path, model.max_model_len, context)
+        weights += 0 if draft is None else draft.weight_bytes
         with promise.turn() as promised:
             check_fits(model, weights, free_memory(device).without(promised).shared(context.size))
             promise.give(weights)
@@ -94,6 +99,7 @@ def _build_decoder(
             max_model_len=model.max_model_len,
             quantization=model.quantization,
         )
+        small = None if draft is None else draft.load(decoder.spec.max_model_len)
     large_pages.collapse_in_background(decoder)
     spec, page_tokens = decoder.spec, runtime.paged_kv.page_tokens
     ends = _eos_token_ids(path, spec)
@@ -101,10 +107,11 @@ def _build_decoder(
     with phase("pool"):
         width = spec.head_dim + (SCALE_BYTES if kv_dtype in LARGEST_CODE else 0)
         page = PageShape(spec.num_layers, page_tokens, num_kv_heads(spec, context.size), width, kv_dtype)
+        page_bytes = page.num_bytes + (0 if draft is None else draft.page.num_bytes)
         with promise.turn() as promised:
             free = pool_memory(model, weights, free_memory(device).without(promised).shared(context.size))
-            plan = plan_pool(model, runtime, spec.max_model_len, page.num_bytes, free)
-            promise.give(weights + plan.num_pages * page.num_bytes)
+            plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, free)
+            promise.give(weights + plan.num_pages * page_bytes)
         channel.meet()
         context.require_same(_shared_settings(model, runtime, path))
         plan = PoolPlan(*context.smallest(plan))
@@ -124,6 +131,7 @@ def _build_decoder(
         warm_up(runner, min(page_tokens, plan.max_model_len), is_first=context.rank == 0)
         if runtime.cuda_graphs == "auto":
             runner.record_graphs(plan.max_model_len, channel.agree)
+        drafter = None if draft is None or small is None else build_draft(draft, small, runtime, plan)
     if context.size == 1:
         runner.isolate_failures()
     info = _describe(spec, page, device, plan.num_pages, plan.max_model_len)
@@ -132,7 +140,7 @@ def _build_decoder(
     info = msgspec.structs.replace(
         info, dtype=own_dtype, quantization=model.quantization, pooling=pooling, eos_token_ids=ends
     )
-    return Built(runner, info, name, grammars, moves)
+    return Built(runner, info, name, grammars, moves, drafter)
 
 
 def _eos_token_ids(path: Path, spec: ModelSpec) -> list[int]:
@@ -164,33 +172,6 @@ def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.d
         raise ConfigError(f"distributed.local_rank: must be < the host's CUDA devices, {num_devices} (got {index})")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
-
-def warm_up(runner: Runner, num_tokens: int, *, is_first: bool = True) -> None:
-    """Runs a prefill of num_tokens tokens and a decode, so that the first request does not pay for first calls.
-
-    is_first: this is rank 0; all ranks do this at once.
-
-    Writes page 0, which must be nobody's yet and hold num_tokens tokens; leaves slot 0 to whoever takes it.
-    """
-    token_ids = [0] * num_tokens
-    start = RowStart(
-        slot=0,
-        request_id=0,
-        sampling=SamplingParams(),
-        seed=0,
-        history=token_ids,
-        num_prompt_tokens=num_tokens,
-        eos_token_ids=[],
-    )
-    for plan in (
-        StepPlan(0, [start], [Row(0, 0, token_ids, [0], sample=True)]),
-        StepPlan(0, [], [Row(0, num_tokens - 1, token_ids[:1], [], sample=True)]),
-    ):
-        if is_first:
-            runner.execute(plan)
-        else:
-            runner.follow(plan)
 
 
 def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> dict[str, str]:
