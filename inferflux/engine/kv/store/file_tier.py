@@ -45,6 +45,7 @@ class FileTier:
         self._users: dict[PageFile, int] = {}
         self._is_full = False
         self._was_opened = False
+        self._is_closed = False
         # Pages were forgotten, and the file on the disk does not say so yet.
         self._is_header_due = False
         self._retry_at = clock()
@@ -78,6 +79,9 @@ class FileTier:
             return
         self._was_opened = True
         with self._lock:
+            if self._is_closed:
+                self._end(file)
+                return
             self._file, self._is_full = file, False
             if self._is_header_due:
                 file.forget()
@@ -135,10 +139,16 @@ class FileTier:
         """Closes the file, unless a call to it hangs; without `keep` removes it."""
         self._write_header()
         with self._lock:
+            self._is_closed = True
             file, self._file = self._file, None
-            if file is not None and not self._users.get(file):
-                file.close()
-        if file is not None and not self._keep:
+            if file is not None:
+                self._end(file)
+
+    def _end(self, file: PageFile) -> None:
+        """With the lock held: closes the file where no call to it is under way, and removes it where it is not kept."""
+        if not self._users.get(file):
+            file.close()
+        if not self._keep:
             self.path.unlink(missing_ok=True)
 
     def _write_header(self) -> None:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 PROMOTED_AT_ONCE: Final = 16
 # How long a step with nothing to compute waits for a move to end.
 WAIT_S: Final = 0.01
-# Reading goes before writing, and what must last before both.
-_HEADER, _LOAD, _STORE = 0, 1, 2
+# Reading goes before writing, what must last before both, and the end before all.
+_END, _HEADER, _LOAD, _STORE = -1, 0, 1, 2
 
 
 class Report(NamedTuple):
@@ -44,17 +44,22 @@ class Workers:
     """Daemon threads that run what they are given, the smallest priority first: a disk that hangs holds nothing up."""
 
     def __init__(self, name: str, count: int) -> None:
-        self._tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
         self._numbers = itertools.count()
+        self._count = count
         for index in range(count):
             threading.Thread(target=self._run, name=f"{name}-{index}", daemon=True).start()
 
     def submit(self, task: Callable[[], None], priority: int = 0) -> None:
         self._tasks.put((priority, next(self._numbers), task))
 
+    def close(self) -> None:
+        """Lets the threads end behind what they are at, and with them what they hold; what waits is not done."""
+        for _ in range(self._count):
+            self._tasks.put((_END, next(self._numbers), None))
+
     def _run(self) -> None:
-        while True:
-            task = self._tasks.get()[2]
+        while (task := self._tasks.get()[2]) is not None:
             try:
                 task()
             except Exception:
@@ -119,7 +124,9 @@ class Mover:
         return Report(moves, self._file_news() if self._file is not None else [])
 
     def close(self) -> None:
-        """Closes the file. Moves that still hang are left to themselves."""
+        """Closes the file and ends the threads. Moves that still hang are left to themselves."""
+        self._promoter.close()
+        self._file_workers.close()
         if self._file is not None:
             self._file.close()
 

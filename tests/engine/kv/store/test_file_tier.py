@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inferflux.engine.kv.store import page_file
+from inferflux.engine.kv.store import file_tier, page_file
 from inferflux.engine.kv.store.file_tier import FIRST_PAUSE_S, FileTier
 from inferflux.engine.kv.store.page_file import ALIGNMENT, Layout, open_page_file
 from inferflux.engine.step import FileNews
@@ -190,3 +190,22 @@ def test_forgetting_again_while_the_header_is_written_lasts(
     again[0]()
     tier.close()
     assert pages_after(tmp_path / "kv", clock) == []
+
+
+def test_an_end_while_it_is_being_opened_leaves_nothing_open(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the next engine in this process would find the file in use."""
+    for keep in (True, False):
+        tier = make(tmp_path / "kv", clock, keep=keep)
+
+        def open_late(*args: Any, tier: FileTier = tier) -> page_file.PageFile:
+            file = open_page_file(*args)
+            tier.close()
+            return file
+
+        monkeypatch.setattr(file_tier, "open_page_file", open_late)
+        tier.open()
+        assert news_of(tier) == []
+        assert (tmp_path / "kv").exists() == keep
+        open_page_file(tmp_path / "kv", LAYOUT, MAX_BYTES).close()
