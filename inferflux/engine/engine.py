@@ -191,6 +191,8 @@ class Engine:
             plan = self.scheduler.schedule()
             if plan is not None:
                 self.scheduler.update(plan, self.executor.execute(msgspec.structs.replace(plan, wait=True)))
+            if plan is None or not (plan.moves or self.kv.num_under_way):
+                return  # the disk is full: what is left has no place there
 
     def _admit_prepared(self) -> list[Output]:
         """Queues the requests whose grammar is ready; returns the refusals of the others."""

@@ -230,3 +230,22 @@ def test_narrow_pages_say_the_same_with_tiers_as_without(model: Path, few: Playe
     wait_for_file(engine)
     assert_same(run(engine, scripts), expected, "float32")
     engine.close()
+
+
+def test_a_full_disk_does_not_keep_an_engine_from_ending(
+    model: Path, few: Played, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """It used to look, as fast as it could, whether there was room by now, for as long as its end may take."""
+
+    def refuse(*_args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(page_file, "allocate", refuse)
+    small["nvme_offload"]["persist"] = True
+    engine = start(model, "float32", **small)
+    wait_for_file(engine)
+    run(engine, few[0])
+    wait_for_file(engine, "full")
+    steps = engine.stats().steps
+    engine.close(flush_s=60.0)
+    assert engine.stats().steps < steps + 200
