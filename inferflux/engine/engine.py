@@ -6,6 +6,7 @@ Single-threaded: whoever owns an Engine calls it from one thread. Knows no text,
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -136,6 +137,10 @@ class Engine:
     def drop_cache(self) -> None:
         """Forgets every cached page in every tier; running requests keep theirs."""
         self.kv.reset_prefix_cache()
+
+    def on_progress(self, tell: Callable[[], object]) -> None:
+        """Has `tell` called again and again during a step that may take long: that of a text computed as a whole."""
+        self.executor.on_progress(tell)
 
     def beat(self) -> None:
         """Sees to it, between steps, that the other ranks of this model are alive. Raises EngineDeadError."""

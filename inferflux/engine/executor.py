@@ -96,6 +96,11 @@ class Executor:
         """Returns how many tokens each expert got so far, all layers together; waits for the device."""
         return [] if self._expert_load is None else self._expert_load.tolist()
 
+    def on_progress(self, tell: Callable[[], object]) -> None:
+        """See `Engine.on_progress`. Other models' steps are cut to what takes seconds."""
+        if not self.info.generates:
+            self.decoder.on_layer = tell
+
     @property
     def runs_beside(self) -> bool:
         """Whether the device computes while this process goes on."""

@@ -42,7 +42,10 @@ class EncoderLayer:
 
 
 class Encoder:
-    """A loaded model. words [V, hidden]; positions [P, hidden]: with the type that all tokens have added."""
+    """A loaded model. words [V, hidden]; positions [P, hidden]: with the type that all tokens have added.
+
+    on_layer: called before each layer, since a long text may take minutes.
+    """
 
     def __init__(
         self, spec: EncoderSpec, words: Tensor, positions: Tensor, norm: Norm, layers: list[EncoderLayer]
@@ -53,6 +56,7 @@ class Encoder:
         self._positions = positions
         self._norm = norm
         self._activation = _ACTIVATIONS[spec.activation]
+        self.on_layer: Callable[[], object] = _nothing
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +72,7 @@ class Encoder:
         seen = torch.arange(length, device=token_ids.device) < lengths.unsqueeze(1)
         mask = seen.view(num_texts, 1, 1, length)
         for layer in self.layers:
+            self.on_layer()
             mixed = self._attend(layer.qkv(hidden), mask, length)
             hidden = self._normalise(hidden + layer.output(mixed), layer.attention_norm)
             hidden = self._normalise(hidden + layer.down(self._activation(layer.up(hidden))), layer.mlp_norm)
@@ -82,3 +87,7 @@ class Encoder:
 
     def _normalise(self, hidden: Tensor, norm: Norm) -> Tensor:
         return F.layer_norm(hidden, (self.spec.hidden_size,), norm.weight, norm.bias, self.spec.norm_eps)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

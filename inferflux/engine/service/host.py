@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn
 
 from inferflux.engine.engine import Engine
@@ -27,6 +28,7 @@ from inferflux.engine.service.protocol import (
     FrameReader,
     FromEngine,
     Output,
+    Outputs,
     Ping,
     Pong,
     Ready,
@@ -46,6 +48,8 @@ INBOX_FRAMES = 1024
 RECV_BYTES = 1 << 20
 # How often an idle engine looks after pages on their way to a lower tier.
 CHORE_INTERVAL_S = 0.05
+# How often a step that goes on tells that it does.
+SIGN_INTERVAL_S = 1.0
 # An orphan stuck in a step may hold a GPU for ever; one that is merely slow gets this long to notice.
 ORPHAN_GRACE_S = 5.0
 
@@ -76,6 +80,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
         _send(sock, Failed(type(error).__name__, f"loading failed: {error or type(error).__name__}"))
         return
     _send(sock, Ready(engine.info, engine.executor.phases))
+    engine.on_progress(_SignsOfLife(sock, engine))
     health = Health(start.distributed)
     try:
         _loop(sock, inbox, engine, health)
@@ -122,6 +127,22 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         if news or any(isinstance(frame, Abort) for frame in frames):
             for part in outputs_of(news, engine.stats()):
                 _send(sock, part)
+
+
+class _SignsOfLife:
+    """Called during a step that takes long, by the thread that steps: tells the server, which takes silence for the
+    end, that the engine is at work."""
+
+    def __init__(self, sock: socket.socket, engine: Engine) -> None:
+        self._sock = sock
+        self._engine = engine
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= SIGN_INTERVAL_S:
+            self._last = now
+            _send(self._sock, Outputs([], self._engine.stats()))
 
 
 def _submit(engine: Engine, frame: Submit) -> Output | None:
