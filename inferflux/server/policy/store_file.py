@@ -121,13 +121,17 @@ class PolicyFile:
 
     def _write(self, backup: bytes | None, content: bytes) -> None:
         try:
+            before = read_file(self.backup)
+        except OSError as error:
+            raise _not_written(error) from error
+        try:
             if backup is not None:
                 write_file(self.backup, backup)
             write_file(self.path, content)
         except OSError as error:
-            self._put_back()
-            reason = error.strerror or str(error)
-            raise PolicyPersistError(f"the policy store could not be written, nothing was changed: {reason}") from error
+            _put_back(self.path, self._content)
+            _put_back(self.backup, before)
+            raise _not_written(error) from error
         self._content = content
         self.generation = self._last_tried
 
@@ -156,18 +160,26 @@ class PolicyFile:
             except OSError as error:
                 logger.warning("the policy store %s is open to other users: %s", path, error.strerror)
 
-    def _put_back(self) -> None:
-        """After a failure behind the rename (the folder's flush), makes sure the old content is the one in place."""
-        try:
-            if read_file(self.path) == self._content:
-                return
-            if self._content is None:
-                self.path.unlink()
-                sync_folder(self.path)
-            else:
-                write_file(self.path, self._content)
-        except OSError as error:
-            logger.critical("the policy store %s may hold a change that was refused: %s", self.path, error.strerror)
+
+def _not_written(error: OSError) -> PolicyPersistError:
+    return PolicyPersistError(
+        f"the policy store could not be written, nothing was changed: {error.strerror or str(error)}"
+    )
+
+
+def _put_back(path: Path, content: bytes | None) -> None:
+    """After a failed write, one behind the rename (the folder's flush) too, makes sure that the old content is the one
+    in place; None: that there is no file."""
+    try:
+        if read_file(path) == content:
+            return
+        if content is None:
+            path.unlink()
+            sync_folder(path)
+        else:
+            write_file(path, content)
+    except OSError as error:
+        logger.critical("the policy store %s may hold a change that was refused: %s", path, error.strerror)
 
 
 def _lock(path: Path) -> Lock:
