@@ -102,6 +102,14 @@ def test_ranks_follow_a_grammar(world: World, one_process: Answers) -> None:
     assert [result.token_ids for result in results] == [single.token_ids for single in expected]
 
 
+def test_ranks_verify_what_one_of_them_drafts(world: World, one_process: Answers) -> None:
+    folder, prompts, expected = one_process("llama")
+    drafts = {"enabled": True, "draft_model": str(folder), "chunk_size": 2}
+    runtime = {**RUNTIME, "paged_kv": {"page_tokens": 4, "device_pages": 60}, "speculative_decoding": drafts}
+    results, _ = world.run(answer, folder, runtime, prompts, PARAMS)
+    assert_same(results, expected)
+
+
 def assert_same(results: list[Result], expected: list[Result]) -> None:
     for result, single in zip(results, expected, strict=True):
         assert result.error is None
