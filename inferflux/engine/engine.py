@@ -60,9 +60,8 @@ class Engine:
             tiers=tier_settings(runtime, self.info.page_bytes),
         )
         self._keeps_pages = runtime.nvme_offload.path is not None and runtime.nvme_offload.persist
-        self.scheduler = Scheduler(
-            self._limits(runtime), runtime.fairness, self.kv, time.monotonic, self._speculator(runtime)
-        )
+        self.speculator = self._make_speculator(runtime)
+        self.scheduler = Scheduler(self._limits(runtime), runtime.fairness, self.kv, time.monotonic, self.speculator)
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
         self._anteroom = Anteroom()
         self._random = random.Random()
@@ -171,7 +170,7 @@ class Engine:
         """Asserts that every page is accounted for; for tests and idle moments."""
         self.scheduler.check_integrity()
 
-    def _speculator(self, runtime: RuntimeConfig) -> Speculator | None:
+    def _make_speculator(self, runtime: RuntimeConfig) -> Speculator | None:
         settings = runtime.speculative_decoding
         if not settings.enabled or not self.info.generates:
             return None

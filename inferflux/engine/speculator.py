@@ -35,13 +35,13 @@ Propose = Callable[[Request, int], list[int]]
 
 
 class Speculator:
-    """Drafts within a step's `limits`, at most max_drafts for a request. propose: see `Propose`."""
+    """Drafts within a step's `limits`, at most max_drafts for a request. propose: see `Propose`; may be replaced."""
 
     def __init__(self, kv: KVManager, limits: SchedulerConfig, max_drafts: int, propose: Propose) -> None:
         self._kv = kv
         self._limits = limits
         self._max_drafts = max_drafts
-        self._propose = propose
+        self.propose = propose
         self._row_cost = RowCost()
         self._num_drafts = 0
         self._num_accepted = 0
@@ -52,7 +52,7 @@ class Speculator:
         least = self._row_cost.share(len(step.decoding))
         for request in step.decoding:
             count = 0 if request.sampling.reads_tokens else self._num_worth(request, step, least)
-            token_ids = self._propose(request, count) if count else []
+            token_ids = self.propose(request, count)[:count] if count else []
             if not token_ids:
                 request.draft_chance += FORGETTING * (FIRST_CHANCE - request.draft_chance)
             elif self._kv.has_room(num_running + self._kv.num_pages_for(len(token_ids))):
