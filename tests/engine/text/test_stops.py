@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferflux.engine.text.stops import StopMatcher
+from inferflux.engine.text.stops import Automaton, StopMatcher
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[list[str], str | None]:
@@ -87,3 +87,14 @@ def test_the_worst_stop_strings_cost_little_per_character() -> None:
     assert "".join(released) == "a" * 40_000
     assert matched is None
     assert time.process_time() - started < 2
+
+
+def test_sequences_with_the_same_stops_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand prompts with a few kilobytes of stop strings held a server up for twenty seconds."""
+    made = []
+    link = Automaton._link
+    monkeypatch.setattr(Automaton, "_link", lambda automaton: (made.append(automaton), link(automaton)))
+    matchers = [StopMatcher(["shared", "by all"]) for _ in range(1024)]
+    assert len(made) == 1
+    assert [matcher.feed("a text by all") for matcher in matchers] == ["a text "] * 1024
+    assert {matcher.matched for matcher in matchers} == {"by all"}
