@@ -4,6 +4,8 @@ Whether pages and rows are kept in order with drafts among them is in `test_sche
 """
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,7 +24,7 @@ from inferflux.engine.step_builder import StepBuilder
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.engines import Result, run_requests
-from tests.support.models import TinyModel
+from tests.support.models import VOCAB_SIZE, TinyModel, build, make_tiny_model
 
 MakeModel = Callable[[str], TinyModel]
 
@@ -212,6 +214,18 @@ def test_answers_are_those_without_a_draft_model(tiny_model: MakeModel, family: 
         assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
     share = engine.stats().accepted_draft_tokens / engine.stats().draft_tokens
     assert share > 0.95 if family == "llama" else share < 0.1
+
+
+@pytest.mark.usefixtures("free_rows")
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE - 20, 3 * VOCAB_SIZE], ids=["fewer", "more"])
+def test_a_draft_model_may_know_other_tokens(tiny_model: MakeModel, tmp_path: Path, vocab_size: int) -> None:
+    """Models of one tokenizer are padded to different sizes. What only the small one has must not reach the large."""
+    build_small = partial(build, name="small", architecture="LlamaForCausalLM", vocab_size=vocab_size)
+    small, model = make_tiny_model(build_small, tmp_path), tiny_model("llama")
+    plain = answers(start(model), MIXED)
+    engine = start(model, speculative_decoding={"enabled": True, "draft_model": str(small.folder), "chunk_size": 3})
+    assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
+    assert engine.stats().draft_tokens > 0
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ _SAMPLE = "Speculative décoding: 3 + 14 = 17;\n\tdef f(x): return x  # 草稿 �
 
 
 class Draft(NamedTuple):
-    """A draft model that fits the model it is to draft for. page: what it adds to a page."""
+    """A draft model that fits the model it is to draft for. page: what it adds to a page. num_known: tokens that both
+    models know."""
 
     path: Path
     spec: ModelSpec
@@ -37,6 +38,7 @@ class Draft(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     page: PageShape
+    num_known: int
 
     @property
     def weight_bytes(self) -> int:
@@ -72,7 +74,8 @@ def find_draft(runtime: RuntimeConfig, path: Path, max_model_len: int | None, co
     folder = demo_model_path() if settings.draft_model == STUB else Path(settings.draft_model)
     if not folder.is_dir():
         raise ModelLoadError(f"{_KEY}: {folder} is not a folder")
-    own, window = read_spec(folder), with_max_model_len(read_spec(path), max_model_len).max_model_len
+    own, spec = read_spec(folder), with_max_model_len(read_spec(path), max_model_len)
+    window = spec.max_model_len
     if own.longest_model_len < window:
         raise ConfigError(
             f"{_KEY}: is made for {own.longest_model_len} tokens, the model reads {window}; lower "
@@ -84,7 +87,8 @@ def find_draft(runtime: RuntimeConfig, path: Path, max_model_len: int | None, co
     device = context.device
     dtype = resolve_dtype(runtime.dtype, own.checkpoint_dtype, device)
     page = PageShape(own.num_layers, runtime.paged_kv.page_tokens, own.num_kv_heads, own.head_dim, dtype)
-    return Draft(folder, own, select(device, dtype, runtime.kernels), device, dtype, page)
+    kernels, num_known = select(device, dtype, runtime.kernels), min(own.vocab_size, spec.vocab_size)
+    return Draft(folder, own, kernels, device, dtype, page, num_known)
 
 
 def build_draft(draft: Draft, decoder: Decoder, runtime: RuntimeConfig, plan: PoolPlan) -> DraftModel:
@@ -99,4 +103,4 @@ def build_draft(draft: Draft, decoder: Decoder, runtime: RuntimeConfig, plan: Po
     warm_up(runner, min(draft.page.page_tokens, plan.max_model_len))
     if runtime.cuda_graphs == "auto":
         runner.record_graphs(plan.max_model_len, lambda yes: yes)
-    return DraftModel(runner, draft.spec.vocab_size)
+    return DraftModel(runner, draft.num_known)

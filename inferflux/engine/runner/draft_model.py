@@ -16,12 +16,12 @@ from inferflux.sampling_params import SamplingParams
 
 
 class DraftModel:
-    """runner: of the small model, with pages as the large one's. vocab_size: the small model's; ids beyond it, which
-    only the large one knows, read as 0."""
+    """runner: of the small model, with pages as the large one's. num_known: tokens that both know; others, for which
+    one of them has padding, read as 0."""
 
-    def __init__(self, runner: Runner, vocab_size: int) -> None:
+    def __init__(self, runner: Runner, num_known: int) -> None:
         self._runner = runner
-        self._vocab_size = vocab_size
+        self._num_known = num_known
 
     def fill(self, plan: StepPlan) -> StepPlan:
         """Returns the plan with the tokens of its draft rows. What they hold in a plan of rows alike is replaced."""
@@ -50,15 +50,16 @@ class DraftModel:
     def _run(self, starts: list[RowStart], rows: list[Row]) -> dict[int, int]:
         """Computes rows; returns the tokens they sampled, by slot. A row whose logits are no numbers samples 0."""
         output = self._runner.execute(StepPlan(0, starts, rows))
-        return {row.slot: result.token_id or 0 for row, result in zip(rows, output.rows, strict=True) if row.sample}
+        drawn = self._known([result.token_id or 0 for result in output.rows])
+        return {row.slot: token_id for row, token_id in zip(rows, drawn, strict=True) if row.sample}
 
     def _row(self, row: Row) -> Row:
         return msgspec.structs.replace(
-            row, token_ids=list(self._known(row.token_ids)), score=False, next_token_id=None, pool=False
+            row, token_ids=self._known(row.token_ids), score=False, next_token_id=None, pool=False
         )
 
-    def _known(self, token_ids: Iterable[int]) -> Iterable[int]:
-        return (token_id if token_id < self._vocab_size else 0 for token_id in token_ids)
+    def _known(self, token_ids: Iterable[int]) -> list[int]:
+        return [token_id if token_id < self._num_known else 0 for token_id in token_ids]
 
 
 def _start(start: RowStart) -> RowStart:
