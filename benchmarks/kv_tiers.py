@@ -31,10 +31,10 @@ from benchmarks.shapes import SHAPES, VOCAB_SIZE, write_model
 from inferflux import LLM, SamplingParams
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
+from inferflux.engine.interface import Submit
 from inferflux.engine.kv.lower_tiers import TierSettings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request
-from inferflux.engine.service.protocol import Submit
 from inferflux.engine.step import MoveResult
 
 PAGE_TOKENS = 16

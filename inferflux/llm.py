@@ -20,7 +20,7 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.made import checked
 from inferflux.engine.demo import STUB, demo_model_path
 from inferflux.engine.engine import Engine
-from inferflux.engine.service.protocol import Output, Submit
+from inferflux.engine.interface import Output, Submit
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
 from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError

@@ -14,12 +14,12 @@ from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig, Schedul
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
+from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.kv.lower_tiers import tier_settings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import refusal_news
 from inferflux.engine.request import Request
 from inferflux.engine.scheduler import Scheduler
-from inferflux.engine.service.protocol import ModelInfo, Output, Submit
 from inferflux.engine.speculator import Speculator, leave_open, look_up
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan

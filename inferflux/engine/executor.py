@@ -16,7 +16,7 @@ import msgspec
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.beat import beat_interval_s
-from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import FileNews, MoveResult, StepOutput, StepPlan
 from inferflux.sampling_params import Grammar, SamplingParams
 

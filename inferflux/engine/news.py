@@ -1,10 +1,10 @@
-"""What a request's caller is told: the Output frames, and why a request is at its end.
+"""What a request's caller is told: its Outputs, and why a request is at its end.
 
 Pure functions of a request after its newest token was appended. Knows no queue and no pages.
 """
 
+from inferflux.engine.interface import Output
 from inferflux.engine.request import FinishReason, Request
-from inferflux.engine.service.protocol import Output
 from inferflux.engine.step import RowOutput, TokenLogprobs
 from inferflux.errors import RequestError
 

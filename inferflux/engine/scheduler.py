@@ -23,6 +23,7 @@ from itertools import chain
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.flight import Flight, is_alive, is_own, living
+from inferflux.engine.interface import Output
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import error_news, finish_reason, prompt_news, token_news, vector_news
 from inferflux.engine.order import Order
@@ -30,7 +31,6 @@ from inferflux.engine.pace import Load
 from inferflux.engine.policies import Policy
 from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request
-from inferflux.engine.service.protocol import Output
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from inferflux.engine.service.protocol import ModelInfo, Output
+from inferflux.engine.interface import ModelInfo, Output
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta, TextStream
 from inferflux.errors import RequestError

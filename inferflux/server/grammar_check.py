@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
-from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.structured.compiling import compile_grammar
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text import Tokenizer

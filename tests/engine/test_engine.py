@@ -8,7 +8,7 @@ import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
-from inferflux.engine.service.protocol import Submit
+from inferflux.engine.interface import Submit
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests

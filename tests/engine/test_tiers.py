@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from inferflux.engine.interface import Submit
 from inferflux.engine.kv.rates import Rates
 from inferflux.engine.kv.store import file_tier, page_file
-from inferflux.engine.service.protocol import Submit
 from inferflux.sampling_params import SamplingParams
 from tests.support.models import TinyModel
 from tests.support.tier_workload import Said, Script, assert_same, drain, make_workload, run, start, tier, wait_for_file

@@ -8,7 +8,7 @@ import msgspec
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
-from inferflux.engine.service.protocol import Submit
+from inferflux.engine.interface import Submit
 from inferflux.engine.step import TokenLogprobs
 from inferflux.sampling_params import SamplingParams
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from inferflux.config import FairnessConfig
+from inferflux.engine.interface import ModelInfo, Output
 from inferflux.engine.service.client import ClientState
-from inferflux.engine.service.protocol import ModelInfo, Output
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle

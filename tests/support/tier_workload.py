@@ -13,8 +13,8 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.executor import Executor
+from inferflux.engine.interface import Submit
 from inferflux.engine.kv.rates import Rates
-from inferflux.engine.service.protocol import Submit
 from inferflux.engine.stats import TierStats
 from inferflux.engine.step import TokenLogprobs
 from inferflux.sampling_params import SamplingParams

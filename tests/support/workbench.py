@@ -4,11 +4,11 @@ from collections import deque
 from typing import Any
 
 from inferflux.config import FairnessConfig, SchedulerConfig
+from inferflux.engine.interface import Output
 from inferflux.engine.kv.lower_tiers import TierSettings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.scheduler import Scheduler
-from inferflux.engine.service.protocol import Output
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import SamplingParams

@@ -15,6 +15,7 @@ from inferflux.config.tree import DistributedConfig
 from inferflux.dist.channel import Channel
 from inferflux.engine import large_pages
 from inferflux.engine.demo import STUB, demo_model_path
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.opening import open_tiers
 from inferflux.engine.kv.store.shared_moves import SharedMoves
@@ -33,7 +34,6 @@ from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
 from inferflux.engine.runner.promises import Promise, promises_folder
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.runner.warm_up import warm_up
-from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import eos_token_id, load_tokenizer

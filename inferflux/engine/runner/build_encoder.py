@@ -17,7 +17,7 @@ from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import free_memory
 from inferflux.engine.runner.promises import Promise
-from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.errors import ConfigError
 from inferflux.kernels.kernel_set import select

@@ -19,6 +19,7 @@ import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig, LoggingConfig, SchedulerPolicy
+from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.service.failures import load_failure, request_failure
 from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
@@ -29,8 +30,6 @@ from inferflux.engine.service.protocol import (
     Failed,
     FrameReader,
     FromEngine,
-    ModelInfo,
-    Output,
     Outputs,
     Ping,
     Pong,
@@ -38,7 +37,6 @@ from inferflux.engine.service.protocol import (
     SetFairness,
     Shutdown,
     Start,
-    Submit,
     ToEngine,
     encode,
 )

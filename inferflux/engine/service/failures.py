@@ -1,6 +1,7 @@
 """What an engine says went wrong, as the errors that its callers know. Pure functions of frames."""
 
-from inferflux.engine.service.protocol import Failed, FromEngine, Output
+from inferflux.engine.interface import Output
+from inferflux.engine.service.protocol import Failed, FromEngine
 from inferflux.errors import ConfigError, EngineDeadError, EngineError, ModelLoadError, RequestError
 
 

@@ -17,6 +17,7 @@ import time
 from typing import NoReturn
 
 from inferflux.engine.engine import Engine
+from inferflux.engine.interface import Output, Submit
 from inferflux.engine.news import refusal_news
 from inferflux.engine.service.health import Health
 from inferflux.engine.service.parts import outputs_of
@@ -27,7 +28,6 @@ from inferflux.engine.service.protocol import (
     Failed,
     FrameReader,
     FromEngine,
-    Output,
     Outputs,
     Ping,
     Pong,
@@ -35,7 +35,6 @@ from inferflux.engine.service.protocol import (
     SetFairness,
     Shutdown,
     Start,
-    Submit,
     ToEngine,
     encode,
 )

@@ -7,7 +7,7 @@ for not more than MAX_UNREAD of them. Lives on one event loop; knows no socket.
 import asyncio
 from typing import TypeVar
 
-from inferflux.engine.service.protocol import Output
+from inferflux.engine.interface import Output
 
 T = TypeVar("T")
 

@@ -10,7 +10,8 @@ from typing import Final
 
 from msgspec import structs
 
-from inferflux.engine.service.protocol import Output, Outputs
+from inferflux.engine.interface import Output
+from inferflux.engine.service.protocol import Outputs
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
 

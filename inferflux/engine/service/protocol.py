@@ -12,9 +12,8 @@ import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
+from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.stats import EngineStats
-from inferflux.engine.step import TokenLogprobs
-from inferflux.sampling_params import Pooling, SamplingParams
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("<I")
@@ -26,17 +25,6 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     model: ModelConfig
     runtime: RuntimeConfig
     distributed: DistributedConfig = DistributedConfig()
-
-
-class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches."""
-
-    request_id: int
-    prompt_token_ids: list[int]
-    sampling: SamplingParams
-    priority: int = 0
-    tenant: str = ""
-    salt: bytes = b""
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -66,26 +54,6 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     """Leave at once; running requests are dropped."""
 
 
-class ModelInfo(msgspec.Struct, frozen=True):
-    """What the server may say of a loaded model. pooling: how prompts become vectors unless asked otherwise.
-    embedding_size: numbers in a vector. generates: whether it can continue a prompt, too. page_bytes: of a KV page."""
-
-    architecture: str
-    num_parameters: int
-    vocab_size: int
-    max_model_len: int
-    dtype: str
-    device: str
-    page_tokens: int
-    device_pages: int
-    eos_token_ids: list[int]
-    quantization: str | None = None
-    page_bytes: int = 0
-    pooling: Pooling = "last"
-    embedding_size: int = 0
-    generates: bool = True
-
-
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """The model is loaded. `phases` are the start's steps with their seconds."""
 
@@ -98,29 +66,6 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
     kind: str
     message: str
-
-
-class Output(msgspec.Struct, frozen=True, omit_defaults=True):
-    """News of one request: tokens since the last news, and at the end the reason.
-
-    finish_reason: stop, length, abort, error or None while it runs. stop_token_id: the id that ended it, if one did
-    (it is the last of token_ids). error_param and error_code name the field of a request that was refused.
-    queue_s: seconds from submission to the first step, sent with the first news. vector: what a pooled prompt became,
-    float32 little-endian.
-    """
-
-    request_id: int
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    finish_reason: str | None = None
-    stop_token_id: int | None = None
-    error: str | None = None
-    error_param: str | None = None
-    error_code: str | None = None
-    num_cached_tokens: int = 0
-    queue_s: float | None = None
-    vector: bytes | None = None
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from inferflux.engine.service.protocol import Output
+from inferflux.engine.interface import Output
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text.detokenizer import Detokenizer
 from inferflux.engine.text.stops import StopMatcher

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.service.client import ClientState, EngineClient
-from inferflux.engine.service.protocol import ModelInfo
 from inferflux.engine.text import TextBundle
 from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.backends.totals import EngineTotals

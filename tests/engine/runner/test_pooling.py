@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from inferflux.engine.engine import Engine
+from inferflux.engine.interface import Submit
 from inferflux.engine.runner.outputs import BROKEN
-from inferflux.engine.service.protocol import Submit
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Pooling, SamplingParams
 from tests.support.engines import run_requests, start_engine

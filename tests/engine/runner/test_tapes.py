@@ -10,9 +10,9 @@ import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
+from inferflux.engine.interface import Submit
 from inferflux.engine.runner import runner as runner_module
 from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
-from inferflux.engine.service.protocol import Submit
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import FAMILIES, TinyModel

@@ -20,12 +20,12 @@ import pytest
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
 from inferflux.engine.engine import Engine
+from inferflux.engine.interface import Output
 from inferflux.engine.service import client as service_client
 from inferflux.engine.service import launch as launching
 from inferflux.engine.service import parts, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.launch import ProcessHost, RunningHost
-from inferflux.engine.service.protocol import Output
 from inferflux.engine.stats import TierStats
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams

@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.service.mailbox import merge
+from inferflux.engine.interface import Output, Submit
 from inferflux.engine.service.protocol import (
     MAX_FRAME_BYTES,
     Abort,
     FrameReader,
-    Output,
     Outputs,
     Ping,
     Start,
-    Submit,
     ToEngine,
     encode,
 )

@@ -13,7 +13,7 @@ from llguidance import LLMatcher
 
 from benchmarks.schemas import random_schema
 from inferflux.engine.engine import Engine
-from inferflux.engine.service.protocol import Submit
+from inferflux.engine.interface import Submit
 from inferflux.engine.structured import compiling, grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferflux.engine.service.protocol import Output
+from inferflux.engine.interface import Output
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta, TextStream, Tokenizer
 from inferflux.engine.text.tokenizer import load_tokenizer

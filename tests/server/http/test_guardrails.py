@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from inferflux.engine.service.protocol import Output
+from inferflux.engine.interface import Output
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.access.jwks import FetchError
 from inferflux.server.generation import INLINE_ALTERNATIVES

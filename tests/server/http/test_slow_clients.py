@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from inferflux.engine.interface import Output
 from inferflux.engine.service.mailbox import MAX_UNREAD, Mailbox
-from inferflux.engine.service.protocol import Output
 from inferflux.server.http import requests, runner, sse
 from inferflux.server.http.sockets import MAX_OPEN_FILES, USER_TIMEOUT_S, allow_many_connections, prepare_connection
 from tests.support.http_server import Site, running_server

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from inferflux.engine.service.protocol import ModelInfo
+from inferflux.engine.interface import ModelInfo
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.generation import check_prompt

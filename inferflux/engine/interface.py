@@ -1,0 +1,64 @@
+"""What goes into an engine and what comes out of it, as plain data: Submit, Output, ModelInfo.
+
+One vocabulary for all who talk to an engine, in its own process (`llm`) or across the border (`service.protocol` frames
+it). Knows no frame, no queue and no torch.
+"""
+
+import msgspec
+
+from inferflux.engine.step import TokenLogprobs
+from inferflux.sampling_params import Pooling, SamplingParams
+
+
+class Submit(msgspec.Struct, tag="submit", frozen=True):
+    """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    priority: int = 0
+    tenant: str = ""
+    salt: bytes = b""
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    """News of one request: tokens since the last news, and at the end the reason.
+
+    finish_reason: stop, length, abort, error or None while it runs. stop_token_id: the id that ended it, if one did
+    (it is the last of token_ids). error_param and error_code name the field of a request that was refused.
+    queue_s: seconds from submission to the first step, sent with the first news. vector: what a pooled prompt became,
+    float32 little-endian.
+    """
+
+    request_id: int
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    error_param: str | None = None
+    error_code: str | None = None
+    num_cached_tokens: int = 0
+    queue_s: float | None = None
+    vector: bytes | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the server may say of a loaded model. pooling: how prompts become vectors unless asked otherwise.
+    embedding_size: numbers in a vector. generates: whether it can continue a prompt, too. page_bytes: of a KV page."""
+
+    architecture: str
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    device: str
+    page_tokens: int
+    device_pages: int
+    eos_token_ids: list[int]
+    quantization: str | None = None
+    page_bytes: int = 0
+    pooling: Pooling = "last"
+    embedding_size: int = 0
+    generates: bool = True
