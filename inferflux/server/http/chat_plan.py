@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 
 from inferflux.engine.structured.grammar import json_rule
+from inferflux.engine.structured.tool_calls import calls_rules
 from inferflux.engine.text import TextBundle
-from inferflux.engine.text.answer.forced import calls_rules
 from inferflux.engine.text.answer.formats import ToolFormat
 from inferflux.engine.text.answer.reader import AnswerReader
 from inferflux.engine.text.answer.reasoning import ReasoningReader

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from inferflux.engine.text.answer.forced import Function
+from inferflux.engine.structured.tool_calls import Function
 from inferflux.errors import RequestError, did_you_mean
 
 MAX_TOOLS: Final = 128

@@ -1,6 +1,6 @@
 """Grammars of tool calls: an answer that follows one is read back as calls, and their arguments fit their schemas.
 
-Written in llguidance's Lark dialect, one row per format; compiling them is `engine.structured`'s work.
+Written in llguidance's Lark dialect, one row per format of `text.answer`; compiling them is `compiling`'s work.
 """
 
 from collections.abc import Mapping, Sequence
