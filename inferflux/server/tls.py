@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from inferflux.config.tree import TlsConfig
 from inferflux.errors import ConfigError
-from inferflux.server.policy.durable import read_file
+from inferflux.server.durable import read_file
 
 logger = logging.getLogger(__name__)
 

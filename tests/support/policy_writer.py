@@ -16,8 +16,8 @@ from typing import Any
 
 from inferflux.server.policy import envelope
 from inferflux.server.policy.document import Guardrails, PolicyDocument
-from inferflux.server.policy.sealed import Seal
 from inferflux.server.policy.store_file import PolicyFile
+from inferflux.server.sealed import Seal
 
 PASSPHRASE = "a passphrase for tests"
 DISK_CALLS = ("open", "write", "fsync", "replace", "rename", "unlink", "fchmod")

@@ -23,7 +23,7 @@ from inferflux.server.audit.errors import AuditError
 from inferflux.server.audit.keys import AuditKeys
 from inferflux.server.audit.lines import GENESIS, TORN_KIND, make_header, make_line, parse_line
 from inferflux.server.audit.tail import has_header, head_before, read_tail
-from inferflux.server.policy.durable import PRIVATE_MODE, sync_folder
+from inferflux.server.durable import PRIVATE_MODE, sync_folder
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from msgspec import Meta
 
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE
 from inferflux.errors import ConfigError
-from inferflux.server.policy.durable import make_private, read_file, real_file, write_file
-from inferflux.server.policy.sealed import MAX_N, MIN_N, Derivation, Seal, SealError, fresh_nonce
+from inferflux.server.durable import make_private, read_file, real_file, write_file
+from inferflux.server.sealed import MAX_N, MIN_N, Derivation, Seal, SealError, fresh_nonce
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from inferflux.errors import InferFluxError
-from inferflux.server.policy import sealed
+from inferflux.server import sealed
 from inferflux.server.policy.document import PolicyDocument, decode, encode
-from inferflux.server.policy.sealed import Derivation, Seal, SealError
+from inferflux.server.sealed import Derivation, Seal, SealError
 
 VERSION = 1
 _MAX_HEADER_BYTES = 1024

@@ -8,8 +8,7 @@ import logging
 from pathlib import Path
 
 from inferflux.errors import ConfigError, InferFluxError
-from inferflux.server.policy.document import PolicyDocument
-from inferflux.server.policy.durable import (
+from inferflux.server.durable import (
     Lock,
     LockedError,
     make_private,
@@ -18,8 +17,9 @@ from inferflux.server.policy.durable import (
     sync_folder,
     write_file,
 )
+from inferflux.server.policy.document import PolicyDocument
 from inferflux.server.policy.envelope import EnvelopeError, Opened, unwrap, wrap
-from inferflux.server.policy.sealed import Derivation, Seal
+from inferflux.server.sealed import Derivation, Seal
 
 logger = logging.getLogger(__name__)
 

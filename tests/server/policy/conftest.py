@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from inferflux.server.policy import envelope, store_file
-from inferflux.server.policy.sealed import Derivation, Seal
+from inferflux.server.sealed import Derivation, Seal
 
 PASSPHRASE = "a passphrase for tests"
 

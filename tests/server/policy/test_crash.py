@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inferflux.server.policy.durable import PRIVATE_MODE
+from inferflux.server.durable import PRIVATE_MODE
 from inferflux.server.policy.store_file import PolicyFile
 from tests.support.policy_writer import PASSPHRASE, document_of
 from tests.support.waiting import PATIENCE_S

@@ -11,7 +11,7 @@ from inferflux.errors import RequestError
 from inferflux.server.policy import envelope
 from inferflux.server.policy.document import Guardrails, ModelChanges, PolicyDocument, RateLimit
 from inferflux.server.policy.envelope import EnvelopeError, unwrap, wrap
-from inferflux.server.policy.sealed import Derivation, Seal
+from inferflux.server.sealed import Derivation, Seal
 from tests.server.policy.conftest import PASSPHRASE
 
 DOCUMENT = PolicyDocument(guardrails=Guardrails(blocklist=("forbidden fruit",)), rate_limit=RateLimit(60))
