@@ -19,10 +19,11 @@ from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend, installed_names
 from inferflux.kernels.bench import command as bench
 from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
+from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.kernel_set import KernelSet, select
 from inferflux.kernels.native.loading import build_now
 from inferflux.kernels.native.portable import FOLDER, build_portable
-from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
+from inferflux.kernels.options import DTYPES, add_common, device_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

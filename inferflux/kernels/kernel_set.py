@@ -14,6 +14,7 @@ import torch
 from inferflux.config import KernelsConfig
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
+from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.ops import (
     ActivationOp,
     AddNormOp,
@@ -79,7 +80,7 @@ def select(
         if wanted == AUTO:
             choice = _best(op, refusal)
         else:
-            choice = _named(op, wanted, find, refusal, f"{str(dtype).removeprefix('torch.')} on {device}")
+            choice = _named(op, wanted, find, refusal, f"{dtype_name(dtype)} on {device}")
         backend = find(choice.backend)
         ops[op] = backend.find(op)
         choices.append(replace(choice, device_lengths=op == "attention" and backend.device_lengths))

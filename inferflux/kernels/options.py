@@ -20,7 +20,3 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device: there is no CUDA device here; accepted: cpu")
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

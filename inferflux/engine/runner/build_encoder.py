@@ -20,6 +20,7 @@ from inferflux.engine.runner.promises import Promise
 from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.errors import ConfigError
+from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.kernel_set import select
 from inferflux.sampling_params import SamplingParams
 
@@ -60,7 +61,7 @@ def build_encoder(
         num_parameters=spec.num_parameters,
         vocab_size=spec.vocab_size,
         max_model_len=spec.max_model_len,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         device=str(context.device),
         page_tokens=page_tokens,
         # Pages in the books only: as many as a full batch can ask for, so that they never limit anybody.

@@ -30,7 +30,8 @@ from inferflux.kernels.bench.roofline import TOY_PROBE, Roofline, measure_roofli
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
-from inferflux.kernels.options import DTYPES, add_common, device_of, dtype_name
+from inferflux.kernels.dtypes import dtype_name
+from inferflux.kernels.options import DTYPES, add_common, device_of
 
 
 class Task(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 from inferflux.errors import ConfigError
 from inferflux.kernels.bench.report import Entry
 from inferflux.kernels.bench.roofline import Roofline
-from inferflux.kernels.options import dtype_name
+from inferflux.kernels.dtypes import dtype_name
 
 MARKERS = "osD^vP*Xh<>"
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from inferflux.kernels.bench.roofline import Roofline
 from inferflux.kernels.bench.workload import Workload
-from inferflux.kernels.options import dtype_name
+from inferflux.kernels.dtypes import dtype_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ once (`tape`).
 
 import torch
 
+from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.native.loading import library
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -18,5 +19,5 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return "for CPUs only"
     if dtype not in DTYPES:
-        return f"not written for {str(dtype).removeprefix('torch.')}"
+        return f"not written for {dtype_name(dtype)}"
     return library().reason

@@ -14,6 +14,7 @@ import torch
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import check_case
+from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.native import DTYPES, panels
 from inferflux.kernels.native.build import REFUSED, library_path, openmp_library
 from inferflux.kernels.native.loading import library
@@ -69,7 +70,7 @@ def main() -> int:
         for case in cases_of(op):
             if any(words in case.name for words in TOO_LARGE):
                 continue
-            where = f"{op} in {str(dtype).removeprefix('torch.')}, {case.name}"
+            where = f"{op} in {dtype_name(dtype)}, {case.name}"
             print(where, flush=True)
             result = check_case(implementation, case, dtype, torch.device("cpu"))
             if not result.ok:

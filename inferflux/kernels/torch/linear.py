@@ -6,10 +6,10 @@ On a CPU layout and method are the table's choice (`cpu_table`, `products`); els
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional
 
 from inferflux.kernels.cpu_table import BUCKETS, Method, bucket_of, cpu_table
-from inferflux.kernels.torch.products import float_layouts
+from inferflux.kernels.dtypes import dtype_name
+from inferflux.kernels.torch.products import LINEAR, float_layouts
 
 Tensor = torch.Tensor
 
@@ -29,14 +29,14 @@ class PackedWeight(NamedTuple):
 def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
     """See `ops.LinearOp.pack`."""
     if weight.device.type != "cpu":
-        return PackedWeight((_ELSEWHERE,) * len(BUCKETS), weight, bias)
+        return PackedWeight((LINEAR,) * len(BUCKETS), weight, bias)
     layouts = float_layouts(weight.dtype)
     if weight.numel() < MIN_PACKED_ELEMENTS:
         light = next(layout for layout in layouts if layout.name != "onednn")
         return PackedWeight(light.defaults(), light.arrange(weight), bias)
     num_outputs, num_inputs = weight.shape
     choice = cpu_table().choose(
-        f"{str(weight.dtype).removeprefix('torch.')} {num_outputs}x{num_inputs}",
+        f"{dtype_name(weight.dtype)} {num_outputs}x{num_inputs}",
         layouts,
         num_outputs,
         lambda elements: weight[: max(1, elements // num_inputs)],
@@ -49,10 +49,3 @@ def run(packed: PackedWeight, x: Tensor) -> Tensor:
     """See `ops.LinearOp.run`."""
     methods, weight, bias = packed
     return methods[bucket_of(x.shape[0])].run(weight, x, bias)
-
-
-def _multiply(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    return functional.linear(x, weight, bias)
-
-
-_ELSEWHERE = Method("linear", _multiply)

@@ -8,6 +8,8 @@ from typing import Final
 
 import torch
 
+from inferflux.kernels.dtypes import dtype_name
+
 # The first with bfloat16 in its tensor cores (Ampere).
 MIN_CAPABILITY: Final = (8, 0)
 # Reads and writes pages of 8 bits (see `narrow_kv`).
@@ -22,7 +24,7 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     if dtype not in DTYPES:
-        return f"not written for {str(dtype).removeprefix('torch.')}"
+        return f"not written for {dtype_name(dtype)}"
     from triton import knobs
 
     if knobs.runtime.interpret:
