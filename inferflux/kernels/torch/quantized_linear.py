@@ -1,4 +1,4 @@
-"""Matrix product with a quantised weight. The op is this module: `pack` and `run`.
+"""Matrix product with a quantised weight. The op is this module: `pack`, and the `run` of `linear`.
 
 panels: int8 and int4 products in the native library, whose inputs are rounded to 16 bits. onednn8: int8 products in
 oneDNN, whose inputs are rounded in two halves of 7 bits each. Both lose little, whatever else is in the batch and
@@ -12,10 +12,12 @@ import torch
 from torch.nn import functional
 
 from inferflux.kernels import cpu_features
-from inferflux.kernels.cpu_table import BUCKETS, Layout, Method, bucket_of, cpu_table
+from inferflux.kernels.cpu_table import BUCKETS, Layout, Method, cpu_table
 from inferflux.kernels.native import panels
 from inferflux.kernels.native.loading import library
 from inferflux.kernels.quantized_weight import QuantizedWeight, dequantize
+from inferflux.kernels.torch.linear import PackedWeight as PackedWeight
+from inferflux.kernels.torch.linear import run as run
 from inferflux.kernels.torch.products import multiply_blocks
 
 Tensor = torch.Tensor
@@ -29,14 +31,6 @@ MIN_MEASURED_ELEMENTS = 2**18
 _STEPS = 63.0
 _ZERO = 64
 _TINY = 1e-30
-
-
-class PackedWeight(NamedTuple):
-    """weight: in the layout that the methods want, of which there is one per bucket of rows."""
-
-    methods: tuple[Method, ...]
-    weight: Any
-    bias: Tensor | None
 
 
 class Rounded(NamedTuple):
@@ -63,12 +57,6 @@ def pack(weight: QuantizedWeight, bias: Tensor | None) -> PackedWeight:
         torch.float32,
     )
     return PackedWeight(choice.methods, choice.layout.arrange(weight), bias)
-
-
-def run(packed: PackedWeight, x: Tensor) -> Tensor:
-    """See `ops.QuantizedLinearOp.run`."""
-    methods, weight, bias = packed
-    return methods[bucket_of(x.shape[0])].run(weight, x, bias)
 
 
 def quantized_layouts(scheme: str) -> tuple[Layout, ...]:
