@@ -30,7 +30,7 @@ from benchmarks import record
 from benchmarks.shapes import SHAPES, VOCAB_SIZE, write_model
 from inferflux import LLM, SamplingParams
 from inferflux.engine.models.decoder import Decoder
-from inferflux.engine.runner import build
+from inferflux.engine.runner import build_decoder
 from inferflux.kernels.bench.roofline import CPU_PROBE, TOY_PROBE, measure_roofline
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.native import calls
@@ -119,12 +119,12 @@ class Subject:
 
 
 def load(folder: Path, dtype: str, scheme: str) -> Subject:
-    watch, select = Stopwatch(), build.select
+    watch, select = Stopwatch(), build_decoder.select
     make = functools.partial(
         LLM, folder, dtype=dtype, quantization=None if scheme == NONE else scheme, max_model_len=2048
     )
     plain = make()
-    with patched(build, "select", lambda *arguments, **options: watch.watch(select(*arguments, **options))):
+    with patched(build_decoder, "select", lambda *arguments, **options: watch.watch(select(*arguments, **options))):
         return Subject(plain, make(), watch)
 
 

@@ -1,51 +1,38 @@
-"""From the configuration to an EncoderRunner: the same door as `build`, for models that only embed."""
+"""From the configuration to an EncoderRunner, for models that only embed: dtype, weights, warm-up."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import NamedTuple
 
-from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.dist.context import ParallelContext
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.models.encoder_spec import read_encoder_spec
 from inferflux.engine.models.load import resolve_dtype
 from inferflux.engine.models.load_encoder import load_encoder
 from inferflux.engine.models.sentence_settings import read_pooling
 from inferflux.engine.runner.budget import check_fits, weight_bytes
+from inferflux.engine.runner.building import BuildSettings, Built, Phase
 from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import free_memory
 from inferflux.engine.runner.promises import Promise
-from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import Row, RowStart, StepPlan
-from inferflux.errors import ConfigError
+from inferflux.engine.structured.grammars import Grammars
+from inferflux.engine.structured.vocabulary import Vocabulary
+from inferflux.errors import ConfigError, RequestError
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.kernel_set import select
 from inferflux.sampling_params import SamplingParams
 
-Phase = Callable[[str], AbstractContextManager[None]]
 
-
-class BuiltEncoder(NamedTuple):
-    runner: EncoderRunner
-    info: ModelInfo
-    fingerprint: bytes
-
-
-def build_encoder(
-    path: Path, model: ModelConfig, runtime: RuntimeConfig, context: ParallelContext, phase: Phase, promise: Promise
-) -> BuiltEncoder:
+def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phase, promise: Promise) -> Built:
     """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
+    path, model, runtime = settings
     if context.size > 1:
         raise ConfigError("distributed.world_size: must be 1 for an encoder model")
     if model.quantization is not None:
         raise ConfigError("models[].quantization: is not supported for encoder models")
     with phase("weights"):
         spec = read_encoder_spec(path, model.max_model_len)
-        dtype = resolve_dtype(
-            runtime.dtype if model.dtype == "auto" else model.dtype, spec.checkpoint_dtype, context.device
-        )
+        dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, context.device)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, None)
         with promise.turn() as promised:
             check_fits(model, weights, free_memory(context.device).without(promised))
@@ -71,7 +58,11 @@ def build_encoder(
         embedding_size=spec.hidden_size,
         generates=False,
     )
-    return BuiltEncoder(runner, info, fingerprint(path, dtype))
+    return Built(runner, info, fingerprint(path, dtype), Grammars(_no_vocabulary), None)
+
+
+def _no_vocabulary() -> Vocabulary:
+    raise RequestError("this model generates nothing")
 
 
 def _warm_up(runner: EncoderRunner) -> None:

@@ -1,0 +1,193 @@
+"""From the configuration to a Runner of a decoder: dtype, kernels, weights, KV pool, lower tiers, warm-up."""
+
+import math
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import msgspec
+import torch
+
+from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.dist.channel import Channel
+from inferflux.dist.context import ParallelContext
+from inferflux.engine import large_pages
+from inferflux.engine.interface import ModelInfo
+from inferflux.engine.kv.store.device import PageShape, allocate_pool
+from inferflux.engine.kv.store.opening import open_tiers
+from inferflux.engine.kv.store.shared_moves import SharedMoves
+from inferflux.engine.models.decoder import Decoder
+from inferflux.engine.models.load import load_model, resolve_dtype
+from inferflux.engine.models.partition import num_kv_heads
+from inferflux.engine.models.sentence_settings import read_pooling
+from inferflux.engine.models.spec import ModelSpec, read_spec
+from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
+from inferflux.engine.runner.build_draft import Draft, build_draft, find_draft
+from inferflux.engine.runner.building import BuildSettings, Built, Phase
+from inferflux.engine.runner.fingerprint import contents, fingerprint
+from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
+from inferflux.engine.runner.promises import Promise
+from inferflux.engine.runner.runner import Runner
+from inferflux.engine.runner.warm_up import warm_up
+from inferflux.engine.structured.grammars import Grammars
+from inferflux.engine.structured.vocabulary import Vocabulary
+from inferflux.engine.text.tokenizer import eos_token_id, load_tokenizer
+from inferflux.errors import ConfigError
+from inferflux.kernels.dtypes import dtype_name
+from inferflux.kernels.kernel_set import KernelSet, select
+from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES
+
+_NARROW: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3fn})
+
+
+class _Loaded(NamedTuple):
+    """A model with its kernels, and the one that drafts for it, if one does. num_bytes: the weights take no fewer.
+    kv_dtype: of cached keys and values."""
+
+    decoder: Decoder
+    kernels: KernelSet
+    num_bytes: int
+    kv_dtype: torch.dtype
+    draft: tuple[Draft, Decoder] | None
+
+
+class _Pages(NamedTuple):
+    """The KV pages that a model was given, and what moves them to lower tiers. fingerprint: names what they hold."""
+
+    page: PageShape
+    plan: PoolPlan
+    pool: torch.Tensor
+    fingerprint: bytes
+    moves: SharedMoves | None
+
+
+def build_decoder(settings: BuildSettings, channel: Channel, phase: Phase, promise: Promise) -> Built:
+    """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
+    context, runtime = channel.context, settings.runtime
+    with phase("weights"):
+        loaded = _load(settings, context, promise)
+    decoder = loaded.decoder
+    large_pages.collapse_in_background(decoder)
+    ends = _eos_token_ids(settings.path, decoder.spec)
+    grammars = Grammars(lambda: Vocabulary(load_tokenizer(settings.path), decoder.spec.vocab_size, ends))
+    with phase("pool"):
+        pages = _make_pages(settings, loaded, channel, promise)
+        max_model_len, page_tokens = pages.plan.max_model_len, pages.page.page_tokens
+        runner = Runner(
+            decoder,
+            loaded.kernels,
+            pages.pool,
+            max_batch_size=runtime.scheduler.max_batch_size,
+            max_pages_per_row=math.ceil(max_model_len / page_tokens),
+            grammars=grammars,
+        )
+    with phase("warmup"):
+        warm_up(runner, min(page_tokens, max_model_len), is_first=context.rank == 0)
+        if runtime.cuda_graphs == "auto":
+            runner.record_graphs(max_model_len, channel.agree)
+        drafter = None if loaded.draft is None else build_draft(*loaded.draft, runtime, pages.plan)
+    if context.size == 1:
+        runner.isolate_failures()
+    return Built(runner, _describe(settings, decoder, pages, ends), pages.fingerprint, grammars, pages.moves, drafter)
+
+
+def _load(settings: BuildSettings, context: ParallelContext, promise: Promise) -> _Loaded:
+    """Reads the weights, once it is known that they fit."""
+    path, model, runtime = settings
+    device, spec = context.device, read_spec(path)
+    dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, device)
+    kv_dtype = _kv_dtype(runtime, dtype)
+    kernels = select(device, dtype, runtime.kernels, narrow_kv=kv_dtype in LARGEST_CODE)
+    num_bytes = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
+    draft = find_draft(runtime, path, model.max_model_len, context)
+    num_bytes += 0 if draft is None else draft.weight_bytes
+    with promise.turn() as promised:
+        check_fits(model, num_bytes, free_memory(device).without(promised).shared(context.size))
+        promise.give(num_bytes)
+    decoder = load_model(
+        path,
+        kernels=kernels,
+        device=device,
+        dtype=dtype,
+        context=context,
+        max_model_len=model.max_model_len,
+        quantization=model.quantization,
+    )
+    drafting = None if draft is None else (draft, draft.load(decoder.spec.max_model_len))
+    return _Loaded(decoder, kernels, num_bytes, kv_dtype, drafting)
+
+
+def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, promise: Promise) -> _Pages:
+    """Gives the model KV pages, on every rank as many as fit on the one with the least room."""
+    path, model, runtime = settings
+    context, spec, dtype = channel.context, loaded.decoder.spec, loaded.decoder.dtype
+    width = spec.head_dim + (SCALE_BYTES if loaded.kv_dtype in LARGEST_CODE else 0)
+    num_heads = num_kv_heads(spec, context.size)
+    page = PageShape(spec.num_layers, runtime.paged_kv.page_tokens, num_heads, width, loaded.kv_dtype)
+    page_bytes = page.num_bytes + (0 if loaded.draft is None else loaded.draft[0].page.num_bytes)
+    with promise.turn() as promised:
+        free = free_memory(context.device).without(promised).shared(context.size)
+        plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, pool_memory(model, loaded.num_bytes, free))
+        promise.give(loaded.num_bytes + plan.num_pages * page_bytes)
+    channel.meet()
+    context.require_same(_shared_settings(model, runtime, path))
+    plan = PoolPlan(*context.smallest(plan))
+    pool = allocate_pool(plan.num_pages, page, context.device)
+    name = fingerprint(path, page, dtype, spec.max_model_len, context.rank, context.size, model.quantization)
+    host = free_memory(torch.device("cpu")).shared(context.size)
+    return _Pages(page, plan, pool, name, open_tiers(runtime, pool, name, context, host.num_bytes))
+
+
+def _eos_token_ids(path: Path, spec: ModelSpec) -> list[int]:
+    """What ends an answer by the model's settings, and by its tokenizer's: a fine-tuned model that ends its turns with
+    another token than the one it came from may say so there only."""
+    own = eos_token_id(path)
+    if own is None or own >= spec.vocab_size or own in spec.eos_token_ids:
+        return list(spec.eos_token_ids)
+    return [*spec.eos_token_ids, own]
+
+
+def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> dict[str, str]:
+    """What ranks must agree on, each as text: all that decides shapes, page moves, and how steps are computed; not
+    where files are, nor who runs when."""
+    file = runtime.nvme_offload
+    settings: dict[str, object] = {
+        **{f"models[].{name}": getattr(model, name) for name in ("dtype", "quantization", "max_model_len")},
+        **{f"runtime.{name}": getattr(runtime, name) for name in ("dtype", "paged_kv", "kernels", "cuda_graphs")},
+        "runtime.scheduler.max_batch_size": runtime.scheduler.max_batch_size,
+        "runtime.prefix_cache.enabled": runtime.prefix_cache.enabled,
+        "runtime.nvme_offload": [file.path is not None, file.queue_depth, file.max_gb],
+        "models[].path": contents(path),
+    }
+    return {name: msgspec.json.encode(value).decode() for name, value in settings.items()}
+
+
+def _kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> torch.dtype:
+    """Returns the type of cached keys and values of a model that computes in `dtype`."""
+    name, own = runtime.paged_kv.dtype, dtype_name(dtype)
+    if name in _NARROW:
+        return _NARROW[name]
+    if name not in ("auto", own):
+        raise ConfigError(
+            f'runtime.paged_kv.dtype: must be auto, int8, fp8 or the model\'s dtype, {own} (got "{name}")'
+        )
+    return dtype
+
+
+def _describe(settings: BuildSettings, decoder: Decoder, pages: _Pages, eos_token_ids: list[int]) -> ModelInfo:
+    spec = decoder.spec
+    return ModelInfo(
+        architecture=spec.architecture,
+        num_parameters=spec.num_parameters,
+        vocab_size=spec.vocab_size,
+        max_model_len=pages.plan.max_model_len,
+        dtype=dtype_name(decoder.dtype),
+        device=str(decoder.context.device),
+        page_tokens=pages.page.page_tokens,
+        device_pages=pages.plan.num_pages,
+        eos_token_ids=eos_token_ids,
+        quantization=settings.model.quantization,
+        page_bytes=pages.page.num_bytes,
+        pooling="mean" if read_pooling(settings.path) == "mean" else "last",
+        embedding_size=spec.hidden_size,
+    )
