@@ -18,7 +18,8 @@ from rich.progress import Progress
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.made import checked
-from inferflux.engine.demo import STUB, demo_model_path
+from inferflux.config.tree import STUB
+from inferflux.engine.demo import demo_model_path
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
 from inferflux.engine.step import TokenLogprobs

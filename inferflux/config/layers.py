@@ -11,13 +11,12 @@ from msgspec import inspect
 
 from inferflux.config.env import MODEL_PATH, Setting, read_setting
 from inferflux.config.schema import Key, fields, find, format_key, root, value_leaves
+from inferflux.config.tree import DEMO_MODEL_ID, STUB
 from inferflux.config.values import InvalidValueError, check
 from inferflux.config.yaml_file import read_yaml
 from inferflux.errors import ConfigError
 
 DEFAULT_ORIGIN: Final = "default"
-_STUB: Final = "stub"
-_DEMO_MODEL_ID: Final = "inferflux-demo"
 
 
 class Layers:
@@ -43,7 +42,7 @@ class Layers:
         """Gives the default model this path, adding a model when there is none."""
         models = self.values.setdefault("models", [])
         if not models:
-            model_id = _DEMO_MODEL_ID if path == _STUB else _model_id(Path(path).resolve().name)
+            model_id = DEMO_MODEL_ID if path == STUB else _model_id(Path(path).resolve().name)
             models.append({"id": model_id, "default": True})
         index = next((index for index, model in enumerate(models) if model.get("default")), 0)
         self._set(read_setting(MODEL_PATH, ("models", index, "path"), path))

@@ -3,20 +3,18 @@
 Checked whole: text in, all models out or a ConfigError that names the key at fault. Opens no file.
 """
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 from inferflux.config import checks
 from inferflux.config.schema import fields, format_key, value_leaves
-from inferflux.config.tree import Config, ModelConfig, Section
+from inferflux.config.tree import STUB, Config, ModelConfig, Section
 from inferflux.config.unsupported import refused
 from inferflux.config.values import InvalidValueError, check
 from inferflux.config.yaml_file import parse_yaml
 from inferflux.errors import ConfigError
-
-STUB: Final = "stub"
 
 
 class RegistryFile(Section, frozen=True):

@@ -5,7 +5,7 @@ touches the outside. `Meta.description` completes the sentence "must be ..." whe
 `extra["secret"]` marks values that are never printed.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,9 +43,16 @@ SecretSha256 = Annotated[
     str, Meta(pattern=r"^[0-9a-f]{64}$", description="64 lowercase hexadecimal digits", extra={"secret": True})
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ModelBackend = Literal["auto", "cpu", "cuda", "stub"]
 Quantization = Literal["int8", "int4", "fp8"]
+OnError = Literal["deny", "allow"]
 Scope = Literal["generate", "read", "admin"]
 SchedulerPolicy = Literal["priority_age", "fcfs", "fair", "longest_prefix"]
+
+STUB: Final = "stub"
+"""The word for the demo model where a model's path or backend is asked for."""
+DEMO_MODEL_ID: Final = "inferflux-demo"
+"""What the demo model is called where nobody has given it a name."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +87,7 @@ class ModelConfig(Section, frozen=True):
 
     id: ModelId
     path: Text | None = None
-    backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
+    backend: ModelBackend = "auto"
     default: bool = False
     dtype: Dtype = "auto"
     quantization: Quantization | None = None
@@ -209,7 +216,7 @@ class GuardrailsConfig(Section, frozen=True):
     blocklist: tuple[Text, ...] = ()
     opa_endpoint: Text | None = None
     opa_timeout_ms: Annotated[int, Meta(ge=1, le=60000)] = 500
-    on_error: Literal["deny", "allow"] = "deny"
+    on_error: OnError = "deny"
     check_output: bool = False
 
 

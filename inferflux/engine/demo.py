@@ -4,10 +4,6 @@ Knows a folder's place and nothing of what is in it. `scripts/train_demo_model.p
 """
 
 from pathlib import Path
-from typing import Final
-
-STUB: Final = "stub"
-"""The word that stands for the demo model where a model's path is asked for."""
 
 
 def demo_model_path() -> Path:

@@ -6,7 +6,6 @@ loop; knows no HTTP.
 """
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,9 +16,9 @@ from typing import Final
 
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.policies import AGE_STEP_S
+from inferflux.server.access.rate_limit import retry_after_s
 from inferflux.server.errors import BusyError, NotReadyError
 
-MAX_RETRY_AFTER_S = 120
 _SMOOTHING = 0.1
 
 
@@ -104,7 +103,7 @@ class Admission:
         """Whole seconds after which a place may be free: those ahead, at the pace at which places fall free."""
         since_last = time.monotonic() - self._last_freed
         expected = self._pace_s * len(self._queue) + max(self._pace_s, since_last)
-        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(expected)))
+        return retry_after_s(expected)
 
     async def _wait(self, visitor: Visitor) -> None:
         """Waits for a place handed on by one who leaves; `running` already counts it then."""

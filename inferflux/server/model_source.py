@@ -10,10 +10,9 @@ from pathlib import Path
 import msgspec
 
 from inferflux.config import Config, ModelConfig
-from inferflux.engine.demo import STUB, demo_model_path
+from inferflux.config.tree import DEMO_MODEL_ID, STUB
+from inferflux.engine.demo import demo_model_path
 from inferflux.errors import ConfigError
-
-DEMO_MODEL_ID = "inferflux-demo"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from prometheus_client.core import (
 
 from inferflux.engine.stats import TRANSFER_BUCKETS, EngineStats
 from inferflux.server.backends import Backend
+from inferflux.server.backends.totals import TIERS
 
 Counts = Mapping[str, float]
 
 DEVICE: Final = "device"
-LOWER: Final = ("cpu", "nvme")
 STATES: Final = ("on", "full", "off")
 
 # Series name (without prefix), help, labels besides model, and each of their values with the count's name.
@@ -103,7 +103,7 @@ def tier_metrics(engines: Mapping[str, Sequence[Backend]], counts: Mapping[str, 
 
 def _count(counts: Counts, name: str) -> float:
     if name == "device.hit_tokens":
-        return counts["prefix_hit_tokens"] - sum(counts[f"{tier}.hit_tokens"] for tier in LOWER)
+        return counts["prefix_hit_tokens"] - sum(counts[f"{tier}.hit_tokens"] for tier in TIERS)
     return counts[name]
 
 
@@ -117,7 +117,7 @@ def _page_gauges(stats: Mapping[str, Sequence[EngineStats]]) -> Iterator[Metric]
     for model_id, engines in stats.items():
         in_use.add_metric((model_id, DEVICE), sum(one.device_pages_in_use for one in engines))
         total.add_metric((model_id, DEVICE), sum(one.device_pages_total for one in engines))
-        for tier in LOWER:
+        for tier in TIERS:
             there = [one.tiers[tier] for one in engines if tier in one.tiers]
             in_use.add_metric((model_id, tier), sum(one.pages_in_use for one in there))
             total.add_metric((model_id, tier), sum(one.pages_total for one in there))
@@ -132,7 +132,7 @@ def _states(stats: Mapping[str, Sequence[EngineStats]]) -> Metric:
         labels=("model", "tier", "status"),
     )
     for model_id, engines in stats.items():
-        for tier in LOWER:
+        for tier in TIERS:
             there = [one.tiers[tier].state for one in engines if tier in one.tiers]
             for state in STATES if there else ():
                 family.add_metric((model_id, tier, state), float(there[-1] == state))
@@ -145,7 +145,7 @@ def _transfers(counts: Mapping[str, Counts]) -> Metric:
     )
     bounds = (*map(str, TRANSFER_BUCKETS), "+Inf")
     for model_id, of_model in counts.items():
-        for tier in LOWER:
+        for tier in TIERS:
             sums = accumulate(of_model[f"{tier}.transfers.{index}"] for index in range(len(bounds)))
             family.add_metric((model_id, tier), list(zip(bounds, sums, strict=True)), of_model[f"{tier}.transfer_s"])
     return family

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from inferflux.server.admission import MAX_RETRY_AFTER_S, Admission
+from inferflux.server.access.rate_limit import MAX_RETRY_AFTER_S
+from inferflux.server.admission import Admission
 from inferflux.server.errors import BusyError, NotReadyError
 
 

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from inferflux.config import Config
+from inferflux.config.tree import DEMO_MODEL_ID
 from inferflux.engine.demo import demo_model_path
 from inferflux.errors import ConfigError
-from inferflux.server.model_source import DEMO_MODEL_ID, find_sources
+from inferflux.server.model_source import find_sources
 
 
 def sources(models: list[dict[str, Any]], *, allow_stub: bool = True):

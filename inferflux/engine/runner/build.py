@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import STUB, DistributedConfig
 from inferflux.dist.channel import Channel
-from inferflux.engine.demo import STUB, demo_model_path
+from inferflux.engine.demo import demo_model_path
 from inferflux.engine.models.encoder_spec import encoder_architecture
 from inferflux.engine.runner.build_decoder import build_decoder
 from inferflux.engine.runner.build_encoder import build_encoder
@@ -49,7 +49,7 @@ def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.d
 
 
 def _model_path(model: ModelConfig) -> Path:
-    if model.backend == "stub" or model.path == STUB:
+    if STUB in (model.backend, model.path):
         return demo_model_path()
     if model.path is None:
         raise ConfigError(f"models[].path: must be a model folder (none given for {model.id})")

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 
 from inferflux.config import RuntimeConfig
+from inferflux.config.tree import STUB
 from inferflux.dist.context import ParallelContext
 from inferflux.engine import large_pages
-from inferflux.engine.demo import STUB, demo_model_path
+from inferflux.engine.demo import demo_model_path
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.models.decoder import Decoder
 from inferflux.engine.models.load import load_model, resolve_dtype

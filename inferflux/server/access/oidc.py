@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 import jwt
 import msgspec
 
-from inferflux.config.tree import AuthConfig
+from inferflux.config.tree import AuthConfig, Scope
 from inferflux.server.access.jwks import ProviderKeys, ProviderUnavailableError
-from inferflux.server.access.principal import AuthenticationError, FailureReason, Principal, Scope, tenant_salt
+from inferflux.server.access.principal import AuthenticationError, FailureReason, Principal, tenant_salt
 
 ALGORITHMS: Final = ("RS256", "ES256")
 MAX_SKEW_S: Final = 60.0

@@ -7,9 +7,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from inferflux.config.tree import Scope
 from inferflux.errors import InferFluxError
 
-Scope = Literal["generate", "read", "admin"]
 ANONYMOUS: Final = "anonymous"
 FailureReason = Literal["missing", "malformed", "unknown", "invalid", "expired", "unavailable"]
 

@@ -14,7 +14,8 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from inferflux.server.access.principal import Scope, ScopeError
+from inferflux.config.tree import Scope
+from inferflux.server.access.principal import ScopeError
 from inferflux.server.http.auditing import record_request, request_event, trace_attributes
 from inferflux.server.http.context import CONTEXT, INFO, RequestInfo
 from inferflux.server.http.credentials import identify

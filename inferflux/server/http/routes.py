@@ -9,7 +9,7 @@ from typing import Literal
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from inferflux.server.access.principal import Scope
+from inferflux.config.tree import Scope
 from inferflux.server.http import openapi
 from inferflux.server.http.context import OPENAPI
 from inferflux.server.http.handlers import (

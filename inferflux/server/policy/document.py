@@ -6,7 +6,7 @@ Only what the admin API can change is in it; the rest of the configuration stays
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +15,9 @@ from inferflux.config.tree import (
     Count,
     Dtype,
     Gigabytes,
+    ModelBackend,
     ModelId,
+    OnError,
     Positive,
     Priority,
     Quantization,
@@ -54,7 +56,7 @@ class Guardrails(Stored, frozen=True):
 
     blocklist: Annotated[tuple[Text, ...], Meta(max_length=MAX_TERMS)] = ()
     opa_endpoint: Text | None = None
-    on_error: Literal["deny", "allow"] = "deny"
+    on_error: OnError = "deny"
     check_output: bool = False
 
 
@@ -70,7 +72,7 @@ class Fairness(Stored, frozen=True):
     policy: SchedulerPolicy = "priority_age"
     enable_preemption: bool = True
     high_priority_threshold: Priority = 10
-    max_timeslice_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    max_timeslice_tokens: Count = 0
 
 
 class LoadedModel(Stored, frozen=True):
@@ -78,7 +80,7 @@ class LoadedModel(Stored, frozen=True):
 
     id: ModelId
     path: Text
-    backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
+    backend: ModelBackend = "auto"
     dtype: Dtype = "auto"
     quantization: Quantization | None = None
     max_model_len: Positive | None = None

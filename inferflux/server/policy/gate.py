@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
+from inferflux.config.tree import OnError
 from inferflux.errors import InferFluxError
 from inferflux.server.policy.delta_guard import DeltaGuard
 from inferflux.server.policy.document import Guardrails
@@ -50,7 +51,7 @@ class GateSettings:
     blocklist: Blocklist
     opa_endpoint: str | None
     opa_timeout_s: float
-    on_error: Literal["deny", "allow"]
+    on_error: OnError
     check_output: bool
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from inferflux.config.tree import Count, Positive, Priority, SchedulerPolicy, Scope, Text
+from inferflux.config.tree import Count, OnError, Positive, Priority, SchedulerPolicy, Scope, Text
 from inferflux.config.urls import is_http_url
 from inferflux.errors import RequestError
 from inferflux.server.access.key_generation import NewKey
@@ -102,7 +102,7 @@ class GuardrailsRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     blocklist: Annotated[list[Text], Meta(max_length=MAX_TERMS)] | UnsetType = UNSET
     opa_endpoint: Text | UnsetType | None = UNSET
-    on_error: Literal["deny", "allow"] | UnsetType = UNSET
+    on_error: OnError | UnsetType = UNSET
     check_output: bool | UnsetType = UNSET
 
     def applied_to(self, part: Guardrails) -> Guardrails:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inferflux.config.tree import Dtype, Gigabytes, ModelId, Positive, Quantization, Seconds, Text
+from inferflux.config.tree import STUB, Dtype, Gigabytes, ModelBackend, ModelId, Positive, Quantization, Seconds, Text
 from inferflux.errors import RequestError
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.model_events import ModelEvent
@@ -13,15 +13,13 @@ from inferflux.server.model_set import Origin
 from inferflux.server.policy.document import LoadedModel
 from inferflux.server.registry import RegistryStatus
 
-STUB = "stub"
-
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """POST /v1/admin/models. path may be left out for the demo model, backend `stub`. default: make it the default."""
 
     id: ModelId
     path: Text | None = None
-    backend: Literal["auto", "cpu", "cuda", "stub"] = "auto"
+    backend: ModelBackend = "auto"
     default: bool = False
     dtype: Dtype = "auto"
     quantization: Quantization | None = None
