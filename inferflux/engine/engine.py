@@ -12,6 +12,7 @@ import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig, SchedulerConfig
 from inferflux.config.tree import DistributedConfig
+from inferflux.engine.acceptance import check_pooling, check_prompt
 from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
 from inferflux.engine.interface import ModelInfo, Output, Submit
@@ -82,7 +83,10 @@ class Engine:
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
         prompt, sampling = submit.prompt_token_ids, submit.sampling
-        self._check_prompt(prompt, sampling)
+        if sampling.pooling is None and not self.info.generates:
+            raise RequestError("model: this model makes embeddings only", param="model")
+        check_pooling(sampling.pooling, self.info)
+        check_prompt(prompt, self.info, param="prompt", ends=not sampling.generates)
         self._check_token_ids(sampling)
         window = self.info.max_model_len
         total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
@@ -214,24 +218,6 @@ class Engine:
                 refused.append(refusal_news(request.id, RequestError(message, param=param, code=refusal.code)))
                 self.executor.forget([request.id])
         return refused
-
-    def _check_prompt(self, prompt: list[int], sampling: SamplingParams) -> None:
-        if not prompt:
-            raise RequestError("prompt: must have at least one token", param="prompt")
-        if sampling.pooling is None and not self.info.generates:
-            raise RequestError("model: this model makes embeddings only", param="model")
-        if sampling.pooling == "cls" and self.info.generates:
-            raise RequestError("pooling: must be last or mean: this model's first token sees no other", param="pooling")
-        window = self.info.max_model_len
-        if len(prompt) > window - sampling.generates:
-            excess = "leaves no room to answer in" if sampling.generates else "is more than"
-            raise RequestError(
-                f"prompt: has {len(prompt)} tokens, which {excess} this model's window of {window}",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
-            raise RequestError(f"prompt: token ids must be >= 0 and < {self.info.vocab_size}", param="prompt")
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         for name, ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from inferflux.engine import acceptance
 from inferflux.engine.interface import ModelInfo, Output
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta, TextStream
@@ -212,18 +213,7 @@ def check_prompt(
     is to be continued by a model that does not do that. embeds: it is to become a vector; ends: nothing follows it."""
     if not embeds:
         check_generates(info)
-    if not prompt_token_ids:
-        raise RequestError(f"{param}: must have at least one token", param=param)
-    ends = ends or embeds
-    if len(prompt_token_ids) > info.max_model_len - (not ends):
-        excess = "is more than" if ends else "leaves no room for an answer in"
-        raise RequestError(
-            f"{param}: has {len(prompt_token_ids)} tokens, which {excess} the model's window of {info.max_model_len}",
-            param=param,
-            code="context_length_exceeded",
-        )
-    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocab_size:
-        raise RequestError(f"{param}: token ids must be >= 0 and < {info.vocab_size}", param=param)
+    acceptance.check_prompt(prompt_token_ids, info, param=param, ends=ends or embeds)
 
 
 def fit_max_tokens(num_prompt_tokens: int, asked: int | None, default: int | None, info: ModelInfo) -> int:

@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from inferflux.engine.acceptance import check_pooling
 from inferflux.engine.interface import ModelInfo
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
@@ -37,6 +38,5 @@ def _sampling(body: EmbeddingRequest, info: ModelInfo) -> SamplingParams:
             f"dimensions: must be >= 1 and <= {info.embedding_size} (got {body.dimensions})", param="dimensions"
         )
     pooling = body.pooling or info.pooling
-    if pooling == "cls" and info.generates:
-        raise RequestError("pooling: must be last or mean: this model's first token sees no other", param="pooling")
+    check_pooling(pooling, info)
     return SamplingParams(max_tokens=1, temperature=0, pooling=pooling)
