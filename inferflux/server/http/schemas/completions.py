@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from inferflux.server.http.schemas.generate import (
     Usage,
     check_ranges,
 )
+from inferflux.server.http.schemas.prompts import Prompts, split_prompts
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 1024
@@ -28,7 +29,7 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     """echo: the answer begins with the prompt; with logprobs, scored. `max_tokens` may be 0 then.
     best_of: how many choices are made of each prompt, of which the `n` likeliest are the answer."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
@@ -50,20 +51,7 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
 
     def prompts(self) -> list[str] | list[list[int]]:
         """Returns the prompts one by one: all texts, or all token ids. Raises RequestError."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        match set(map(type, self.prompt)):
-            case kinds if kinds == {int}:
-                return [cast(list[int], self.prompt)]
-            case kinds if kinds in ({str}, {list}):
-                if len(self.prompt) > MAX_PROMPTS:
-                    raise RequestError(f"prompt: at most {MAX_PROMPTS} prompts in one request", param="prompt")
-                return cast(list[str] | list[list[int]], self.prompt)
-        raise RequestError(
-            "prompt: must be a string, a list of strings, a list of token ids or a list of such lists, "
-            "with something in it",
-            param="prompt",
-        )
+        return split_prompts(self.prompt, "prompt", MAX_PROMPTS)
 
     def check(self) -> None:
         super().check()

@@ -1,13 +1,13 @@
 """POST /v1/embeddings: request and answer."""
 
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
 
-from inferflux.errors import RequestError
 from inferflux.sampling_params import Pooling
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import CALLER_RANGES, IGNORED_FIELDS, CallerRequest
+from inferflux.server.http.schemas.prompts import Prompts, split_prompts
 
 MAX_INPUTS = 2048
 
@@ -15,27 +15,14 @@ MAX_INPUTS = 2048
 class EmbeddingRequest(CallerRequest, frozen=True, kw_only=True):
     """pooling: how the model's states become one vector; without it, as the model was made for."""
 
-    input: str | list[str | int | list[int]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     pooling: Pooling | None = None
 
     def inputs(self) -> list[str] | list[list[int]]:
         """Returns the inputs one by one: all texts, or all token ids. Raises RequestError."""
-        if isinstance(self.input, str):
-            return [self.input]
-        match set(map(type, self.input)):
-            case kinds if kinds == {int}:
-                return [cast(list[int], self.input)]
-            case kinds if kinds in ({str}, {list}):
-                if len(self.input) > MAX_INPUTS:
-                    raise RequestError(f"input: at most {MAX_INPUTS} inputs in one request", param="input")
-                return cast(list[str] | list[list[int]], self.input)
-        raise RequestError(
-            "input: must be a string, a list of strings, a list of token ids or a list of such lists, "
-            "with something in it",
-            param="input",
-        )
+        return split_prompts(self.input, "input", MAX_INPUTS)
 
 
 class EmbeddingItem(msgspec.Struct, frozen=True, kw_only=True):
