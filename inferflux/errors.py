@@ -33,10 +33,6 @@ class RequestError(InferFluxError):
         self.code = code
 
 
-class QueueFullError(InferFluxError):
-    """No room to queue another request; trying again later may work."""
-
-
 class EngineError(InferFluxError):
     """The engine failed while running a request."""
 

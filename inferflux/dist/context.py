@@ -57,21 +57,21 @@ class ParallelContext:
             torch.distributed.all_gather(parts, tensor, group=self.group)
         return torch.cat(parts, dim=dim)
 
-    def gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
-        """Returns what `all_gather` does on rank 0; on the others `tensor` itself."""
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns all ranks' tensors joined along the last dimension on rank 0; on the others `tensor` itself."""
         if self.group is None:
             return tensor
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
         with LostRank():
             torch.distributed.gather(tensor, parts, dst=0, group=self.group)
-        return tensor if parts is None else torch.cat(parts, dim=dim)
+        return tensor if parts is None else torch.cat(parts, dim=-1)
 
-    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        """Returns rank `source`'s tensor on every rank; overwrites `tensor` on the others."""
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns rank 0's tensor on every rank; overwrites `tensor` on the others."""
         if self.group is not None:
             with LostRank():
-                torch.distributed.broadcast(tensor, source, group=self.group)
+                torch.distributed.broadcast(tensor, 0, group=self.group)
         return tensor
 
     def smallest(self, numbers: Sequence[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from inferflux.errors import InferFluxError, QueueFullError
+from inferflux.errors import InferFluxError
 
 NotReadyReason = Literal["starting", "draining", "engine_restarting", "no_model"]
 
@@ -23,7 +23,7 @@ class SupersededError(InferFluxError):
     """A change to a model was given up, since a later one took its place."""
 
 
-class BusyError(QueueFullError):
+class BusyError(InferFluxError):
     """The server has its hands full; a place may be free in `retry_after_s` whole seconds."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:

@@ -9,7 +9,7 @@ record the same steps in the same order, and where one of them cannot, none of t
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -49,9 +49,14 @@ class GraphDecoder(Protocol):
 
     def hidden_states(
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """token_ids int64 [T]; kv_pool [P, L, 2, N, K, D], written in place; indices int64 [S] into the T tokens.
+        Returns what `logits` wants of those tokens, [S, hidden]."""
+        ...
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Some rows of hidden states -> logits float32 [rows, V], contiguous and the caller's."""
+        ...
 
 
 class Decoded(NamedTuple):
@@ -67,7 +72,7 @@ class _Graph:
 
     inputs: StaticInputs
     decoded: Decoded | None = None
-    replay: Callable[[], None] | None = None
+    replay: Replay | None = None
 
 
 class DecodeGraphs:
@@ -237,12 +242,9 @@ def sizes_to(max_batch_size: int) -> list[int]:
 
 
 def lengths_to(max_model_len: int) -> list[int]:
-    return list(_lengths_to(max_model_len))
-
-
-def _lengths_to(max_model_len: int) -> Iterator[int]:
-    length = FIRST_LENGTH
+    """Returns the context lengths to record: growing by LENGTH_FACTOR, the largest that can occur last."""
+    lengths, length = [], FIRST_LENGTH
     while length < max_model_len:
-        yield length
+        lengths.append(length)
         length *= LENGTH_FACTOR
-    yield max_model_len
+    return [*lengths, max_model_len]

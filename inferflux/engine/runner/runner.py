@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
-from inferflux.dist.context import ParallelContext
-from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, record_decode_graphs
+from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, GraphDecoder, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.isolation import Isolation
 from inferflux.engine.runner.outputs import start_collecting
@@ -26,7 +25,6 @@ from inferflux.engine.step import Row, RowOutput, RowStart, StepOutput, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
-from inferflux.kernels.metadata import AttentionMetadata
 
 # Bounds what scoring a long prompt needs: logits and log-probabilities of 64 rows of a vocabulary of 128k are 64 MiB.
 SCORED_AT_ONCE = 64
@@ -37,29 +35,11 @@ class Vocabulary(Protocol):
     def vocab_size(self) -> int: ...
 
 
-class Decoder(Protocol):
-    """What the runner needs of a model. context: the ranks that share it."""
+class Decoder(GraphDecoder, Protocol):
+    """What the runner needs of a model."""
 
     @property
     def spec(self) -> Vocabulary: ...
-
-    @property
-    def context(self) -> ParallelContext: ...
-
-    def hidden_states(
-        self,
-        token_ids: torch.Tensor,
-        metadata: AttentionMetadata,
-        kv_pool: torch.Tensor,
-        indices: torch.Tensor,
-    ) -> torch.Tensor:
-        """token_ids int64 [T]; kv_pool [P, L, 2, N, K, D], written in place; indices int64 [S] into the T tokens.
-        Returns what `logits` wants of those tokens, [S, hidden]."""
-        ...
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Some rows of hidden states -> logits float32 [rows, V], contiguous and the caller's."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,9 +282,9 @@ class EngineClient:
         answers would be waiting to be read.
         """
         num_unanswered = 0
-        for nonce in itertools.count():
+        while True:
             asked = time.monotonic()
-            self._send(Ping(nonce))
+            self._send(Ping())
             await asyncio.sleep(PING_INTERVAL_S)
             num_unanswered = 0 if self._last_word >= asked else num_unanswered + 1
             was_stuck, self.stuck = self.stuck, num_unanswered * PING_INTERVAL_S >= self._watchdog_s

@@ -116,7 +116,7 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
                 engine.drop_cache()
                 _send(sock, CacheDropped(engine.stats()))
             elif isinstance(frame, Ping):
-                _send(sock, Pong(frame.nonce, engine.stats()))
+                _send(sock, Pong(engine.stats()))
             elif isinstance(frame, Shutdown):
                 return
         if engine.has_work or engine.has_chores:

@@ -28,8 +28,8 @@ class RunningHost(Protocol):
         """Ends it at once, where that is possible."""
         ...
 
-    async def wait(self) -> int | None:
-        """Waits for its end, killing it when it does not come; returns the exit status (None in a thread)."""
+    async def wait(self) -> None:
+        """Waits for its end, killing it when it does not come."""
         ...
 
 
@@ -47,13 +47,13 @@ class ProcessHost:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def wait(self) -> int | None:
+    async def wait(self) -> None:
         try:
             async with asyncio.timeout(TERMINATE_GRACE_S):
-                return await self._process.wait()
+                await self._process.wait()
         except TimeoutError:
             self.kill()
-            return await self._process.wait()
+            await self._process.wait()
 
 
 class ThreadHost:
@@ -69,9 +69,8 @@ class ThreadHost:
     def kill(self) -> None:
         """A thread cannot be killed; closing the socket makes it leave after its step."""
 
-    async def wait(self) -> int | None:
+    async def wait(self) -> None:
         await asyncio.to_thread(self._thread.join, TERMINATE_GRACE_S)
-        return None
 
 
 async def launch_process(log: LoggingConfig) -> tuple[RunningHost, socket.socket]:

@@ -47,8 +47,6 @@ class DropCache(msgspec.Struct, tag="drop_cache", frozen=True):
 class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Answered by Pong between two steps: a late answer means a stuck engine."""
 
-    nonce: int
-
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     """Leave at once; running requests are dropped."""
@@ -82,7 +80,6 @@ class CacheDropped(msgspec.Struct, tag="cache_dropped", frozen=True):
 
 
 class Pong(msgspec.Struct, tag="pong", frozen=True):
-    nonce: int
     stats: EngineStats
 
 

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from inferflux.errors import EngineDeadError, EngineError, QueueFullError, RequestError
+from inferflux.errors import EngineDeadError, EngineError, RequestError
 from inferflux.server.access.attempts import TooManyAttemptsError
 from inferflux.server.access.principal import AuthenticationError, ScopeError
 from inferflux.server.access.rate_limit import RateLimitedError
@@ -67,9 +67,8 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
             return Problem(403, str(error), "permission_error", code=error.code, denial=error.reason)
         case UnknownModelError():
             return Problem(404, str(error), param="model", code="model_not_found")
-        case QueueFullError():
-            seconds = error.retry_after_s if isinstance(error, BusyError) else RETRY_ENGINE_S
-            return _too_many(str(error), "queue_full", seconds, "queue_full")
+        case BusyError():
+            return _too_many(str(error), "queue_full", error.retry_after_s, "queue_full")
         case RateLimitedError():
             return _too_many(str(error), "rate_limit_exceeded", error.retry_after_s, error.kind)
         case TooManyAttemptsError():

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.engine.service.mailbox import merge
 from inferflux.engine.interface import Output, Submit
+from inferflux.engine.service.mailbox import merge
 from inferflux.engine.service.protocol import (
     MAX_FRAME_BYTES,
     Abort,
@@ -27,7 +27,7 @@ FRAMES: list[ToEngine] = [
     Start(ModelConfig(id="a", path="/x"), RuntimeConfig()),
     Submit(1, [1, 2, 3], SamplingParams(stop=("a", "b"), logit_bias={5: 1.5}, seed=-(2**63)), priority=-2, salt=b"\0x"),
     Abort([1, 2**40]),
-    Ping(7),
+    Ping(),
 ]
 
 
