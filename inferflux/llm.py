@@ -22,6 +22,7 @@ from inferflux.config.tree import STUB
 from inferflux.engine.demo import demo_model_path
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
+from inferflux.engine.service.failures import request_failure
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
 from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError
@@ -294,8 +295,7 @@ class LLM:
 
 def _apply(run: _Running, output: Output) -> TextDelta:
     if output.finish_reason == "error":
-        message = output.error or "the request failed"
-        raise EngineError(message) if output.error_param is None else RequestError(message, param=output.error_param)
+        raise request_failure(output)
     delta = run.stream.feed(output)
     completion = run.completion
     completion.text += delta.text

@@ -131,8 +131,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reads_tokens(self) -> bool:
         """Whether choosing a token takes the values of those before it; else their number is enough."""
-        penalised = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
-        return self.grammar is not None or bool(penalised)
+        return self.grammar is not None or self.penalises
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens become less likely, or likelier, by having been there before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     def __post_init__(self) -> None:
         for name, bounds in RANGES.items():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from inferflux.engine.models.encoder import Encoder
+from inferflux.engine.runner.outputs import vector_output
 from inferflux.engine.runner.runner import LaunchedStep
 from inferflux.engine.step import RowOutput, RowStart, StepOutput, StepPlan
 from inferflux.engine.transfer import start_to_host, to_device
@@ -20,7 +21,6 @@ Tensor = torch.Tensor
 
 # Padded tokens of one forward: bounds what attention scores and the wide middle of a layer need.
 TOKENS_AT_ONCE: Final = 8192
-BROKEN: Final = "the model produced NaN or infinity for this request"
 
 
 class EncoderRunner:
@@ -49,9 +49,7 @@ class EncoderRunner:
         def finish() -> list[RowOutput]:
             values = [value for array in wait() for value in array]
             for place, value in zip(order, values, strict=True):
-                finite = bool(np.isfinite(value).all())
-                data = value.astype("<f4").tobytes()
-                outputs[due[place]] = RowOutput(vector=data) if finite else RowOutput(error=BROKEN)
+                outputs[due[place]] = vector_output(value)
             return outputs
 
         return LaunchedStep(plan.step_id, finish)

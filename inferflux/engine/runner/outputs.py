@@ -102,7 +102,13 @@ def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], nu
 def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> None:
     """In place of the tokens that were drawn besides, for nobody asked for them."""
     for row, value in zip(vectors.rows, values, strict=True):
-        if not np.isfinite(value).all():
-            outputs[row] = RowOutput(error=BROKEN)
-        elif outputs[row].error is None:
-            outputs[row] = RowOutput(vector=value.astype("<f4").tobytes())
+        result = vector_output(value)
+        if result.error is not None or outputs[row].error is None:
+            outputs[row] = result
+
+
+def vector_output(value: Array) -> RowOutput:
+    """Returns the result of a row that has become this vector, float32 [hidden]."""
+    if not np.isfinite(value).all():
+        return RowOutput(error=BROKEN)
+    return RowOutput(vector=value.astype("<f4").tobytes())

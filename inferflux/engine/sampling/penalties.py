@@ -41,9 +41,7 @@ class PenaltyState:
     @classmethod
     def of(cls, start: RowStart) -> "PenaltyState | None":
         """Returns the state of a row that has a penalty, else None."""
-        params = start.sampling
-        asks = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-        return cls(start) if asks else None
+        return cls(start) if start.sampling.penalises else None
 
     @property
     def ids(self) -> Ints:

@@ -16,7 +16,7 @@ from inferflux.server.audit import Strangers
 from inferflux.server.http.auditing import unreadable_event
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
-from inferflux.server.http.problems import Problem
+from inferflux.server.http.problems import Problem, internal_problem
 from inferflux.server.http.sockets import prepare_connection
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,7 @@ class _Connection(RequestHandler):
                 self._manager.strangers.record(unreadable_event(offered, request.remote, status))
         else:
             logger.error("request failed", exc_info=exc, extra={"request_id": offered})
-            problem = Problem(
-                500, f"internal error; the server's log has it under request id {offered}", "server_error"
-            )
+            problem = internal_problem(offered)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun; another cannot be sent")
         response = problem.response()
