@@ -123,7 +123,7 @@ def test_a_prompt_that_nothing_follows_may_fill_the_window(tiny_model: MakeModel
     (result,) = run_requests(engine, [prompt], SamplingParams(max_tokens=0, prompt_logprobs=0))
     assert (result.error, result.token_ids, result.finish_reason) == (None, [], "length")
     for params in (SamplingParams(max_tokens=1), SamplingParams(max_tokens=None)):
-        with pytest.raises(RequestError, match="no room to answer"):
+        with pytest.raises(RequestError, match="leaves no room for an answer"):
             engine.submit(Submit(0, prompt, params))
     with pytest.raises(RequestError, match="33 tokens, which is more than"):
         engine.submit(Submit(0, [*prompt, 5], SamplingParams(max_tokens=0)))

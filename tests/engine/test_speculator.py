@@ -12,12 +12,12 @@ import pytest
 
 from inferflux.config import ModelConfig, RuntimeConfig, SchedulerConfig
 from inferflux.engine.engine import Engine
+from inferflux.engine.interface import Submit
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.ngrams import MAX_TOKENS, Ngrams
 from inferflux.engine.pace import Load
 from inferflux.engine.request import Request
 from inferflux.engine.row_cost import RowCost
-from inferflux.engine.interface import Submit
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.step import Row
 from inferflux.engine.step_builder import StepBuilder

@@ -5,7 +5,6 @@ A new family whose layers are made of the same parts is a new row. Nothing of a 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.weight_names import (
@@ -21,7 +20,8 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 LayerTypes = tuple[str, ...]
 LayerTypesOf = Callable[[ConfigReader, int], LayerTypes]
-BiasRule = Literal["never", "always", "from_config", "from_qkv_bias"]
+# Whether something holds of a family's models, or the key under which the config of each says so.
+Rule = bool | str
 
 
 def _all_full(config: ConfigReader, num_layers: int) -> LayerTypes:
@@ -32,13 +32,13 @@ def _all_full(config: ConfigReader, num_layers: int) -> LayerTypes:
 class MixtureKeys:
     """Under which keys a family's configs keep the sizes of its mixtures of experts.
 
-    normalise: whether the chosen experts' weights are made to add up to 1; `from_config` reads `norm_topk_prob`.
+    normalise: whether the chosen experts' weights are made to add up to 1.
     shared: an expert that every token goes through, of `shared_expert_intermediate_size`.
     """
 
     num_experts: tuple[str, ...] = ("num_experts", "num_local_experts")
     expert_size: str = "moe_intermediate_size"
-    normalise: BiasRule = "from_config"
+    normalise: Rule = "norm_topk_prob"
     shared: bool = False
 
 
@@ -48,8 +48,7 @@ class Family:
 
     layer_types: (config, num_layers) -> one of FULL and SLIDING per layer.
     defaults: what its configs may leave out.
-    qkv_bias, o_bias: `from_config` reads `attention_bias`, `from_qkv_bias` the key of that name. mlp_bias: reads
-    `mlp_bias`, else there is none.
+    qkv_bias, o_bias, mlp_bias: whether these products add a bias.
     qk_norm: queries and keys are normalised, head by head; qk_norm_whole: all heads of a token as one.
     mixture: MLPs are mixtures of experts, in the layers that `decoder_sparse_step` and `mlp_only_layers` say.
     qkv_clip: reads `clip_qkv`, beyond which queries, keys and values are cut off.
@@ -61,9 +60,9 @@ class Family:
     names: WeightNames = LLAMA_NAMES
     layer_types: LayerTypesOf = _all_full
     defaults: Mapping[str, object] = field(default_factory=dict)
-    qkv_bias: BiasRule = "never"
-    o_bias: BiasRule = "never"
-    mlp_bias: bool = False
+    qkv_bias: Rule = False
+    o_bias: Rule = False
+    mlp_bias: Rule = False
     qk_norm: bool = False
     qk_norm_whole: bool = False
     mixture: MixtureKeys | None = None
@@ -171,8 +170,8 @@ _GEMMA3_TEXT = Family(
     names=GEMMA_NAMES,
     defaults=_GEMMA3,
     layer_types=_alternating,
-    qkv_bias="from_config",
-    o_bias="from_config",
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
     qk_norm=True,
     norm_offset=True,
     sandwich_norms=True,
@@ -183,20 +182,20 @@ _GEMMA3_TEXT = Family(
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": Family(
         defaults={**_COMMON, "max_position_embeddings": 2048},
-        qkv_bias="from_config",
-        o_bias="from_config",
-        mlp_bias=True,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
     ),
     "MistralForCausalLM": Family(
         defaults={**_COMMON, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
         layer_types=_listed_or_sliding,
     ),
-    "Qwen2ForCausalLM": Family(defaults=_QWEN, layer_types=_sliding_above, qkv_bias="always"),
+    "Qwen2ForCausalLM": Family(defaults=_QWEN, layer_types=_sliding_above, qkv_bias=True),
     "Qwen3ForCausalLM": Family(
         defaults={**_QWEN, "head_dim": 128},
         layer_types=_sliding_above,
-        qkv_bias="from_config",
-        o_bias="from_config",
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
         qk_norm=True,
     ),
     "MixtralForCausalLM": Family(
@@ -211,19 +210,19 @@ FAMILIES: Mapping[str, Family] = {
             "rope_theta": 1e6,
         },
         layer_types=_all_sliding,
-        mixture=MixtureKeys(expert_size="intermediate_size", normalise="always"),
+        mixture=MixtureKeys(expert_size="intermediate_size", normalise=True),
     ),
     "Qwen2MoeForCausalLM": Family(
         defaults={**_QWEN, "num_experts_per_tok": 4, "num_experts": 60, "qkv_bias": True},
         layer_types=_every_second_below,
-        qkv_bias="from_qkv_bias",
+        qkv_bias="qkv_bias",
         mixture=MixtureKeys(shared=True),
     ),
     "Qwen3MoeForCausalLM": Family(
         defaults={**_QWEN, "num_experts_per_tok": 8},
         layer_types=_all_sliding_if_used,
-        qkv_bias="from_config",
-        o_bias="from_config",
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
         qk_norm=True,
         mixture=MixtureKeys(),
     ),
@@ -235,8 +234,8 @@ FAMILIES: Mapping[str, Family] = {
             "num_experts_per_tok": 8,
             "num_experts": 64,
         },
-        qkv_bias="from_config",
-        o_bias="from_config",
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
         qk_norm_whole=True,
         mixture=MixtureKeys(expert_size="intermediate_size"),
         qkv_clip=True,
@@ -251,9 +250,9 @@ FAMILIES: Mapping[str, Family] = {
             "tie_word_embeddings": True,
         },
         layer_types=_sliding_without_rope,
-        qkv_bias="from_config",
-        o_bias="from_config",
-        mlp_bias=True,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
         nope=True,
     ),
     "Phi3ForCausalLM": Family(
@@ -277,8 +276,8 @@ FAMILIES: Mapping[str, Family] = {
             "final_logit_softcapping": 30.0,
         },
         layer_types=_alternating,
-        qkv_bias="from_config",
-        o_bias="from_config",
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
         norm_offset=True,
         sandwich_norms=True,
         scaled_embedding=True,

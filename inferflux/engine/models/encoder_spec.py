@@ -9,13 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
+from inferflux.engine.models.common_keys import CheckpointDtype, check_length, read_checkpoint_dtype
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.sentence_settings import read_max_length
 from inferflux.engine.weights.json_object import read_json_object
-from inferflux.errors import ConfigError
 
 EncoderActivation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-CheckpointDtype = Literal["float32", "bfloat16", "float16"]
 
 _ACTIVATIONS: Final = {
     "gelu": "gelu",
@@ -24,7 +23,6 @@ _ACTIVATIONS: Final = {
     "relu": "relu",
     "silu": "silu",
 }
-_DTYPES: Final = {name: name for name in ("float32", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,7 @@ def read_encoder_spec(path: Path, max_model_len: int | None) -> EncoderSpec:
     if hidden % num_heads:
         raise config.fail("num_attention_heads", f"a divisor of hidden_size ({hidden})")
     longest = num_positions - first
-    if not 1 <= (max_model_len or longest) <= longest:
-        raise ConfigError(
-            f"models[].max_model_len: must be >= 1 and <= {longest}, what the model is made for (got {max_model_len})"
-        )
-    dtype_key = "dtype" if "dtype" in config else "torch_dtype"
+    check_length(longest if max_model_len is None else max_model_len, longest)
     return EncoderSpec(
         architecture=architecture,
         vocab_size=config.integer("vocab_size", 1, 2**22),
@@ -115,5 +109,5 @@ def read_encoder_spec(path: Path, max_model_len: int | None) -> EncoderSpec:
         max_model_len=max_model_len or min(longest, read_max_length(path) or longest),
         norm_eps=config.number("layer_norm_eps", 0.0, 1.0),
         activation=cast(EncoderActivation, config.choice("hidden_act", _ACTIVATIONS)),
-        checkpoint_dtype=cast(CheckpointDtype, config.choice(dtype_key, _DTYPES) if dtype_key in config else "float32"),
+        checkpoint_dtype=read_checkpoint_dtype(config),
     )

@@ -14,9 +14,10 @@ from inferflux.engine.layers.linear import Linear
 from inferflux.engine.layers.mixture import Mixture, MixtureShape, SharedExpert
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import RopeTable
+from inferflux.engine.models.common_keys import CheckpointDtype
 from inferflux.engine.models.decoder import Decoder, DecoderLayer, Layer
 from inferflux.engine.models.partition import check_partition, num_heads, num_kv_heads
-from inferflux.engine.models.spec import CheckpointDtype, LayerSpec, ModelSpec, read_spec, with_max_model_len
+from inferflux.engine.models.spec import LayerSpec, ModelSpec, read_spec, with_max_model_len
 from inferflux.engine.models.weight_table import LayerWeights, is_ignored, weight_table
 from inferflux.engine.weights.checkpoint import Checkpoint
 from inferflux.engine.weights.heap import release_free_memory

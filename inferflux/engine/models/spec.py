@@ -4,7 +4,6 @@ What differs between families is in `catalog`; here is what they share. Reads bo
 transformers' configs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -14,19 +13,19 @@ from inferflux.engine.models.catalog import (
     FAMILIES,
     FULL,
     SLIDING,
-    BiasRule,
     Family,
     MixtureKeys,
+    Rule,
     rotating_layers,
     sparse_layers,
 )
+from inferflux.engine.models.common_keys import CheckpointDtype, check_length, read_checkpoint_dtype
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.encoder_spec import ENCODERS
 from inferflux.engine.models.read_rope import MAX_POSITIONS, read_rope
 from inferflux.engine.weights.json_object import read_json_object
-from inferflux.errors import ConfigError, ModelLoadError, did_you_mean
+from inferflux.errors import ModelLoadError, did_you_mean
 
-CheckpointDtype = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 MAX_VOCAB_SIZE = 2**22
@@ -44,8 +43,6 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
-_DTYPES = {name: name for name in ("float32", "bfloat16", "float16")}
-_BIAS_KEYS: Mapping[BiasRule, str] = {"from_config": "attention_bias", "from_qkv_bias": "qkv_bias"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +165,7 @@ def read_spec(path: Path) -> ModelSpec:
     eos_token_ids = tuple(i for i in _eos_token_ids(path, top, config) if i < spec.vocab_size)
     # In a config of several models, the outer object says whether the language model's embeddings are tied.
     tied = (top if "tie_word_embeddings" in top else config).flag("tie_word_embeddings")
-    dtype = _checkpoint_dtype(top, config)
+    dtype = read_checkpoint_dtype(top, config)
     spec = replace(spec, tied_embeddings=tied, checkpoint_dtype=dtype, eos_token_ids=eos_token_ids)
     return with_max_model_len(spec, None)
 
@@ -191,11 +188,7 @@ def with_max_model_len(spec: ModelSpec, max_model_len: int | None) -> ModelSpec:
     Settles which of LongRoPE's two lists rotates. Raises ConfigError when the model is not made for such a length.
     """
     length = spec.max_position_embeddings if max_model_len is None else max_model_len
-    longest = spec.longest_model_len
-    if not 1 <= length <= longest:
-        raise ConfigError(
-            f"models[].max_model_len: must be >= 1 and <= {longest}, what the model is made for (got {length})"
-        )
+    check_length(length, spec.longest_model_len)
     return replace(spec, max_model_len=length, ropes=tuple(_settle_rope(rope, length) for rope in spec.ropes))
 
 
@@ -240,9 +233,9 @@ def _build(architecture: str, family: Family, config: ConfigReader) -> ModelSpec
         attention_soft_cap=_soft_cap(config, "attn_logit_softcapping") if family.attention_soft_cap else None,
         final_soft_cap=_soft_cap(config, "final_logit_softcapping"),
         embedding_scale=hidden_size**0.5 if family.scaled_embedding else 1.0,
-        qkv_bias=_bias(family.qkv_bias, config),
-        o_bias=_bias(family.o_bias, config),
-        mlp_bias=family.mlp_bias and config.flag("mlp_bias"),
+        qkv_bias=_holds(family.qkv_bias, config),
+        o_bias=_holds(family.o_bias, config),
+        mlp_bias=_holds(family.mlp_bias, config),
         qk_norm=family.qk_norm,
         norm_offset=family.norm_offset,
         sandwich_norms=family.sandwich_norms,
@@ -255,12 +248,11 @@ def _build(architecture: str, family: Family, config: ConfigReader) -> ModelSpec
 def _mixture(keys: MixtureKeys, config: ConfigReader) -> MixtureSpec:
     count = next((key for key in keys.num_experts if key in config), keys.num_experts[0])
     num_experts = config.integer(count, 1, MAX_EXPERTS)
-    normalise = config.flag("norm_topk_prob") if keys.normalise == "from_config" else keys.normalise == "always"
     return MixtureSpec(
         num_experts=num_experts,
         per_token=config.integer("num_experts_per_tok", 1, num_experts),
         expert_size=config.integer(keys.expert_size, 1, MAX_INTERMEDIATE_SIZE),
-        normalise=normalise,
+        normalise=_holds(keys.normalise, config),
         shared_size=config.integer("shared_expert_intermediate_size", 1, MAX_INTERMEDIATE_SIZE) if keys.shared else 0,
     )
 
@@ -298,22 +290,12 @@ def _layers(
     return layers, ropes
 
 
-def _bias(rule: BiasRule, config: ConfigReader) -> bool:
-    key = _BIAS_KEYS.get(rule)
-    return rule == "always" if key is None else config.flag(key)
+def _holds(rule: Rule, config: ConfigReader) -> bool:
+    return config.flag(rule) if isinstance(rule, str) else rule
 
 
 def _soft_cap(config: ConfigReader, key: str) -> float | None:
     return config.optional_number(key, 1e-3, 1e6)
-
-
-def _checkpoint_dtype(*configs: ConfigReader) -> CheckpointDtype:
-    """5.x writes `dtype`, 4.x `torch_dtype`; a config without either is taken as float32."""
-    for config in configs:
-        for key in ("dtype", "torch_dtype"):
-            if key in config:
-                return cast(CheckpointDtype, config.choice(key, _DTYPES))
-    return "float32"
 
 
 def _eos_token_ids(path: Path, top: ConfigReader, config: ConfigReader) -> tuple[int, ...]:
