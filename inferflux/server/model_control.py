@@ -5,7 +5,7 @@ the change kept and put in force, at once. Lives on one event loop; knows no HTT
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -24,13 +24,14 @@ MakeManager = Callable[[Sequence[ModelSource]], BackendManager]
 
 
 class ModelControl:
-    """manager: the engines. registered: what the registry asks for, as of the last change that it made."""
+    """manager: the engines. registered: what the registry asks for, as of the last change that it made (`_asked`: that
+    it has begun)."""
 
     def __init__(
         self, config: Config, policy: PolicyStore, registered: Sequence[ModelConfig], make_manager: MakeManager
     ) -> None:
         """Raises ConfigError for a configured model that cannot be served."""
-        self.registered = registered
+        self.registered = self._asked = registered
         self._configured = configured_models(config)
         self._allow_stub = config.runtime.allow_stub
         self._policy = policy
@@ -62,13 +63,16 @@ class ModelControl:
 
         Raises ConfigError for a folder that is not there, else as BackendManager.loaded.
         """
-        wanted = merge(self._configured, registered, self._policy.document.models)
-        sources = [self._source(one) for one in wanted.models.values() if not self._is_there(one)]
+        self._asked = registered
+
+        def missing() -> list[WantedModel]:
+            wanted = merge(self._configured, registered, self._policy.document.models)
+            return [one for one in wanted.models.values() if not self._is_there(one)]
 
         async def note() -> None:
             self.registered = registered
 
-        await self._change(sources, note)
+        await self._change(missing, note)
 
     async def load(self, model: LoadedModel, *, default: bool, keep: Keep) -> None:
         """Serves a model, in place of the one of its id if there is one. One that is served as it is stays.
@@ -88,7 +92,7 @@ class ModelControl:
                 raise SupersededError(f'another change took "{model.id}" away meanwhile')
             await keep(_on_models(lambda present: with_loaded(present, model, default=default)))
 
-        await self._change([] if stays else [self._source(wanted)], kept)
+        await self._change(lambda: [] if stays else [wanted], kept)
 
     async def unload(self, model_id: str, keep: Keep) -> None:
         """Takes no new requests for a model and unloads it once it is not in use; a load under way is given up.
@@ -98,10 +102,10 @@ class ModelControl:
         self._require_alone()
         async with self._turn:
             self.manager.find(model_id)
-            base = [model.id for model in (*self._configured, *self.registered)]
+            base = [model.id for model in (*self._configured, *self.registered, *self._asked)]
             await keep(_on_models(lambda present: with_unloaded(present, model_id, base)))
             self.manager.withdraw(model_id)
-            self._settle(())
+            self._settle([])
 
     async def forget(self, model_id: str, keep: Keep) -> None:
         """Takes back what the API has decided about a model: what the files say of it holds again, be it nothing.
@@ -109,17 +113,19 @@ class ModelControl:
         Raises UnknownModelError, and else as `load`; nothing has changed then.
         """
         self._require_alone()
-        present = self._policy.document.models
-        changes = without(present, model_id)
-        wanted = merge(self._configured, self.registered, changes).models.get(model_id)
-        if wanted is None and changes == present:
-            self.manager.find(model_id)
-        sources = [] if wanted is None or self._is_there(wanted) else [self._source(wanted)]
+
+        def missing() -> list[WantedModel]:
+            present = self._policy.document.models
+            changes = without(present, model_id)
+            wanted = merge(self._configured, self.registered, changes).models.get(model_id)
+            if wanted is None and changes == present:
+                self.manager.find(model_id)
+            return [] if wanted is None or self._is_there(wanted) else [wanted]
 
         async def kept() -> None:
             await keep(_on_models(lambda present: without(present, model_id)))
 
-        await self._change(sources, kept)
+        await self._change(missing, kept)
 
     async def set_default(self, model_id: str | None, keep: Keep) -> None:
         """Makes a model the default from the next request on; None: the one the files say.
@@ -130,31 +136,41 @@ class ModelControl:
             if model_id is not None and not (backend := self.manager.find(model_id)).serves:
                 raise backend.refusal()
             await keep(_on_models(lambda present: msgspec.structs.replace(present, default=model_id)))
-            self._settle(())
+            self._settle([])
 
     def _require_alone(self) -> None:
         """Raises RequestError when other ranks hold a share of the model: they cannot change with it."""
         if self._num_ranks > 1:
             raise RequestError(f"id: {self._num_ranks} ranks share one model and start and end with it", param="id")
 
-    async def _change(self, sources: Iterable[ModelSource], keep: Callable[[], Awaitable[None]]) -> None:
-        """Loads, keeps, switches; leaves nothing behind when one of them fails or the caller is cancelled."""
+    async def _change(self, missing: Callable[[], Sequence[WantedModel]], keep: Callable[[], Awaitable[None]]) -> None:
+        """Loads, keeps, switches; leaves nothing behind when one of them fails or the caller is cancelled.
+
+        missing: what the change wants and requests do not get yet. Raises SupersededError when that is something else
+        once it is loaded: another change has come in between.
+        """
         async with self._turn:
+            wanted = missing()
+            sources = [self._source(one) for one in wanted]
             staged = self.manager.stage(sources)
         try:
             await self.manager.loaded(staged)
             async with self._turn:
                 self.manager.require_staged(staged)
+                if [one.model for one in missing()] != [one.model for one in wanted]:
+                    raise SupersededError("another change to the same models came in between")
                 await keep()
-                self._settle(staged)
+                self._settle(staged, wanted)
         except BaseException:
             await asyncio.shield(self.manager.discard(staged))
             raise
 
-    def _settle(self, staged: Sequence[Backend]) -> None:
+    def _settle(self, staged: Sequence[Backend], loaded: Sequence[WantedModel] = ()) -> None:
+        """loaded: what was staged."""
         wanted = self.wanted
         self.manager.settle(staged, tuple(wanted.models), wanted.default)
-        self._served = {one: wanted.models[one] for one in wanted.models if self.manager.serving(one) is not None}
+        served = {**self._served, **{one.model.id: one for one in loaded}}
+        self._served = {one: served[one] for one in wanted.models if self.manager.serving(one) is not None}
 
     def _is_there(self, wanted: WantedModel) -> bool:
         """Whether requests get this very model, whoever asked for it."""

@@ -210,6 +210,53 @@ async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(
         assert site.backends.find("a").source.model.max_model_len == 70
 
 
+async def test_an_edit_sees_what_the_api_has_forgotten_while_it_loads(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+):
+    """What the edit says of `a` did not matter when it began, and does when it is put in force."""
+    followed.write("a", max_model_len=33)
+    async with running_server(followed.config) as site:
+        await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 77})
+        editing = await begin_edit(followed, site, monkeypatch)
+        assert await call(site, "DELETE", MODELS, {"id": "a", "forget": True}) == 200
+        site.engines["b"].may_load.set()
+        assert "came in between" in (await editing or "")
+        assert await states(site) == {"base": "ready", "a": "ready"}
+        assert await followed.look(site) is None, "it is tried again"
+        assert await states(site) == {"base": "ready", "a": "ready", "b": "ready"}
+        assert site.backends.find("a").source.model.max_model_len == 60
+
+
+async def test_what_is_unloaded_while_an_edit_loads_it_stays_away(followed: Followed, monkeypatch: pytest.MonkeyPatch):
+    followed.write("a")
+    async with running_server(followed.config) as site:
+        editing = await begin_edit(followed, site, monkeypatch)
+        assert await call(site, "DELETE", MODELS, {"id": "b"}) == 200
+        assert "took the place" in (await editing or "")
+        assert await followed.look(site) is None, "the rest of the edit is put in force"
+        assert await states(site) == {"base": "ready", "a": "ready"}
+        assert site.backends.find("a").source.model.max_model_len == 60
+        assert (await listed(site))["unloaded"] == ["b"]
+
+
+async def begin_edit(followed: Followed, site: Site, monkeypatch: pytest.MonkeyPatch) -> "asyncio.Task[str | None]":
+    """Begins an edit that changes `a` and adds `b`, which loads for ever."""
+    make = site.backends._make_client
+
+    def make_endless(source: Any) -> Any:
+        engine = make(source)
+        if source.model.id == "b":
+            engine.may_load.clear()
+        return engine
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.backends, "_make_client", make_endless)
+        followed.write("a", "b", max_model_len=60)
+        editing = asyncio.create_task(followed.look(site))
+        await until(lambda: "b" in site.engines)
+    return editing
+
+
 async def test_a_change_that_cannot_be_kept_is_not_made(
     followed: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
