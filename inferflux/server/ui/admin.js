@@ -3,7 +3,11 @@
 import { call } from "/ui/api.js";
 import { attempt, button, byId, confirmed, fillTable, make, toast } from "/ui/dom.js";
 
+// What a row of the table of models shows.
+const SHOWN = ["id", "state", "error", "default", "stub", "backend", "max_model_len"];
+
 let isAdmin = false;
+let shownModels = "";
 
 /** Finds out whether the key may administer, and locks the forms where it may not. */
 export async function learnRights() {
@@ -23,6 +27,10 @@ export async function learnRights() {
 
 export async function refreshModelTable() {
   const { data } = await call("GET", isAdmin ? "/v1/admin/models" : "/v1/models");
+  // A row that is made anew takes the focus away from its button: only when there is something new.
+  const shown = JSON.stringify([isAdmin, data.map((model) => SHOWN.map((name) => model[name]))]);
+  if (shown === shownModels) return;
+  shownModels = shown;
   fillTable(byId("model-table"), ["Model", "State", "Backend", "Window", ""], data.map((model) => {
     const state = make("span", { className: `badge ${model.state}`, title: model.error ?? "" }, model.state);
     const name = make("td", {}, model.id);
@@ -111,6 +119,7 @@ async function makeKey() {
 /** Forgets what a signed-out operator must not leave on the page. */
 export function clearAdmin() {
   isAdmin = false;
+  shownModels = "";
   for (const id of ["made-key", "key-table", "model-table"]) byId(id).replaceChildren();
 }
 

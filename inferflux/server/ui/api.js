@@ -45,10 +45,11 @@ export async function* events(path, body, signal) {
   let pending = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
+    if (done) throw new ApiError(0, "the answer ends before it is complete");
     const parts = (pending + value).split("\n\n");
     pending = parts.pop();
     for (const part of parts) {
+      if (!part.startsWith("data: ")) continue; // a comment by which a proxy keeps the connection
       const data = part.slice("data: ".length);
       if (data === "[DONE]") return;
       const event = JSON.parse(data);

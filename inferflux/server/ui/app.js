@@ -36,11 +36,14 @@ async function refreshHealth() {
   }
 }
 
+/** Shows what went wrong; whose key is not taken any more is shown to the door. */
+const tell = (error) => (error.status === 401 ? signOut(error.message) : toast(error.message));
+
 async function tick() {
   await refreshHealth();
   const again = SECTIONS[shown].again;
   if (!byId("house").hidden && again && !document.querySelector("dialog[open]")) {
-    await again().catch((error) => (error.status === 401 ? signOut(error.message) : toast(error.message)));
+    await again().catch(tell);
   }
   timer = setTimeout(tick, PERIOD_MS);
 }
@@ -53,7 +56,7 @@ async function show(name) {
     tab.tabIndex = chosen ? 0 : -1;
     byId(tab.getAttribute("aria-controls")).hidden = !chosen;
   }
-  await SECTIONS[name].open().catch((error) => toast(error.message));
+  await SECTIONS[name].open().catch(tell);
 }
 
 function startTabs() {

@@ -20,7 +20,7 @@ export function fillTable(table, heads, rows) {
   const kind = (column) => (rows[0]?.[column]?.className === "number" ? "number" : "");
   const parts = [];
   if (heads.length) {
-    const cells = heads.map((head, column) => make("th", { scope: "col", className: kind(column) }, head));
+    const cells = heads.map((head, column) => (head ? make("th", { scope: "col", className: kind(column) }, head) : make("td")));
     parts.push(make("thead", {}, make("tr", {}, ...cells)));
   }
   parts.push(make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell)))));
@@ -56,8 +56,10 @@ export function confirmed(question, yes) {
   });
 }
 
-/** Runs an action of a form or button; what goes wrong is shown, and the control rests meanwhile. */
+/** Runs an action of a form or button; what goes wrong is shown, and the control rests meanwhile. A control that rests
+ * loses the focus, and gets it back unless it has gone elsewhere. */
 export async function attempt(control, action) {
+  const focused = control !== null && control === document.activeElement;
   if (control) control.disabled = true;
   try {
     await action();
@@ -65,5 +67,6 @@ export async function attempt(control, action) {
     toast(error.message);
   } finally {
     if (control) control.disabled = false;
+    if (focused && document.activeElement === document.body) control.focus();
   }
 }

@@ -54,6 +54,18 @@ function showCard(span) {
   card.style.top = `${below ? at.bottom + 6 : Math.max(8, at.top - card.offsetHeight - 6)}px`;
 }
 
+let following = false;
+
+/** Scrolls to the end once a frame: to know where it is, the browser lays the whole answer out. */
+function follow() {
+  if (following) return;
+  following = true;
+  requestAnimationFrame(() => {
+    following = false;
+    byId("transcript").scrollTop = byId("transcript").scrollHeight;
+  });
+}
+
 function hideCard() {
   byId("token-card").hidden = true;
 }
@@ -96,13 +108,14 @@ async function answer(signal, say) {
       const choice = event.choices[0];
       if (!choice) continue;
       const entries = choice.logprobs?.content ?? [];
-      const piece = choice.delta.reasoning_content ?? choice.delta.content ?? "";
+      // Thoughts and answer may come in one event, where the last thought ends or the page was slow to read.
+      const piece = (choice.delta.reasoning_content ?? "") + (choice.delta.content ?? "");
       count += entries.length;
       reason = choice.finish_reason ?? reason;
       if (!piece) continue;
       if (choice.delta.content) text += choice.delta.content;
       body.append(entries.length ? token(piece, entries) : piece);
-      byId("transcript").scrollTop = byId("transcript").scrollHeight;
+      follow();
       say(`${count} tokens`);
     }
     const rate = count / ((performance.now() - started) / 1000);
