@@ -11,7 +11,8 @@ from inferflux.sampling_params import Pooling, SamplingParams
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches."""
+    """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches.
+    share_id: between processes only: of the Share that completes `sampling`; None: nothing is left out of it."""
 
     request_id: int
     prompt_token_ids: list[int]
@@ -19,6 +20,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     priority: int = 0
     tenant: str = ""
     salt: bytes = b""
+    share_id: int | None = None
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):

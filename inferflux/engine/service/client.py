@@ -40,6 +40,7 @@ from inferflux.engine.service.protocol import (
     ToEngine,
     encode,
 )
+from inferflux.engine.service.sharing import Lender
 from inferflux.engine.stats import EngineStats
 from inferflux.errors import ConfigError, EngineDeadError, EngineError, ModelLoadError
 from inferflux.sampling_params import SamplingParams
@@ -107,6 +108,7 @@ class EngineClient:
         self._mailboxes: dict[int, Mailbox] = {}
         self._drops: deque[asyncio.Future[None]] = deque()
         self._ids = itertools.count()
+        self._lender = Lender(self._send)
         self._host: RunningHost | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,10 +158,10 @@ class EngineClient:
         if self.state is not ClientState.READY:
             raise EngineDeadError(f"the engine of model {self.model.id} is {self.state.value}")
         request_id = next(self._ids)
-        submit = Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt)
-        mailbox = self._submit(submit)
+        submit = self._lender.lend(Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt))
         may_retry = True
         try:
+            mailbox = self._submit(submit)
             while True:
                 try:
                     output = await mailbox.get()
@@ -181,6 +183,7 @@ class EngineClient:
         finally:
             if self._mailboxes.pop(request_id, None) is not None:
                 self._send(Abort([request_id]))
+            self._lender.take_back(submit)
 
     def set_fairness(self, policy: SchedulerPolicy, fairness: FairnessConfig) -> None:
         """Schedules by another policy from now on, over restarts too."""
@@ -223,6 +226,7 @@ class EngineClient:
         self.stats = EngineStats(device_pages_total=first.info.device_pages)
         self.num_engines += 1
         self._last_word = self._ready_time = time.monotonic()
+        self._lender.repeat()
         self._become(ClientState.READY)
         self._spawn(self._read(reader, frames))
         return first.info

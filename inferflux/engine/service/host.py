@@ -33,11 +33,14 @@ from inferflux.engine.service.protocol import (
     Pong,
     Ready,
     SetFairness,
+    Share,
     Shutdown,
     Start,
     ToEngine,
+    Unshare,
     encode,
 )
+from inferflux.engine.service.sharing import Borrower
 from inferflux.errors import EngineDeadError, InferFluxError, RequestError
 from inferflux.log import setup_logging
 
@@ -98,14 +101,17 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
 
 
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:
+    borrower = Borrower()
     while True:
         news: list[Output] = []
         wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else health.idle_s
         frames = _take(inbox, wait_s)
         health.note(bool(frames))
         for frame in frames:
-            if isinstance(frame, Submit):
-                refused = _submit(engine, frame)
+            if isinstance(frame, Share | Unshare):
+                borrower.note(frame)
+            elif isinstance(frame, Submit):
+                refused = _submit(engine, borrower, frame)
                 if refused is not None:
                     news.append(refused)
             elif isinstance(frame, Abort):
@@ -144,9 +150,9 @@ class _SignsOfLife:
             _send(self._sock, Outputs([], self._engine.stats()))
 
 
-def _submit(engine: Engine, frame: Submit) -> Output | None:
+def _submit(engine: Engine, borrower: Borrower, frame: Submit) -> Output | None:
     try:
-        engine.submit(frame)
+        engine.submit(borrower.whole(frame))
     except RequestError as error:
         return refusal_news(frame.request_id, error)
     return None

@@ -14,6 +14,7 @@ from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.stats import EngineStats
+from inferflux.sampling_params import Grammar
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("<I")
@@ -25,6 +26,20 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     model: ModelConfig
     runtime: RuntimeConfig
     distributed: DistributedConfig = DistributedConfig()
+
+
+class Share(msgspec.Struct, tag="share", frozen=True):
+    """What the sampling of sequences to come lacks: those that name `share_id`."""
+
+    share_id: int
+    grammar: Grammar | None = None
+    logit_bias: dict[int, float] | None = None
+
+
+class Unshare(msgspec.Struct, tag="unshare", frozen=True):
+    """No sequence to come names it."""
+
+    share_id: int
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -83,7 +98,7 @@ class Pong(msgspec.Struct, tag="pong", frozen=True):
     stats: EngineStats
 
 
-ToEngine = Start | Submit | Abort | SetFairness | DropCache | Ping | Shutdown
+ToEngine = Start | Share | Unshare | Submit | Abort | SetFairness | DropCache | Ping | Shutdown
 FromEngine = Ready | Failed | Outputs | CacheDropped | Pong
 
 _encoder = msgspec.msgpack.Encoder()

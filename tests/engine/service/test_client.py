@@ -166,6 +166,24 @@ async def test_a_start_that_makes_no_sense_is_followed_by_another(
     assert len(await collect(client, GREEDY)) == 20
 
 
+async def test_a_shape_that_sequences_share_is_kept_by_the_next_engine(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[object] = []
+    send = client._send
+    monkeypatch.setattr(client._lender, "_send", lambda frame: (sent.append(frame), send(frame)))
+    shape = SamplingParams(max_tokens=4, temperature=0, logit_bias={7: 100.0})
+    assert await asyncio.gather(*(collect(client, shape) for _ in range(5))) == [[7] * 4] * 5
+    assert [type(frame) for frame in sent] == [protocol.Share, protocol.Unshare]
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    untold = asyncio.create_task(collect(client, shape))
+    await until(lambda: client.num_requests == 1)
+    os.kill(client.pid, signal.SIGKILL)
+    assert await untold == [7] * 4
+    assert [type(frame) for frame in sent[2:]] == [protocol.Share, protocol.Share, protocol.Unshare]
+
+
 async def test_nobody_is_retried_twice(client: EngineClient) -> None:
     assert client.pid is not None
     os.kill(client.pid, signal.SIGSTOP)

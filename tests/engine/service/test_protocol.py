@@ -15,17 +15,22 @@ from inferflux.engine.service.protocol import (
     FrameReader,
     Outputs,
     Ping,
+    Share,
     Start,
     ToEngine,
+    Unshare,
     encode,
 )
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
-from inferflux.sampling_params import SamplingParams
+from inferflux.sampling_params import Grammar, SamplingParams
 
 FRAMES: list[ToEngine] = [
     Start(ModelConfig(id="a", path="/x"), RuntimeConfig()),
     Submit(1, [1, 2, 3], SamplingParams(stop=("a", "b"), logit_bias={5: 1.5}, seed=-(2**63)), priority=-2, salt=b"\0x"),
+    Share(3, Grammar("regex", "a+"), {5: 1.5}),
+    Submit(2, [1], SamplingParams(), share_id=3),
+    Unshare(3),
     Abort([1, 2**40]),
     Ping(),
 ]
