@@ -6,7 +6,7 @@ Knows the text rooms and the engine; knows no HTTP and starts no process.
 import itertools
 import sys
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.made import checked
-from inferflux.config.tree import STUB
+from inferflux.config.tree import STUB, AdapterConfig
 from inferflux.engine.demo import demo_model_path
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
@@ -82,6 +82,7 @@ class LLM:
     dtype: auto, float32, bfloat16 or float16. quantization: int8, int4, fp8 or None.
     max_model_len: the window in tokens; None: the model's own.
     runtime: scheduler, KV and kernel settings, the same tree as the server's `runtime` section.
+    adapters: folders of LoRA adapters, as PEFT writes them, by the names that prompts ask for them with.
     Raises ModelLoadError when the model cannot be loaded, ConfigError when a setting does not fit it.
     Several threads may use it at once; their prompts share steps. `with LLM(...) as llm` closes it at the end.
     """
@@ -95,6 +96,7 @@ class LLM:
         max_model_len: int | None = None,
         chat_template: str | None = None,
         runtime: RuntimeConfig | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         path = demo_model_path() if str(model) == STUB else Path(model)
         if not path.is_dir():
@@ -106,7 +108,8 @@ class LLM:
         keys = {"dtype": dtype, "quantization": quantization, "max_model_len": max_model_len}
         config = checked(ModelConfig, {"id": "model", "path": str(path), **keys})
         self._text: TextBundle = load_text(path, chat_template)
-        self.engine = Engine(config, checked(RuntimeConfig, runtime, ("runtime",)))
+        additions = _adapter_configs(adapters)
+        self.engine = Engine(config, checked(RuntimeConfig, runtime, ("runtime",)), adapters=additions)
         self._ids = itertools.count()
         self._news: dict[int, list[Output]] = {}
         # The engine and `_news` are one thread's at a time. A stream that is dropped may be collected in that thread,
@@ -137,23 +140,28 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool | None = None,
     ) -> list[Generation]:
         """Generates for every prompt and returns the results in their order.
 
         prompts: one prompt or many; each a string, a list of token ids, or a list of chat messages
         (`{"role", "content"}`, rendered with the model's chat template).
-        params: for all prompts, or one each. progress: show a bar; None: when standard error is a terminal.
+        params: for all prompts, or one each. adapter: as well, by name; None: the model as it is. progress: show a bar;
+        None: when standard error is a terminal.
         Raises RequestError when a prompt cannot be run; then nothing is generated.
         """
         batch = _as_batch(prompts)
         each = _params_for(len(batch), params)
         for one in each:
             _check_generates(one)
+        adapters = _adapters_for(len(batch), adapter)
         tokens = [self._encode(prompt) for prompt in batch]
         running: dict[int, _Running] = {}
         try:
-            generations = [self._start(running, ids, one) for ids, one in zip(tokens, each, strict=True)]
+            generations = [
+                self._start(running, ids, one, name) for ids, one, name in zip(tokens, each, adapters, strict=True)
+            ]
             for request_id, output in self._run(running, progress):
                 _apply(running[request_id], output)
                 if running[request_id].completion.finish_reason is not None:
@@ -163,17 +171,24 @@ class LLM:
             self._stop(list(running))
         return generations
 
-    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: Pooling | None = None) -> list[list[float]]:
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling | None = None,
+        adapter: str | Sequence[str | None] | None = None,
+    ) -> list[list[float]]:
         """Returns a vector of length 1 for every prompt, in their order; prompts are as `generate` takes them.
 
-        pooling: how the model's states become one vector; None: as the model was made for.
+        pooling: how the model's states become one vector; None: as the model was made for. adapter: see `generate`.
         Raises RequestError when a prompt cannot be run; then nothing is computed.
         """
         params = SamplingParams(max_tokens=1, pooling=self.engine.info.pooling if pooling is None else pooling)
         running: dict[int, _Running] = {}
+        batch = _as_batch(prompts)
         try:
-            for prompt in _as_batch(prompts):
-                self._start(running, self._encode(prompt), params)
+            for prompt, name in zip(batch, _adapters_for(len(batch), adapter), strict=True):
+                self._start(running, self._encode(prompt), params, name)
             vectors: dict[int, list[float]] = {request_id: [] for request_id in running}
             for request_id, output in self._run(running, progress=False):
                 _apply(running.pop(request_id), output)
@@ -192,7 +207,9 @@ class LLM:
                     self._is_closed = True
                     self.engine.close()
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[TextDelta]:
         """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.
 
         Raises RequestError when the prompt cannot be run or params.n is not 1.
@@ -203,7 +220,7 @@ class LLM:
         _check_generates(params)
         running: dict[int, _Running] = {}
         try:
-            self._start(running, self._encode(prompt), params)
+            self._start(running, self._encode(prompt), params, adapter)
             for request_id, output in self._run(running, progress=False):
                 delta = _apply(running[request_id], output)
                 if delta.text or delta.token_ids or delta.finish_reason:
@@ -225,14 +242,16 @@ class LLM:
             return token_ids
         raise RequestError("prompt: must be a string, a list of token ids or a list of messages", param="prompt")
 
-    def _start(self, running: dict[int, _Running], prompt: list[int], params: SamplingParams) -> Generation:
+    def _start(
+        self, running: dict[int, _Running], prompt: list[int], params: SamplingParams, adapter: str | None
+    ) -> Generation:
         generation = Generation(prompt, [])
         for choice in range(params.n):
             completion = Completion(logprobs=[] if params.logprobs is not None else None)
             generation.outputs.append(completion)
             request_id = next(self._ids)
             with self._alone():
-                self.engine.submit(Submit(request_id, prompt, params.for_choice(choice)))
+                self.engine.submit(Submit(request_id, prompt, params.for_choice(choice), adapter=adapter))
             running[request_id] = _Running(generation, completion, TextStream(self._text.tokenizer, params, prompt))
         return generation
 
@@ -331,6 +350,27 @@ def _params_for(num_prompts: int, params: SamplingParams | Sequence[SamplingPara
     if len(params) != num_prompts:
         raise RequestError(f"params: must be one for all or one per prompt ({num_prompts}, got {len(params)})")
     return list(params)
+
+
+def _adapter_configs(adapters: Mapping[str, str | Path] | None) -> list[AdapterConfig]:
+    """Raises ConfigError for a name that is none."""
+    given = {} if adapters is None else adapters
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"adapters: must be folders by name (got {type(given).__name__})")
+    return [
+        checked(AdapterConfig, {"id": name, "path": str(path), "base": "model"}, ("adapters",))
+        for name, path in given.items()
+    ]
+
+
+def _adapters_for(num_prompts: int, adapter: str | Sequence[str | None] | None) -> list[str | None]:
+    if adapter is None or isinstance(adapter, str):
+        return [adapter] * num_prompts
+    if not _is_list(adapter) or not all(name is None or isinstance(name, str) for name in adapter):
+        raise RequestError(f"adapter: must be a name, or a list of names and None (got {type(adapter).__name__})")
+    if len(adapter) != num_prompts:
+        raise RequestError(f"adapter: must be one for all or one per prompt ({num_prompts}, got {len(adapter)})")
+    return list(adapter)
 
 
 def _check_generates(params: SamplingParams) -> None:

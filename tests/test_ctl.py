@@ -70,7 +70,7 @@ def test_models(live: Live, run: Run):
     code, out, _ = run("models")
     assert code == 0
     header, row = (line.split() for line in out.strip().splitlines())
-    assert header == ["model", "state", "backend", "window", "default", "stub"]
+    assert header == ["model", "state", "backend", "window", "default", "stub", "adapts"]
     assert row == [MODEL, "ready", "cpu", str(WINDOW), "yes", "yes"]
     assert json.loads(run("models", "--json")[1])["data"][0]["id"] == MODEL
 

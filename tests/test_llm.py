@@ -12,6 +12,7 @@ from inferflux.config import PagedKvConfig, RuntimeConfig, SchedulerConfig
 from inferflux.config.tree import NvmeOffloadConfig, SpeculativeConfig
 from inferflux.engine.request import Request, RequestState
 from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError
+from tests.support.adapters import write_adapter
 from tests.support.models import FAMILIES, write_tokenizer
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
@@ -263,3 +264,55 @@ def test_embeddings_of_prompts_of_every_kind(llm: LLM) -> None:
     with pytest.raises(RequestError):
         llm.embed(["fine", []])
     assert not llm.engine.has_work
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """With two adapters."""
+    folder = tmp_path_factory.mktemp("adapted")
+    model = FAMILIES["llama"](folder)
+    write_tokenizer(folder)
+    for name in ("one", "two"):
+        write_adapter(folder / name, model)
+    return LLM(folder, dtype="float32", adapters={"one": folder / "one", "two": str(folder / "two")})
+
+
+def test_adapters_are_chosen_by_name_for_all_prompts_or_for_each(adapted: LLM, llm: LLM) -> None:
+    plain = llm.generate("abc", GREEDY)[0]
+    each = adapted.generate(["abc"] * 3, GREEDY, adapter=[None, "one", "two"])
+    assert each[0].token_ids == plain.token_ids
+    assert len({tuple(out.token_ids) for out in each}) == 3
+    assert [out.token_ids for out in adapted.generate(["abc"] * 2, GREEDY, adapter="two")] == [each[2].token_ids] * 2
+    streamed = adapted.stream("abc", GREEDY, adapter="one")
+    assert [token for delta in streamed for token in delta.token_ids] == each[1].token_ids
+    vectors = adapted.embed(["abc", "abc"], adapter=["one", None])
+    assert vectors[0] != pytest.approx(vectors[1])
+    assert vectors[1] == pytest.approx(llm.embed("abc")[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ("ones", 'adapter: this model has none of the name "ones"; did you mean "one"'),
+        (["one"], r"adapter: must be one for all or one per prompt \(2, got 1\)"),
+        ([1, 2], "adapter: must be a name, or a list of names and None"),
+        (b"one", "adapter: must be a name, or a list of names and None"),
+    ],
+)
+def test_adapters_that_are_none_are_refused(adapted: LLM, adapter: Any, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        adapted.generate(["a", "b"], GREEDY, adapter=adapter)
+    assert not adapted.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        ({"two words": "x"}, r"adapters.id: must be letters, digits"),
+        ({"a": "/no/such/folder"}, "adapters: a: /no/such/folder is not a folder"),
+        (["x"], r"adapters: must be folders by name \(got list\)"),
+    ],
+)
+def test_adapters_must_be_folders_by_name(adapters: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LLM("stub", adapters=adapters)

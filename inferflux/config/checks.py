@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from inferflux.config.schema import Key
-from inferflux.config.tree import ApiKeyConfig, Config
+from inferflux.config.tree import DEMO_MODEL_ID, ApiKeyConfig, Config
 from inferflux.config.urls import is_host, is_http_url, is_loopback, is_safe_url
+from inferflux.errors import did_you_mean
 
 _ORIGIN: Final = re.compile(r"\*|https?://[^\s/]+")
 _SHORT_KEY: Final = 16
@@ -93,6 +94,22 @@ def _check_models(config: Config) -> Iterator[Fault]:
     for index in defaults[1:]:
         message = f"only one model may be the default (models[{defaults[0]}] is already)"
         yield Fault((("models", index, "default"),), message)
+
+
+def _check_adapters(config: Config) -> Iterator[Fault]:
+    """A registry or a policy store may bring further models; what those are is looked at when they are read."""
+    first_use = {model.id: f"models[{index}]" for index, model in enumerate(config.models)}
+    bases = set(first_use) or {DEMO_MODEL_ID}
+    brings_more = config.registry.path is not None or config.policy.store is not None
+    for index, adapter in enumerate(config.adapters):
+        own = f"adapters[{index}]"
+        first = first_use.setdefault(adapter.id, own)
+        if first != own:
+            yield Fault((("adapters", index, "id"),), f'must be unique ({first} has "{adapter.id}" too)')
+        if adapter.base not in bases and not brings_more:
+            hint = did_you_mean(adapter.base, bases)
+            message = f'must be the id of a model: {", ".join(sorted(bases))} (got "{adapter.base}"{hint})'
+            yield Fault((("adapters", index, "base"),), message)
 
 
 def _check_scheduler(config: Config) -> Iterator[Fault]:
@@ -179,6 +196,7 @@ def _check_distributed(config: Config) -> Iterator[Fault]:
 _RULES: Final[tuple[Callable[[Config], Iterator[Fault]], ...]] = (
     _check_server,
     _check_models,
+    _check_adapters,
     _check_scheduler,
     _check_drafts,
     _check_api_keys,

@@ -15,9 +15,8 @@ from inferflux.config import checks
 from inferflux.config.env import FLAGS, MODEL_PATH, read_setting, settings_from_env, warnings_of
 from inferflux.config.layers import DEFAULT_ORIGIN, Layers, find_origin
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE, policy_passphrase
-from inferflux.config.schema import Key, format_key, root, value_leaves
+from inferflux.config.schema import Key, format_key
 from inferflux.config.tree import Config
-from inferflux.config.unsupported import refused
 from inferflux.errors import ConfigError
 from inferflux.log import escape
 
@@ -57,8 +56,6 @@ def _load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str
     if environ.get(MODEL_PATH):
         layers.set_model_path(environ[MODEL_PATH])
     layers.check_required()
-    for key in refused(dict(value_leaves(root(), layers.values))):
-        raise ConfigError(f"{find_origin(layers.origins, key)}: {format_key(key)}: not supported yet")
     config = msgspec.convert(layers.values, Config)
     for fault in checks.faults(config):
         raise ConfigError(_render(fault, path, layers.origins))

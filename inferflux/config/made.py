@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from inferflux.config.schema import Key, format_key, value_leaves
+from inferflux.config.schema import Key
 from inferflux.config.tree import Section
-from inferflux.config.unsupported import refused
 from inferflux.config.values import InvalidValueError, check
 from inferflux.errors import ConfigError
 
@@ -20,7 +19,7 @@ S = TypeVar("S", bound=Section)
 def checked(kind: type[S], values: Any, key: Key = ()) -> S:
     """Returns the section. values: one that was made, or its keys with their values. key: where it stands in the tree.
 
-    Raises ConfigError naming the first key whose value is not accepted, or not acted on yet.
+    Raises ConfigError naming the first key whose value is not accepted.
     """
     section = inspect.type_info(kind)
     assert isinstance(section, inspect.StructType)
@@ -29,6 +28,4 @@ def checked(kind: type[S], values: Any, key: Key = ()) -> S:
         plain = check(section, msgspec.to_builtins(values, enc_hook=str), key)
     except InvalidValueError as error:
         raise ConfigError(str(error)) from None
-    for leaf in refused(dict(value_leaves(section, plain, key))):
-        raise ConfigError(f"{format_key(leaf)}: not supported yet")
     return msgspec.convert(plain, kind)

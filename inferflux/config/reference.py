@@ -11,9 +11,8 @@ from msgspec import NODEFAULT, inspect
 from inferflux.config.descriptions import DESCRIPTIONS
 from inferflux.config.env import MODEL_PATH, SHORT_NAMES, TORCHRUN_NAMES
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE
-from inferflux.config.schema import ANY_INDEX, Key, core, default_of, format_key, schema_leaves
+from inferflux.config.schema import Key, core, default_of, format_key, schema_leaves
 from inferflux.config.tree import MAX_INTEGER
-from inferflux.config.unsupported import UNSUPPORTED
 
 _INTRODUCTION: Final = """# Configuration reference
 
@@ -27,8 +26,6 @@ where and what is accepted. YAML is read as YAML 1.2: booleans are `true` and `f
 Every key is also an environment variable: `INFERFLUX_`, then its path in upper case joined by `__`. An empty variable
 counts as unset. Integers are at most 2147483647. Lists are separated by commas or JSON, lists of sections and mappings
 are JSON, `null` is none; an element of a list has its index in the name (`INFERFLUX_MODELS__0__PATH`).
-
-Keys marked *not yet* are known and refused: what they ask for is not built yet.
 
 Without any model and without `registry.path` the demo model is served, unless `runtime.allow_stub` is false. Paths are
 relative to the working directory.
@@ -59,8 +56,7 @@ def _sections() -> Iterator[str]:
         yield "| Key | Accepted | Default | |\n| --- | --- | --- | --- |"
         for key, field in leaves:
             name = format_key(key)
-            description = DESCRIPTIONS[name] + _not_yet(key)
-            yield f"| `{name}` | {_accepted(field.type)} | {_default(default_of(field))} | {description} |"
+            yield f"| `{name}` | {_accepted(field.type)} | {_default(default_of(field))} | {DESCRIPTIONS[name]} |"
         yield ""
 
 
@@ -73,11 +69,6 @@ def _short_names() -> Iterator[str]:
     yield f"| `{PASSPHRASE_VARIABLE}` | no key: the passphrase of the policy store is never in a file |"
     yield "\n`INFERFLUX_API_KEYS` is written `key:scope+scope,key2:scope`; a key without scopes gets the default ones."
     yield "A short name yields to the full one. torchrun's names yield to ours."
-
-
-def _not_yet(key: Key) -> str:
-    unsupported = format_key(key) in UNSUPPORTED or (ANY_INDEX in key and format_key(key[:1]) in UNSUPPORTED)
-    return " *Not yet.*" if unsupported else ""
 
 
 def _accepted(kind: inspect.Type) -> str:

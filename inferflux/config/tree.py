@@ -183,6 +183,9 @@ class RuntimeConfig(Section, frozen=True):
 
 
 class AdapterConfig(Section, frozen=True):
+    """A LoRA adapter, served beside the model it was trained for. `base` may be a model of the registry's or the admin
+    API's."""
+
     id: ModelId
     path: Text
     base: ModelId

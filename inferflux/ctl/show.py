@@ -45,7 +45,7 @@ def print_status(status: dict[str, Any]) -> None:
 
 
 def print_models(models: Iterable[dict[str, Any]]) -> None:
-    columns = ("model", "state", "backend", "window", "default", "stub")
+    columns = ("model", "state", "backend", "window", "default", "stub", "adapts")
     rows = [
         (
             model["id"],
@@ -54,6 +54,7 @@ def print_models(models: Iterable[dict[str, Any]]) -> None:
             "-" if model["max_model_len"] is None else model["max_model_len"],
             _yes(model["default"]),
             _yes(model["stub"]),
+            model["parent"] or "",
         )
         for model in models
     ]

@@ -6,12 +6,12 @@ Single-threaded: whoever owns an Engine calls it from one thread. Knows no text,
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig, SchedulerConfig
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import AdapterConfig, DistributedConfig
 from inferflux.engine.acceptance import check_pooling, check_prompt
 from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
@@ -24,7 +24,7 @@ from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.speculator import Speculator, leave_open, look_up
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan
-from inferflux.errors import RequestError
+from inferflux.errors import RequestError, did_you_mean
 from inferflux.sampling_params import SamplingParams
 
 # How long the end of an engine may take that keeps its pages: its host is killed after 5 s.
@@ -35,7 +35,8 @@ EXPERT_LOAD_INTERVAL_S = 1.0
 
 
 class Engine:
-    """A loaded model with its KV pages, its queue and its loop body. Of several ranks, rank 0 has the engine.
+    """A loaded model with its adapters, its KV pages, its queue and its loop body. Of several ranks, rank 0 has the
+    engine.
 
     overlap: plan and launch a step before the results of the one before are in, so that the device never waits for
     Python; None: where the device computes beside the host. The tokens are the same either way.
@@ -47,10 +48,13 @@ class Engine:
         model: ModelConfig,
         runtime: RuntimeConfig,
         distributed: DistributedConfig | None = None,
+        adapters: Sequence[AdapterConfig] = (),
         *,
         overlap: bool | None = None,
     ) -> None:
-        self.executor = Executor(model, runtime, distributed)
+        self.executor = Executor(model, runtime, distributed, adapters)
+        names = zip(adapters, self.executor.adapter_names, strict=True)
+        self._adapters = {config.id: (number, name) for number, (config, name) in enumerate(names, 1)}
         self.info: ModelInfo = self.executor.info
         self.kv = KVManager(
             num_pages=self.info.device_pages,
@@ -83,6 +87,7 @@ class Engine:
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
         prompt, sampling = submit.prompt_token_ids, submit.sampling
+        adapter, adapter_name = self._adapter(submit.adapter)
         if sampling.pooling is None and not self.info.generates:
             raise RequestError("model: this model makes embeddings only", param="model")
         check_pooling(sampling.pooling, self.info)
@@ -103,6 +108,8 @@ class Engine:
             priority=submit.priority,
             tenant=submit.tenant,
             salt=submit.salt,
+            adapter=adapter,
+            adapter_name=adapter_name,
         )
         if sampling.grammar is None:
             self.scheduler.add(request)
@@ -218,6 +225,15 @@ class Engine:
                 refused.append(refusal_news(request.id, RequestError(message, param=param, code=refusal.code)))
                 self.executor.forget([request.id])
         return refused
+
+    def _adapter(self, adapter_id: str | None) -> tuple[int, bytes]:
+        """Returns its number, and what names its weights."""
+        if adapter_id is None:
+            return 0, b""
+        if adapter_id not in self._adapters:
+            hint = did_you_mean(adapter_id, self._adapters)
+            raise RequestError(f'adapter: this model has none of the name "{adapter_id:.200}"{hint}', param="adapter")
+        return self._adapters[adapter_id]
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         for name, ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):

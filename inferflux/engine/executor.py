@@ -6,7 +6,7 @@ computes its own share. Importing this file does not import torch; making an Exe
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import AdapterConfig, DistributedConfig
 from inferflux.dist.beat import beat_interval_s
 from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import FileNews, MoveResult, StepOutput, StepPlan
@@ -57,19 +57,26 @@ class _WithMoves:
 
 
 class Executor:
-    """Loads `model` as `runtime` says, together with the other ranks. phases: the load's parts with their seconds.
+    """Loads `model` and its `adapters` as `runtime` says, together with the other ranks. phases: the load's parts with
+    their seconds.
 
     fingerprint: 32 bytes that name the model and its pages' layout; pages of another fingerprint must not be used.
+    adapter_names: the same of each adapter's weights, in the order of their numbers.
     Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it,
     EngineDeadError when another rank is lost.
     """
 
     def __init__(
-        self, model: ModelConfig, runtime: RuntimeConfig, distributed: DistributedConfig | None = None
+        self,
+        model: ModelConfig,
+        runtime: RuntimeConfig,
+        distributed: DistributedConfig | None = None,
+        adapters: Sequence[AdapterConfig] = (),
     ) -> None:
         distributed = distributed or DistributedConfig()
         self.info: ModelInfo
         self.fingerprint: bytes
+        self.adapter_names: Sequence[bytes]
         self.phases: list[tuple[str, float]] = []
         with self._phase("import"):
             # Here, so that its seconds show up among the phases, and processes without an engine stay free of torch.
@@ -81,8 +88,8 @@ class Executor:
             self._context = launch(distributed, choose_device(model, distributed))
         self._channel = Channel(self._context)
         self._beat_interval_s = beat_interval_s(distributed.timeout_s)
-        built = build_runner(model, runtime, self._channel, self._phase)
-        self._runner, self.info, self.fingerprint, self._grammars, self._moves, self._draft = built
+        built = build_runner(model, adapters, runtime, self._channel, self._phase)
+        self._runner, self.info, self.fingerprint, self._grammars, self._moves, self._draft, self.adapter_names = built
         self._expert_load = getattr(self._runner.decoder, "expert_load", None)
         if self._expert_load is not None:
             self._expert_load.zero_()  # nobody asked for what was computed to get ready

@@ -12,7 +12,8 @@ from inferflux.sampling_params import Pooling, SamplingParams
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
     """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches.
-    share_id: between processes only: of the Share that completes `sampling`; None: nothing is left out of it."""
+    share_id: between processes only: of the Share that completes `sampling`; None: nothing is left out of it.
+    adapter: the id of one of the model's; None: the model as it is."""
 
     request_id: int
     prompt_token_ids: list[int]
@@ -21,6 +22,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     tenant: str = ""
     salt: bytes = b""
     share_id: int | None = None
+    adapter: str | None = None
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -43,6 +43,8 @@ class Request:
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
     draft_chance: how likely a draft token is right, as its last ones were (see `speculator`); ngrams: its tokens, for
         those who look drafts up there.
+    adapter: the number of the adapter that computes it, 0: the model as it is; adapter_name: names its weights in the
+        names of pages (see `kv.hashing`).
     num_turns: timeslices it has used up. last_turn: when `favour` last chose it to have a row beside others'.
     """
 
@@ -56,6 +58,8 @@ class Request:
     priority: int = 0
     tenant: str = ""
     salt: bytes = b""
+    adapter: int = 0
+    adapter_name: bytes = b""
 
     tokens: list[int] = field(default_factory=list)
     num_computed: int = 0

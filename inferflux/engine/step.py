@@ -17,6 +17,7 @@ class RowStart(msgspec.Struct, frozen=True):
     slot: 0 <= slot < max_batch_size; whatever held it before is gone.
     history: prompt and output tokens so far; kept by the runner only when a penalty needs them.
     eos_token_ids: ids held back from sampling until min_tokens are out.
+    adapter: the number of the adapter that computes it; 0: the model as it is.
     """
 
     slot: int
@@ -26,6 +27,7 @@ class RowStart(msgspec.Struct, frozen=True):
     history: list[int]
     num_prompt_tokens: int
     eos_token_ids: list[int]
+    adapter: int = 0
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

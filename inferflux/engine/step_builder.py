@@ -107,6 +107,7 @@ class StepBuilder:
                 history=request.tokens.copy(),
                 num_prompt_tokens=request.num_prompt_tokens,
                 eos_token_ids=[] if request.sampling.ignore_eos else sorted(request.eos_token_ids),
+                adapter=request.adapter,
             )
         )
 

@@ -29,7 +29,8 @@ INLINE_ALTERNATIVES = 1024
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to run for one prompt. counts_prompt: whether it is the one of its prompt's choices that the
-    prompt's tokens are counted with. shown: special tokens whose text is wanted."""
+    prompt's tokens are counted with. shown: special tokens whose text is wanted. adapter: the model's that computes it;
+    None: the model as it is."""
 
     prompt_token_ids: list[int]
     sampling: SamplingParams
@@ -38,6 +39,7 @@ class Job:
     salt: bytes
     counts_prompt: bool = True
     shown: frozenset[int] = frozenset()
+    adapter: str | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -55,11 +57,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf a job runs: the principal, and what the request asks for within the principal's rights."""
+    """On whose behalf a job runs: the principal, and what the request asks for within the principal's rights. adapter:
+    see `Job`."""
 
     principal: Principal
     priority: int | None
     cache_salt: str | None
+    adapter: str | None = None
 
     def job(
         self,
@@ -76,6 +80,7 @@ class Caller:
             tenant=principal.tenant,
             salt=principal.cache_salt(self.cache_salt),
             shown=shown,
+            adapter=self.adapter,
         )
 
 
@@ -141,7 +146,12 @@ class Choice:
         """
         job = self.job
         news = self._client.generate(
-            job.prompt_token_ids, job.sampling, priority=job.priority, tenant=job.tenant, salt=job.salt
+            job.prompt_token_ids,
+            job.sampling,
+            priority=job.priority,
+            tenant=job.tenant,
+            salt=job.salt,
+            adapter=job.adapter,
         )
         async with aclosing(news) as outputs:  # type: ignore[type-var]
             async for said in outputs:

@@ -10,11 +10,19 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from inferflux.config import Config, ModelConfig
-from inferflux.errors import RequestError
+from inferflux.errors import ConfigError, RequestError
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.errors import SupersededError
 from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded, without
-from inferflux.server.model_source import ModelSource, configured_models, find_source, named_source, require_source
+from inferflux.server.model_source import (
+    ModelSource,
+    configured_models,
+    find_source,
+    named_source,
+    require_adapters,
+    require_source,
+    with_adapters,
+)
 from inferflux.server.policy.document import LoadedModel, ModelChanges, PolicyDocument
 from inferflux.server.policy.store import Change, PolicyStore
 
@@ -30,14 +38,19 @@ class ModelControl:
     def __init__(
         self, config: Config, policy: PolicyStore, registered: Sequence[ModelConfig], make_manager: MakeManager
     ) -> None:
-        """Raises ConfigError for a configured model that cannot be served."""
+        """Raises ConfigError for a configured model or adapter that cannot be served."""
         self.registered = self._asked = registered
+        self._adapters = config.adapters
         self._configured = configured_models(config)
         self._allow_stub = config.runtime.allow_stub
         self._policy = policy
         self._turn = asyncio.Lock()
         self._num_ranks = config.distributed.world_size
+        require_adapters(config)
         wanted = self.wanted
+        for index, adapter in enumerate(config.adapters):
+            if adapter.id in wanted.models:
+                raise ConfigError(f"adapters[{index}].id: must not be a model's (the admin API loaded {adapter.id})")
         if policy.document.models != ModelChanges():
             self._require_alone()
         self._served = dict(wanted.models)
@@ -81,6 +94,8 @@ class ModelControl:
         then.
         """
         self._require_alone()
+        if any(adapter.id == model.id for adapter in self._adapters):
+            raise RequestError(f'id: "{model.id}" is an adapter (adapters[] of the configuration)', param="id")
         changes = with_loaded(ModelChanges(), model, default=default)
         wanted = merge((), (), changes).models[model.id]
 
@@ -179,14 +194,15 @@ class ModelControl:
 
     def _source(self, wanted: WantedModel) -> ModelSource:
         """Where to load from. Raises ConfigError; the demo model stands in for the configuration's models only."""
-        if wanted.origin == "config":
-            return find_source(wanted.model, self._allow_stub)
-        return require_source(wanted.model)
+        is_own = wanted.origin == "config"
+        source = find_source(wanted.model, self._allow_stub) if is_own else require_source(wanted.model)
+        return with_adapters(source, self._adapters)
 
     def _first_source(self, wanted: WantedModel, default: str | None) -> ModelSource:
         """As `_source` for the start, where the registry's and the API's models fail on their own when they load."""
         model = msgspec.structs.replace(wanted.model, default=wanted.model.id == default)
-        return find_source(model, self._allow_stub) if wanted.origin == "config" else named_source(model)
+        source = find_source(model, self._allow_stub) if wanted.origin == "config" else named_source(model)
+        return with_adapters(source, self._adapters)
 
 
 def _on_models(change: Callable[[ModelChanges], ModelChanges]) -> Change:

@@ -4,13 +4,13 @@ Knows paths; loads nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from inferflux.config import Config, ModelConfig
-from inferflux.config.tree import DEMO_MODEL_ID, STUB
+from inferflux.config.tree import DEMO_MODEL_ID, STUB, AdapterConfig
 from inferflux.engine.demo import demo_model_path
 from inferflux.errors import ConfigError
 
@@ -18,11 +18,12 @@ from inferflux.errors import ConfigError
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """model: the configuration to load, with a path that exists. fallback: why the demo model stands in for the one
-    that was asked for; None when nothing was missing. stub: it is the demo model."""
+    that was asked for; None when nothing was missing. stub: it is the demo model. adapters: those to load with it."""
 
     model: ModelConfig
     stub: bool
     fallback: str | None = None
+    adapters: tuple[AdapterConfig, ...] = ()
 
 
 def configured_models(config: Config) -> Sequence[ModelConfig]:
@@ -40,7 +41,8 @@ def configured_models(config: Config) -> Sequence[ModelConfig]:
 def find_sources(config: Config) -> list[ModelSource]:
     """Returns what to load, in the configuration's order. Raises ConfigError when a model's folder is missing and the
     demo model may not stand in for it."""
-    return [find_source(model, config.runtime.allow_stub) for model in configured_models(config)]
+    sources = (find_source(model, config.runtime.allow_stub) for model in configured_models(config))
+    return [with_adapters(source, config.adapters) for source in sources]
 
 
 def find_source(model: ModelConfig, allow_stub: bool) -> ModelSource:
@@ -51,6 +53,23 @@ def find_source(model: ModelConfig, allow_stub: bool) -> ModelSource:
     if not allow_stub:
         raise ConfigError(f"models: {model.id}: {missing}, and runtime.allow_stub is false")
     return _demo(model, missing)
+
+
+def with_adapters(source: ModelSource, adapters: Sequence[AdapterConfig]) -> ModelSource:
+    """Returns the source with those of the adapters that are made for its model. A demo model that stands in for it has
+    no use for them."""
+    own = tuple(adapter for adapter in adapters if adapter.base == source.model.id)
+    if own and source.fallback is not None:
+        names = ", ".join(adapter.id for adapter in own)
+        return replace(source, fallback=f"{source.fallback}, and its adapters ({names}) are not served")
+    return replace(source, adapters=own)
+
+
+def require_adapters(config: Config) -> None:
+    """Raises ConfigError when an adapter's folder is missing."""
+    for index, adapter in enumerate(config.adapters):
+        if not Path(adapter.path).is_dir():
+            raise ConfigError(f'adapters[{index}].path: must be a folder (got "{adapter.path}", which is none)')
 
 
 def require_source(model: ModelConfig) -> ModelSource:

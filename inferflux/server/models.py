@@ -64,7 +64,8 @@ def _registry(config: Config, events: ModelEvents) -> ModelRegistry | None:
     if path is None:
         return None
     interval_s = config.registry.poll_interval_ms / 1000
-    return ModelRegistry(path, partial(_read, Path(path)), events, interval_s=interval_s, clock=time.monotonic)
+    read, taken = partial(_read, Path(path)), frozenset(adapter.id for adapter in config.adapters)
+    return ModelRegistry(path, read, events, interval_s=interval_s, clock=time.monotonic, taken=taken)
 
 
 def _read(path: Path) -> str:

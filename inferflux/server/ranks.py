@@ -33,4 +33,4 @@ def follow(config: Config) -> int:
     sources = find_sources(config)
     check_ranks(config, sources)
     grace_s = config.server.drain_timeout_s + CLOSING_S
-    return follow_first_rank(sources[0].model, config.runtime, config.distributed, grace_s)
+    return follow_first_rank(sources[0].model, config.runtime, config.distributed, sources[0].adapters, grace_s)

@@ -39,16 +39,24 @@ class RegistryStatus(msgspec.Struct, frozen=True):
 
 
 class ModelRegistry:
-    """path: for messages only. interval_s: between two looks."""
+    """path: for messages only. interval_s: between two looks. taken: ids that are adapters'."""
 
     def __init__(
-        self, path: str, read: Read, events: ModelEvents, *, interval_s: float, clock: Callable[[], float]
+        self,
+        path: str,
+        read: Read,
+        events: ModelEvents,
+        *,
+        interval_s: float,
+        clock: Callable[[], float],
+        taken: frozenset[str] = frozenset(),
     ) -> None:
         self.status = RegistryStatus(path)
         self._read = read
         self._events = events
         self._interval_s = interval_s
         self._clock = clock
+        self._taken = taken
         self._asked = asyncio.Event()
         self._seen: str | None = None
         self._tried: str | None = None
@@ -60,7 +68,7 @@ class ModelRegistry:
         """Returns what to serve from the start: the file's models, or none when it is unfit. Blocks."""
         try:
             self._seen = self._read()
-            models = parse_registry(self._seen)
+            models = parse_registry(self._seen, self._taken)
         except ConfigError as error:
             self._refuse(error)
             return ()
@@ -117,7 +125,7 @@ class ModelRegistry:
 
     async def _try(self, text: str, follow: Follow) -> None:
         try:
-            models = await asyncio.to_thread(parse_registry, text)
+            models = await asyncio.to_thread(parse_registry, text, self._taken)
             await follow(models)
         except InferFluxError as error:
             self._refuse(error)

@@ -110,7 +110,7 @@ async def _serve(config: Config) -> int:
 
     def make_client(source: ModelSource) -> EngineClient:
         runtime = runtime_in_force(config, policy.document)
-        return EngineClient(source.model, runtime, config.distributed, on_lost, config.logging)
+        return EngineClient(source.model, runtime, config.distributed, on_lost, config.logging, source.adapters)
 
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
         return BackendManager(sources, make_client, on_event=_announcing(on_event, config.logging.format))

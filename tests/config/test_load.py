@@ -347,23 +347,6 @@ def test_draft_models_have_their_conditions(settings: str, beside: str, words: s
 
 
 @pytest.mark.parametrize(
-    ("text", "environ", "key"),
-    [
-        ("adapters: [{id: a, path: b, base: c}]", {}, "adapters"),
-    ],
-)
-def test_what_is_not_built_is_refused(text: str, environ: dict[str, str], key: str) -> None:
-    origin = next(iter(environ), FILE)
-    assert error(text, environ) == f"{origin}: {key}: not supported yet"
-
-
-def test_keys_not_built_may_stand_at_their_default() -> None:
-    load(
-        "adapters: []\nguardrails: {blocklist: [], on_error: deny}\nruntime: {paged_kv: {cpu_pages: 0, eviction: lru}}"
-    )
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         (
@@ -420,6 +403,45 @@ def test_a_passphrase_without_a_store_is_warned_of() -> None:
 )
 def test_settings_without_the_one_that_they_serve_are_a_warning(text: str, begins: str | None) -> None:
     assert [warning[: len(begins or "")] for warning in load(text).warnings] == [begins] * (begins is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "models: [{id: m}]\nadapters: [{id: m, path: p, base: m}]",
+            'adapters[0].id: must be unique (models[0] has "m" too)',
+        ),
+        (
+            "models: [{id: m}]\nadapters: [{id: a, path: p, base: m}, {id: a, path: q, base: m}]",
+            'adapters[1].id: must be unique (adapters[0] has "a" too)',
+        ),
+        (
+            "models: [{id: mod}]\nadapters: [{id: a, path: p, base: mode}]",
+            'adapters[0].base: must be the id of a model: mod (got "mode"; did you mean "mod"?)',
+        ),
+        (
+            "adapters: [{id: a, path: p, base: m}]",
+            'adapters[0].base: must be the id of a model: inferflux-demo (got "m")',
+        ),
+        ("adapters: [{id: a, path: p}]", "adapters[0].base: is required"),
+    ],
+)
+def test_adapters_have_names_of_their_own_and_a_model(text: str, message: str) -> None:
+    assert error(text) == f"{FILE}: {message}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: [{id: m}]\nadapters: [{id: a, path: p, base: m}, {id: b, path: p, base: m}]",
+        "adapters: [{id: a, path: p, base: inferflux-demo}]",
+        "registry: {path: r}\nadapters: [{id: a, path: p, base: later}]",
+        "policy: {store: s}\nadapters: [{id: a, path: p, base: later}]",
+    ],
+)
+def test_a_model_to_adapt_may_come_later(text: str) -> None:
+    assert load(text).config.adapters
 
 
 def fault_of(text: str, environ: dict[str, str]) -> str:

@@ -44,3 +44,8 @@ def test_a_sound_file():
 def test_what_is_refused(text: str, message: str):
     with pytest.raises(ConfigError, match=message):
         parse_registry(text)
+
+
+def test_a_model_may_not_have_an_adapters_id() -> None:
+    with pytest.raises(ConfigError, match=r"^models\[1\]\.id: must not be an adapter's \(got \"b\""):
+        parse_registry("models: [{id: a, path: x}, {id: b, path: x}]", {"b"})

@@ -10,7 +10,6 @@ from inferflux.config.descriptions import DESCRIPTIONS
 from inferflux.config.env import FLAGS, SHORT_NAMES, TORCHRUN_NAMES, key_of_name
 from inferflux.config.load import load_config
 from inferflux.config.schema import ANY_INDEX, Key, default_of, env_name, find, format_key, schema_leaves
-from inferflux.config.unsupported import UNSUPPORTED
 from inferflux.config.values import check
 
 LEAVES = dict(schema_leaves())
@@ -40,11 +39,6 @@ def test_every_key_is_described_once() -> None:
 def test_names_point_at_keys() -> None:
     for key in [*SHORT_NAMES.values(), *TORCHRUN_NAMES.values(), *FLAGS.values()]:
         assert find(key) is not None, key
-
-
-def test_unsupported_names_are_keys() -> None:
-    known = {format_key(key) for key in LEAVES} | {str(key[0]) for key in LEAVES}
-    assert set(UNSUPPORTED) <= known
 
 
 def test_defaults_alone_are_a_valid_configuration() -> None:

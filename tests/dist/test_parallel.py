@@ -16,6 +16,7 @@ from inferflux.dist.launch import launch, leave
 from inferflux.engine.executor import Executor
 from inferflux.errors import ConfigError
 from inferflux.sampling_params import Grammar, Pooling, SamplingParams
+from tests.support.adapters import ATTENTION, EVERYTHING, FUSED, write_adapter
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import CLEAR_GAP, FAMILIES, VOCAB_SIZE, TinyModel
 from tests.support.world import World, answer, answer_all_to_all
@@ -80,6 +81,20 @@ def test_experts_rows_may_go_all_to_all(world: World, family: str, one_process: 
         pytest.skip("with two ranks an all-reduce moves no more")
     folder, prompts, expected = one_process(family)
     assert_same(world.run(answer_all_to_all, folder, RUNTIME, prompts, PARAMS)[0], expected)
+
+
+@pytest.mark.parametrize("family", ["llama_biased", "phi3", "mixtral"])
+def test_ranks_share_adapters(
+    world: World, family: str, tiny_model: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    """Fused matrices too, and heads that two of four ranks have copies of."""
+    model = tiny_model(family)
+    targets = {"phi3": FUSED, "mixtral": ATTENTION}.get(family, EVERYTHING)
+    merged = TinyModel(model.folder, write_adapter(tmp_path / "a", model.reference, targets))
+    cases = [one.clear_case(length, 16) for length, one in zip(PROMPT_LENGTHS, (merged, model, merged, model), strict=True)]
+    prompts, chosen = [prompt for prompt, _ in cases], ["a", None, "a", None]
+    results, _ = world.run(answer, model.folder, RUNTIME, prompts, PARAMS, None, {"a": tmp_path / "a"}, chosen)
+    assert [result.token_ids for result in results] == [expected for _, expected in cases]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

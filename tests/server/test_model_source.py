@@ -10,7 +10,7 @@ from inferflux.config import Config
 from inferflux.config.tree import DEMO_MODEL_ID
 from inferflux.engine.demo import demo_model_path
 from inferflux.errors import ConfigError
-from inferflux.server.model_source import find_sources
+from inferflux.server.model_source import find_sources, require_adapters
 
 
 def sources(models: list[dict[str, Any]], *, allow_stub: bool = True):
@@ -51,3 +51,20 @@ def test_no_model_at_all():
     assert (source.model.id, source.stub, source.fallback) == (DEMO_MODEL_ID, True, None)
     with pytest.raises(ConfigError, match="at least one is needed"):
         sources([], allow_stub=False)
+
+
+def test_adapters_go_with_their_model(tmp_path: Path):
+    tree = {
+        "models": [{"id": "a", "path": str(tmp_path)}, {"id": "b", "path": "/no/such/folder"}],
+        "adapters": [{"id": f"of-{base}", "path": str(tmp_path), "base": base} for base in "ab"],
+    }
+    a, b = find_sources(msgspec.convert(tree, Config))
+    assert [adapter.id for adapter in a.adapters] == ["of-a"]
+    assert b.adapters == (), "the demo model is another one than they were trained for"
+    assert "adapters (of-b) are not served" in (b.fallback or "")
+
+
+def test_an_adapters_folder_must_be_there(tmp_path: Path):
+    tree = {"adapters": [{"id": "x", "path": str(tmp_path / "gone"), "base": DEMO_MODEL_ID}]}
+    with pytest.raises(ConfigError, match=r"^adapters\[0\]\.path: must be a folder \(got .*gone"):
+        require_adapters(msgspec.convert(tree, Config))

@@ -1,12 +1,13 @@
 """Driving a real engine in a test: submit token ids, step to the end, check the books after every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config.tree import AdapterConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
 from inferflux.engine.step import TokenLogprobs
@@ -25,19 +26,28 @@ class Result:
     vector: bytes | None = None
 
 
-def start_engine(folder: Path, **runtime: object) -> Engine:
+def start_engine(folder: Path, adapters: Mapping[str, Path] | None = None, **runtime: object) -> Engine:
     """Returns an engine in float32 for the folder; `runtime` are sections of the `runtime` configuration tree."""
     settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
-    return Engine(ModelConfig(id="model", path=str(folder)), settings)
+    return Engine(ModelConfig(id="model", path=str(folder)), settings, adapters=adapter_configs(adapters or {}))
+
+
+def adapter_configs(adapters: Mapping[str, Path]) -> list[AdapterConfig]:
+    return [AdapterConfig(id=name, path=str(folder), base="model") for name, folder in adapters.items()]
 
 
 def run_requests(
-    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams, first_id: int = 0
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    first_id: int = 0,
+    adapters: Sequence[str | None] | None = None,
 ) -> list[Result]:
-    """Runs all prompts at once, checking integrity after every step; returns the results in order."""
+    """Runs all prompts at once, checking integrity after every step; returns the results in order. adapters: each
+    prompt's; None: none has one."""
     results = {first_id + index: Result() for index in range(len(prompts))}
-    for index, prompt in enumerate(prompts):
-        engine.submit(Submit(first_id + index, prompt, params))
+    for index, (prompt, adapter) in enumerate(zip(prompts, adapters or [None] * len(prompts), strict=True)):
+        engine.submit(Submit(first_id + index, prompt, params, adapter=adapter))
     while engine.has_work:
         for output in engine.step():
             result = results[output.request_id]

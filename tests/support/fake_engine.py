@@ -28,6 +28,7 @@ class Submitted:
     priority: int
     tenant: str
     salt: bytes
+    adapter: str | None = None
 
 
 @dataclass
@@ -109,8 +110,9 @@ class FakeEngine:
         priority: int = 0,
         tenant: str = "",
         salt: bytes = b"",
+        adapter: str | None = None,
     ) -> AsyncIterator[Output]:
-        self.submitted.append(Submitted(prompt_token_ids, sampling, priority, tenant, salt))
+        self.submitted.append(Submitted(prompt_token_ids, sampling, priority, tenant, salt, adapter))
         self.num_running += 1
         finished = False
         try:

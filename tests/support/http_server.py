@@ -114,7 +114,11 @@ async def running_server(
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
         if real:
             runtime = msgspec.structs.replace(tree.runtime, isolation="inline")
-            return BackendManager(sources, lambda source: EngineClient(source.model, runtime), on_event=on_event)
+            return BackendManager(
+                sources,
+                lambda source: EngineClient(source.model, runtime, adapters=source.adapters),
+                on_event=on_event,
+            )
         return BackendManager(sources, make, load_text=lambda _path, _template: bundle, on_event=on_event)
 
     metrics = Metrics()

@@ -5,7 +5,7 @@ They are forked from one process that has imported torch, which is far cheaper t
 
 import multiprocessing
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from inferflux.engine.engine import Engine
 from inferflux.engine.executor import Executor
 from inferflux.engine.layers import mixture
 from inferflux.sampling_params import SamplingParams
-from tests.support.engines import Result, run_requests
+from tests.support.engines import Result, adapter_configs, run_requests
 
 JOB_TIMEOUT_S = 120.0
 
@@ -97,18 +97,22 @@ def answer(
     prompts: Sequence[list[int]],
     params: SamplingParams,
     overlap: bool | None = None,
+    adapters: Mapping[str, Path] | None = None,
+    chosen: Sequence[str | None] | None = None,
 ) -> tuple[list[Result], int] | None:
-    """A job: the engine's answers to the prompts, all at once, and how often it preempted. overlap: see `Engine`."""
+    """A job: the engine's answers to the prompts, all at once, and how often it preempted. overlap: see `Engine`.
+    chosen: each prompt's of the adapters."""
+    additions = adapter_configs(adapters or {})
     model = ModelConfig(id="model", path=str(folder))
     settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
     if distributed.rank > 0:
-        executor = Executor(model, settings, distributed)
+        executor = Executor(model, settings, distributed, additions)
         for _ in executor.follow():
             pass
         executor.close()
         return None
-    engine = Engine(model, settings, distributed, overlap=overlap)
-    results = run_requests(engine, prompts, params)
+    engine = Engine(model, settings, distributed, additions, overlap=overlap)
+    results = run_requests(engine, prompts, params, adapters=chosen)
     engine.close()
     return results, engine.stats().preemptions
 

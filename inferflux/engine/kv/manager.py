@@ -347,5 +347,6 @@ class KVManager:
 
     def _name(self, request: Request, position: int) -> bytes:
         if position >= len(request.page_names):
-            self._namer.extend(request.page_names, request.tokens, position + 1, request.salt)
+            names, tokens = request.page_names, request.tokens
+            self._namer.extend(names, tokens, position + 1, request.salt, request.adapter_name)
         return request.page_names[position]

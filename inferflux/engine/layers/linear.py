@@ -1,7 +1,10 @@
-"""Linear: one packed matrix and the op that multiplies by it."""
+"""Linear: one packed matrix and the op that multiplies by it; AdaptedLinear: the same, and what adapters add."""
+
+from collections.abc import Mapping
 
 import torch
 
+from inferflux.engine.layers.low_rank import Adapted, LowRank
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.quantized_weight import QuantizedWeight
 
@@ -19,5 +22,38 @@ class Linear:
         else:
             self._packed, self._run = kernels.linear.pack(weight, bias), kernels.linear.run
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, adapted: Adapted = ()) -> torch.Tensor:
+        """adapted: the step's adapters, none of which changes this matrix."""
         return self._run(self._packed, x)
+
+
+class AdaptedLinear(Linear):
+    """A matrix that adapters add to, each to its own tokens, so that one step holds tokens of several and of none.
+
+    low_ranks: by the adapter's number; one that leaves this matrix alone has none. A token's result depends on its own
+    adapter only.
+    """
+
+    __slots__ = ("_low_ranks",)
+
+    def __init__(
+        self,
+        kernels: KernelSet,
+        weight: torch.Tensor | QuantizedWeight,
+        bias: torch.Tensor | None,
+        low_ranks: Mapping[int, LowRank],
+    ) -> None:
+        super().__init__(kernels, weight, bias)
+        self._low_ranks = low_ranks
+
+    def __call__(self, x: torch.Tensor, adapted: Adapted = ()) -> torch.Tensor:
+        y = self._run(self._packed, x)
+        for adapter, tokens in adapted:
+            low_rank = self._low_ranks.get(adapter)
+            if low_rank is None:
+                continue
+            if tokens is None:
+                y.add_(low_rank(x))
+            else:
+                y.index_add_(0, tokens, low_rank(x.index_select(0, tokens)))
+        return y

@@ -4,6 +4,7 @@ import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.linear import Linear
+from inferflux.engine.layers.low_rank import Adapted
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.ops import ActivationKind
 
@@ -20,6 +21,7 @@ class GatedMlp:
         self._gate_up = gate_up
         self._down = down
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, adapted: Adapted = ()) -> torch.Tensor:
         """hidden [T, hidden] -> [T, hidden]."""
-        return self._context.all_reduce(self._down(self._activation(self._gate_up(hidden), self._kind)))
+        gated = self._activation(self._gate_up(hidden, adapted), self._kind)
+        return self._context.all_reduce(self._down(gated, adapted))

@@ -4,7 +4,7 @@ Knows types and ranges; knows no key by name. Every mistake is a ModelLoadError 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from inferflux.errors import ModelLoadError, did_you_mean
@@ -24,6 +24,9 @@ class ConfigReader:
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
 
     def fail(self, key: str, accepted: str) -> ModelLoadError:
         """Returns the error for `key`; `accepted` says what it must be."""

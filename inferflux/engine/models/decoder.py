@@ -12,6 +12,7 @@ from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.attention import Attention, Step
 from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.linear import Linear
+from inferflux.engine.layers.low_rank import Adapted
 from inferflux.engine.layers.mixture import Mixture
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import Angles, RopeTable
@@ -57,7 +58,7 @@ class DecoderLayer:
         if self._output_norms is not None:
             hidden = kernels.norm(hidden, self._output_norms[0], eps)
         hidden, residual = kernels.add_norm(hidden, residual, self._mlp_norm, eps)
-        hidden = self.mlp(hidden)
+        hidden = self.mlp(hidden, step.adapted) if step.adapted else self.mlp(hidden)
         if self._output_norms is not None:
             hidden = kernels.norm(hidden, self._output_norms[1], eps)
         return hidden, residual
@@ -103,14 +104,22 @@ class Decoder:
         return self.logits(self.hidden_states(token_ids, metadata, kv_pool, logit_indices))
 
     @torch.inference_mode()
-    def hidden_states(self, token_ids: Tensor, metadata: AttentionMetadata, kv_pool: Tensor, indices: Tensor) -> Tensor:
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        metadata: AttentionMetadata,
+        kv_pool: Tensor,
+        indices: Tensor,
+        adapted: Adapted = (),
+    ) -> Tensor:
         """Computes one step's tokens, writing their keys and values into the pool.
 
         token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; indices int64 [S], which of the T tokens are wanted.
-        Positions are below spec.max_model_len. Returns their hidden states behind the last norm, [S, hidden].
+        Positions are below spec.max_model_len. adapted: see `Step`. Returns their hidden states behind the last norm,
+        [S, hidden].
         """
         hidden, angles = self.embed(token_ids, metadata.positions)
-        hidden, residual = self.through_layers(hidden, kv_pool, Step(metadata, angles))
+        hidden, residual = self.through_layers(hidden, kv_pool, Step(metadata, angles, adapted))
         return self.last_norm(hidden.index_select(0, indices), residual.index_select(0, indices))
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Angles, ...]]:

@@ -13,6 +13,7 @@ class WeightNames:
     router, experts, shared_expert: of mixtures of experts only; expert N's are `{experts}.N.{name}`, the shared one's
     as an MLP's, and `{shared_expert}_gate`.
     attention_output_norm, mlp_output_norm: of families with sandwich norms only.
+    adapter_prefixes: what else adapters' files may have in the prefix's place: the names of the modules in memory.
     ignored_in_layer: full names in a layer that may be there and are not needed. ignored_prefixes: whole parts of a
     checkpoint that are not served (a vision tower).
     """
@@ -32,6 +33,7 @@ class WeightNames:
     mlp_output_norm: str = ""
     ignored_in_layer: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)
     ignored_prefixes: tuple[str, ...] = ()
+    adapter_prefixes: tuple[str, ...] = ()
 
 
 LLAMA_NAMES = WeightNames()
@@ -54,4 +56,5 @@ GEMMA_MULTIMODAL_NAMES = WeightNames(
     mlp_input_norm="pre_feedforward_layernorm",
     mlp_output_norm="post_feedforward_layernorm",
     ignored_prefixes=("vision_tower.", "multi_modal_projector."),
+    adapter_prefixes=("model.language_model.",),
 )

@@ -1,12 +1,13 @@
 """From the configuration to a Runner: where it computes and from which folder; `build_decoder` and `build_encoder` do
 the rest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.tree import STUB, DistributedConfig
+from inferflux.config.tree import STUB, AdapterConfig, DistributedConfig
 from inferflux.dist.channel import Channel
 from inferflux.engine.demo import demo_model_path
 from inferflux.engine.models.encoder_spec import encoder_architecture
@@ -17,13 +18,16 @@ from inferflux.engine.runner.promises import Promise, promises_folder
 from inferflux.errors import ConfigError
 
 
-def build_runner(model: ModelConfig, runtime: RuntimeConfig, channel: Channel, phase: Phase) -> Built:
-    """Loads this rank's share of the model and makes it ready; `phase(name)` is entered around each part.
+def build_runner(
+    model: ModelConfig, adapters: Sequence[AdapterConfig], runtime: RuntimeConfig, channel: Channel, phase: Phase
+) -> Built:
+    """Loads this rank's share of the model and its adapters, and makes it ready; `phase(name)` is entered around each
+    part.
 
     Every rank builds at once, with the same settings, and ends with the same number of pages.
     Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
     """
-    settings, context = BuildSettings(_model_path(model), model, runtime), channel.context
+    settings, context = BuildSettings(_model_path(model), model, runtime, adapters), channel.context
     with Promise(str(context.device), promises_folder() if context.size == 1 else None) as promise:
         if encoder_architecture(settings.path) is not None:
             return build_encoder(settings, context, phase, promise)

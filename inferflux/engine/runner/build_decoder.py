@@ -1,6 +1,7 @@
 """From the configuration to a Runner of a decoder: dtype, kernels, weights, KV pool, lower tiers, warm-up."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -8,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 import torch
 
-from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.config import RuntimeConfig
 from inferflux.dist.channel import Channel
 from inferflux.dist.context import ParallelContext
 from inferflux.engine import large_pages
@@ -16,6 +17,7 @@ from inferflux.engine.interface import ModelInfo
 from inferflux.engine.kv.store.device import PageShape, allocate_pool
 from inferflux.engine.kv.store.opening import open_tiers
 from inferflux.engine.kv.store.shared_moves import SharedMoves
+from inferflux.engine.models.adapter import Adapter, read_adapter
 from inferflux.engine.models.decoder import Decoder
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.partition import num_kv_heads
@@ -24,7 +26,7 @@ from inferflux.engine.models.spec import ModelSpec, read_spec
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.build_draft import Draft, build_draft, find_draft
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
-from inferflux.engine.runner.fingerprint import contents, fingerprint
+from inferflux.engine.runner.fingerprint import adapter_contents, adapter_name, contents, fingerprint
 from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
 from inferflux.engine.runner.promises import Promise
 from inferflux.engine.runner.runner import Runner
@@ -41,14 +43,15 @@ _NARROW: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3f
 
 
 class _Loaded(NamedTuple):
-    """A model with its kernels, and the one that drafts for it, if one does. num_bytes: the weights take no fewer.
-    kv_dtype: of cached keys and values."""
+    """A model with its kernels and adapters, and the one that drafts for it, if one does. num_bytes: the weights take
+    no fewer. kv_dtype: of cached keys and values."""
 
     decoder: Decoder
     kernels: KernelSet
     num_bytes: int
     kv_dtype: torch.dtype
     draft: tuple[Draft, Decoder] | None
+    adapters: Sequence[Adapter]
 
 
 class _Pages(NamedTuple):
@@ -88,17 +91,21 @@ def build_decoder(settings: BuildSettings, channel: Channel, phase: Phase, promi
         drafter = None if loaded.draft is None else build_draft(*loaded.draft, runtime, pages.plan)
     if context.size == 1:
         runner.isolate_failures()
-    return Built(runner, _describe(settings, decoder, pages, ends), pages.fingerprint, grammars, pages.moves, drafter)
+    info, names = _describe(settings, decoder, pages, ends), [adapter_name(one.folder) for one in loaded.adapters]
+    return Built(runner, info, pages.fingerprint, grammars, pages.moves, drafter, names)
 
 
 def _load(settings: BuildSettings, context: ParallelContext, promise: Promise) -> _Loaded:
     """Reads the weights, once it is known that they fit."""
-    path, model, runtime = settings
+    path, model, runtime, configs = settings
     device, spec = context.device, read_spec(path)
+    adapters = [read_adapter(config, spec) for config in configs]
     dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, device)
     kv_dtype = _kv_dtype(runtime, dtype)
     kernels = select(device, dtype, runtime.kernels, narrow_kv=kv_dtype in LARGEST_CODE)
-    num_bytes = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization) // context.size
+    num_bytes = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization)
+    num_bytes += dtype.itemsize * sum(adapter.num_parameters for adapter in adapters)
+    num_bytes //= context.size
     draft = find_draft(runtime, path, model.max_model_len, context)
     num_bytes += 0 if draft is None else draft.weight_bytes
     with promise.turn() as promised:
@@ -112,14 +119,15 @@ def _load(settings: BuildSettings, context: ParallelContext, promise: Promise) -
         context=context,
         max_model_len=model.max_model_len,
         quantization=model.quantization,
+        adapters=adapters,
     )
     drafting = None if draft is None else (draft, draft.load(decoder.spec.max_model_len))
-    return _Loaded(decoder, kernels, num_bytes, kv_dtype, drafting)
+    return _Loaded(decoder, kernels, num_bytes, kv_dtype, drafting, adapters)
 
 
 def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, promise: Promise) -> _Pages:
     """Gives the model KV pages, on every rank as many as fit on the one with the least room."""
-    path, model, runtime = settings
+    path, model, runtime, _ = settings
     context, spec, dtype = channel.context, loaded.decoder.spec, loaded.decoder.dtype
     width = spec.head_dim + (SCALE_BYTES if loaded.kv_dtype in LARGEST_CODE else 0)
     num_heads = num_kv_heads(spec, context.size)
@@ -130,7 +138,7 @@ def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, prom
         plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, pool_memory(model, loaded.num_bytes, free))
         promise.give(loaded.num_bytes + plan.num_pages * page_bytes)
     channel.meet()
-    context.require_same(_shared_settings(model, runtime, path))
+    context.require_same(_shared_settings(settings, loaded.adapters))
     plan = PoolPlan(*context.smallest(plan))
     pool = allocate_pool(plan.num_pages, page, context.device)
     name = fingerprint(path, page, dtype, spec.max_model_len, context.rank, context.size, model.quantization)
@@ -147,19 +155,21 @@ def _eos_token_ids(path: Path, spec: ModelSpec) -> list[int]:
     return [*spec.eos_token_ids, own]
 
 
-def _shared_settings(model: ModelConfig, runtime: RuntimeConfig, path: Path) -> dict[str, str]:
+def _shared_settings(settings: BuildSettings, adapters: Sequence[Adapter]) -> dict[str, str]:
     """What ranks must agree on, each as text: all that decides shapes, page moves, and how steps are computed; not
     where files are, nor who runs when."""
+    path, model, runtime, _ = settings
     file = runtime.nvme_offload
-    settings: dict[str, object] = {
+    shared: dict[str, object] = {
         **{f"models[].{name}": getattr(model, name) for name in ("dtype", "quantization", "max_model_len")},
         **{f"runtime.{name}": getattr(runtime, name) for name in ("dtype", "paged_kv", "kernels", "cuda_graphs")},
         "runtime.scheduler.max_batch_size": runtime.scheduler.max_batch_size,
         "runtime.prefix_cache.enabled": runtime.prefix_cache.enabled,
         "runtime.nvme_offload": [file.path is not None, file.queue_depth, file.max_gb],
         "models[].path": contents(path),
+        "adapters": [adapter_contents(adapter.folder) for adapter in adapters],
     }
-    return {name: msgspec.json.encode(value).decode() for name, value in settings.items()}
+    return {name: msgspec.json.encode(value).decode() for name, value in shared.items()}
 
 
 def _kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> torch.dtype:

@@ -25,7 +25,9 @@ from inferflux.sampling_params import SamplingParams
 
 def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phase, promise: Promise) -> Built:
     """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
-    path, model, runtime = settings
+    path, model, runtime, adapters = settings
+    if adapters:
+        raise ConfigError(f"adapters: {adapters[0].id}: {model.id} is an encoder, which takes none")
     if context.size > 1:
         raise ConfigError("distributed.world_size: must be 1 for an encoder model")
     if model.quantization is not None:

@@ -64,7 +64,7 @@ class DraftModel:
 
 def _start(start: RowStart) -> RowStart:
     """What a small model needs of a request's settings: how it draws. Whoever is penalised or has a grammar gets no
-    drafts."""
+    drafts; adapters are for the model that verifies them."""
     given = start.sampling
     sampling = SamplingParams(
         temperature=given.temperature,
@@ -73,7 +73,7 @@ def _start(start: RowStart) -> RowStart:
         min_p=given.min_p,
         logit_bias=given.logit_bias,
     )
-    return msgspec.structs.replace(start, sampling=sampling, history=[])
+    return msgspec.structs.replace(start, sampling=sampling, history=[], adapter=0)
 
 
 def _filled(row: Row, tokens: dict[tuple[int, int], list[int]]) -> Row:

@@ -7,20 +7,40 @@ header, and samples spread over its bytes, so that neither an edit in place nor 
 import hashlib
 from pathlib import Path
 
+from inferflux.engine.models.adapter import WEIGHTS_FILE
+from inferflux.engine.models.lora_spec import CONFIG_FILE
+
 SAMPLES_PER_FILE = 64
 SAMPLE_BYTES = 4096
 
 
 def fingerprint(path: Path, *facts: object) -> bytes:
     """Returns 32 bytes that name the model folder `path` and `facts` (whatever else a page's bytes depend on)."""
-    files = _files(path)
-    times = [(file.name, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((facts, times)).encode() + _sampled(files)).digest()
+    return _named(_files(path), *facts)
 
 
 def contents(path: Path) -> str:
     """Returns what names the model in the folder `path`, wherever and whenever that was written."""
     return _sampled(_files(path)).hex()
+
+
+def adapter_name(path: Path) -> bytes:
+    """Returns 32 bytes that name the adapter in the folder `path`, so that its pages never meet another's."""
+    return _named(_adapter_files(path))
+
+
+def adapter_contents(path: Path) -> str:
+    """As `contents`, of an adapter."""
+    return _sampled(_adapter_files(path)).hex()
+
+
+def _named(files: list[Path], *facts: object) -> bytes:
+    times = [(file.name, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((facts, times)).encode() + _sampled(files)).digest()
+
+
+def _adapter_files(path: Path) -> list[Path]:
+    return [path / CONFIG_FILE, path / WEIGHTS_FILE]
 
 
 def _files(path: Path) -> list[Path]:

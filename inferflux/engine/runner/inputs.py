@@ -4,7 +4,7 @@ Keeps each slot's page table from step to step; everything else is computed anew
 cost hardly grows with the number of rows. Knows no model and no sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from inferflux.engine.layers.low_rank import Adapted, AdaptedTokens
 from inferflux.engine.step import Row
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.metadata import AttentionMetadata
@@ -48,7 +49,8 @@ class Batch(NamedTuple):
     token_ids int64 [T]. logit_indices int64 [S + Q + P]: first the last token of each of the S sampling rows, in order
     of rows, then every scored and every pooled token. sampled: the numbers of those rows; slots, ends int64 [S]: their
     slots, and the position their next token will have; sampled_slots: the slots once more, on the device. spans: who
-    the Q scored tokens belong to; pooled: the same of the P pooled ones. following: None when there are none.
+    the Q scored tokens belong to; pooled: the same of the P pooled ones. following: None when there are none. adapted:
+    the tokens that are computed with adapters.
     """
 
     token_ids: torch.Tensor
@@ -61,6 +63,7 @@ class Batch(NamedTuple):
     spans: list[ScoredSpan]
     pooled: list[PooledSpan]
     following: Following | None
+    adapted: Adapted = ()
 
     @property
     def num_scored(self) -> int:
@@ -91,10 +94,14 @@ class InputBuilder:
         self._page_table = np.zeros((max_batch_size, max_pages_per_row), np.int32)
         self._num_pages = np.zeros(max_batch_size, np.int64)
         self._counting = np.arange(max_batch_size + 1, dtype=np.int64)
+        self._adapters: dict[int, int] = {}
 
-    def clear(self, slot: int) -> None:
-        """Empties the slot's page table: another request takes it."""
+    def clear(self, slot: int, adapter: int = 0) -> None:
+        """Empties the slot's page table: another request takes it, computed with this adapter (0: with none)."""
         self._num_pages[slot] = 0
+        self._adapters.pop(slot, None)
+        if adapter:
+            self._adapters[slot] = adapter
 
     def build(self, rows: Sequence[Row]) -> Batch:
         """Takes the rows' new pages into the tables and lays the step out."""
@@ -110,7 +117,9 @@ class InputBuilder:
         logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored, *summed))
         slots = layout.slots[sampled]
         following = _following(rows, layout)
-        arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following]
+        adapters = self._adapted_tokens(rows, lengths) if self._adapters else {}
+        places = [tokens for tokens in adapters.values() if tokens is not None]
+        arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following, *places]
         tensors = to_device(arrays, self._device)
         metadata = AttentionMetadata(
             query_starts=tensors[2],
@@ -131,7 +140,8 @@ class InputBuilder:
             sampled_slots=tensors[7],
             spans=spans,
             pooled=pooled,
-            following=Following(*tensors[8:]) if following else None,
+            following=Following(*tensors[8:10]) if following else None,
+            adapted=_adapted(adapters, tensors[8 + len(following) :]),
         )
 
     def _append(self, slot: int, pages: list[int]) -> None:
@@ -140,6 +150,13 @@ class InputBuilder:
         assert end <= self._page_table.shape[1], "a row has more pages than a request can use"
         self._page_table[slot, first:end] = pages
         self._num_pages[slot] = end
+
+    def _adapted_tokens(self, rows: Sequence[Row], lengths: list[int]) -> dict[int, Ints | None]:
+        """Returns the places of each adapter's tokens; None: one adapter has them all."""
+        numbers = [self._adapters.get(row.slot, 0) for row in rows]
+        by_token = np.repeat(np.array(numbers, np.int64), lengths)
+        used = set(numbers)
+        return {one: np.flatnonzero(by_token == one) if len(used) > 1 else None for one in sorted(used) if one}
 
     def _lay_out(self, rows: Sequence[Row], lengths: list[int]) -> _Layout:
         slots = np.array([row.slot for row in rows], np.int64)
@@ -165,6 +182,12 @@ class InputBuilder:
             pages * page_tokens + layout.positions % page_tokens,
             layout.positions,
         ]
+
+
+def _adapted(adapters: Mapping[int, Ints | None], places: list[torch.Tensor]) -> Adapted:
+    """places: those on the device, of the adapters that have some."""
+    left = iter(places)
+    return tuple(AdaptedTokens(one, None if tokens is None else next(left)) for one, tokens in adapters.items())
 
 
 def _following(rows: Sequence[Row], layout: _Layout) -> list[Ints]:

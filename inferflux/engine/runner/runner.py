@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
+from inferflux.engine.layers.low_rank import Adapted
 from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, GraphDecoder, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.isolation import Isolation
@@ -25,6 +26,7 @@ from inferflux.engine.step import Row, RowOutput, RowStart, StepOutput, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.metadata import AttentionMetadata
 
 # Bounds what scoring a long prompt needs: logits and log-probabilities of 64 rows of a vocabulary of 128k are 64 MiB.
 SCORED_AT_ONCE = 64
@@ -40,6 +42,18 @@ class Decoder(GraphDecoder, Protocol):
 
     @property
     def spec(self) -> Vocabulary: ...
+
+    def hidden_states(
+        self,
+        token_ids: torch.Tensor,
+        metadata: AttentionMetadata,
+        kv_pool: torch.Tensor,
+        indices: torch.Tensor,
+        adapted: Adapted = (),
+    ) -> torch.Tensor:
+        """See `GraphDecoder.hidden_states`. adapted: the tokens that are computed with adapters; left out in a step
+        without."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +107,7 @@ class Runner:
         """Computes this rank's share of the plan's rows; their results are rank 0's."""
         with torch.inference_mode():
             for start in plan.starts:
-                self._inputs.clear(start.slot)
+                self._inputs.clear(start.slot, start.adapter)
             batch = self._inputs.build(plan.rows)
             hidden = self._compute(batch).hidden
             # In the pieces in which rank 0 asks for them: each is a collective.
@@ -138,7 +152,9 @@ class Runner:
         decoded = None if self._graphs is None else self._graphs.run(batch)
         if decoded is not None:
             return decoded
-        hidden = self.decoder.hidden_states(batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+        inputs = (batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
+        adapted = (batch.adapted,) if batch.adapted else ()
+        hidden = self.decoder.hidden_states(*inputs, *adapted)
         return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
 
     def _start(self, rows: list[Row], batch: Batch) -> Callable[[], list[RowOutput]]:
@@ -175,7 +191,7 @@ class Runner:
         return start_collecting(rows, batch, draw, prompt, vectors, self._table)
 
     def _begin(self, start: RowStart) -> None:
-        self._inputs.clear(start.slot)
+        self._inputs.clear(start.slot, start.adapter)
         self._table.set(start)
         self._pooler.begin(start)
 

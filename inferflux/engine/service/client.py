@@ -12,13 +12,13 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig, LoggingConfig, SchedulerPolicy
+from inferflux.config.tree import AdapterConfig, DistributedConfig, LoggingConfig, SchedulerPolicy
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.service.failures import load_failure, request_failure
 from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
@@ -79,7 +79,7 @@ class EngineClient:
     stuck: silent past its watchdog, and (a thread, say) it could not be killed.
     num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
     on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
-    back alone. log: how the engine's own process logs.
+    back alone. log: how the engine's own process logs. adapters: the model's.
     """
 
     def __init__(
@@ -89,8 +89,10 @@ class EngineClient:
         distributed: DistributedConfig | None = None,
         on_lost: Callable[[str], None] | None = None,
         log: LoggingConfig | None = None,
+        adapters: Sequence[AdapterConfig] = (),
     ) -> None:
         self.model = model
+        self.adapters = tuple(adapters)
         self.runtime = runtime
         self.distributed = distributed or DistributedConfig()
         self._on_lost = on_lost
@@ -148,6 +150,7 @@ class EngineClient:
         priority: int = 0,
         tenant: str = "",
         salt: bytes = b"",
+        adapter: str | None = None,
     ) -> AsyncIterator[Output]:
         """Runs one sequence and yields its news; the last has a finish_reason. Leaving early aborts it.
 
@@ -158,7 +161,8 @@ class EngineClient:
         if self.state is not ClientState.READY:
             raise EngineDeadError(f"the engine of model {self.model.id} is {self.state.value}")
         request_id = next(self._ids)
-        submit = self._lender.lend(Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt))
+        submit = Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt, adapter=adapter)
+        submit = self._lender.lend(submit)
         may_retry = True
         try:
             mailbox = self._submit(submit)
@@ -217,7 +221,7 @@ class EngineClient:
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECV_BYTES)
         reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._send(Start(self.model, self.runtime, self.distributed))
+        self._send(Start(self.model, self.runtime, self.distributed, self.adapters))
         frames: FrameReader[FromEngine] = FrameReader(FromEngine)
         first = await _first_frame(reader, frames, self.model.id)
         if not isinstance(first, Ready):

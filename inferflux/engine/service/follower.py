@@ -7,10 +7,11 @@ stop and rank 0 has had its time to drain.
 import logging
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import AdapterConfig, DistributedConfig
 from inferflux.dist.watchdog import Watchdog, end_process
 from inferflux.engine.executor import Executor
 from inferflux.errors import EngineDeadError, InferFluxError
@@ -44,7 +45,13 @@ class StopRequest:
             self._due = time.monotonic() + self._grace_s
 
 
-def follow(model: ModelConfig, runtime: RuntimeConfig, distributed: DistributedConfig, grace_s: float) -> int:
+def follow(
+    model: ModelConfig,
+    runtime: RuntimeConfig,
+    distributed: DistributedConfig,
+    adapters: Sequence[AdapterConfig],
+    grace_s: float,
+) -> int:
     """Follows rank 0; returns the exit status. grace_s: how long a signal to stop waits for rank 0's last word.
 
     A failure, or the loss of another rank, ends the process at once: taking a broken group down may hang.
@@ -52,7 +59,7 @@ def follow(model: ModelConfig, runtime: RuntimeConfig, distributed: DistributedC
     """
     name = f"rank {distributed.rank}"
     try:
-        executor = Executor(model, runtime, distributed)
+        executor = Executor(model, runtime, distributed, adapters)
         logger.info("%s of %d is ready", name, distributed.world_size)
         return _follow(executor, Watchdog(distributed.timeout_s, name), StopRequest(grace_s))
     except EngineDeadError as error:

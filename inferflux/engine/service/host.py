@@ -73,7 +73,7 @@ def serve(sock: socket.socket, *, exit_when_orphaned: bool) -> None:
 
 def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
     try:
-        engine = Engine(start.model, start.runtime, start.distributed)
+        engine = Engine(start.model, start.runtime, start.distributed, start.adapters)
     except InferFluxError as error:
         _send(sock, Failed(type(error).__name__, str(error)))
         return

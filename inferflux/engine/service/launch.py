@@ -9,11 +9,12 @@ import contextlib
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.child_env import child_environment
-from inferflux.config.tree import DistributedConfig, LoggingConfig
+from inferflux.config.tree import AdapterConfig, DistributedConfig, LoggingConfig
 
 TERMINATE_GRACE_S = 5.0
 
@@ -109,9 +110,13 @@ async def launch_thread() -> tuple[RunningHost, socket.socket]:
 
 
 def follow_first_rank(
-    model: ModelConfig, runtime: RuntimeConfig, distributed: DistributedConfig, grace_s: float
+    model: ModelConfig,
+    runtime: RuntimeConfig,
+    distributed: DistributedConfig,
+    adapters: Sequence[AdapterConfig],
+    grace_s: float,
 ) -> int:
     """Computes this rank's share until rank 0 lets it go; see `follower.follow`."""
     from inferflux.engine.service.follower import follow  # brings torch in, which rank 0's server never needs
 
-    return follow(model, runtime, distributed, grace_s)
+    return follow(model, runtime, distributed, adapters, grace_s)

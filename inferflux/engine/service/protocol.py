@@ -11,7 +11,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
-from inferflux.config.tree import DistributedConfig
+from inferflux.config.tree import AdapterConfig, DistributedConfig
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.stats import EngineStats
 from inferflux.sampling_params import Grammar
@@ -21,11 +21,12 @@ _HEADER = struct.Struct("<I")
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
-    """The first frame: load this model. Answered by Ready or Failed."""
+    """The first frame: load this model and its adapters. Answered by Ready or Failed."""
 
     model: ModelConfig
     runtime: RuntimeConfig
     distributed: DistributedConfig = DistributedConfig()
+    adapters: tuple[AdapterConfig, ...] = ()
 
 
 class Share(msgspec.Struct, tag="share", frozen=True):

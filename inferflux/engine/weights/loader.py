@@ -5,20 +5,29 @@ a bounded buffer where they must be converted or cut. So loading never holds mor
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
 from inferflux.dist import shares
 from inferflux.dist.context import ParallelContext
-from inferflux.engine.weights.checkpoint import Checkpoint
 from inferflux.engine.weights.safetensors_file import SafetensorsFile, TensorEntry
 from inferflux.engine.weights.source import TensorSource, Weight
 from inferflux.errors import ModelLoadError
 
 BUFFER_BYTES = 4 * 1024 * 1024
 FLOAT_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Tensors(Protocol):
+    """Open files, such as a `Checkpoint`'s, and what lies where in them by name."""
+
+    @property
+    def files(self) -> Sequence[SafetensorsFile]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[SafetensorsFile, TensorEntry]]: ...
 
 
 class _Part(NamedTuple):
@@ -32,9 +41,7 @@ class _Part(NamedTuple):
 class WeightLoader:
     """Loads weights of one checkpoint for one rank onto `device`, in `dtype` unless asked otherwise."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, context: ParallelContext, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, checkpoint: Tensors, context: ParallelContext, device: torch.device, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._context = context
@@ -116,7 +123,7 @@ class WeightLoader:
         return slice(heads.start * head_rows, heads.stop * head_rows)
 
 
-def check_tensors(checkpoint: Checkpoint, sources: Iterable[TensorSource], ignored: Callable[[str], bool]) -> None:
+def check_tensors(checkpoint: Tensors, sources: Iterable[TensorSource], ignored: Callable[[str], bool]) -> None:
     """Raises ModelLoadError unless the checkpoint holds exactly the sources, by name, shape and a supported type.
 
     ignored: tells of a name that is left over whether it may be.
@@ -125,10 +132,10 @@ def check_tensors(checkpoint: Checkpoint, sources: Iterable[TensorSource], ignor
     where = checkpoint.files[0].path.parent
     missing = [name for name in needed if name not in checkpoint.tensors]
     if missing:
-        raise ModelLoadError(f"{where}: the checkpoint lacks {_listed(missing)}")
+        raise ModelLoadError(f"{where}: the checkpoint lacks {listed(missing)}")
     leftover = [name for name in checkpoint.tensors if name not in needed and not ignored(name)]
     if leftover:
-        raise ModelLoadError(f"{where}: the checkpoint has tensors this model does not use: {_listed(leftover)}")
+        raise ModelLoadError(f"{where}: the checkpoint has tensors this model does not use: {listed(leftover)}")
     for name, source in needed.items():
         file, entry = checkpoint.tensors[name]
         if entry.shape != source.shape:
@@ -176,6 +183,7 @@ def _length(part: slice) -> int:
     return int(part.stop) - int(part.start)
 
 
-def _listed(names: list[str], limit: int = 5) -> str:
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """Returns the first names, and how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(f"{name!r:.200}" for name in names[:limit]) + rest

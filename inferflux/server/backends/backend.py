@@ -84,6 +84,11 @@ class Backend:
         return self.source.model.id
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The ids of the adapters that are served with it."""
+        return tuple(adapter.id for adapter in self.source.adapters)
+
+    @property
     def state(self) -> BackendState:
         """Its own, or while an engine serves, the engine's."""
         if self._state is not None:

@@ -80,8 +80,20 @@ class BackendManager:
         found = self._backends.get(model_id) or next((one for one in self.backends if one.id == model_id), None)
         if found is None:
             shown = model_id[:MAX_ID_SHOWN]
-            raise UnknownModelError(f'the model "{shown}" does not exist{did_you_mean(shown, self._backends)}')
+            known = (*self._backends, *(one for backend in self._backends.values() for one in backend.adapters))
+            raise UnknownModelError(f'the model "{shown}" does not exist{did_you_mean(shown, known)}')
         return found
+
+    def find_any(self, name: str | None) -> tuple[Backend, str | None]:
+        """Returns the model that answers to this name, ready or not, and the adapter of that name; None: it is the
+        model's own name, or there is none, which asks for the default.
+
+        Raises as `find` does.
+        """
+        for backend in self.backends:
+            if name in backend.adapters:
+                return backend, name
+        return self.find(name), None
 
     def serving(self, model_id: str) -> Backend | None:
         """Returns what requests to this id get, ready or not; None while it is loaded for the first time or leaves."""

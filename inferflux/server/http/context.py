@@ -63,11 +63,11 @@ class RequestInfo:
 
     id: the `x-request-id` of its response. started, deadline: `time.monotonic()` times. endpoint: the route's
     template. address: of the connection's other end. principal: set by authentication. model: the label of the model
-    it asks for. outcome: the status to count and log when it is not the response's own (a stream that failed midway).
-    allowances: what is left of the limits that count for it. decision: whether it was let pass, for the audit log, as
-    are the texts and their tokens: prompt, those the caller sent; response, those that were sent back. held: what it
-    keeps in use until it has been answered. num_body_bytes: of the body, once it has been read. shape: the
-    field that says what the answer must look like.
+    it asks for; adapter: the one of that name, None: it is a model's. outcome: the status to count and log when it is
+    not the response's own (a stream that failed midway). allowances: what is left of the limits that count for it.
+    decision: whether it was let pass, for the audit log, as are the texts and their tokens: prompt, those the caller
+    sent; response, those that were sent back. held: what it keeps in use until it has been answered. num_body_bytes: of
+    the body, once it has been read. shape: the field that says what the answer must look like.
     """
 
     id: str
@@ -78,6 +78,7 @@ class RequestInfo:
     address: str | None = None
     principal: Principal | None = None
     model: str = ""
+    adapter: str | None = None
     outcome: int | None = None
     decision: str = "allowed"
     prompt: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from inferflux.server.policy.opa import Question
 _TEXT_FIELDS: Final = frozenset(("messages", "prompt", "input", "model", "tools", "chat_template_kwargs"))
 
 
-async def check_input(request: web.Request, backend: Backend, body: CallerRequest, texts: Sequence[str]) -> None:
+async def check_input(request: web.Request, body: CallerRequest, texts: Sequence[str]) -> None:
     """Lets a request's texts pass, with what its answer is asked to look like, and notes them for the audit log.
 
     Raises GuardrailBlockedError.
@@ -33,7 +33,7 @@ async def check_input(request: web.Request, backend: Backend, body: CallerReques
         principal=principal,
         request_id=info.id,
         route=info.endpoint,
-        model=backend.id,
+        model=info.model,
         texts=texts,
         parameters=await compute(request, _parameters, body),
     )

@@ -89,14 +89,14 @@ async def _read(request: web.Request, limit: int) -> bytes:
 
 
 def find_backend(request: web.Request, model_id: str | None) -> Backend:
-    """Returns the model a request asks for, ready or not, and notes its label.
+    """Returns the model a request asks for, ready or not, and notes its label and the adapter, if it is one's name.
 
     Raises UnknownModelError.
     """
     context, info = request.app[CONTEXT], request[INFO]
     info.model = context.metrics.model_label(model_id)
-    backend = context.backends.find(model_id)
-    info.model = backend.id
+    backend, info.adapter = context.backends.find_any(model_id)
+    info.model = info.adapter or backend.id
     return backend
 
 
@@ -159,6 +159,6 @@ async def token_ids_of(
 
 def caller_of(request: web.Request, body: CallerRequest) -> Caller:
     """Returns on whose behalf, and with which of the wishes in `body`, a job runs."""
-    principal = request[INFO].principal
-    assert principal is not None, "routes that generate declare a scope"
-    return Caller(principal, body.priority, body.cache_salt)
+    info = request[INFO]
+    assert info.principal is not None, "routes that generate declare a scope"
+    return Caller(info.principal, body.priority, body.cache_salt, info.adapter)

@@ -73,6 +73,29 @@ def test_pages_are_appended_and_a_new_owner_starts_afresh():
     assert batch.metadata.page_table.tolist() == [[1]]
 
 
+def adapted(rows: list[Row], adapters: dict[int, int]) -> list[tuple[int, list[int] | None]]:
+    builder = make_builder()
+    for row in rows:
+        builder.clear(row.slot, adapters.get(row.slot, 0))
+    batch = builder.build(rows)
+    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.adapted]
+
+
+def test_adapters_get_the_tokens_of_their_rows() -> None:
+    assert adapted(MIXED, {4: 2, 2: 1}) == [(1, [6, 7]), (2, [0])]
+    assert adapted(MIXED, {0: 3}) == [(3, [1, 2, 3, 4, 5])]
+    assert adapted(DECODES, {5: 1, 1: 1}) == [(1, None)], "one adapter has them all: nothing is gathered"
+    assert adapted(DECODES, {}) == []
+
+
+def test_a_new_owner_of_a_slot_has_an_adapter_of_its_own() -> None:
+    builder = make_builder()
+    builder.clear(3, adapter=1)
+    assert builder.build([Row(3, 0, [6], [1], True)]).adapted
+    builder.clear(3)
+    assert not builder.build([Row(3, 0, [6], [1], True)]).adapted
+
+
 def test_a_token_without_a_page_is_our_mistake():
     with pytest.raises(AssertionError, match="fewer pages"):
         make_builder().build([Row(0, 0, [1, 2, 3, 4, 5], [7], True)])

@@ -14,6 +14,7 @@ from inferflux.engine.interface import Submit
 from inferflux.engine.runner import runner as runner_module
 from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
 from inferflux.sampling_params import SamplingParams
+from tests.support.adapters import write_adapter
 from tests.support.engines import Result, run_requests, start_engine
 from tests.support.models import FAMILIES, TinyModel
 
@@ -71,6 +72,19 @@ def test_every_dense_family_says_on_tape_what_it_says_without(
     assert made == []
     assert answers(start_engine(folder)) == plain
     assert on_tape(made) == [1, 2, 3, 4]
+
+
+def test_only_steps_without_adapters_are_on_tape(
+    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None], tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    write_adapter(tmp_path / "a", model.reference)
+    engine = start_engine(model.folder, {"a": tmp_path / "a"}, prefix_cache={"enabled": False})
+    run_requests(engine, PROMPTS[:2], PARAMS, adapters=["a", None])
+    assert on_tape(made) == []
+    plain = start_engine(model.folder, cuda_graphs="off")
+    assert run_requests(engine, PROMPTS, PARAMS, first_id=10) == run_requests(plain, PROMPTS, PARAMS)
+    assert on_tape(made) == [4]
 
 
 @pytest.mark.parametrize("name", WITHOUT)

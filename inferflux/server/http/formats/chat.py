@@ -33,9 +33,16 @@ class ChatFormat:
     """See `envelope.Format`. Answers that may hold thoughts or calls are taken apart, each by a Reading of its own."""
 
     def __init__(
-        self, body: ChatRequest, backend: Backend, plan: ChatPlan, thoughts: Thoughts, blocks: Blocks | None
+        self,
+        body: ChatRequest,
+        backend: Backend,
+        model: str,
+        plan: ChatPlan,
+        thoughts: Thoughts,
+        blocks: Blocks | None,
     ) -> None:
-        self._envelope = Envelope("chatcmpl", CHUNK_OBJECT, backend, n=body.n or 1, include_usage=body.include_usage)
+        n, include_usage = body.n or 1, body.include_usage
+        self._envelope = Envelope("chatcmpl", CHUNK_OBJECT, backend, model, n=n, include_usage=include_usage)
         self._tokenizer = backend.text.tokenizer
         self._with_token_ids = bool(body.return_token_ids)
         self._plan = plan

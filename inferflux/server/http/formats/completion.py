@@ -24,10 +24,12 @@ from inferflux.server.http.schemas.generate import FinishReason
 class CompletionFormat:
     """See `envelope.Format`. prompts: as the request gave them; an echo says a text as it was, token ids decoded."""
 
-    def __init__(self, body: CompletionRequest, prompts: Sequence[str | list[int]], backend: Backend) -> None:
+    def __init__(
+        self, body: CompletionRequest, prompts: Sequence[str | list[int]], backend: Backend, model: str
+    ) -> None:
         self._n = body.n or 1
         self._candidates = body.num_candidates
-        self._envelope = Envelope("cmpl", OBJECT, backend, n=self._candidates, include_usage=body.include_usage)
+        self._envelope = Envelope("cmpl", OBJECT, backend, model, n=self._candidates, include_usage=body.include_usage)
         self._tokenizer = backend.text.tokenizer
         self._prompts = prompts
         self._echo = bool(body.echo)

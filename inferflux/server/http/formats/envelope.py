@@ -42,13 +42,16 @@ class Format(Protocol):
 
 
 class Envelope:
-    """n: choices per prompt. include_usage: a stream says null in each chunk and the figures in a last one."""
+    """model: the id of the backend or of one of its adapters. n: choices per prompt. include_usage: a stream says null
+    in each chunk and the figures in a last one."""
 
-    def __init__(self, kind: str, chunk_object: str, backend: Backend, *, n: int, include_usage: bool) -> None:
+    def __init__(
+        self, kind: str, chunk_object: str, backend: Backend, model: str, *, n: int, include_usage: bool
+    ) -> None:
         self.id = f"{kind}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.model = backend.id
-        self.system_fingerprint = fingerprint(backend)
+        self.model = model
+        self.system_fingerprint = fingerprint(backend, model)
         self._n = n
         self._include_usage = include_usage
         head = {
@@ -91,7 +94,7 @@ class Envelope:
         return Usage(num_prompt, num_output, num_prompt + num_output, PromptTokensDetails(cached))
 
 
-def fingerprint(backend: Backend) -> str:
+def fingerprint(backend: Backend, model: str) -> str:
     """Returns a word that changes when what computes the answers does: version, model, its sizes and type."""
-    parts = (__version__, backend.id, backend.source.model.path, backend.info)
+    parts = (__version__, model, backend.source.model.path, backend.info)
     return "fp_" + hashlib.sha256(_encode(parts)).hexdigest()[:10]

@@ -49,11 +49,12 @@ async def warm_cache(request: web.Request) -> web.Response:
     place = context.admission.enter(backend.id, tenant=tenant, priority=0, tokens=len(token_ids))
     num_cached = 0
     async with time_left(request), place:
-        news = backend.client.generate(token_ids, _NO_TOKENS, tenant=tenant, salt=_salt(request, principal, body))
+        salt, adapter = _salt(request, principal, body), request[INFO].adapter
+        news = backend.client.generate(token_ids, _NO_TOKENS, tenant=tenant, salt=salt, adapter=adapter)
         async with aclosing(news) as outputs:  # type: ignore[type-var]
             async for output in outputs:
                 num_cached = max(num_cached, output.num_cached_tokens)
-    return json_response(Warmed(backend.id, len(token_ids), num_cached))
+    return json_response(Warmed(request[INFO].model, len(token_ids), num_cached))
 
 
 async def drop_cache(request: web.Request) -> web.Response:

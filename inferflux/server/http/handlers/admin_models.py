@@ -126,6 +126,7 @@ def _card(models: Models, backend: Backend) -> AdminModelCard:
         requests=sum(one.num_holders for one in engines),
         load_s=round(backend.load_s, 3) if backend.load_s is not None else None,
         error=backend.error,
+        adapters=backend.adapters,
         engines=[_engine_card(one) for one in engines],
     )
 

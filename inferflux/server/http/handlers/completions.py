@@ -11,6 +11,7 @@ from inferflux.sampling_params import Grammar, SamplingParams
 from inferflux.server.backends import Backend
 from inferflux.server.generation import Caller, Job, check_prompt, fit_max_tokens
 from inferflux.server.http.answer import send_stream, send_whole
+from inferflux.server.http.context import INFO
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
 from inferflux.server.http.requests import caller_of, compute, find_grammar, read_body, tokens_of, use_backend
@@ -27,9 +28,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     asked = await compute(request, body.asked_grammar)
     grammar = await find_grammar(request, backend, [] if asked is None else [asked])
     jobs = _jobs(body, caller, token_ids, backend, grammar)
-    await check_input(request, backend, body, await texts_of_prompts(request, backend, prompts))
+    await check_input(request, body, await texts_of_prompts(request, backend, prompts))
     send = send_stream if body.stream else send_whole
-    return await send(request, backend, jobs, CompletionFormat(body, prompts, backend))
+    return await send(request, backend, jobs, CompletionFormat(body, prompts, backend, request[INFO].model))
 
 
 def _jobs(

@@ -8,6 +8,7 @@ from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.generation import check_prompt
 from inferflux.server.http.answer import send_whole
+from inferflux.server.http.context import INFO
 from inferflux.server.http.formats.embedding import EmbeddingFormat
 from inferflux.server.http.guarding import check_input, texts_of_prompts
 from inferflux.server.http.requests import caller_of, compute, read_body, tokens_of, use_backend
@@ -25,10 +26,10 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     token_ids = await tokens_of(request, backend, inputs)
     for ids in token_ids:
         check_prompt(ids, info, "input", embeds=True)
-    await check_input(request, backend, body, await texts_of_prompts(request, backend, inputs))
+    await check_input(request, body, await texts_of_prompts(request, backend, inputs))
     caller = caller_of(request, body)
     jobs = [caller.job(ids, sampling) for ids in token_ids]
-    return await send_whole(request, backend, jobs, EmbeddingFormat(body, backend.id))
+    return await send_whole(request, backend, jobs, EmbeddingFormat(body, request[INFO].model))
 
 
 def _sampling(body: EmbeddingRequest, info: ModelInfo) -> SamplingParams:

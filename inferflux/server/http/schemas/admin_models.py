@@ -61,7 +61,8 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
 
 class AdminModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """origin: who asked for it: config, registry or api; null once nobody does. engines: what serves and, while the
-    model is being replaced, what is loading or draining. load_s: seconds that the last load took."""
+    model is being replaced, what is loading or draining. load_s: seconds that the last load took. adapters: their
+    ids."""
 
     id: str
     state: str
@@ -75,6 +76,7 @@ class AdminModelCard(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     load_s: float | None
     error: str | None
+    adapters: tuple[str, ...]
     engines: list[EngineCard]
 
 

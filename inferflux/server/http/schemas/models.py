@@ -7,7 +7,8 @@ import msgspec
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """backend: what computes it (cpu, cuda), or what was asked for while it is not loaded; `stub` says whether it is
-    the demo model. max_model_len: its window in tokens, null before it is loaded."""
+    the demo model. max_model_len: its window in tokens, null before it is loaded. parent: of an adapter, the model that
+    it adapts, whose state and window are its own."""
 
     id: str
     object: Literal["model"] = "model"
@@ -18,6 +19,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     default: bool
     stub: bool
     max_model_len: int | None
+    parent: str | None
 
 
 class ModelList(msgspec.Struct, frozen=True):

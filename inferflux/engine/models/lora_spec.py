@@ -1,0 +1,170 @@
+"""LoraSpec: which matrices a LoRA adapter adds to, and how much, read from PEFT's `adapter_config.json` and checked.
+
+What else a config may ask for that would change the numbers is refused. Knows modules by their names; no torch, no
+weights.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from inferflux.engine.models.config_reader import ConfigReader
+from inferflux.engine.weights.json_object import read_json_object
+
+CONFIG_FILE: Final = "adapter_config.json"
+ALL_LINEAR: Final = "all-linear"
+MAX_RANK: Final = 4096
+MAX_ALPHA: Final = 1e6
+MAX_PATTERN_CHARS: Final = 1000
+# What these keys may say, besides nothing: anything else would change what the adapter computes.
+_PLAIN: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+    {
+        "bias": ("none",),
+        "lora_bias": (False,),
+        "fan_in_fan_out": (False,),
+        "use_dora": (False,),
+        "use_qalora": (False,),
+        "modules_to_save": ([],),
+        "target_parameters": ([],),
+        "trainable_token_indices": ([], {}),
+        "layer_replication": ([],),
+        "alora_invocation_tokens": ([],),
+        "layers_pattern": ([], "", "layers", ["layers"]),
+        # Others begin from base weights of their own, which such a file does not hold.
+        "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    }
+)
+# What is read below, and what was for the training only. A flag or a section that is not known may change anything.
+_KNOWN: Final = frozenset(
+    (
+        *(
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "exclude_modules",
+            "layers_to_transform",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+        ),
+        *("inference_mode", "auto_mapping", "ensure_weight_tying", "megatron_config", "loftq_config", "eva_config"),
+        *("corda_config", "lora_ga_config", "velora_config", *_PLAIN),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRule:
+    """Names modules: `names` themselves or what ends with one after a dot, or what `pattern` matches whole."""
+
+    names: tuple[str, ...] = ()
+    pattern: re.Pattern[str] | None = None
+
+    def __contains__(self, module: str) -> bool:
+        if self.pattern is not None:
+            return self.pattern.fullmatch(module) is not None
+        return module in self.names or module.endswith(tuple(f".{name}" for name in self.names))
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """rank, alpha: of modules that `ranks` and `alphas` say nothing of; there the first pattern that matches counts.
+
+    rooted: the scale is alpha / sqrt(rank), not alpha / rank. layers: only these; None: all. A module that `targets`
+    names in full is adapted in any layer.
+    """
+
+    rank: int
+    alpha: float
+    rooted: bool
+    ranks: tuple[tuple[re.Pattern[str], int], ...]
+    alphas: tuple[tuple[re.Pattern[str], float], ...]
+    targets: ModuleRule
+    excluded: ModuleRule
+    layers: frozenset[int] | None
+
+    def adapts(self, module: str, layer: int) -> bool:
+        """Whether the module of this name, which lies in this layer, is adapted."""
+        if module in self.excluded or module not in self.targets:
+            return False
+        return self.layers is None or layer in self.layers or module in self.targets.names
+
+    def rank_of(self, module: str) -> int:
+        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
+
+    def scale_of(self, module: str) -> float:
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.rooted else rank)
+
+
+def read_lora_spec(folder: Path) -> LoraSpec:
+    """Reads the folder's adapter_config.json. Raises ModelLoadError for what is wrong or not supported in it."""
+    path = folder / CONFIG_FILE
+    values = read_json_object(path)
+    config = ConfigReader(values, str(path))
+    config.choice("peft_type", {"LORA": "LORA"})
+    _check_plain(values, config)
+    return LoraSpec(
+        rank=config.integer("r", 1, MAX_RANK),
+        alpha=config.number("lora_alpha", 0.0, MAX_ALPHA),
+        rooted=config.flag("use_rslora"),
+        ranks=tuple(
+            (pattern, ranks.integer(key, 1, MAX_RANK)) for pattern, key, ranks in _patterns(config, "rank_pattern")
+        ),
+        alphas=tuple(
+            (pattern, alphas.number(key, 0.0, MAX_ALPHA)) for pattern, key, alphas in _patterns(config, "alpha_pattern")
+        ),
+        targets=_modules(config, values, "target_modules"),
+        excluded=_modules(config, values, "exclude_modules"),
+        layers=_layers(config, values.get("layers_to_transform")),
+    )
+
+
+def _check_plain(values: Mapping[str, object], config: ConfigReader) -> None:
+    for key, accepted in _PLAIN.items():
+        if values.get(key) is not None and values[key] not in accepted:
+            words = [word if isinstance(word, str) else repr(word).lower() for word in accepted if word != ""]
+            raise config.fail(key, f"absent or {' or '.join(words)}: anything else is not supported")
+    for key, value in values.items():
+        if key not in _KNOWN and (value is True or (isinstance(value, list | dict) and value)):
+            raise config.fail(key, "absent: it is not supported")
+
+
+def _modules(config: ConfigReader, values: Mapping[str, object], key: str) -> ModuleRule:
+    """Returns whom a list of names, an expression or `all-linear` means; the latter only where a target is wanted."""
+    value, is_target = values.get(key), key == "target_modules"
+    if value is None and not is_target:
+        return ModuleRule()
+    if isinstance(value, str):
+        return ModuleRule(pattern=_pattern(config, key, ".*" if is_target and value == ALL_LINEAR else value))
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise config.fail(key, "a list of module names, or a regular expression" + f", or {ALL_LINEAR}" * is_target)
+    return ModuleRule(tuple(value))
+
+
+def _patterns(config: ConfigReader, key: str) -> list[tuple[re.Pattern[str], str, ConfigReader]]:
+    """Returns what the object under `key` has values for: the expression, its key, and a reader of the object."""
+    section = config.section(key)
+    return [(_pattern(section, one, rf"(?:.*\.)?(?:{one})$"), one, section) for one in section]
+
+
+def _pattern(config: ConfigReader, key: str, text: str) -> re.Pattern[str]:
+    try:
+        if len(text) > MAX_PATTERN_CHARS:
+            raise ValueError
+        return re.compile(text)
+    except (re.error, ValueError, RecursionError, OverflowError):
+        raise config.fail(key, f"a regular expression of at most {MAX_PATTERN_CHARS} characters") from None
+
+
+def _layers(config: ConfigReader, value: object) -> frozenset[int] | None:
+    key = "layers_to_transform"
+    layers = config.integers(key, 0, 2**20) if isinstance(value, list) else config.optional_integer(key, 0, 2**20)
+    if isinstance(layers, int):
+        return frozenset((layers,))
+    return frozenset(layers) if layers else None

@@ -1,0 +1,61 @@
+"""Loading what adapters add: from the tensors of their folders to one LowRank for each matrix of this rank."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+
+import torch
+
+from inferflux.dist.context import ParallelContext
+from inferflux.engine.layers.low_rank import LowRank
+from inferflux.engine.models.adapter import Adapter, AdapterFile, Pair
+from inferflux.engine.weights.loader import WeightLoader
+from inferflux.engine.weights.source import Weight
+
+# What each adapter, by its number from 1, adds to a matrix of the model; those that leave it alone are not in it.
+LowRanks = Callable[[Weight], Mapping[int, LowRank]]
+
+
+def no_low_ranks(weight: Weight) -> Mapping[int, LowRank]:
+    """Of a model without adapters."""
+    return {}
+
+
+@contextmanager
+def open_low_ranks(
+    adapters: Sequence[Adapter], context: ParallelContext, device: torch.device, dtype: torch.dtype
+) -> Iterator[LowRanks]:
+    """Yields what reads low ranks while the body runs. Raises ModelLoadError when a file has changed for the worse."""
+    with ExitStack() as files:
+        loaders = []
+        for adapter in adapters:
+            file = files.enter_context(closing(AdapterFile(adapter.folder)))
+            loaders.append((adapter, WeightLoader(file, context, device, dtype)))
+
+        def of(weight: Weight) -> Mapping[int, LowRank]:
+            return {
+                number: _stack(loader, weight, adapter.pairs)
+                for number, (adapter, loader) in enumerate(loaders, 1)
+                if any(source.name in adapter.pairs for source in weight)
+            }
+
+        yield of
+
+
+def _stack(loader: WeightLoader, weight: Weight, pairs: Mapping[str, Pair]) -> LowRank:
+    """Returns the low ranks of all sources of a matrix as one: their `down` one below the other, and in `up` each
+    source's rows beside its own ranks. The scale is multiplied in before anything is rounded."""
+    rank = sum(pairs[source.name].rank for source in weight if source.name in pairs)
+    num_outputs, num_inputs = loader.shape(weight)
+    down = torch.empty((rank, num_inputs), dtype=loader.dtype, device=loader.device)
+    up = torch.zeros((num_outputs, rank), dtype=loader.dtype, device=loader.device)
+    first_output = first_rank = 0
+    for source in weight:
+        num_own = loader.shape((source,))[0]
+        pair = pairs.get(source.name)
+        if pair is not None:
+            ranks = slice(first_rank, first_rank + pair.rank)
+            down[ranks] = loader.load((pair.down,))
+            up[first_output : first_output + num_own, ranks] = loader.load((pair.up,), torch.float32) * pair.scale
+            first_rank += pair.rank
+        first_output += num_own
+    return LowRank(down, up)
