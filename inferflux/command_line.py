@@ -6,6 +6,7 @@ Knows no command.
 
 import argparse
 import errno
+import io
 import os
 import sys
 from typing import Any, Final, NoReturn
@@ -39,13 +40,16 @@ def positive(text: str) -> int:
 
 def open_streams() -> None:
     """Lets the standard streams that whoever started us has closed lead nowhere. Else the next file that is opened, the
-    audit log perhaps, had the number of one, and in it whatever a library prints."""
+    audit log perhaps, had the number of one, and in it whatever a library prints. What the terminal's encoding lacks,
+    an emoji in latin-1, is a question mark there, and no error."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
             setattr(sys, name, os.fdopen(number, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def give_up_output(program: str, error: OSError) -> int:

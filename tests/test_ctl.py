@@ -339,6 +339,17 @@ def test_a_stream_that_is_cut_short_is_no_success(run: Run):
     assert (code, out, err) == (1, "half", "inferctl: the answer ends before it is complete\n")
 
 
+def test_what_the_terminals_encoding_lacks_is_a_question_mark(live: Live):
+    """And JSON is UTF-8 all the same: it is for programs."""
+    code = "import sys; from inferflux.ctl import main; sys.exit(main(['chat', 'Hi', *sys.argv[1:]]))"
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    for options in ([], ["--stream"]):
+        done = subprocess.run([sys.executable, "-c", code, *options], env=environ, capture_output=True)
+        assert (done.returncode, done.stdout.decode("latin-1")) == (0, REPLY.replace("😀", "?") + "\n")
+    done = subprocess.run([sys.executable, "-c", code, "--json"], env=environ, capture_output=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == REPLY
+
+
 def test_a_full_disk_under_the_output_is_told_on_one_line(live: Live):
     code = "import sys; from inferflux.ctl import main; sys.exit(main(['models', *sys.argv[1:]]))"
     for options in ([], ["--json"]):

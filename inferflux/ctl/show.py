@@ -21,8 +21,10 @@ def printable(text: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One line, for programs."""
-    print(msgspec.json.encode(value).decode(), flush=True)
+    """One line, for programs: JSON is UTF-8, whatever the terminal's encoding."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.flush()
 
 
 def print_status(status: dict[str, Any]) -> None:
