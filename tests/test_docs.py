@@ -64,3 +64,10 @@ def test_sample_configurations_are_valid() -> None:
     for path in sorted((ROOT / "config").glob("*.yaml")):
         load_config(path, {}, {})
     check_servable(load_config(ROOT / "config" / "server.yaml", {}, {}))
+
+
+def test_every_file_at_the_engines_root_is_in_the_developer_guide() -> None:
+    """A newcomer finds there what each is for."""
+    guide = (ROOT / "docs" / "DeveloperGuide.md").read_text()
+    names = [path.name for path in (ROOT / "inferflux" / "engine").glob("[!_]*.py")]
+    assert [name for name in sorted(names) if f"`{name}`" not in guide] == []
