@@ -13,12 +13,12 @@ import msgspec
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig, SchedulerConfig
 from inferflux.config.tree import AdapterConfig, DistributedConfig
 from inferflux.engine.acceptance import check_pooling, check_prompt
-from inferflux.engine.anteroom import Anteroom
 from inferflux.engine.executor import Executor, Launched
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.kv.lower_tiers import tier_settings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.news import refusal_news
+from inferflux.engine.pending_grammars import PendingGrammars
 from inferflux.engine.request import Request
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.speculator import Speculator, leave_open, look_up
@@ -68,7 +68,7 @@ class Engine:
         self.speculator = self._make_speculator(runtime)
         self.scheduler = Scheduler(self._limits(runtime), runtime.fairness, self.kv, time.monotonic, self.speculator)
         self._eos_token_ids = frozenset(self.info.eos_token_ids)
-        self._anteroom = Anteroom()
+        self._pending_grammars = PendingGrammars()
         self._random = random.Random()
         self._expert_tokens: list[int] = []
         self._next_load_time = 0.0
@@ -77,7 +77,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._in_flight) or len(self._anteroom) > 0
+        return self.scheduler.has_work or bool(self._in_flight) or len(self._pending_grammars) > 0
 
     @property
     def has_chores(self) -> bool:
@@ -114,11 +114,11 @@ class Engine:
         if sampling.grammar is None:
             self.scheduler.add(request)
         else:
-            self._anteroom.add(request, self.executor.prepare(request.id, sampling.grammar))
+            self._pending_grammars.add(request, self.executor.prepare(request.id, sampling.grammar))
 
     def abort(self, request_ids: list[int]) -> None:
         """Stops these requests and frees their pages; unknown ids are ignored. No output follows."""
-        self._anteroom.remove(request_ids)
+        self._pending_grammars.remove(request_ids)
         self.scheduler.abort(request_ids)
         self.executor.forget(request_ids)
 
@@ -129,7 +129,7 @@ class Engine:
     def step(self) -> list[Output]:
         """Advances every scheduled request by one step and returns the news of the oldest step that was in flight
         (empty when there is none, or when it has only just started)."""
-        news = self._admit_prepared() if self._anteroom else []
+        news = self._admit_prepared() if self._pending_grammars else []
         plan = self.scheduler.schedule()
         if plan is not None:
             plan = self.executor.with_drafts(plan)
@@ -174,7 +174,7 @@ class Engine:
         if now >= self._next_load_time:
             self._expert_tokens, self._next_load_time = self.executor.expert_tokens(), now + EXPERT_LOAD_INTERVAL_S
         stats.expert_tokens = self._expert_tokens
-        stats.waiting += len(self._anteroom)
+        stats.waiting += len(self._pending_grammars)
         return stats
 
     def check_integrity(self) -> None:
@@ -212,7 +212,7 @@ class Engine:
     def _admit_prepared(self) -> list[Output]:
         """Queues the requests whose grammar is ready; returns the refusals of the others."""
         refused = []
-        for request, error in self._anteroom.take_ready(idle=not self.scheduler.has_work):
+        for request, error in self._pending_grammars.take_ready(idle=not self.scheduler.has_work):
             try:
                 if isinstance(error, RequestError):
                     raise error

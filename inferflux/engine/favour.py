@@ -1,10 +1,10 @@
 """Favour: the policy `fair` on machines where every row makes a step longer.
 
 A tenant that asks for less than its share, beside one that asks for more, is favoured: its requests go first and are in
-every step, and what the others add to these steps is bounded by what the steps would have taken without them. That is
-kept like a purse. A step with favoured requests pays in a part of its own time; a step in which others take part pays
-for what they added, by the clock. While the purse is empty the others sit steps out, and take turns after that. Knows
-requests' sizes and tenants' counters; who favours whom in the queues is `order`'s.
+every step, and what the others add to these steps is bounded by what the steps would have taken without them. The bound
+is a credit in seconds, like a token bucket: each step with favoured requests earns a part of the time that these alone
+take, and the time that others add to it, by the clock, is spent. While there is no credit the others are left out of
+steps; when there is, they take turns. Knows requests' sizes and tenants' counters; the queues are `order`'s.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from inferflux.engine.tenants import TenantCounters
 # the step that is under way when a request comes. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:
 # 1.5, 2.1 and 2.2 with 1.4; 2.0, 1.8 and 1.7 with 1.25.
 FACTOR: Final = 1.25
-# The purse holds, or owes, at most what so many steps of the favoured alone take: bounds how long the others are held
-# up by a step that took too long for another reason, and a step that follows on a time when they had little to do.
+# Credit and debt are at most what so many steps of the favoured alone take. That bounds how long the others are left
+# out after a step that took long for another reason, and how much they may add at once after they had little to do.
 MOST_STEPS: Final = 8.0
 # After so many steps together the favoured have one alone again, since what that takes has to be known.
 MOST_TOGETHER: Final = 32
@@ -31,10 +31,10 @@ EXPECTED_S: Final = 600.0
 
 
 class Beside(NamedTuple):
-    """A step with favoured requests. alone: what it computes of theirs. foretold_s: what the others add, as planned."""
+    """A step with favoured requests. alone: what it computes of theirs. predicted_s: what the others add."""
 
     alone: Load
-    foretold_s: float
+    predicted_s: float
 
 
 class Favour:
@@ -48,7 +48,7 @@ class Favour:
         self._max_tokens = config.max_batch_tokens
         self._max_chunk = config.chunked_prefill_tokens
         self._pace = StepPace()
-        self._purse_s = 0.0
+        self._credit_s = 0.0
         # Of steps of favoured rows alone that all decoded, by their number: what they took lately.
         self._alone_s: dict[int, float] = {}
         self._num_together = 0
@@ -66,7 +66,7 @@ class Favour:
         many = len(num_requests) > self._max_rows
         favoured = self._favoured_of_many(tenants) if many else self._favoured_of_few(tenants)
         if favoured and not self.tenants:
-            self._purse_s = 0.0
+            self._credit_s = 0.0
             self._alone_s.clear()
         for tenant in islice(num_requests, 2):
             if tenant != self._last_tenant:
@@ -82,7 +82,7 @@ class Favour:
     def choose(self, alone: Load, others: Sequence[Request], max_tokens: int) -> tuple[list[Request], int]:
         """Returns which of the others, in the order given, have a row in a step with these favoured ones; and how many
         tokens of prompts these and whoever starts besides may have. max_tokens: what the step has left."""
-        pace, seconds, alone_s = self._pace, self._purse_s, self._seconds_alone(alone)
+        pace, seconds, alone_s = self._pace, self._credit_s, self._seconds_alone(alone)
         if seconds <= 0 or alone_s is None or self._num_together >= MOST_TOGETHER:
             return [], 0
         if seconds < alone_s and seconds < pace.beside(self._wish(others)):
@@ -107,14 +107,14 @@ class Favour:
         return [request for request in others if request.id in chosen], prompt
 
     def plan(self, alone: Load, load: Load) -> Beside:
-        """Notes that a step with favoured requests is on its way, and pays for it as far as can be foretold."""
-        foretold_s = self._pace.beside(Load(load.rows - alone.rows, load.prompt - alone.prompt))
-        self._purse_s -= foretold_s
+        """Notes that a step with favoured requests is on its way, and spends what the others are expected to add."""
+        predicted_s = self._pace.beside(Load(load.rows - alone.rows, load.prompt - alone.prompt))
+        self._credit_s -= predicted_s
         self._num_together = 0 if load == alone else self._num_together + 1
-        return Beside(alone, foretold_s)
+        return Beside(alone, predicted_s)
 
     def note(self, load: Load, beside: Beside | None, seconds: float) -> None:
-        """Takes in what a step took."""
+        """Learns from a step that took so many seconds, and settles its account: what was spent was a prediction."""
         self._pace.note(load, seconds)
         if beside is None:
             return
@@ -126,8 +126,8 @@ class Favour:
             alone_s = seconds
         alone_s = min(seconds, alone_s or seconds)
         most_s = MOST_STEPS * alone_s
-        purse_s = self._purse_s + beside.foretold_s + FACTOR * alone_s - seconds
-        self._purse_s = max(-most_s, min(most_s, purse_s))
+        credit_s = self._credit_s + beside.predicted_s + FACTOR * alone_s - seconds
+        self._credit_s = max(-most_s, min(most_s, credit_s))
 
     def _favoured_of_few(self, tenants: TenantCounters) -> frozenset[str]:
         """Of no more tenants than a step has rows."""

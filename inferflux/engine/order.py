@@ -108,9 +108,9 @@ class Order:
         """Ranks a request anew, by the turn it has."""
         self._rank([request], self._books(self._num_cached))
 
-    def place(self, request: Request) -> Rank:
-        """Returns what a request that waits stands by in its lane. Where places are shared a lane is a tenant's, all of
-        whose requests have the same number, whatever it is when they are looked at."""
+    def lane_key(self, request: Request) -> Rank:
+        """The key that a waiting request is sorted by in its lane. Where places are shared, a lane is a tenant's,
+        and so is the policy's number: it is left out, as it changes and the order in the lane does not."""
         tier, _, turn = request.rank
         return (min(tier, _FAVOURED), 0.0, turn) if self._policy.shares else request.rank
 

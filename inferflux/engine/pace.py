@@ -1,20 +1,20 @@
-"""StepPace: what a step takes by what it computes, learnt from the steps that were computed.
+"""StepPace: predicts how long a step takes from what it computes, learning from the steps so far.
 
-    seconds = fixed + per row that decodes + per token of a prompt
+    seconds = fixed + row_s * decoding rows + token_s * prompt tokens
 
-Where rows cost nearly nothing (a GPU that waits for its memory) their part is small; on a CPU it is large. Each step
-moves the three numbers towards what would have foretold it (normalised least mean squares): what the latest steps say
-nothing of, such as rows while only prompts are computed, stays as it was learnt. Knows numbers only.
+Where rows cost nearly nothing (a GPU that waits for its memory) row_s is small; on a CPU it is large. Each step moves
+the three coefficients towards values that would have predicted it (normalised least mean squares). A feature that the
+latest steps lack, such as rows while only prompts are computed, keeps its coefficient. Knows numbers only.
 """
 
 from typing import Final, NamedTuple
 
-# How far one step moves the numbers; the first ones, of which little is known, move them further.
+# The share of a step's error that is corrected; the first steps, before which little is known, correct more.
 GAIN: Final = 0.3
-# A step that seems to take more than so many times what was foretold was held up by something else.
+# A step that takes more than so many times the prediction was held up by something else, and counts as this.
 HELD_UP: Final = 4.0
 _NUM_FIRST: Final = 8
-# What is thought of as one unit of rows and of prompt tokens, so that no part drowns the others.
+# Features are scaled by these (none, rows, prompt tokens), so that none dominates the others.
 _UNITS: Final = (1.0, 32.0, 256.0)
 
 
@@ -32,28 +32,28 @@ class StepPace:
 
     @property
     def row_s(self) -> float:
-        """What one row more adds to a step."""
+        """Seconds that one more decoding row adds to a step."""
         return self._parts[1] / _UNITS[1]
 
     @property
     def token_s(self) -> float:
-        """What one token more of a prompt adds to a step."""
+        """Seconds that one more prompt token adds to a step."""
         return self._parts[2] / _UNITS[2]
 
     def seconds_of(self, load: Load) -> float:
-        """Returns what a step takes."""
+        """Returns how many seconds a step is expected to take."""
         return self._parts[0] + self.beside(load)
 
     def beside(self, load: Load) -> float:
-        """Returns what it adds to a step that takes place anyhow."""
+        """Returns how many seconds this adds to a step that takes place anyhow."""
         return self.row_s * load.rows + self.token_s * load.prompt
 
     def note(self, load: Load, seconds: float) -> None:
-        """Takes in what a step took."""
-        foretold = self.seconds_of(load)
+        """Learns from a step that took so many seconds."""
+        predicted = self.seconds_of(load)
         if self._num_steps >= _NUM_FIRST:
-            seconds = min(seconds, HELD_UP * foretold)
+            seconds = min(seconds, HELD_UP * predicted)
         self._num_steps += 1
         sizes = (1.0, load.rows / _UNITS[1], load.prompt / _UNITS[2])
-        move = max(GAIN, 1.0 / self._num_steps) * (seconds - foretold) / sum(size * size for size in sizes)
+        move = max(GAIN, 1.0 / self._num_steps) * (seconds - predicted) / sum(size * size for size in sizes)
         self._parts = [max(0.0, part + move * size) for part, size in zip(self._parts, sizes, strict=True)]

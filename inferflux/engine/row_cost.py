@@ -1,7 +1,7 @@
-"""RowCost: how much longer one row more makes a step that decodes, by a line through the latest ones.
+"""RowCost: how much longer one more row makes a step that only decodes, by a line fitted to the latest steps.
 
-Least squares in which each step counts a little less than the one after it. Where all steps have had as many rows, they
-tell nothing of what a row costs, and it is taken to cost nothing until some have had more. Knows numbers only.
+Least squares with exponentially fading weights. Steps that all had the same number of rows tell nothing of what a row
+costs; it is taken to cost nothing until that number has varied. Knows numbers only.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ from typing import Final
 FADING: Final = 0.98
 # In rows squared: spreads well below it say nothing.
 LEAST_SPREAD: Final = 0.05
-# A step that takes longer than so many times what was to be expected was held up by something else.
+# A step that takes more than so many times the prediction was held up by something else, and counts as this.
 HELD_UP: Final = 4.0
 
 
@@ -21,9 +21,9 @@ class RowCost:
         self._weight = self._rows = self._squares = self._seconds = self._products = 0.0
 
     def note(self, rows: int, seconds: float) -> None:
-        """Takes in what a step of so many rows took."""
+        """Learns from a step of so many rows that took so many seconds."""
         if self._weight > 1:
-            seconds = min(seconds, HELD_UP * self._foretold(rows))
+            seconds = min(seconds, HELD_UP * self._predicted(rows))
         self._weight = FADING * self._weight + 1
         self._rows = FADING * self._rows + rows
         self._squares = FADING * self._squares + rows * rows
@@ -31,11 +31,11 @@ class RowCost:
         self._products = FADING * self._products + rows * seconds
 
     def share(self, rows: int) -> float:
-        """Returns what part of a step of so many rows is the rows', and not what any step takes: 0 to 1."""
-        seconds = self._foretold(rows)
+        """Returns the part of a step's time that its rows cause, 0 to 1; the rest is what any step takes."""
+        seconds = self._predicted(rows)
         return min(1.0, self._slope() * rows / seconds) if seconds > 0 else 0.0
 
-    def _foretold(self, rows: int) -> float:
+    def _predicted(self, rows: int) -> float:
         if not self._weight:
             return 0.0
         return self._seconds / self._weight + self._slope() * (rows - self._rows / self._weight)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-from inferflux.engine.ladder import Ladder
+from inferflux.engine.lazy_heap import LazyHeap
 
 PROMPT_TOKEN: Final = 1
 OUTPUT_TOKEN: Final = 2
@@ -26,8 +26,8 @@ class TenantCounters:
         self._floor = 0
         self._most_remembered = MAX_REMEMBERED
         # Those with one request here, and those with several, by what they have been served.
-        self._singles = Ladder(self._served.__getitem__)
-        self._others = Ladder(self._served.__getitem__)
+        self._singles = LazyHeap(self._served.__getitem__)
+        self._others = LazyHeap(self._served.__getitem__)
 
     def served(self, tenant: str) -> int:
         return self._served.get(tenant, 0)

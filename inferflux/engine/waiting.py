@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import chain
 
-from inferflux.engine.ladder import Ladder
+from inferflux.engine.lazy_heap import LazyHeap
 from inferflux.engine.order import Order, Rank
 from inferflux.engine.request import Request
 
@@ -25,7 +25,7 @@ class Waiting:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._lanes: dict[str, list[Request]] = {}
-        self._ladder: Ladder[Rank] = Ladder(self._rank_of)
+        self._first_lane: LazyHeap[Rank] = LazyHeap(self._rank_of)
         self._num = 0
         self._aside: list[Request] = []
         self._numbers: dict[str, float] = {}
@@ -40,7 +40,7 @@ class Waiting:
     @property
     def first(self) -> Request:
         """Who is next; somebody must be waiting."""
-        name = self._ladder.first()
+        name = self._first_lane.first()
         assert name is not None, "nobody waits"
         head = self._lanes[name][0]
         if self._order.shares:
@@ -51,18 +51,18 @@ class Waiting:
     def add(self, request: Request) -> None:
         """Takes in a request that has been ranked."""
         name = self._lane_name(request)
-        insort(self._lanes.setdefault(name, []), request, key=self._order.place)
+        insort(self._lanes.setdefault(name, []), request, key=self._order.lane_key)
         self._num += 1
-        self._ladder.put(name)
+        self._first_lane.put(name)
 
     def remove(self, request: Request) -> None:
-        place, name = self._order.place, self._lane_name(request)
+        key, name = self._order.lane_key, self._lane_name(request)
         lane = self._lanes[name]
-        del lane[bisect_left(lane, place(request), key=place)]
+        del lane[bisect_left(lane, key(request), key=key)]
         self._num -= 1
         if not lane:
             del self._lanes[name]
-            self._ladder.remove(name)
+            self._first_lane.remove(name)
 
     def set_aside(self, request: Request) -> None:
         """Leaves a request out until `take_back`, to see who comes after it."""
@@ -92,14 +92,14 @@ class Waiting:
     def favour(self, tenant: str) -> None:
         """Notes that the tenant has become a favoured one."""
         if tenant in self._lanes:
-            self._ladder.put(tenant)
+            self._first_lane.put(tenant)
 
     def rearrange(self) -> None:
         """Puts all in order by another policy."""
         requests = list(self)
         self._order.sort(requests)
         self._lanes.clear()
-        self._ladder.clear()
+        self._first_lane.clear()
         self._numbers.clear()
         self._num = 0
         for request in requests:
@@ -110,13 +110,13 @@ class Waiting:
         assert not self._aside
         assert self._num == sum(map(len, self._lanes.values()))
         assert all(self._lanes.values())
-        assert len(self._ladder) == len(self._lanes)
+        assert len(self._first_lane) == len(self._lanes)
         for name, lane in self._lanes.items():
-            assert lane == sorted(lane, key=self._order.place), "a lane is out of order"
+            assert lane == sorted(lane, key=self._order.lane_key), "a lane is out of order"
             assert all(self._lane_name(request) == name for request in lane)
         if self._num:
             first = min(self._lanes, key=self._rank_of)
-            assert self._ladder.first() == first, "somebody else is first"
+            assert self._first_lane.first() == first, "somebody else is first"
 
     def _lane_name(self, request: Request) -> str:
         return request.tenant if self._order.shares else _ALL

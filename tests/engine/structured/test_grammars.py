@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from inferflux.engine.anteroom import Anteroom
+from inferflux.engine.pending_grammars import PendingGrammars
 from inferflux.engine.request import Request
 from inferflux.engine.structured import grammars as module
 from inferflux.engine.structured.compiling import compile_grammar
@@ -121,13 +121,13 @@ def test_what_cannot_be_compiled_is_refused_both_ways(vocabulary: Vocabulary) ->
 
 
 def test_a_grammar_that_nobody_waits_for_is_not_compiled(vocabulary: Vocabulary, compiler: Compiler) -> None:
-    grammars, anteroom = Grammars(lambda: vocabulary), Anteroom()
+    grammars, pending = Grammars(lambda: vocabulary), PendingGrammars()
     for number, grammar in enumerate((SLOW, LATER, READY)):
         request = Request(number, [1], SamplingParams(grammar=grammar), seed=0, max_total_tokens=9)
-        anteroom.add(request, grammars.prepare(number, grammar))
+        pending.add(request, grammars.prepare(number, grammar))
     assert compiler.has_begun.wait(DEADLINE_S)
-    anteroom.remove([1])
+    pending.remove([1])
     compiler.may_end.set()
     grammars.prepare(3, READY).result(DEADLINE_S)
     assert compiler.compiled == [SLOW, READY]
-    assert [request.id for request, _ in anteroom.take_ready(idle=False)] == [0, 2]
+    assert [request.id for request, _ in pending.take_ready(idle=False)] == [0, 2]

@@ -1,4 +1,4 @@
-"""Anteroom: requests whose grammar is still being compiled, before the scheduler knows them.
+"""PendingGrammars: requests whose grammar is still being compiled, before the scheduler knows them.
 
 The engine goes on stepping others meanwhile. Knows futures and requests; no queue, no pages and no tensor.
 """
@@ -13,7 +13,7 @@ from inferflux.engine.request import Request
 PATIENCE_S: Final = 0.005
 
 
-class Anteroom:
+class PendingGrammars:
     """In order of arrival."""
 
     def __init__(self) -> None:
