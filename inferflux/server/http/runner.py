@@ -78,7 +78,7 @@ class _Connection(RequestHandler):
         known = request[INFO].id if INFO in request else None
         offered = known or request_id(request.headers.get(REQUEST_ID_HEADER))
         if status < 500:
-            logger.debug("unreadable request: %s", exc, extra={"request_id": offered})
+            logger.debug("unreadable request: %s", _complaint(exc), extra={"request_id": offered})
             too_long = isinstance(exc, LineTooLong)
             problem = Problem(status, _TOO_LONG if too_long else "the request is not valid HTTP")
             if isinstance(self._manager, _Server):
@@ -93,6 +93,12 @@ class _Connection(RequestHandler):
         response.headers[hdrs.SERVER] = SERVER_NAME
         response.force_close()
         return response
+
+
+def _complaint(error: BaseException | None) -> str:
+    """Returns what the parser says without what it quotes: the rest of a prompt, say, whose length was told wrong."""
+    reason, quotes, _ = str(getattr(error, "message", "")).partition(":\n\n")
+    return f"{type(error).__name__}: {reason}" if quotes else type(error).__name__
 
 
 class _Server(web.Server):

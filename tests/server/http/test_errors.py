@@ -67,6 +67,37 @@ async def test_what_is_not_http_gets_the_same_shape(site: Site, data: bytes):
     assert re.match(rb'\{"error":\{"message":"[^"]*","type":"invalid_request_error"', body), body
 
 
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [HEAD + b'Content-Length: 10\r\n\r\n{"prompt":"canary"}'],  # counted in characters, not in bytes
+        [HEAD + b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"pro\r\ncanary\r\n'],
+        [HEAD + b"x-api-key: ", b"canary\x01\r\n\r\n"],
+        [HEAD + b"x-api-key: " + b"canary" * 2000 + b"\r\n\r\n"],
+        [HEAD + b"Authorization: Basic canary\x01\r\n\r\n"],
+    ],
+    ids=["length", "chunk", "in two pieces", "too long", "basic"],
+)
+async def test_what_is_not_http_is_logged_without_what_stands_in_it(
+    site: Site, caplog: pytest.LogCaptureFixture, pieces: list[bytes]
+):
+    """Who looks for the reason at level debug must not find prompts and keys there."""
+    caplog.set_level("DEBUG", "inferflux")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(site.url.rpartition(":")[2]))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await site.get("/livez")  # meanwhile the parser sees the first piece alone
+    async with patience():
+        await reader.read()
+    writer.close()
+    assert "unreadable request: " in caplog.text
+    assert "canary" not in caplog.text
+
+
 async def test_a_header_that_is_too_long_is_told_apart(site: Site):
     """As an identity provider's token of somebody with many groups may be: that is valid HTTP, and only too long."""
     async with site.session.get(site.url + "/v1/models", headers={"Authorization": "Bearer " + "a" * 9000}) as response:
