@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -141,6 +141,10 @@ class FileTier:
         with self._lock:
             self._is_closed = True
             file, self._file = self._file, None
+            if file is None and self._was_opened and not self._keep:
+                # It is off. What this process has left there goes, unless another one has it by now.
+                with suppress(OSError):
+                    file = open_page_file(self.path, self._layout, self._max_bytes)
             if file is not None:
                 self._end(file)
 

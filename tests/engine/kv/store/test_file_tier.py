@@ -209,3 +209,21 @@ def test_an_end_while_it_is_being_opened_leaves_nothing_open(
         assert news_of(tier) == []
         assert (tmp_path / "kv").exists() == keep
         open_page_file(tmp_path / "kv", LAYOUT, MAX_BYTES).close()
+
+
+def test_pages_that_are_not_kept_go_at_the_end_though_the_file_failed(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    """They may be gigabytes. Not those of another process that uses the file meanwhile."""
+    path = tmp_path / "kv"
+    for in_use in (True, False):
+        tier = make(path, clock, keep=False)
+        tier.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(page_file, "write_at", failing(errno.EIO))
+            assert tier.store(2, NAME, PAGE) == "io"
+        other = open_page_file(path, LAYOUT, MAX_BYTES) if in_use else None
+        tier.close()
+        assert path.exists() == in_use
+        if other is not None:
+            other.close()
