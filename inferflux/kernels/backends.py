@@ -53,10 +53,15 @@ class Backend(NamedTuple):
         a recorded step may hold it, in which the lengths for the host are those of the longest row there could be."""
         return bool(getattr(self.module, "DEVICE_LENGTHS", False))
 
+    @property
+    def narrow_kv(self) -> bool:
+        """Whether it reads and writes keys and values cached in 8 bits, which it says by `NARROW_KV = True`."""
+        return bool(getattr(self.module, "NARROW_KV", False))
+
     def refusal(self, op: str, device: torch.device, dtype: torch.dtype, *, narrow_kv: bool = False) -> str | None:
         """Returns why this backend cannot serve `op` there, or None when it can. narrow_kv: keys and values are cached
-        in 8 bits, which a backend that can says by `NARROW_KV = True`."""
-        if narrow_kv and op in KV_OPS and not getattr(self.module, "NARROW_KV", False):
+        in 8 bits."""
+        if narrow_kv and op in KV_OPS and not self.narrow_kv:
             return "it does not know keys and values of 8 bits"
         reason = self._own_refusal(op, device, dtype)
         if reason is not None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from inferflux.errors import ConfigError
-from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend, installed_names
+from inferflux.kernels.backends import BUILT_IN, KV_OPS, OPS, Backend, find_backend, installed_names
 from inferflux.kernels.bench import command as bench
 from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
 from inferflux.kernels.dtypes import dtype_name
@@ -121,7 +121,7 @@ def _as_json(kernels: KernelSet, states: dict[str, dict[str, str]]) -> list[dict
 
 class Line(NamedTuple):
     """One op of one backend in one dtype. skipped: why it was not checked. tolerance: the largest
-    error allowed."""
+    error allowed. narrow_kv: with pages of 8 bits."""
 
     backend: str
     op: str
@@ -129,6 +129,7 @@ class Line(NamedTuple):
     results: tuple[Result, ...]
     skipped: str | None = None
     tolerance: float = 0.0
+    narrow_kv: bool = False
 
     @property
     def failures(self) -> list[Result]:
@@ -155,16 +156,19 @@ def _run_checks(args: argparse.Namespace, device: torch.device) -> Iterator[Line
             if args.dtype and op != "sampling":
                 dtypes = tuple(getattr(torch, name) for name in args.dtype)
             for dtype in dtypes:
-                yield _run_line(backend, op, dtype, device)
+                line = _run_line(backend, op, dtype, device)
+                yield line
+                if op in KV_OPS and line.skipped is None:
+                    yield _run_line(backend, op, dtype, device, narrow_kv=True)
 
 
-def _run_line(backend: Backend, op: str, dtype: torch.dtype, device: torch.device) -> Line:
-    reason = backend.refusal(op, device, dtype)
+def _run_line(backend: Backend, op: str, dtype: torch.dtype, device: torch.device, *, narrow_kv: bool = False) -> Line:
+    reason = backend.refusal(op, device, dtype, narrow_kv=narrow_kv)
     if reason is not None:
-        return Line(backend.name, op, dtype, (), reason)
+        return Line(backend.name, op, dtype, (), reason, narrow_kv=narrow_kv)
     implementation = backend.find(op)
-    results = tuple(check_op(implementation, op, dtype, device))
-    return Line(backend.name, op, dtype, results, tolerance=tolerance_of(implementation, op, dtype))
+    results = tuple(check_op(implementation, op, dtype, device, narrow_kv=narrow_kv))
+    return Line(backend.name, op, dtype, results, None, tolerance_of(implementation, op, dtype), narrow_kv)
 
 
 def _result_json(line: Line, result: Result) -> dict[str, Any]:
@@ -177,12 +181,13 @@ def _print_lines(lines: list[Line], *, asked: bool) -> None:
     """asked: somebody named the ops, and is told which of them were not checked."""
     table = Table(title="against the reference in float64")
     for column in ("backend", "op", "dtype", "cases", "largest error", "allowed", ""):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "op")  # half a name could be another's
     for line in (line for line in lines if line.results):
         error = max(result.error for result in line.results)
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
         numbers = (str(len(line.results)), f"{error:.1e}", f"{line.tolerance:.1e}")
-        table.add_row(escape(line.backend), line.op, dtype_name(line.dtype), *numbers, verdict)
+        op = f"{line.op}, 8-bit pages" if line.narrow_kv else line.op
+        table.add_row(escape(line.backend), op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()
     console.print(table)
     skipped = dict.fromkeys(f"{line.backend} {line.op}: {line.skipped}" for line in lines if line.skipped)

@@ -55,7 +55,10 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _same_view(tensor: Tensor, whole: Tensor) -> Tensor:
     """The part of `whole`, a copy of what the tensor is a view of, that the tensor is of that."""
-    return whole if tensor._base is None else whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    if tensor._base is None:
+        return whole
+    # Pages of 8 bits are views of bytes.
+    return whole.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from inferflux.kernels import reference
+from inferflux.kernels import torch as torch_backend
 from inferflux.kernels.backends import Backend
 from inferflux.kernels.cases import cases_of
-from inferflux.kernels.check import Result, check_case, check_op
+from inferflux.kernels.check import Result, check_case, check_op, dtypes_of
+from inferflux.kernels.narrow_kv import SCALE_BYTES, as_bytes, narrow
 
 Tensor = torch.Tensor
 
@@ -81,6 +83,57 @@ def attention_that_keeps_the_first_layers_window(
 def ignoring_strides(values: Tensor) -> Tensor:
     """What a kernel reads that takes rows for neighbours."""
     return torch.as_strided(values, values.shape, torch.empty(values.shape).stride(), values.storage_offset())
+
+
+def narrow_attention_that(change: Callable[[Tensor], object]) -> Callable[..., Tensor]:
+    """change: of the pages' bytes, [P, 2, N, K, D + 4]."""
+
+    def attention(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Tensor:
+        rows = as_bytes(kv_pages).clone()
+        change(rows)
+        result: Tensor = true_op("attention")(query, rows.view(kv_pages.dtype), metadata, **settings)
+        return result
+
+    return attention
+
+
+def coarse_scales(rows: Tensor) -> None:
+    scales = rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    rows[..., -SCALE_BYTES:] = scales.bfloat16().float().view(torch.int8)
+
+
+def narrow_rope_that(rounds: Callable[[Tensor, torch.dtype], Tensor]) -> Callable[..., Tensor]:
+    """rounds: keys and values, in place of `narrow`."""
+
+    def rope(qkv: Tensor, cos: Any, sin: Any, kv_pages: Tensor, slots: Tensor, *, num_heads: int) -> Tensor:
+        wide = torch.full((*kv_pages.shape[:-1], qkv.shape[-1]), torch.nan)
+        query: Tensor = true_op("rope")(qkv, cos, sin, wide, slots, num_heads=num_heads)
+        place = slots // kv_pages.shape[2], slice(None), slots % kv_pages.shape[2]
+        as_bytes(kv_pages)[place] = rounds(wide[place], kv_pages.dtype)
+        return query
+
+    return rope
+
+
+def rounded_towards_zero(values: Tensor, kind: torch.dtype) -> Tensor:
+    rows = narrow(values, kind)
+    codes, scales = rows[..., :-SCALE_BYTES], rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    too_large = codes.view(kind).float().abs() * scales > values.abs()
+    # The code before, of float8 too: its bits are in the order of its size.
+    codes -= too_large * (codes.sign() if kind == torch.int8 else 1)
+    return rows
+
+
+def with_half_the_codes(values: Tensor, kind: torch.dtype) -> Tensor:
+    """A scale twice as large as need be, as of another head that has a number twice as large."""
+    rows = narrow(torch.cat((values, 2 * values.abs().amax(-1, keepdim=True)), dim=-1), kind)
+    return torch.cat((rows[..., : values.shape[-1]], rows[..., -SCALE_BYTES:]), dim=-1)
+
+
+def with_one_scale_for_all_heads(values: Tensor, kind: torch.dtype) -> Tensor:
+    rows = narrow(values.flatten(2), kind)
+    codes = rows[..., :-SCALE_BYTES].view(values.shape)
+    return torch.cat((codes, rows[..., None, -SCALE_BYTES:].expand(*values.shape[:-1], -1)), dim=-1)
 
 
 def norm_into_a_buffer_of_its_own() -> Callable[..., Tensor]:
@@ -187,6 +240,37 @@ def test_a_wrong_kernel_fails(op: str, implementation: Any, case: str) -> None:
     telling = [each for each in cases_of(op) if case in each.name]
     assert telling
     assert all(not check_case(implementation, each, torch.float32, torch.device("cpu")).ok for each in telling)
+
+
+BOTH_KINDS = ("int8", "float8_e4m3fn")
+# Codes of float8 that are not all used lose nothing.
+NARROW_WRONG = [
+    ("attention", narrow_attention_that(coarse_scales), BOTH_KINDS),
+    ("attention", narrow_attention_that(lambda rows: rows[:, 1, ..., -4:].copy_(rows[:, 0, ..., -4:])), BOTH_KINDS),
+    ("attention", narrow_attention_that(lambda rows: rows[..., -4:].copy_(rows[..., -4:].roll(1, 3))), BOTH_KINDS),
+    ("rope", narrow_rope_that(rounded_towards_zero), BOTH_KINDS),
+    ("rope", narrow_rope_that(with_half_the_codes), ("int8",)),
+    ("rope", narrow_rope_that(with_one_scale_for_all_heads), ("int8",)),
+    ("rope", narrow_rope_that(lambda values, kind: narrow(values.flip(2), kind)), BOTH_KINDS),
+]
+
+
+@pytest.mark.parametrize(("op", "implementation", "kinds"), NARROW_WRONG)
+def test_a_kernel_that_is_wrong_on_pages_of_8_bits_fails(op: str, implementation: Any, kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        telling = [each for each in cases_of(op, narrow_kv=True) if f"{kind} pages, mixed" in each.name]
+        assert telling
+        assert all(not check_case(implementation, each, torch.float32, torch.device("cpu")).ok for each in telling)
+
+
+@pytest.mark.parametrize("op", ["attention", "rope"])
+def test_backends_that_say_they_know_pages_of_8_bits_do(op: str) -> None:
+    for backend in (Backend("reference", reference), Backend("torch", torch_backend)):
+        assert backend.narrow_kv
+        for dtype in dtypes_of(op):
+            checked = list(check_op(backend.find(op), op, dtype, torch.device("cpu"), narrow_kv=True))
+            assert checked
+            assert [result for result in checked if not result.ok] == []
 
 
 def test_squares_that_overflow_half_precision_fail_there() -> None:

@@ -72,6 +72,37 @@ def test_an_op_asked_for_that_is_not_there_is_not_passed_over(
     assert f"not checked: {wrong_norm} attention: it has no attention" in capsys.readouterr().out
 
 
+NARROW_ROPE = """
+from inferflux.kernels.narrow_kv import is_narrow
+from inferflux.kernels.reference.rope import rope as true_rope
+
+def rope(qkv, cos, sin, kv_pages, slots, *, num_heads):
+    query = true_rope(qkv, cos, sin, kv_pages, slots, num_heads=num_heads)
+    if is_narrow(kv_pages):
+        kv_pages[..., -1] = 0  # the top of a scale
+    return query
+"""
+
+
+def test_pages_of_8_bits_are_checked_where_a_file_says_that_it_knows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "narrow.py"
+    path.write_text(NARROW_ROPE)
+    asked = ["check", "--module", str(path), "--op", "rope", "--dtype", "float32"]
+    assert main(["kernels", *asked]) == 0
+    assert "rope: it does not know keys and values of 8 bits" in capsys.readouterr().out
+    path.write_text(NARROW_ROPE + "NARROW_KV = True")
+    assert main(["kernels", *asked]) == 1
+    text = capsys.readouterr().out
+    assert "rope, 8-bit pages" in text
+    assert f"{path} rope float32, int8 pages, mixed: error" in text
+    code, results = run_json(capsys, *asked)
+    assert code == 1
+    assert {bool(row["ok"]) for row in results if "pages," in str(row["case"])} == {False}
+    assert {bool(row["ok"]) for row in results if "pages," not in str(row["case"])} == {True}
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

@@ -11,7 +11,12 @@ from typing import Final
 from inferflux.kernels.cases.case import Case, NamedCases
 from inferflux.kernels.cases.dense import activation_cases, add_norm_cases, linear_cases, norm_cases
 from inferflux.kernels.cases.moe import moe_cases, quantized_moe_cases
-from inferflux.kernels.cases.paged import attention_cases, rope_cases
+from inferflux.kernels.cases.paged import (
+    attention_cases,
+    narrow_attention_cases,
+    narrow_rope_cases,
+    rope_cases,
+)
 from inferflux.kernels.cases.quantized import quantized_linear_cases
 from inferflux.kernels.cases.sampling import sampling_cases
 
@@ -29,8 +34,13 @@ _CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
         "sampling": sampling_cases,
     }
 )
+# With pages of 8 bits, of the ops that see any.
+_NARROW_KV_CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
+    {"attention": narrow_attention_cases, "rope": narrow_rope_cases}
+)
 
 
-def cases_of(op: str) -> tuple[Case, ...]:
-    """Returns the cases of `op`, one of `backends.OPS`."""
-    return tuple(Case(op, name, build) for name, build in _CASES[op]())
+def cases_of(op: str, *, narrow_kv: bool = False) -> tuple[Case, ...]:
+    """Returns the cases of `op`, one of `backends.OPS`; narrow_kv: those with pages of 8 bits instead."""
+    table = _NARROW_KV_CASES if narrow_kv else _CASES
+    return tuple(Case(op, name, build) for name, build in table[op]())

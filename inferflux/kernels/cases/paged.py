@@ -9,6 +9,7 @@ import torch
 
 from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
 from inferflux.kernels.metadata import AttentionMetadata
+from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES, as_bytes, is_narrow, narrow
 
 Tensor = torch.Tensor
 
@@ -49,10 +50,18 @@ class Paging:
     def num_tokens(self) -> int:
         return sum(stop - start for start, stop in self.spans)
 
-    def pool(self, draw: Draw, num_kv_heads: int, head_dim: int) -> Tensor:
-        """One layer's strided view [P, 2, N, K, D] of a page-major pool that is NaN everywhere."""
-        shape = (self.num_pages, self.num_layers, 2, self.page_tokens, num_kv_heads, head_dim)
-        return torch.full(shape, math.nan, dtype=draw.dtype, device=draw.device)[:, self.num_layers // 2]
+    def pool(self, draw: Draw, num_kv_heads: int, head_dim: int, narrow_as: torch.dtype | None = None) -> Tensor:
+        """One layer's strided view [P, 2, N, K, D] of a page-major pool that is NaN everywhere; narrow_as: narrow pages
+        of this type instead, whose scales (and codes, in float8) are."""
+        shape = (self.num_pages, self.num_layers, 2, self.page_tokens, num_kv_heads)
+        if narrow_as is None:
+            pool = torch.full((*shape, head_dim), math.nan, dtype=draw.dtype, device=draw.device)
+        else:
+            # All bits set are NaN in float32 and in float8.
+            pool = torch.full((*shape, head_dim + SCALE_BYTES), -1, dtype=torch.int8, device=draw.device).view(
+                narrow_as
+            )
+        return pool[:, self.num_layers // 2]
 
     def fill(self, kv_pages: Tensor, metadata: AttentionMetadata, draw: Draw) -> None:
         """Writes keys and values at every position that some row holds."""
@@ -60,7 +69,11 @@ class Paging:
             positions = torch.arange(stop)
             slots = self._slots(metadata.page_table.cpu(), torch.full_like(positions, row), positions).to(draw.device)
             pages, offsets = slots // self.page_tokens, slots % self.page_tokens
-            kv_pages[pages, :, offsets] = draw.normal(stop, 2, *kv_pages.shape[3:])
+            if is_narrow(kv_pages):
+                values = draw.normal(stop, 2, kv_pages.shape[3], kv_pages.shape[4] - SCALE_BYTES)
+                as_bytes(kv_pages)[pages, :, offsets] = narrow(values, kv_pages.dtype)
+            else:
+                kv_pages[pages, :, offsets] = draw.normal(stop, 2, *kv_pages.shape[3:])
 
     def _slots(self, table: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         return table[rows, positions // self.page_tokens].long() * self.page_tokens + positions % self.page_tokens
@@ -70,6 +83,8 @@ DECODE: Final = ((0, 1), (15, 16), (16, 17), (299, 300), (63, 64), (40, 41), (13
 FEW_DECODES: Final = ((0, 1), (40, 41), (132, 133))
 FEW: Final = ((0, 5), (30, 31), (17, 50))
 MIXED: Final = ((0, 5), (30, 31), (0, 40), (17, 50), (200, 201), (90, 97), (3, 4), (120, 300))
+
+NARROW: Final = {kind: str(kind).removeprefix("torch.") for kind in LARGEST_CODE}
 
 
 def attention_cases() -> NamedCases:
@@ -105,15 +120,33 @@ def attention_cases() -> NamedCases:
     yield "mixed, window, soft cap", _attention(Paging(MIXED, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0)
 
 
+def narrow_attention_cases() -> NamedCases:
+    """With pages of 8 bits."""
+    for kind, name in NARROW.items():
+        yield f"{name} pages, one token", _attention(Paging(((0, 1),)), (9, 3, 64), narrow_as=kind)
+        yield f"{name} pages, decode", _attention(Paging(FEW_DECODES, page_tokens=7), (14, 2, 64), narrow_as=kind)
+        yield f"{name} pages, decode, long", _attention(Paging(((1199, 1200), (40, 41))), (4, 2, 96), narrow_as=kind)
+        yield f"{name} pages, prefill", _attention(Paging(((0, 37), (0, 2))), (4, 4, 80), narrow_as=kind)
+        yield (
+            f"{name} pages, mixed, window, soft cap",
+            _attention(Paging(FEW, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0, narrow_as=kind),
+        )
+
+
 def _attention(
-    paging: Paging, heads: tuple[int, int, int], *, window: int | None = None, soft_cap: float | None = None
+    paging: Paging,
+    heads: tuple[int, int, int],
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    narrow_as: torch.dtype | None = None,
 ) -> Callable[[Draw], Inputs]:
-    """heads: (H, K, D)."""
+    """heads: (H, K, D). narrow_as: the type of pages of 8 bits."""
     num_heads, num_kv_heads, head_dim = heads
 
     def build(draw: Draw) -> Inputs:
         metadata = paging.metadata(draw)
-        kv_pages = paging.pool(draw, num_kv_heads, head_dim)
+        kv_pages = paging.pool(draw, num_kv_heads, head_dim, narrow_as)
         paging.fill(kv_pages, metadata, draw)
         # As the rope op leaves it: a view of the projected heads.
         query = draw.normal(paging.num_tokens, num_heads + 2 * num_kv_heads, head_dim)[:, :num_heads]
@@ -132,7 +165,27 @@ def rope_cases() -> NamedCases:
     yield "no rotation", _rope(Paging(FEW), (4, 2, 128), 0)
 
 
-def _rope(paging: Paging, heads: tuple[int, int, int], rotary_dim: int) -> Callable[[Draw], Inputs]:
+def narrow_rope_cases() -> NamedCases:
+    """With pages of 8 bits."""
+    for kind, name in NARROW.items():
+        yield f"{name} pages, one token", _rope(Paging(((41, 42),)), (9, 3, 64), 64, narrow_as=kind)
+        yield f"{name} pages, mixed", _rope(Paging(FEW, page_tokens=7), (4, 4, 80), 80, narrow_as=kind)
+        yield f"{name} pages, part of the head", _rope(Paging(FEW), (6, 2, 96), 24, narrow_as=kind)
+        yield (
+            f"{name} pages, no rotation, zeros",
+            _rope(Paging(FEW_DECODES), (4, 2, 128), 0, narrow_as=kind, zeros=True),
+        )
+
+
+def _rope(
+    paging: Paging,
+    heads: tuple[int, int, int],
+    rotary_dim: int,
+    *,
+    narrow_as: torch.dtype | None = None,
+    zeros: bool = False,
+) -> Callable[[Draw], Inputs]:
+    """zeros: the first token's keys and values are."""
     num_heads, num_kv_heads, head_dim = heads
 
     def build(draw: Draw) -> Inputs:
@@ -140,8 +193,10 @@ def _rope(paging: Paging, heads: tuple[int, int, int], rotary_dim: int) -> Calla
         # The view drops a column, so that tokens are further apart than their heads are long.
         qkv = draw.normal(paging.num_tokens, (num_heads + 2 * num_kv_heads) * head_dim + 8)[:, :-8]
         qkv = qkv.view(paging.num_tokens, -1, head_dim)
+        if zeros:
+            qkv[0, num_heads:] = 0
         cos, sin = _angles(draw, metadata.positions, rotary_dim) if rotary_dim else (None, None)
-        kv_pages = paging.pool(draw, num_kv_heads, head_dim)
+        kv_pages = paging.pool(draw, num_kv_heads, head_dim, narrow_as)
         return Inputs((qkv, cos, sin, kv_pages, metadata.slots), {"num_heads": num_heads})
 
     return build
