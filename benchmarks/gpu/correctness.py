@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import narrow
 from benchmarks.gpu.models import make_loop
 from benchmarks.ports import free_port
 from benchmarks.workloads import Job
@@ -17,30 +16,32 @@ from inferflux.config.tree import DistributedConfig
 from inferflux.dist.check import problems
 from inferflux.dist.context import ParallelContext
 from inferflux.dist.launch import launch, leave
-from inferflux.kernels.backends import OPS, find_backend
+from inferflux.kernels.backends import KV_OPS, OPS, find_backend
 from inferflux.kernels.check import check_op, dtypes_of
 
 
 def kernels(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
     """Checks in processes side by side: most of the time goes into compiling."""
-    tasks = [(op, dtype) for op in OPS for dtype in dtypes_of(op)]
+    tasks = [(op, dtype, False) for op in OPS for dtype in dtypes_of(op)]
+    tasks += [(op, dtype, True) for op in sorted(KV_OPS) for dtype in dtypes_of(op)]
     if toy:
-        tasks = [("norm", torch.float32)]
+        tasks = [("norm", torch.float32, False)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=spawn) as pool:
-        futures = {pool.submit(_check, op, str(dtype), str(device)): (op, dtype) for op, dtype in tasks}
+        futures = {
+            pool.submit(_check, op, str(dtype), str(device), narrow): (op, dtype, narrow) for op, dtype, narrow in tasks
+        }
         for future in as_completed(futures):
-            op, dtype = futures[future]
+            op, dtype, narrow = futures[future]
             try:
                 figures = future.result()
             except Exception as error:
                 figures = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
-            yield f"{op} {str(dtype).removeprefix('torch.')}", figures
-    if device.type == "cuda":
-        yield from narrow.compare(device)
+            yield f"{op} {str(dtype).removeprefix('torch.')}{', 8-bit pages' if narrow else ''}", figures
 
 
-def _check(op: str, dtype: str, device: str) -> dict[str, Any]:
+def _check(op: str, dtype: str, device: str, narrow: bool) -> dict[str, Any]:
+    """narrow: with pages of 8 bits."""
     # float32 means float32 to the rivals too.
     torch.backends.cuda.matmul.allow_tf32 = False
     name = "triton" if device.startswith("cuda") else "torch"
@@ -48,7 +49,7 @@ def _check(op: str, dtype: str, device: str) -> dict[str, Any]:
     kind = getattr(torch, dtype.removeprefix("torch."))
     if backend.refusal(op, torch.device(device), kind) is not None:
         backend = find_backend("torch")
-    results = list(check_op(backend.find(op), op, kind, torch.device(device)))
+    results = list(check_op(backend.find(op), op, kind, torch.device(device), narrow_kv=narrow))
     problems = [f"{result.case}: {result.problem}" for result in results if not result.ok]
     finite = [result.error for result in results if result.error != float("inf")]
     return {

@@ -12,17 +12,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from inferflux.kernels.backends import PACKED_OPS, Backend, find_backend
+from inferflux.kernels.backends import PACKED_OPS, find_backend
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
 from inferflux.kernels.cases import cases_of
-from inferflux.kernels.cases.case import Inputs
+from inferflux.kernels.cases.case import Draw, Inputs
 from inferflux.kernels.narrow_kv import SCALE_BYTES
+from inferflux.kernels.quantized_weight import quantize
+
+if TYPE_CHECKING:
+    from tests.support.triton_compile import Launch
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton")
 
@@ -50,14 +55,21 @@ assert torch.equal(one[0], both[0])
 """
 
 
-# The interpreter loses the carry where rounding to float8 reaches the exponent: what it writes there is not looked at.
-NARROW_PAGES = """
+# Bit by bit, as GPUs without instructions for it do: all codes, what lies between them, what rounds to the largest.
+FLOAT8 = """
 import torch
-from benchmarks.gpu.narrow import EDGES, compare
+from tests.support.float8_codec import both_ways
 
-for name, figures in compare(torch.device("cpu")):
-    assert figures["error"] < 1e-4, (name, figures)
-    assert figures["other_codes"] <= (0.05 if "float8" in name else EDGES), (name, figures)
+codes = torch.arange(256).to(torch.uint8)
+true = codes.view(torch.float8_e4m3fn).float()
+levels = true[:127]
+between = torch.cat([levels[:-1].lerp(levels[1:], share) for share in (0.0, 0.25, 0.5, 0.75)])
+edges = torch.tensor([448.0, 448.0001, 460.0, 1e-9, 2.0**-10, 1.6 * 2.0**-10])
+values = torch.cat((between, -between, edges, -edges, torch.zeros(4)))
+wide, rounded = both_ways(codes.repeat(4), values)
+known = torch.arange(256) % 128 < 127
+assert torch.equal(wide[:256][known], true[known])
+assert torch.equal(rounded, values.to(torch.float8_e4m3fn).view(torch.uint8))
 """
 
 
@@ -117,9 +129,7 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    interpret(
-        check("float32", "rope", *small, "sampling"), check("bfloat16", *small), NARROW_PAGES, SMALL_NARROW_VALUES
-    )
+    interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), FLOAT8, SMALL_NARROW_VALUES)
 
 
 # moe uses that op between its own kernels.
@@ -174,20 +184,68 @@ def _inputs_of(workload: Workload) -> Inputs:
     ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "moe", "quantized_moe", "sampling"],
 )
 def test_kernels_compile_for_an_h100(op: str) -> None:
+    for launch in launches_of(op, [inputs for _, inputs in launched(op)]):
+        assert launch.compile().metadata.shared <= MAX_SHARED_BYTES, launch.kernel.__name__
+
+
+def launches_of(op: str, calls: list[Inputs]) -> "list[Launch]":
     from tests.support.triton_compile import catch_launches
 
-    backend: Backend = find_backend("triton")
-    found = backend.find(op)
+    found = find_backend("triton").find(op)
     module = importlib.import_module(found.__name__ if op in PACKED_OPS else found.__module__)
     with catch_launches(module) as launches, catch_launches(importlib.import_module(ACTIVATION)):
-        for _, (positional, keywords) in launched(op):
+        for positional, keywords in calls:
             if op in PACKED_OPS:
                 found.run(found.pack(*positional[:2]), *positional[2:])
             else:
                 found(*positional, **keywords)
     assert launches
-    for launch in launches:
-        assert launch.compile().metadata.shared <= MAX_SHARED_BYTES, launch.kernel.__name__
+    return launches
+
+
+@pytest.mark.parametrize("group", [1, 4, 7, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kilobytes", [99, 163, 227])
+def test_attention_fits_into_every_gpus_shared_memory(group: int, dtype: torch.dtype, kilobytes: int) -> None:
+    """99 KiB: GeForce RTX 30, 40 and 50, A10, L4, L40. 163: A100. 227: H100 and newer, which gets what was measured."""
+    from inferflux.kernels.triton import tuning
+
+    gpu = tuning.Gpu(kilobytes * 1024, has_float8=True)
+    for table in (tuning.PREFILL, tuning.DECODE):
+        for size, listed in table.items():
+            tile = tuning.attention_tile(table, size, group, dtype, gpu)
+            assert tuning.attention_bytes(tile, size, dtype) <= gpu.shared_bytes
+            assert tile.block_m >= max(group, tuning.SMALLEST_BLOCK)
+            assert tile.block_n >= tuning.SMALLEST_BLOCK
+            if kilobytes == 227 and dtype == torch.bfloat16:
+                assert tile == listed
+
+
+def _for_smaller_gpus() -> Iterator[tuple[str, Inputs]]:
+    """What takes most shared memory, and what reads or writes float8."""
+    draw = Draw(torch.bfloat16, torch.device("cpu"), torch.Generator())
+    (attention,) = (case for case in cases_of("attention") if case.name == "mixed, head size 256, soft cap")
+    yield "attention", attention.inputs(torch.bfloat16, draw.device)
+    for op, name in (("attention", "decode, long"), ("rope", "mixed")):
+        (case,) = (each for each in cases_of(op, narrow_kv=True) if each.name == f"float8_e4m3fn pages, {name}")
+        yield op, case.inputs(torch.bfloat16, draw.device)
+    weight = quantize(torch.ones(64, 128), "fp8")
+    yield "quantized_linear", Inputs((weight, None, draw.normal(70, 128)))
+    settings = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), "silu"
+    yield "quantized_moe", Inputs(([weight], [quantize(torch.ones(128, 32), "fp8")], draw.normal(2, 128), *settings))
+
+
+def test_kernels_compile_for_gpus_with_less_shared_memory_and_without_float8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As A10 and RTX 30; Triton does not compile float8 for them, nor for the A100."""
+    from triton.backends.compiler import GPUTarget
+
+    from inferflux.kernels.triton import tuning
+
+    gpu = tuning.Gpu(99 * 1024, has_float8=False)
+    monkeypatch.setattr(tuning, "gpu_of", lambda device: gpu)
+    for op, inputs in _for_smaller_gpus():
+        for launch in launches_of(op, [inputs]):
+            assert launch.compile(GPUTarget("cuda", 86, 32)).metadata.shared <= gpu.shared_bytes, launch.kernel.__name__
 
 
 def test_no_length_specialises_a_compile() -> None:

@@ -36,7 +36,7 @@ class Launch:
     kernel: JITFunction
     arguments: dict[str, Any]
 
-    def compile(self) -> CompiledKernel:
+    def compile(self, target: GPUTarget = H100) -> CompiledKernel:
         options = {name: self.arguments[name] for name in OPTIONS if name in self.arguments}
         values = {name: self.arguments[name] for name in self.kernel.arg_names}
         constexprs = {self.kernel.arg_names[index]: None for index in self.kernel.constexprs}
@@ -49,7 +49,7 @@ class Launch:
             if name not in constexprs and name not in _unspecialised(self.kernel) and _is_aligned(value)
         }
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constexprs, attrs=aligned)
-        return triton.compile(source, target=H100, options=options)
+        return triton.compile(source, target=target, options=options)
 
 
 class _Caught:

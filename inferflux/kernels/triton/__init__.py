@@ -1,6 +1,7 @@
 """Triton kernels for NVIDIA GPUs: every op but the plain `linear`, which is left to the vendor's library.
 
-Correct under Triton's interpreter (TRITON_INTERPRET=1) and compiled for an H100 by the tests; sizes in `tuning`.
+Correct under Triton's interpreter (TRITON_INTERPRET=1) and compiled for an H100, the hardest of them for an A10, by
+the tests; sizes in `tuning`.
 """
 
 from importlib.util import find_spec

@@ -13,7 +13,7 @@ from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.merge import merge_kernel
-from inferflux.kernels.triton.narrow import scales_of
+from inferflux.kernels.triton.narrow import codes_of, scales_of, widened
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Weights times the scales of narrow values are lifted by so much before they are rounded to 16 bits: float16 would lose
@@ -68,12 +68,12 @@ def _tile_step(
     offsets = pages * stride_page + (tokens % PAGE_TOKENS) * stride_slot
     pointers = kv_head_pointer + offsets[:, None] + dims[None, :]
     if ALL_VISIBLE and HEAD_DIM == PADDED_DIM:
-        key = tl.load(pointers).to(query.dtype)
-        value = tl.load(pointers + stride_value).to(query.dtype)
+        key = widened(tl.load(pointers), query.dtype)
+        value = widened(tl.load(pointers + stride_value), query.dtype)
     else:
         mask = inside[:, None] & (dims[None, :] < HEAD_DIM)
-        key = tl.load(pointers, mask=mask, other=0.0).to(query.dtype)
-        value = tl.load(pointers + stride_value, mask=mask, other=0.0).to(query.dtype)
+        key = widened(tl.load(pointers, mask=mask, other=0.0), query.dtype)
+        value = widened(tl.load(pointers + stride_value, mask=mask, other=0.0), query.dtype)
 
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if IS_NARROW:
@@ -316,18 +316,17 @@ def _chunks(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
-    tile = tuning.tile(tuning.PREFILL, padded_dim)
-    block_m = max(tuning.block_m(tile, query.dtype), triton.next_power_of_2(group))
+    tile = tuning.attention_tile(tuning.PREFILL, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    grid = (num_tokens // (block_m // group) + metadata.num_rows, num_kv_heads)
+    grid = (num_tokens // (tile.block_m // group) + metadata.num_rows, num_kv_heads)
     _chunk_kernel[grid](
-        output, query, kv_pages, scales_of(kv_pages), metadata.page_table, metadata.query_starts, metadata.kv_lengths,
-        metadata.num_rows,
+        output, query, codes_of(kv_pages), scales_of(kv_pages), metadata.page_table, metadata.query_starts,
+        metadata.kv_lengths, metadata.num_rows,
         output.stride(0), output.stride(1), query.stride(0), query.stride(1),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
-        GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2], BLOCK_M=block_m,
-        BLOCK_N=tuning.block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
+        GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
         IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
@@ -346,7 +345,7 @@ def _decode(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
-    tile = tuning.tile(tuning.DECODE, padded_dim)
+    tile = tuning.attention_tile(tuning.DECODE, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
     split_tokens = tuning.DECODE_SPLIT_TOKENS
     num_splits = triton.cdiv(metadata.max_kv_length, split_tokens)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -355,15 +354,14 @@ def _decode(
         partial = query.new_empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32)
     log_sums = query.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
     _split_kernel[(num_rows, num_kv_heads, num_splits)](
-        partial, log_sums, query, kv_pages, scales_of(kv_pages), metadata.page_table, metadata.kv_lengths, num_splits,
-        query.stride(0), query.stride(1),
+        partial, log_sums, query, codes_of(kv_pages), scales_of(kv_pages), metadata.page_table, metadata.kv_lengths,
+        num_splits, query.stride(0), query.stride(1),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
-        SPLIT_TOKENS=split_tokens, BLOCK_M=max(tile.block_m, triton.next_power_of_2(group)),
-        BLOCK_N=tuning.block_n(tile, query.dtype), HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
-        IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        SPLIT_TOKENS=split_tokens, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
+        PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if num_splits > 1:
         merge_kernel[(num_rows, num_heads)](

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.narrow import codes_of, widened
 
 Tensor = torch.Tensor
 
@@ -43,7 +44,7 @@ def _store(output, accumulator, bias, rows, outputs, num_rows, NUM_OUTPUTS: tl.c
 def _byte_kernel(
     output,
     x,
-    values,  # int8 or fp8 [out, in]
+    values,  # int8 or fp8 [out, in], see `narrow.codes_of`
     scales,  # float32 [out]
     bias,
     num_rows,
@@ -67,7 +68,7 @@ def _byte_kernel(
         inside = (inputs < NUM_INPUTS)[None, :]
         tile = tl.load(x_rows + inputs[None, :], mask=(rows < num_rows)[:, None] & inside, other=0.0)
         weight = tl.load(weight_rows + inputs[None, :], mask=(outputs < NUM_OUTPUTS)[:, None] & inside, other=0.0)
-        accumulator += tl.dot(tile, tl.trans(weight.to(tile.dtype)), input_precision=PRECISION)
+        accumulator += tl.dot(tile, tl.trans(widened(weight, tile.dtype)), input_precision=PRECISION)
     accumulator *= tl.load(scales + outputs, mask=outputs < NUM_OUTPUTS, other=0.0)[None, :]
     _store(output, accumulator, bias, rows, outputs, num_rows, NUM_OUTPUTS, HAS_BIAS)
 
@@ -135,7 +136,8 @@ def run(packed: PackedWeight, x: Tensor) -> Tensor:
         kernel = _nibble_kernel
         sizes |= {"NUM_GROUPS": weight.scales.shape[1], "GROUP": INT4_GROUP}
     kernel[grid](
-        output, x, weight.values, weight.scales, weight.scales if bias is None else bias, num_rows, x.stride(0),
+        output, x, codes_of(weight.values), weight.scales, weight.scales if bias is None else bias,
+        num_rows, x.stride(0),
         **sizes, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

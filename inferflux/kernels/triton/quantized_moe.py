@@ -12,6 +12,7 @@ import triton.language as tl
 from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 from inferflux.kernels.triton.moe import BLOCK_OUT, BLOCK_PAIRS, Tiles, place, run_grouped, store
+from inferflux.kernels.triton.narrow import codes_of, widened
 from inferflux.kernels.triton.quantized_linear import widen_nibbles
 
 Tensor = torch.Tensor
@@ -27,7 +28,7 @@ Experts = tuple[QuantizedWeight, QuantizedWeight]
 def _grouped_byte_kernel(
     output,
     x,
-    values,  # int8 or fp8 [E * out, in]
+    values,  # int8 or fp8 [E * out, in], see `narrow.codes_of`
     weight_scales,  # float32 [E * out]
     scales,
     pairs,
@@ -54,7 +55,7 @@ def _grouped_byte_kernel(
             a = tl.load(x_rows + ins[None, :], mask=there[:, None] & (ins < NUM_IN)[None, :], other=0.0)
             inside = wanted[None, :] & (ins < NUM_IN)[:, None]
             b = tl.load(values + weight_rows[None, :] * NUM_IN + ins[:, None], mask=inside, other=0.0)
-            total = tl.dot(a, b.to(a.dtype), total, input_precision="ieee")
+            total = tl.dot(a, widened(b, a.dtype), total, input_precision="ieee")
         total *= tl.load(weight_scales + weight_rows, mask=wanted, other=0.0)[None, :]
         store(output, total, scales, mine, outs, there, wanted, NUM_OUT, SCALED)
 
@@ -134,7 +135,7 @@ def _multiply(
         kernel = _grouped_nibble_kernel
         sizes |= {"NUM_GROUPS": weight.scales.shape[1], "GROUP": INT4_GROUP}
     kernel[grid](
-        output, x, weight.values, weight.scales, output if scales is None else scales, tiles.pairs, tiles.experts,
-        output.shape[0], PAIRS_PER_ROW=pairs_per_row, **sizes, SCALED=scales is not None,
+        output, x, codes_of(weight.values), weight.scales, output if scales is None else scales,
+        tiles.pairs, tiles.experts, output.shape[0], PAIRS_PER_ROW=pairs_per_row, **sizes, SCALED=scales is not None,
         BLOCK_M=BLOCK_PAIRS, BLOCK_N=BLOCK_OUT, BLOCK_K=BLOCK_IN,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import triton.language as tl
 from inferflux.kernels import narrow_kv
 from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import tuning
-from inferflux.kernels.triton.narrow import scales_of
+from inferflux.kernels.triton.narrow import codes_of, rounded_to_float8, scales_of
 
 SMALLEST = tl.constexpr(narrow_kv.SMALLEST)
 
@@ -74,7 +74,10 @@ def _rope_kernel(
         if kv_pages.dtype.element_ty == tl.int8:
             # Adding and taking away 1.5 * 2**23 rounds to the nearest integer, ties to even.
             codes = (codes + 12582912.0) - 12582912.0
-        cached = codes.to(kv_pages.dtype.element_ty)
+        if kv_pages.dtype.element_ty == tl.uint8:
+            cached = rounded_to_float8(codes)
+        else:
+            cached = codes.to(kv_pages.dtype.element_ty)
     else:
         cached = values.to(kv_pages.dtype.element_ty)
     tl.store(kv_pages + places[:, None] + dims[None, :], cached, mask=inside & is_cached[:, None])
@@ -98,7 +101,7 @@ def rope(
     assert cos_table.stride(0) == sin_table.stride(0)
     block_heads = tuning.rope_heads(all_heads)
     _rope_kernel[(num_tokens, triton.cdiv(all_heads, block_heads))](
-        output, qkv, cos_table, sin_table, kv_pages, scales_of(kv_pages), slots,
+        output, qkv, cos_table, sin_table, codes_of(kv_pages), scales_of(kv_pages), slots,
         qkv.stride(0), qkv.stride(1), cos_table.stride(0),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3),
         NUM_HEADS=num_heads, NUM_KV_HEADS=kv_pages.shape[3], HEAD_DIM=head_dim, ROTARY_DIM=rotary_dim,

@@ -4,10 +4,34 @@ One place, so that a new GPU is a new measurement and not a hunt. Nothing here d
 that did would recompile, or change a row's result with its neighbours.
 """
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 import torch
 from triton import knobs, next_power_of_2
+
+
+class Gpu(NamedTuple):
+    """What sizes and kernels depend on. shared_bytes: what a program may have of a multiprocessor's shared memory.
+    has_float8: whether there are instructions for it (Ada, Hopper and newer)."""
+
+    shared_bytes: int
+    has_float8: bool
+
+
+H100: Final = Gpu(227 * 1024, has_float8=True)
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """Under the interpreter nothing is scarce but float8's rounding (see `narrow`)."""
+    if knobs.runtime.interpret:
+        return Gpu(2**31, has_float8=False)
+    if device.type != "cuda":
+        return H100  # to be compiled for
+    facts = torch.cuda.get_device_properties(device)
+    return Gpu(facts.shared_memory_per_block_optin, (facts.major, facts.minor) >= (8, 9))
 
 
 @dataclass(frozen=True)
@@ -46,26 +70,37 @@ DECODE_SPLIT_TOKENS = 512
 # Splits that a program merges at a time. On an H200 a turn takes 3 us, whatever its size: 128 splits by 16, 26 us.
 MERGED_SPLITS = 64
 
+# Of `tl.dot`.
+SMALLEST_BLOCK = 16
+
 # Triton's interpreter pays by the step, whatever its size: fewer and larger ones there, of this many tokens.
 INTERPRETED_BLOCK_N = 256
 
 
-def block_n(attention_tile: AttentionTile, dtype: torch.dtype) -> int:
-    """Returns how many cached tokens an inner step takes of queries in `dtype`."""
+def attention_tile(
+    table: dict[int, AttentionTile], padded_head_dim: int, group: int, dtype: torch.dtype, gpu: Gpu
+) -> AttentionTile:
+    """Returns the tile for the smallest listed head size that holds `padded_head_dim`, for queries in `dtype`, of which
+    `group` heads share a key head; smaller than listed where the GPU has less shared memory than an H100."""
+    tile = next(table[size] for size in sorted(table) if padded_head_dim <= size)
+    if dtype == torch.float32:
+        tile = replace(tile, block_m=min(tile.block_m, FLOAT32_BLOCK_M), block_n=min(tile.block_n, FLOAT32_BLOCK_N))
+    least = next_power_of_2(group)
+    tile = replace(tile, block_m=max(tile.block_m, least))
     if knobs.runtime.interpret:
-        return INTERPRETED_BLOCK_N
-    size = attention_tile.block_n
-    return min(size, FLOAT32_BLOCK_N) if dtype == torch.float32 else size
+        return replace(tile, block_n=INTERPRETED_BLOCK_N)
+    while attention_bytes(tile, padded_head_dim, dtype) > gpu.shared_bytes and tile.block_n > SMALLEST_BLOCK:
+        if tile.block_m > max(tile.block_n, least):
+            tile = replace(tile, block_m=tile.block_m // 2, num_warps=max(tile.num_warps // 2, 4))
+        else:
+            tile = replace(tile, block_n=tile.block_n // 2)
+    return tile
 
 
-def block_m(attention_tile: AttentionTile, dtype: torch.dtype) -> int:
-    """Returns how many query rows a program takes of queries in `dtype`."""
-    return min(attention_tile.block_m, FLOAT32_BLOCK_M) if dtype == torch.float32 else attention_tile.block_m
-
-
-def tile(table: dict[int, AttentionTile], padded_head_dim: int) -> AttentionTile:
-    """Returns the tile for the smallest listed head size that holds `padded_head_dim`."""
-    return next(table[size] for size in sorted(table) if padded_head_dim <= size)
+def attention_bytes(tile: AttentionTile, padded_head_dim: int, dtype: torch.dtype) -> int:
+    """Shared memory of a program, at most: queries, keys, values and weights."""
+    sums = tile.block_m * padded_head_dim + 2 * tile.block_n * padded_head_dim + tile.block_m * tile.block_n
+    return sums * dtype.itemsize
 
 
 # Logits per inner step and the warps that share them. Not yet measured on a GPU: the search compares every logit with
