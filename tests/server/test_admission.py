@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -155,6 +157,37 @@ async def test_the_policy_says_who_gets_in_first(policy: str, expected: str):
     door.set()
     await asyncio.gather(*tasks)
     assert "".join(log) == expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whoever_comes_and_however_they_leave_nothing_of_them_stays(seed: int):
+    """Else a queue of waiters that have long left is full one day, and turns everybody away."""
+    chance = random.Random(seed)
+    max_concurrent, max_queue = chance.randint(1, 3), chance.randint(0, 5)
+    admission, inside = Admission(max_concurrent, max_queue, max_queue_tokens=10, policy="fair"), 0
+
+    async def come() -> None:
+        nonlocal inside
+        async with admission.enter("m", tenant=chance.choice("xyz"), tokens=chance.randrange(8)):
+            inside += 1
+            assert inside <= max_concurrent
+            try:
+                for _ in range(chance.randrange(3)):
+                    await asyncio.sleep(0)
+            finally:
+                inside -= 1
+
+    visits = []
+    for _ in range(20):
+        visits.append(asyncio.create_task(come()))
+        if chance.random() < 0.4:
+            chance.choice(visits).cancel()
+        if chance.random() < 0.4:
+            await asyncio.sleep(0)
+    for end in await asyncio.gather(*visits, return_exceptions=True):
+        assert end is None or isinstance(end, BusyError | asyncio.CancelledError), end
+    assert (admission.running, admission.waiting_tokens, +admission.waiting) == (0, 0, Counter())
+    assert (admission._queue, dict(admission._places)) == ([], {})
 
 
 async def test_a_closed_door_lets_those_inside_and_those_waiting_finish():

@@ -8,7 +8,7 @@ import pytest
 from inferflux.config import ModelConfig
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.server.model_events import ModelEvents
-from inferflux.server.registry import ModelRegistry
+from inferflux.server.registry import SETTLE_S, ModelRegistry
 from tests.support.waiting import patience
 
 A = "models: [{id: a, path: x}]"
@@ -190,3 +190,46 @@ async def test_it_runs_until_it_is_told_to_stop(desk: Desk):
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert desk.followed == ["b"]
+
+
+async def test_how_soon_it_looks_again(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """After its interval, but at once at what has just changed, to see whether the writer is done."""
+    pauses: list[float] = []
+    texts = iter([A, B, B, ConfigError("gone"), A])
+
+    async def wait(seconds: float) -> bool:
+        pauses.append(seconds)
+        desk.text = next(texts, A)
+        if len(pauses) == 6:
+            await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr(desk.registry, "_wait", wait)
+    running = asyncio.create_task(desk.registry.run(desk.follow))
+    async with patience():
+        while len(pauses) < 6:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert pauses == [1.0, 1.0, SETTLE_S, 1.0, 1.0, SETTLE_S]
+
+
+async def test_a_change_under_way_ends_with_it(desk: Desk):
+    desk.may_follow.clear()
+    desk.text = B
+    running = asyncio.create_task(desk.registry.run(desk.follow))
+    desk.registry.look_soon()
+    async with patience():
+        while not desk.waits:
+            await asyncio.sleep(0.001)
+    attempt = desk.registry._attempt
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert attempt is not None
+    assert attempt.cancelled()
+
+
+async def test_who_asks_is_heard_once(desk: Desk):
+    desk.registry.look_soon()
+    assert await desk.registry._wait(60.0)
+    assert not await desk.registry._wait(0.0)
