@@ -59,6 +59,9 @@ class Outgoing:
                 url, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 return response.status, await _read(response, max_bytes)
+        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
+            # Its words quote the answer, in which a policy may repeat a prompt.
+            raise PolicyServiceError(f"its answer is not valid HTTP ({type(error).__name__})") from error
         except (aiohttp.ClientError, UnicodeError) as error:
             raise PolicyServiceError(str(error) or type(error).__name__) from error
 

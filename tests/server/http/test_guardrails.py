@@ -1,5 +1,6 @@
 """Guardrails over HTTP: every text a caller sends, answers whole and streamed, and changes at run time."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.policy.opa import PolicyServiceError
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, MODEL, Site, running_server
+from tests.support.waiting import PATIENCE_S
 
 TERM = "forbidden fruit"
 ADMIN = {"x-api-key": KEY}
@@ -257,6 +259,19 @@ async def test_a_host_that_cannot_be_asked_is_a_service_that_failed(host: str) -
             await outgoing.post(f"http://{host}/allow", b"{}", 10.0, 100)
         with pytest.raises((FetchError, TimeoutError)):
             await outgoing.fetch(f"http://{host}/keys", 100)
+
+
+async def test_an_answer_that_is_not_http_is_told_without_what_stands_in_it() -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: canary\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as service, Outgoing() as outgoing:
+        port = service.sockets[0].getsockname()[1]
+        with pytest.raises(PolicyServiceError, match="not valid HTTP") as caught:
+            await outgoing.post(f"http://127.0.0.1:{port}/allow", b"{}", PATIENCE_S, 100)
+    assert "canary" not in str(caught.value)
 
 
 async def test_the_policy_service_is_asked_over_http() -> None:
