@@ -1,5 +1,6 @@
 """The operator's page in a headless Chromium, used by clicking and by keyboard; and how the server serves its files."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,28 @@ async def test_signing_out_leaves_nothing_behind(opened: Open) -> None:
         assert await page.locator("#key-table").inner_text() == ""
         for field in ("chat-system", "question", "load-path"):
             assert await page.input_value(f"#{field}") == "", field
+
+
+@pytest.mark.parametrize(("tab", "route"), [("guardrails", "guardrails"), ("keys", "api_keys")])
+async def test_what_comes_after_signing_out_is_not_shown(opened: Open, site: Site, tab: str, route: str) -> None:
+    """The next at this page may be somebody who may not read it."""
+    held = asyncio.Event()
+
+    async def hold(request: Any) -> None:
+        await held.wait()
+        await request.continue_()
+
+    async with opened() as page:
+        await forbid(page, "project falcon")
+        await page.click("#tab-live")
+        await page.route(f"**/v1/admin/{route}", hold)
+        await page.click(f"#tab-{tab}")
+        await page.click("#sign-out")
+        async with page.expect_response(f"**/v1/admin/{route}"):
+            held.set()
+        await page.locator("#health", has_text="ready").wait_for()
+        assert await page.input_value("#blocklist") == ""
+        assert await page.locator("#key-table").inner_text() == ""
 
 
 @pytest.mark.parametrize("tab", ["models", "guardrails"])

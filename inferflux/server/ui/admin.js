@@ -74,6 +74,7 @@ async function loadModel() {
 export async function refreshGuardrails() {
   if (!isAdmin) return;
   const rules = await call("GET", "/v1/admin/guardrails");
+  if (!isAdmin) return; // signed out meanwhile
   byId("blocklist").value = rules.blocklist.join("\n");
   byId("opa-endpoint").value = rules.opa_endpoint ?? "";
   byId("on-error").value = rules.on_error;
@@ -97,6 +98,7 @@ async function saveGuardrails() {
 export async function refreshKeys() {
   if (!isAdmin) return;
   const { data } = await call("GET", "/v1/admin/api_keys");
+  if (!isAdmin) return; // signed out meanwhile
   fillTable(byId("key-table"), ["Name", "Begins with", "Tenant", "Scopes", ""], data.map((one) => {
     const revoke = button("Revoke", (event) => attempt(event.target, async () => {
       if (!(await confirmed(`Revoke the key ${one.name} (${one.id})? It is refused at once.`, "Revoke"))) return;
