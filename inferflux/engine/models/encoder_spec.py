@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, cast
 
+from inferflux.engine.model_files import read_json_object
 from inferflux.engine.models.common_keys import CheckpointDtype, check_length, read_checkpoint_dtype
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.sentence_settings import read_max_length
-from inferflux.engine.weights.json_object import read_json_object
 
 EncoderActivation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from inferflux.engine.model_files import read_json_object
 from inferflux.engine.models.config_reader import ConfigReader
-from inferflux.engine.weights.json_object import read_json_object
 
 CONFIG_FILE: Final = "adapter_config.json"
 ALL_LINEAR: Final = "all-linear"

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, cast
 
+from inferflux.engine.model_files import read_json_array, read_json_object
 from inferflux.engine.models.config_reader import ConfigReader
-from inferflux.engine.weights.json_object import read_json_array, read_json_object
 from inferflux.errors import ModelLoadError
 from inferflux.sampling_params import Pooling
 

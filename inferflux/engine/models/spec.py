@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from inferflux.engine.layers.rope_spec import LinearScaling, LongRopeScaling, RopeSpec, YarnScaling
+from inferflux.engine.model_files import read_json_object
 from inferflux.engine.models.catalog import (
     FAMILIES,
     FULL,
@@ -23,7 +24,6 @@ from inferflux.engine.models.common_keys import CheckpointDtype, check_length, r
 from inferflux.engine.models.config_reader import ConfigReader
 from inferflux.engine.models.encoder_spec import ENCODERS
 from inferflux.engine.models.read_rope import MAX_POSITIONS, read_rope
-from inferflux.engine.weights.json_object import read_json_object
 from inferflux.errors import ModelLoadError, did_you_mean
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]

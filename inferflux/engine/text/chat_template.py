@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2.environment import Template
 
+from inferflux.engine.model_files import read_text
 from inferflux.engine.text.answer.formats import answer_style
-from inferflux.engine.text.files import read_text
 from inferflux.engine.text.settings import CONFIG_FILE, TokenizerSettings
 from inferflux.engine.text.template_budget import RenderLimits, TemplateLimitError
 from inferflux.engine.text.template_forms import MessageForms, message_forms

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tokenizers
 
-from inferflux.engine.text.files import check_size
+from inferflux.engine.model_files import check_size
 from inferflux.engine.text.settings import AddedToken, TokenizerSettings
 from inferflux.engine.text.token_bytes import byte_rule
 from inferflux.errors import ModelLoadError

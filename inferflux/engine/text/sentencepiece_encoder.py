@@ -10,7 +10,7 @@ from typing import Any
 
 import sentencepiece
 
-from inferflux.engine.text.files import read_bytes
+from inferflux.engine.model_files import read_bytes
 from inferflux.engine.text.settings import AddedToken, TokenizerSettings
 from inferflux.engine.text.token_bytes import SPACE_MARK, sentencepiece_rule
 from inferflux.errors import ModelLoadError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inferflux.engine.text.files import read_json_object
+from inferflux.engine.model_files import read_json_object
 from inferflux.errors import ModelLoadError
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -62,11 +62,11 @@ def read_settings(folder: Path) -> TokenizerSettings:
     Raises ModelLoadError naming the file and the key that cannot be understood.
     """
     source = folder / CONFIG_FILE
-    config = read_json_object(source)
+    config = _read_if_there(source)
     added_by_content: Mapping[str, Any] = {}
     if "added_tokens_decoder" not in config:
-        config = {**config, **read_json_object(folder / "special_tokens_map.json")}
-        added_by_content = read_json_object(folder / "added_tokens.json")
+        config = {**config, **_read_if_there(folder / "special_tokens_map.json")}
+        added_by_content = _read_if_there(folder / "added_tokens.json")
     named = {role: text for role in _NAMED_TOKENS if (text := _token_text(source, role, config.get(role)))}
     extra = _extra_tokens(source, config)
     special = {*named.values(), *extra}
@@ -80,6 +80,10 @@ def read_settings(folder: Path) -> TokenizerSettings:
         add_eos_token=_flag(source, config, "add_eos_token"),
         legacy=_flag(source, config, "legacy"),
     )
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.exists() else {}
 
 
 def _token_text(source: Path, key: str, value: Any) -> str | None:

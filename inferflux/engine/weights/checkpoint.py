@@ -7,7 +7,7 @@ folder. Pickled weights (`.bin`, `.pt`) are never opened. Knows no model; no tor
 from pathlib import Path
 from types import TracebackType
 
-from inferflux.engine.weights.json_object import read_json_object
+from inferflux.engine.model_files import read_json_object
 from inferflux.engine.weights.safetensors_file import SafetensorsFile, TensorEntry
 from inferflux.errors import ModelLoadError
 

@@ -150,7 +150,7 @@ BROKEN = {
     "not_utf8": (_break("tokenizer.json", b"\xff\xfe"), "tokenizer.json: is not a usable tokenizer"),
     "wrong_shape": (_break("tokenizer.json", b"[]"), "tokenizer.json: is not a usable tokenizer"),
     "bad_config": (_break("tokenizer_config.json", b"{"), "tokenizer_config.json: is not valid JSON"),
-    "config_list": (_break("tokenizer_config.json", b"[]"), "tokenizer_config.json: must hold a JSON object"),
+    "config_list": (_break("tokenizer_config.json", b"[]"), "tokenizer_config.json: must be a JSON object"),
     "bad_bos": (_break("tokenizer_config.json", b'{"bos_token": 5}'), "bos_token: must be a string"),
     "bad_flag": (_break("tokenizer_config.json", b'{"legacy": "no"}'), "legacy: must be true or false"),
     "bad_extra": (_break("tokenizer_config.json", b'{"additional_special_tokens": 1.5}'), "must be a list of tokens"),

@@ -1,6 +1,6 @@
 """Reading a model folder's small files with bounds: a broken or oversize file is a ModelLoadError that names it.
 
-Knows no tokenizer and no template. Runs no code and reads no pickle.
+Knows sizes and syntax; nothing of what the files mean. Runs no code and reads no pickle.
 """
 
 import json
@@ -42,13 +42,24 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in the file, or an empty one when there is no such file."""
-    if not path.exists():
-        return {}
+    """Returns the JSON object in the file. Raises ModelLoadError when there is none to be had."""
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path}: must be a JSON object (got {type(value).__name__})")
+    return value
+
+
+def read_json_array(path: Path) -> list[Any]:
+    """Returns the JSON array in the file. Raises ModelLoadError when there is none to be had."""
+    value = _read_json(path)
+    if not isinstance(value, list):
+        raise ModelLoadError(f"{path}: must be a JSON array (got {type(value).__name__})")
+    return value
+
+
+def _read_json(path: Path) -> object:
     try:
-        value = json.loads(read_text(path, MAX_JSON_BYTES))
+        value: object = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path}: must hold a JSON object (got {type(value).__name__})")
     return value
