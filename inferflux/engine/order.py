@@ -109,8 +109,8 @@ class Order:
         self._rank([request], self._books(self._num_cached))
 
     def lane_key(self, request: Request) -> Rank:
-        """The key that a waiting request is sorted by in its lane. Where places are shared, a lane is a tenant's,
-        and so is the policy's number: it is left out, as it changes and the order in the lane does not."""
+        """Returns the key that a waiting request is sorted by in its lane. Where places are shared, a lane is a
+        tenant's, and so is the policy's number: it is left out, as it changes and the order in the lane does not."""
         tier, _, turn = request.rank
         return (min(tier, _FAVOURED), 0.0, turn) if self._policy.shares else request.rank
 

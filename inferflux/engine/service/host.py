@@ -103,28 +103,14 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:
     borrower = Borrower()
     while True:
-        news: list[Output] = []
         wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else health.idle_s
         frames = _take(inbox, wait_s)
         health.note(bool(frames))
+        news: list[Output] = []
         for frame in frames:
-            if isinstance(frame, Share | Unshare):
-                borrower.note(frame)
-            elif isinstance(frame, Submit):
-                refused = _submit(engine, borrower, frame)
-                if refused is not None:
-                    news.append(refused)
-            elif isinstance(frame, Abort):
-                engine.abort(frame.request_ids)
-            elif isinstance(frame, SetFairness):
-                engine.set_fairness(frame.policy, frame.fairness)
-            elif isinstance(frame, DropCache):
-                engine.drop_cache()
-                _send(sock, CacheDropped(engine.stats()))
-            elif isinstance(frame, Ping):
-                _send(sock, Pong(engine.stats()))
-            elif isinstance(frame, Shutdown):
+            if isinstance(frame, Shutdown):
                 return
+            news += _obey(frame, sock, engine, borrower)
         if engine.has_work or engine.has_chores:
             news += engine.step()
         engine.beat()
@@ -132,6 +118,25 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         if news or any(isinstance(frame, Abort) for frame in frames):
             for part in outputs_of(news, engine.stats()):
                 _send(sock, part)
+
+
+def _obey(frame: ToEngine, sock: socket.socket, engine: Engine, borrower: Borrower) -> list[Output]:
+    """Does what a frame asks for. Returns the refusal of a request that cannot be accepted."""
+    match frame:
+        case Submit():
+            return _submit(engine, borrower, frame)
+        case Share() | Unshare():
+            borrower.note(frame)
+        case Abort():
+            engine.abort(frame.request_ids)
+        case SetFairness():
+            engine.set_fairness(frame.policy, frame.fairness)
+        case DropCache():
+            engine.drop_cache()
+            _send(sock, CacheDropped(engine.stats()))
+        case Ping():
+            _send(sock, Pong(engine.stats()))
+    return []
 
 
 class _SignsOfLife:
@@ -150,12 +155,12 @@ class _SignsOfLife:
             _send(self._sock, Outputs([], self._engine.stats()))
 
 
-def _submit(engine: Engine, borrower: Borrower, frame: Submit) -> Output | None:
+def _submit(engine: Engine, borrower: Borrower, frame: Submit) -> list[Output]:
     try:
         engine.submit(borrower.whole(frame))
     except RequestError as error:
-        return refusal_news(frame.request_id, error)
-    return None
+        return [refusal_news(frame.request_id, error)]
+    return []
 
 
 def _take(inbox: Inbox, wait_s: float | None) -> list[ToEngine]:
