@@ -172,8 +172,10 @@ class Backend:
         """
         if self._state is BackendState.UNLOADED:
             self._wake_soon()
-        if self._waking is not None:
-            await asyncio.shield(self._waking)
+        if (waking := self._waking) is not None:
+            await asyncio.wait((waking,))
+            if not waking.cancelled():  # by `close`, which is no reason to leave a caller without an answer
+                waking.result()
 
     def retry(self) -> None:
         """Has a model that could not be loaded tried again, when it is time for that."""

@@ -311,6 +311,24 @@ async def test_a_model_that_does_not_wake_is_tried_again(monkeypatch: pytest.Mon
         assert (await complete(site))[0] == 200
 
 
+async def test_who_waits_for_a_model_when_the_server_ends_gets_an_answer(monkeypatch: pytest.MonkeyPatch):
+    async with running_server(config()) as site:
+        backend, make = site.backends.find("a"), site.backends._make_client
+        await backend.sleep()
+
+        def endless(source: Any) -> Any:
+            engine = make(source)
+            engine.may_load.clear()
+            return engine
+
+        monkeypatch.setattr(backend, "_make_client", endless)
+        waiting = asyncio.create_task(complete(site))
+        await until(lambda: backend.state.value == "loading")
+        await site.backends.close()
+        status, body = await waiting
+        assert (status, body["error"]["code"]) == (503, "starting")
+
+
 async def test_only_administrators_may(site: Site):
     for method, path in (("GET", MODELS), ("POST", MODELS), ("DELETE", MODELS), ("PUT", DEFAULT)):
         async with site.session.request(method, site.url + path, json={"id": "a"}) as response:
