@@ -49,8 +49,9 @@ class RopeOp(Protocol):
     """Rotates queries and keys by position, then writes keys and values into their slots.
 
     qkv [T, H + 2K, D] (queries, keys, values; contiguous in its last two axes; may be overwritten).
-    cos, sin [T, R], R <= D: the first R dims of a head rotate, in halves: (x1*cos - x2*sin, x2*cos + x1*sin)
-    with x1, x2 the halves of the R dims and cos/sin holding each angle twice (both halves equal).
+    cos, sin [T, R], R <= D, rows of both equally far apart: the first R dims of a head rotate, in halves:
+    (x1*cos - x2*sin, x2*cos + x1*sin) with x1, x2 the halves of the R dims and cos/sin holding each angle twice (both
+    halves equal).
     None: no rotation (NoPE layers), only the write. kv_pages [P, 2, N, K, D] is written in place at slots [T].
     Returns the queries [T, H, D], which may be a view of qkv: contiguous in their last two axes.
     """

@@ -66,6 +66,38 @@ def rope_that_returns_heads_apart(*tensors: Any, num_heads: int) -> Tensor:
     return query.transpose(0, 1).contiguous().transpose(0, 1)
 
 
+def without(name: str, replacement: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The reference's attention with another function in the place of torch's of that name."""
+
+    def attention(*tensors: Any, **settings: Any) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, name, replacement)
+            result: Tensor = true_op("attention")(*tensors, **settings)
+        return result
+
+    return attention
+
+
+def softmax_from(least: float | None) -> Callable[..., Tensor]:
+    """A softmax whose peak is at least so much; None: without one."""
+
+    def softmax(scores: Tensor, dim: int) -> Tensor:
+        peak = 0.0 if least is None else scores.amax(dim, keepdim=True).clamp(min=least)
+        weights = (scores - peak).exp()
+        return weights / weights.sum(dim, keepdim=True)
+
+    return softmax
+
+
+def tanh_that_overflows(x: Tensor) -> Tensor:
+    return ((2 * x).exp() - 1) / ((2 * x).exp() + 1)
+
+
+def silu_that_overflows(gate_up: Tensor, kind: str) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gate * gate.exp() / (1 + gate.exp()) * up
+
+
 def attention_that_changes_the_metadata(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Tensor:
     result: Tensor = true_op("attention")(query, kv_pages, metadata, **settings)
     metadata.kv_lengths.sub_(1)
@@ -194,6 +226,10 @@ WRONG = [
     ("attention", attention_that(lambda settings: settings.update(window=None)), "window"),
     ("attention", attention_that(lambda settings: settings.update(soft_cap=None)), "soft cap"),
     ("attention", attention_multiplying_by_zero, "decode, window"),
+    ("attention", without("softmax", softmax_from(None)), "decode, large scores"),
+    ("attention", without("softmax", softmax_from(0.0)), "prefill, large scores"),
+    ("attention", without("tanh", tanh_that_overflows), "soft cap of large scores"),
+    ("activation", silu_that_overflows, "silu 3x40 of 60"),
     ("rope", rope_that_swaps_keys_and_values, "decode"),
     ("rope", rope_that_writes_a_spare_page, "no rotation"),
     ("rope", rope_that_writes_another_layers_page, "one token"),

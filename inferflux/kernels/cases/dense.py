@@ -55,7 +55,7 @@ def _add_norm(
 def activation_cases() -> NamedCases:
     kinds: tuple[ActivationKind, ...] = ("silu", "gelu", "gelu_tanh")
     for kind in kinds:
-        for num_tokens, size, scale in ((1, 1536, 1.0), (33, 7, 1.0), (2, 1, 1.0), (5, 130, 20.0)):
+        for num_tokens, size, scale in ((1, 1536, 1.0), (33, 7, 1.0), (2, 1, 1.0), (5, 130, 20.0), (3, 40, 60.0)):
             yield f"{kind} {num_tokens}x{size} of {scale:g}", _activation(kind, num_tokens, size, scale)
         yield f"{kind}, rows apart", _activation(kind, 9, 33, 1.0, view=True)
 

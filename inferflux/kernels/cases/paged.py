@@ -81,6 +81,7 @@ class Paging:
 
 DECODE: Final = ((0, 1), (15, 16), (16, 17), (299, 300), (63, 64), (40, 41), (132, 133))
 FEW_DECODES: Final = ((0, 1), (40, 41), (132, 133))
+FAR: Final = ((0, 1), (2, 3), (0, 1))
 FEW: Final = ((0, 5), (30, 31), (17, 50))
 MIXED: Final = ((0, 5), (30, 31), (0, 40), (17, 50), (200, 201), (90, 97), (3, 4), (120, 300))
 
@@ -113,6 +114,10 @@ def attention_cases() -> NamedCases:
         _attention(Paging(((0, 170),)), (14, 2, 32), window=120, soft_cap=3.0),
     )
     yield "prefill, window of one", _attention(Paging(((0, 9), (9, 20))), (2, 1, 16), window=1)
+    # Scores beyond +-88, of which float32 has no exponentials: of the only key that a query sees, and of several.
+    for name, soft_cap in (("large scores", None), ("soft cap of large scores", 3.0)):
+        for step, spans in (("decode", FAR), ("prefill", ((0, 3), (5, 8)))):
+            yield f"{step}, {name}", _attention(Paging(spans), (9, 3, 64), soft_cap=soft_cap, size=100.0)
     yield "mixed", _attention(Paging(MIXED), (9, 3, 64))
     yield "mixed, 20 queries a key", _attention(Paging(FEW), (40, 2, 32))
     yield "mixed, pages of one token", _attention(Paging(MIXED, page_tokens=1), (4, 2, 32))
@@ -140,8 +145,9 @@ def _attention(
     window: int | None = None,
     soft_cap: float | None = None,
     narrow_as: torch.dtype | None = None,
+    size: float = 1.0,
 ) -> Callable[[Draw], Inputs]:
-    """heads: (H, K, D). narrow_as: the type of pages of 8 bits."""
+    """heads: (H, K, D). narrow_as: the type of pages of 8 bits. size: of the queries."""
     num_heads, num_kv_heads, head_dim = heads
 
     def build(draw: Draw) -> Inputs:
@@ -149,7 +155,7 @@ def _attention(
         kv_pages = paging.pool(draw, num_kv_heads, head_dim, narrow_as)
         paging.fill(kv_pages, metadata, draw)
         # As the rope op leaves it: a view of the projected heads.
-        query = draw.normal(paging.num_tokens, num_heads + 2 * num_kv_heads, head_dim)[:, :num_heads]
+        query = draw.normal(paging.num_tokens, num_heads + 2 * num_kv_heads, head_dim, scale=size)[:, :num_heads]
         settings = {"scale": head_dim**-0.5 * 1.5, "window": window, "soft_cap": soft_cap}
         return Inputs((query, kv_pages, metadata), settings)
 
