@@ -155,6 +155,12 @@ def test_pairs_compare_rounds_and_not_averages() -> None:
     assert (pair.first, pair.second, pair.speedup, pair.low, pair.high) == ("a", "b", 3.0, 3.0, 3.0)
 
 
+def test_quartiles_of_two_rounds_lie_between_them() -> None:
+    times = {"a": [1.0, 1.0], "b": [1.0, 9.0]}
+    (pair,) = make_pairs(named("norm", "1x576"), torch.float32, times)
+    assert 1.0 <= pair.low <= pair.speedup <= pair.high <= 9.0
+
+
 def test_rounds_alternate_who_goes_first() -> None:
     calls: list[str] = []
     contenders = [Contender(name, lambda name=name: calls.append(name), lambda: None) for name in "ab"]

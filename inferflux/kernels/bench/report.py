@@ -77,7 +77,7 @@ def make_pairs(workload: Workload, dtype: torch.dtype, times: dict[str, list[flo
     pairs = []
     for first, second in combinations(times, 2):
         ratios = [slow / fast for fast, slow in zip(times[first], times[second], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         pairs.append(Pair(workload.op, workload.name, dtype_name(dtype), first, second, middle, low, high))
     return pairs
 
