@@ -28,6 +28,9 @@ OPS: Final = (
     "sampling",
 )
 
+# Of a module that is not found, and of what a file imports.
+LOOKED_FOR: Final = "modules are found if their package is installed or its folder is in PYTHONPATH"
+
 # Best first; each is a package `inferflux.kernels.NAME`.
 BUILT_IN: Final = ("triton", "native", "torch", "reference")
 # Those that read or write cached keys and values.
@@ -137,7 +140,9 @@ def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
         else:
             module = _load_file(Path(name)) if is_path else importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"kernels {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        # A program that is installed does not look where it is started, nor beside a file it is given.
+        hint = f" ({LOOKED_FOR})" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"kernels {name!r} cannot be imported: {type(error).__name__}: {error}{hint}") from error
     return Backend(name, module)
 
 

@@ -110,6 +110,7 @@ def test_pages_of_8_bits_are_checked_where_a_file_says_that_it_knows_them(
         ("def supports(op, device, dtype): return True", "norm: its supports() returned True, neither a reason nor"),
         ("class linear:\n    def run(packed, x): ...", "linear: its linear has no pack"),
         ("import sys; sys.exit(7)", "cannot be imported: SystemExit: 7"),
+        ("import my_helper", "No module named 'my_helper' (modules are found if their package is installed or"),
     ],
 )
 def test_a_file_that_is_wrong_in_its_form_exits_2(
