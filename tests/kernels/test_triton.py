@@ -23,6 +23,7 @@ from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.cases.case import Draw, Inputs
+from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.narrow_kv import SCALE_BYTES
 from inferflux.kernels.quantized_weight import quantize
 
@@ -231,6 +232,8 @@ def _for_smaller_gpus() -> Iterator[tuple[str, Inputs]]:
         yield op, case.inputs(torch.bfloat16, draw.device)
     weight = quantize(torch.ones(64, 128), "fp8")
     yield "quantized_linear", Inputs((weight, None, draw.normal(70, 128)))
+    for scheme in SCHEMES:
+        yield "quantized_linear", Inputs((quantize(torch.ones(64, 128), scheme), None, torch.ones(70, 128)))
     settings = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), "silu"
     yield "quantized_moe", Inputs(([weight], [quantize(torch.ones(128, 32), "fp8")], draw.normal(2, 128), *settings))
 

@@ -128,7 +128,7 @@ def run(packed: PackedWeight, x: Tensor) -> Tensor:
     output = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if not num_rows:
         return output
-    tile = tuning.product_tile(num_rows)
+    tile = tuning.product_tile(num_rows, x.dtype)
     grid = (triton.cdiv(num_outputs, tile.block_n), triton.cdiv(num_rows, tile.block_m))
     sizes = {"NUM_OUTPUTS": num_outputs, "NUM_INPUTS": weight.num_inputs}
     kernel = _byte_kernel

@@ -136,11 +136,17 @@ PRODUCT = {
     64: ProductTile(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3),
 }
 LARGE_PRODUCT = ProductTile(block_m=128, block_n=128, block_k=128, num_warps=8, num_stages=2)
+# float32 is multiplied number by number, each an instruction of its own: of the sizes above Triton makes programs for
+# minutes, which then do not fit into the registers and the shared memory of smaller GPUs.
+FLOAT32_PRODUCT = ProductTile(block_m=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 
 
-def product_tile(num_rows: int) -> ProductTile:
+def product_tile(num_rows: int, dtype: torch.dtype) -> ProductTile:
+    """Returns the tile for so many rows of x in `dtype`."""
     if knobs.runtime.interpret:
         return LARGE_PRODUCT
+    if dtype == torch.float32:
+        return FLOAT32_PRODUCT
     return next((tile for limit, tile in PRODUCT.items() if num_rows <= limit), LARGE_PRODUCT)
 
 
