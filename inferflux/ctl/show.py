@@ -56,7 +56,7 @@ def print_models(models: Iterable[dict[str, Any]]) -> None:
             "-" if model["max_model_len"] is None else model["max_model_len"],
             _yes(model["default"]),
             _yes(model["stub"]),
-            model["parent"] or "",
+            model.get("parent", ""),
         )
         for model in models
     ]

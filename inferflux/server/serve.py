@@ -232,9 +232,10 @@ def _announcing(on_event: OnEvent, log_format: LogFormat) -> OnEvent:
 
 
 def _ready_line(backend: Backend) -> str:
-    """Such as `demo ready in 1.9 s on cpu (import 0.8 s, weights 0.2 s)`."""
+    """Such as `demo (the demo model) ready in 1.90 s on cpu: import 0.80 s, weights 0.20 s`."""
     assert backend.info is not None
     assert backend.load_s is not None
     phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in backend.client.phases)
     stub = " (the demo model)" if backend.source.stub else ""
-    return f"{backend.id}{stub} ready in {backend.load_s:.2f} s on {backend.info.device}: {phases}"
+    adapters = f" with {', '.join(backend.adapters)}" if backend.adapters else ""
+    return f"{backend.id}{stub}{adapters} ready in {backend.load_s:.2f} s on {backend.info.device}: {phases}"

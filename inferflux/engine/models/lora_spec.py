@@ -38,23 +38,28 @@ _PLAIN: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
     }
 )
-# What is read below, and what was for the training only. A flag or a section that is not known may change anything.
+# What is read here, and what was for the training only. A flag or a section that is not known may change anything.
 _KNOWN: Final = frozenset(
-    (
-        *(
-            "r",
-            "lora_alpha",
-            "target_modules",
-            "exclude_modules",
-            "layers_to_transform",
-            "rank_pattern",
-            "alpha_pattern",
-            "use_rslora",
-        ),
-        *("inference_mode", "auto_mapping", "ensure_weight_tying", "megatron_config", "loftq_config", "eva_config"),
-        *("corda_config", "lora_ga_config", "velora_config", *_PLAIN),
-    )
-)
+    [
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "rank_pattern",
+        "alpha_pattern",
+        "auto_mapping",
+        "inference_mode",
+        "ensure_weight_tying",
+        "megatron_config",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "velora_config",
+    ]
+).union(_PLAIN)
 
 
 @dataclass(frozen=True, slots=True)

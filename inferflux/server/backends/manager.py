@@ -90,9 +90,10 @@ class BackendManager:
 
         Raises as `find` does.
         """
-        for backend in self.backends:
-            if name in backend.adapters:
-                return backend, name
+        if name not in self._backends:
+            for backend in self.backends:
+                if name in backend.adapters:
+                    return backend, name
         return self.find(name), None
 
     def serving(self, model_id: str) -> Backend | None:

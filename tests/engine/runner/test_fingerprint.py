@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from inferflux.engine.runner.fingerprint import fingerprint
+from inferflux.engine.runner.fingerprint import adapter_name, fingerprint
 from tests.support.engines import start_engine
 from tests.support.models import TinyModel
 
@@ -39,6 +39,21 @@ def test_config_facts_weights_and_times_matter(tmp_path: Path):
     os.utime(path / "config.json", ns=(0, 0))
     seen.add(fingerprint(path))
     assert len(seen) == 5
+
+
+def test_an_adapter_is_named_by_its_own_files(tmp_path: Path):
+    """Pages that outlive a restart must not meet other weights under the same id."""
+    path = tmp_path / "a"
+    path.mkdir()
+    seen = set()
+    for config, weights, time in (("{}", b"1", 0), ("{}", b"2", 0), ("{ }", b"2", 0), ("{ }", b"2", 1)):
+        for name, data in (("adapter_config.json", config.encode()), ("adapter_model.safetensors", weights)):
+            (path / name).write_bytes(data)
+            os.utime(path / name, ns=(time, time))
+        seen.add(adapter_name(path))
+        (path / "README.md").write_text(str(len(seen)))
+        assert adapter_name(path) in seen
+    assert len(seen) == 4
 
 
 def test_narrow_pages_of_another_computation_are_foreign(tiny_model: Callable[[str], TinyModel]):

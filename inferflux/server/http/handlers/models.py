@@ -1,6 +1,7 @@
 """GET /v1/models and /v1/models/{id}."""
 
 from aiohttp import web
+from msgspec import UNSET
 
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, INFO
@@ -37,5 +38,5 @@ def _card(backend: Backend, adapter: str | None, default_id: str | None) -> Mode
         default=adapter is None and backend.id == default_id,
         stub=source.stub,
         max_model_len=info.max_model_len if info is not None else None,
-        parent=backend.id if adapter is not None else None,
+        parent=backend.id if adapter is not None else UNSET,
     )

@@ -3,12 +3,13 @@
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """backend: what computes it (cpu, cuda), or what was asked for while it is not loaded; `stub` says whether it is
-    the demo model. max_model_len: its window in tokens, null before it is loaded. parent: of an adapter, the model that
-    it adapts, whose state and window are its own."""
+    the demo model. max_model_len: its window in tokens, null before it is loaded. parent: of an adapter alone, the
+    model that it adapts, whose state and window are its own."""
 
     id: str
     object: Literal["model"] = "model"
@@ -19,7 +20,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     default: bool
     stub: bool
     max_model_len: int | None
-    parent: str | None
+    parent: str | UnsetType = UNSET
 
 
 class ModelList(msgspec.Struct, frozen=True):
