@@ -86,14 +86,14 @@ def read_keys(path: Path, passphrase: str | None) -> AuditKeys | None:
     return None if content is None else _derive(_decode(content, path, passphrase))
 
 
-def reseal_key(path: Path, passphrase: str | None, new_passphrase: str) -> bool:
-    """Encrypts the key under another passphrase; False when there is no key. One that is under it already stays as it
-    is, so that whoever was interrupted may begin again. Raises ConfigError for a wrong passphrase and for a disk that
-    does not take it."""
+def reseal_key(path: Path, passphrase: str | None, new_passphrase: str) -> bytes | None:
+    """Encrypts the key under another passphrase; returns what the file held before, None when there is no key. One that
+    is under it already stays as it is, so that whoever was interrupted may begin again. Raises ConfigError for a wrong
+    passphrase and for a disk that does not take it."""
     try:
         content = read_file(path)
         if content is None:
-            return False
+            return None
         try:
             master = _decode(content, path, passphrase)
         except ConfigError:
@@ -103,7 +103,15 @@ def reseal_key(path: Path, passphrase: str | None, new_passphrase: str) -> bool:
             write_file(path, _encode(master, new_passphrase))
     except OSError as error:
         raise ConfigError(f"the audit log's key {path}: {error.strerror or error}") from error
-    return True
+    return content
+
+
+def put_key_back(path: Path, content: bytes) -> None:
+    """Writes what `reseal_key` has returned. Raises ConfigError."""
+    try:
+        write_file(path, content)
+    except OSError as error:
+        raise ConfigError(f"the audit log's key {path}: {error.strerror or error}") from error
 
 
 def _opens(content: bytes, path: Path, passphrase: str) -> bool:

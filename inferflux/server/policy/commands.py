@@ -13,9 +13,9 @@ from inferflux.config.commands import config_help, load_from_process
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE, passphrase_of_process, without_line_end
 from inferflux.errors import ConfigError
 from inferflux.log import escape
-from inferflux.server.audit.keys import key_path, reseal_key
+from inferflux.server.audit.keys import key_path, put_key_back, reseal_key
 from inferflux.server.policy.document import PolicyDocument
-from inferflux.server.policy.store_file import PolicyFile
+from inferflux.server.policy.store_file import PolicyFile, PolicyPersistError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,23 +67,26 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _rekey(args: argparse.Namespace) -> int:
-    """The audit log's key first: interrupted after that, the command may be repeated; the key is then left alone."""
+    """The audit log's key first: interrupted after that, the command may be repeated; the key is then left alone. Where
+    the store cannot be written, the key is as it was, too."""
     audit_log = args.audit_log or _configured(args).logging.audit_log
     with _open_file(args) as file:
         document = file.load()
         if document is None:
             raise ConfigError(f"policy.store: {file.path}: there is no such file")
         passphrase = _new_passphrase(args.new_passphrase_file)
-        if audit_log is not None:
-            _reseal(key_path(Path(audit_log)), passphrase)
-        file.change_passphrase(document, passphrase)
+        key = key_path(Path(audit_log)) if audit_log is not None else None
+        before = reseal_key(key, passphrase_of_process(), passphrase) if key is not None else None
+        try:
+            file.change_passphrase(document, passphrase)
+        except PolicyPersistError:
+            if key is not None and before is not None:
+                put_key_back(key, before)
+            raise
+        if before is not None:
+            print(f"{key}: under the new passphrase")
         print(f"{file.path}: generation {file.generation}, under the new passphrase; put it in {PASSPHRASE_VARIABLE}")
     return 0
-
-
-def _reseal(path: Path, passphrase: str) -> None:
-    if reseal_key(path, passphrase_of_process(), passphrase):
-        print(f"{path}: under the new passphrase")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What answers say, and that it does not depend on how their text is cut: the property streams rest on."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -104,6 +105,19 @@ def test_calls_are_told_from_content(form: str, text: str, content: str, calls: 
 @pytest.mark.parametrize(("form", "text", "content", "calls"), CASES)
 def test_one_character_at_a_time_says_the_same(form: str, text: str, content: str, calls: Any) -> None:
     assert read(list(text), form) == read([text], form)
+
+
+@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral"])
+def test_a_long_call_takes_time_in_proportion(form: str) -> None:
+    """A file's text as an argument: 400 KB took half a minute, during which the server answered nobody."""
+    arguments = json.dumps({"text": 'if (x) { return "a\\n"; }\n' * 15000, "numbers": list(range(15000))})
+    key = "parameters" if form == "llama3" else "arguments"
+    call = f'{{"name": "add", "{key}": {arguments}}}'
+    text = {"hermes": f"<tool_call>{call}</tool_call>", "llama3": call, "mistral": f"[TOOL_CALLS][{call}]"}[form]
+    started = time.process_time()
+    assert read([text], form).calls == [("add", arguments)]
+    assert read([text[start : start + 40] for start in range(0, len(text), 40)], form).calls == [("add", arguments)]
+    assert time.process_time() - started < 10.0
 
 
 def test_no_more_calls_than_asked_for() -> None:
