@@ -191,17 +191,27 @@ def test_rekey_without_an_audit_log_makes_none(path: Path, tmp_path: Path) -> No
     assert not key_path(tmp_path / "audit.log").exists()
 
 
-def test_an_interrupted_rekey_may_be_repeated(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "present"),
+    [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, PASSPHRASE), (KeyboardInterrupt(), 130, "new")],
+    ids=["full disk", "interrupted"],
+)
+def test_a_rekey_that_does_not_come_to_its_end_may_be_repeated(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, present: str
+) -> None:
+    """present: what opens the audit log's key then; a server starts as before when the command says that nothing was
+    changed."""
     log = tmp_path / "audit.log"
     keys = open_keys(key_path(log), PASSPHRASE)
 
     def fail(_path: Path, _content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
-    with monkeypatch.context() as full_disk:
-        full_disk.setattr(store_file, "write_file", fail)
-        assert rekey(path, tmp_path, "--audit-log", str(log)) == 1
+    with monkeypatch.context() as failing:
+        failing.setattr(store_file, "write_file", fail)
+        assert rekey(path, tmp_path, "--audit-log", str(log)) == code
     assert stored(path)[0] == PolicyDocument()
+    assert open_keys(key_path(log), present) == keys
     assert rekey(path, tmp_path, "--audit-log", str(log)) == 0
     assert stored(path, "new")[0] == PolicyDocument()
     assert open_keys(key_path(log), "new") == keys

@@ -14,7 +14,12 @@ class OneCall:
         self._scanner = CallScanner(name)
         self._is_known = is_known
         self._announced = False
-        self.raw = ""
+        self._read: list[str] = []
+
+    @property
+    def raw(self) -> str:
+        """What it has read before a part was passed on."""
+        return "".join(self._read)
 
     @property
     def begun(self) -> bool:
@@ -36,7 +41,8 @@ class OneCall:
     def feed(self, text: str, pieces: Pieces) -> str:
         """Reads on; returns what follows the call."""
         num_read = self._scanner.feed(text)
-        self.raw += text[:num_read]
+        if not self._announced:
+            self._read.append(text[:num_read])
         if self._scanner.begun and self._is_ours:
             arguments = self._scanner.take_arguments()
             if arguments or not self._announced:
