@@ -204,9 +204,11 @@ class Engine:
         self._in_flight.clear()
         while time.monotonic() < deadline and (self.kv.sink(SUNK_AT_ONCE) or self.kv.is_writing):
             plan = self.scheduler.schedule()
-            if plan is not None:
-                self.scheduler.update(plan, self.executor.execute(msgspec.structs.replace(plan, wait=True)))
-            if plan is None or not (plan.moves or self.kv.num_under_way):
+            if plan is None:
+                return
+            num_moving = self.kv.num_under_way  # the plan's own, and those that have not ended yet
+            self.scheduler.update(plan, self.executor.execute(msgspec.structs.replace(plan, wait=True)))
+            if not num_moving:
                 return  # the disk is full: what is left has no place there
 
     def _admit_prepared(self) -> list[Output]:

@@ -7,6 +7,7 @@ without tiers was not sure (rounding depends on what else is in the batch) may d
 import errno
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +19,9 @@ import pytest
 from inferflux.engine.interface import Submit
 from inferflux.engine.kv.rates import Rates
 from inferflux.engine.kv.store import file_tier, page_file
+from inferflux.engine.kv.store.mover import Mover, Report
 from inferflux.sampling_params import SamplingParams
+from tests.support import waiting
 from tests.support.models import TinyModel
 from tests.support.tier_workload import Said, Script, assert_same, drain, make_workload, run, start, tier, wait_for_file
 
@@ -235,6 +238,36 @@ def test_narrow_pages_say_the_same_with_tiers_as_without(model: Path, few: Playe
     wait_for_file(engine)
     assert_same(run(engine, scripts), expected, "float32")
     engine.close()
+
+
+def test_pages_whose_turn_is_next_when_all_writes_have_just_ended_are_kept(
+    model: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """The disk waits while pages come down from the device, and then catches up at once."""
+    write_at, poll, may_write = page_file.write_at, Mover.poll, threading.Event()
+
+    def write_when_allowed(*args: Any) -> None:
+        assert may_write.wait(waiting.PATIENCE_S)
+        write_at(*args)
+
+    def catch_up(mover: Mover, *, wait: bool) -> Report:
+        if not mover._demoted:
+            may_write.set()
+            waiting.wait_until(lambda: mover._ended.qsize() >= mover._num_file_moves)
+        may_write.clear()
+        return poll(mover, wait=wait)
+
+    small["nvme_offload"]["persist"] = True
+    engine = start(model, "float32", **small)
+    wait_for_file(engine)
+    monkeypatch.setattr(page_file, "write_at", write_when_allowed)
+    monkeypatch.setattr(Mover, "poll", catch_up)
+    engine.submit(Submit(1, list(range(5, 105)), SamplingParams(max_tokens=4, ignore_eos=True)))
+    while engine.has_work:
+        engine.step()
+    assert engine.kv.pool.num_cached > small["nvme_offload"]["queue_depth"] // 2, "more than are written at once"
+    engine.close()
+    assert tier(engine, "nvme").pages_in_use == 12
 
 
 def test_a_full_disk_does_not_keep_an_engine_from_ending(
