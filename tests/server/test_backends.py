@@ -104,6 +104,20 @@ async def test_readiness_follows_the_default_model():
     assert all(engine.state is ClientState.CLOSED for engine in house.engines.values())
 
 
+async def test_the_counts_of_models_that_are_gone_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """Else every id ever loaded had its series on the metrics page for ever."""
+    monkeypatch.setattr("inferflux.server.backends.manager.MAX_PAST", 2)
+    house = House("a", "b", "c", "d")
+    await house.manager.load_all()
+    house.engines["a"].stats.generation_tokens = 7
+    for gone, kept in (("a", "bcd"), ("b", "cd"), ("c", "d")):
+        house.manager.settle((), tuple(kept), None)
+        async with patience():
+            await house.manager.gone(gone)
+        assert house.manager.counts("a").counts()["generation_tokens"] == (0 if gone == "c" else 7)
+    assert set(house.manager.counted) == {"b", "c", "d"}
+
+
 def break_close(engine: FakeEngine) -> None:
     async def close() -> None:
         raise OSError("it does not end")

@@ -21,6 +21,8 @@ from inferflux.server.model_source import ModelSource
 logger = logging.getLogger(__name__)
 
 MAX_ID_SHOWN = 200
+# Models come and go at run time, perhaps under ever new ids: the counts of so many that are gone are kept.
+MAX_PAST = 1000
 LOOK_S = 1.0
 
 OnEvent = Callable[[Backend, str], None]
@@ -111,7 +113,8 @@ class BackendManager:
 
     @property
     def counted(self) -> Sequence[str]:
-        """Every model that has an engine or had one, whether or not it is served."""
+        """Every model that has an engine or had one, whether or not it is served; of those that are gone, the last
+        MAX_PAST."""
         return tuple({**self._past, **{backend.id: None for backend in self.engines}})
 
     def counts(self, model_id: str) -> EngineTotals:
@@ -271,11 +274,19 @@ class BackendManager:
         except Exception:  # one whose engine does not end well must not stay on the books for ever
             logger.exception("ending model %s failed", backend.id)
         del self._leaving[backend]
-        self._past.setdefault(backend.id, EngineTotals()).add(backend.counts())
+        self._remember(backend)
         if load is None:
             self._on_event(backend, "unloaded")
         elif backend.failure is None:
             self._on_event(backend, "withdrawn")
+
+    def _remember(self, backend: Backend) -> None:
+        """Adds what an engine has counted to what its model has; the models that ended longest ago are forgotten."""
+        past = self._past.pop(backend.id, None) or EngineTotals()
+        past.add(backend.counts())
+        self._past[backend.id] = past
+        if len(self._past) > MAX_PAST:
+            del self._past[next(iter(self._past))]
 
     def _note_load(self, backend: Backend) -> None:
         if backend.state is BackendState.DRAINING:
