@@ -67,6 +67,7 @@ export async function attempt(control, action) {
     toast(error.message);
   } finally {
     if (control) control.disabled = false;
-    if (focused && document.activeElement === document.body) control.focus();
+    // Nobody has it: the body, or the button of a dialog that has been closed.
+    if (focused && document.activeElement.offsetParent === null) control.focus();
   }
 }
