@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from inferflux.kernels import native
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.check import check_op
-from inferflux.kernels.native import build, loading
+from inferflux.kernels.native import build, loading, panels
 from inferflux.kernels.native.loading import Library
+from tests.support.paged import PAGE_TOKENS, step_metadata
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -65,6 +67,40 @@ def test_extreme_gates_are_torchs() -> None:
     ):
         ours = find_backend("native").find("activation")(both, kind)
         torch.testing.assert_close(ours, curve(gate), rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+def _paged(num_tokens: int, num_queries: int) -> None:
+    metadata = step_metadata([(0, num_tokens)], torch.tensor([[0]], dtype=torch.int32))
+    query, pages = torch.ones(num_queries, 2, 16), torch.ones(1, 2, PAGE_TOKENS, 1, 16)
+    find_backend("native").find("attention")(query, pages, metadata, scale=1.0, window=None, soft_cap=None)
+
+
+def _rotated(num_tokens: int, num_slots: int, num_heads: int) -> None:
+    qkv, pages = torch.ones(num_tokens, 4, 16), torch.ones(1, 2, PAGE_TOKENS, 1, 16)
+    find_backend("native").find("rope")(qkv, None, None, pages, torch.arange(num_slots), num_heads=num_heads)
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize(
+    ("compute", "problem"),
+    [
+        (lambda: _paged(5, 2), "tokens of the queries: 2, not 5"),
+        (lambda: _rotated(5, 2, 2), r"tokens and key heads of qkv: \(5, 1\), not \(2, 1\)"),
+        (lambda: _rotated(2, 2, 0), r"tokens and key heads of qkv: \(2, 2\), not \(2, 1\)"),
+        (
+            lambda: find_backend("native").find("add_norm")(torch.ones(5, 8), torch.ones(2, 8), torch.ones(8), 1e-5),
+            "shape of what is added",
+        ),
+        (
+            lambda: panels.multiply(panels.arrange_floats(torch.ones(8, 64)), torch.ones(1, 4), None),
+            "columns of x: 4, not 64",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_an_error_and_no_damage(compute: Callable[[], object], problem: str) -> None:
+    """As where a stranger's norm returns too few rows: the library would write past what there is."""
+    with pytest.raises(ValueError, match=problem):
+        compute()
 
 
 # Blocks above a page come from the system, which has none left: of what attention makes, only its threads' buffers.

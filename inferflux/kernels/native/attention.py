@@ -3,7 +3,7 @@
 import torch
 
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.native.calls import ATTENTION, TYPES, call
+from inferflux.kernels.native.calls import ATTENTION, TYPES, call, expect_same
 from inferflux.kernels.torch import attention as fallback
 
 Tensor = torch.Tensor
@@ -26,6 +26,7 @@ def attention(
     is_plain = query.dtype == kv_pages.dtype and strides[4] == 1 and strides[3] == head_dim
     if not is_plain or head_dim > MAX_HEAD_DIM or num_heads // num_kv_heads > MAX_GROUP:
         return fallback.attention(query, kv_pages, metadata, scale=scale, window=window, soft_cap=soft_cap)
+    expect_same("tokens of the queries", query.shape[0], metadata.num_tokens)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if metadata.num_rows:
         table = metadata.page_table

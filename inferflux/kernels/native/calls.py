@@ -52,6 +52,13 @@ class Listener(TorchDispatchMode):
         """Something was called."""
 
 
+def expect_same(what: str, got: object, wanted: object) -> None:
+    """Raises ValueError unless both are the same. The library believes what it is told: a shape that another op got
+    wrong, a stranger's maybe, would have it write where it may not."""
+    if got != wanted:
+        raise ValueError(f"{what}: {got}, not {wanted}")
+
+
 def call(function: Function, kind: int, tensors: Sequence[Tensor | None], *numbers: float) -> None:
     """Calls `function` for elements of `kind` with the tensors' addresses (None: null), then the numbers.
 

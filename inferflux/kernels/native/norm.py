@@ -2,7 +2,7 @@
 
 import torch
 
-from inferflux.kernels.native.calls import NORM, TYPES, call
+from inferflux.kernels.native.calls import NORM, TYPES, call, expect_same
 from inferflux.kernels.torch import norm as fallback
 
 Tensor = torch.Tensor
@@ -24,6 +24,7 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[T
     """See `ops.AddNormOp`. Adds into `residual`."""
     if not (x.is_contiguous() and residual.is_contiguous() and x.dtype == residual.dtype and _fits(x, weight)):
         return fallback.add_norm(x, residual, weight, eps)
+    expect_same("shape of what is added", x.shape, residual.shape)
     out = torch.empty_like(x)
     _run(out, x, residual, weight, weight.numel(), eps)
     return out, residual

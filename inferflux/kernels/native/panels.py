@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 import torch
 from torch.nn import functional
 
-from inferflux.kernels.native.calls import PRODUCT, TYPES, call
+from inferflux.kernels.native.calls import PRODUCT, TYPES, call, expect_same
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 
 Tensor = torch.Tensor
@@ -27,13 +27,15 @@ class Panels(NamedTuple):
     values: Tensor
     scales: Tensor | None
     num_outputs: int
+    num_inputs: int
 
 
 def arrange_floats(weight: Tensor) -> Panels:
     """weight [out, in] of float32, bfloat16 or fp8, on the CPU. Copies it."""
     together = 2 if weight.dtype == torch.bfloat16 else 1
     missing = -weight.shape[1] % together
-    return Panels(_panels(functional.pad(weight, (0, missing)) if missing else weight, together), None, weight.shape[0])
+    padded = functional.pad(weight, (0, missing)) if missing else weight
+    return Panels(_panels(padded, together), None, weight.shape[0], weight.shape[1])
 
 
 def arrange(weight: QuantizedWeight) -> Panels:
@@ -41,7 +43,7 @@ def arrange(weight: QuantizedWeight) -> Panels:
     num_outputs, num_inputs = weight.shape
     values = weight.values
     if weight.scheme not in INTEGERS:
-        return Panels(_panels(values, 1), weight.scales.flatten(), num_outputs)
+        return Panels(_panels(values, 1), weight.scales.flatten(), num_outputs, num_inputs)
     if weight.scheme == "int8":
         unfilled = -num_inputs % INT4_GROUP
         values = functional.pad(values, (0, unfilled)) if unfilled else values
@@ -50,7 +52,7 @@ def arrange(weight: QuantizedWeight) -> Panels:
         both = values.view(num_outputs, -1, 2)
         low, high = both & 0xF, both >> 4
         values = torch.stack((low[..., 0] | low[..., 1] << 4, high[..., 0] | high[..., 1] << 4), dim=-1).flatten(1)
-    return Panels(_panels(values, 2), _panels(weight.scales, 1), num_outputs)
+    return Panels(_panels(values, 2), _panels(weight.scales, 1), num_outputs, num_inputs)
 
 
 def _panels(matrix: Tensor, together: int) -> Tensor:
@@ -66,6 +68,7 @@ def _panels(matrix: Tensor, together: int) -> Tensor:
 def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:
     """x [T, in] -> [T, out], in x's dtype, summed in float32; integers: x is rounded to 16 bits, each row's every 512
     columns to their own scale."""
+    expect_same("columns of x", x.shape[1], panels.num_inputs)
     dtype = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else torch.float32
     rows = x.to(dtype).contiguous()
     if bias is not None:

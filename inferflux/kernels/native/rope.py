@@ -2,7 +2,7 @@
 
 import torch
 
-from inferflux.kernels.native.calls import ROPE, TYPES, call
+from inferflux.kernels.native.calls import ROPE, TYPES, call, expect_same
 from inferflux.kernels.torch import rope as fallback
 
 Tensor = torch.Tensor
@@ -17,6 +17,8 @@ def rope(
     is_plain = kv_pages.dtype == qkv.dtype and strides[4] == 1 and strides[3] == head_dim
     if not is_plain or (cos is not None and cos.dtype != qkv.dtype):
         return fallback.rope(qkv, cos, sin, kv_pages, slots, num_heads=num_heads)
+    num_kv_heads = (num_all_heads - num_heads) // 2
+    expect_same("tokens and key heads of qkv", (num_tokens, num_kv_heads), (len(slots), kv_pages.shape[3]))
     call(
         ROPE,
         TYPES[qkv.dtype],
@@ -26,7 +28,7 @@ def rope(
         *strides[:3],
         num_tokens,
         num_heads,
-        (num_all_heads - num_heads) // 2,
+        num_kv_heads,
         head_dim,
         0 if cos is None else cos.shape[1],
         kv_pages.shape[2],
