@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_lines_are_chained_in_a_private_file(log: AuditFile, log_path: Path, key
     assert assert_sound(keys, log_path).num_lines == 3
 
 
+def test_a_new_file_is_flushed_with_its_name(log: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut asks for: a change was answered, so the file with its line must be there."""
+    flushed: list[bool] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    log.append(numbered([1]), durable=True)
+    assert flushed == [False, True, False], "the header, the folder, the line"
+    log.append(numbered([2]), durable=False)
+    assert len(flushed) == 3
+    log.close()
+
+
 def test_a_restart_goes_on_with_the_chain(log: AuditFile, log_path: Path, keys: AuditKeys) -> None:
     log.append(numbered([1]), durable=False)
     log.close()
@@ -67,6 +85,7 @@ def test_a_moved_file_is_left_and_the_next_one_linked_to_it(log: AuditFile, log_
     log_path.rename(moved[1])
     log_path.touch(0o600)  # logrotate's `create`
     log.append(numbered([3]), durable=False)
+    assert log._recent_bytes == sum(len(batch.data) for batch in log._recent), "else too little is kept to repeat"
     log.close()
     assert [numbers_in(path) for path in (*moved, log_path)] == [[1], [2], [3]]
     assert assert_sound(keys, *moved, log_path).notes == []
@@ -227,6 +246,26 @@ def test_a_failed_write_leaves_the_file_as_it_was(
         with pytest.raises(OSError, match=os.strerror(code)):
             log.append(numbered([2]), durable=False)
     assert log_path.read_bytes() == before
+    log.append(numbered([3]), durable=False)
+    log.close()
+    assert numbers_in(log_path) == [1, 3]
+    assert_sound(keys, log_path)
+
+
+def test_a_write_that_fails_as_the_file_is_truncated_fills_nothing_up(
+    log: AuditFile, log_path: Path, keys: AuditKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(numbered([1]), durable=False)
+
+    def fail(_descriptor: int, _data: memoryview) -> int:
+        os.truncate(log_path, 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(audit_file.os, "write", fail)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            log.append(numbered([2]), durable=False)
+    assert log_path.stat().st_size == 0
     log.append(numbered([3]), durable=False)
     log.close()
     assert numbers_in(log_path) == [1, 3]
