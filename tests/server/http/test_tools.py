@@ -1,6 +1,7 @@
 """Tools over HTTP: what the model is told, what its calls become, whole and streamed, and that the two agree."""
 
 import json
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -277,6 +278,20 @@ def test_a_stream_put_back_together_is_the_answer(text: str, cuts: list[int], gu
         [call["function"] for call in message["tool_calls"]] if "tool_calls" in message else None
     )
     assert streamed.finish_reason("stop") == whole.finish_reason("stop")
+
+
+def test_a_long_call_that_is_kept_back_costs_little_at_each_token() -> None:
+    """All its pieces were looked through at each: forty thousand tokens took a minute."""
+    reading = Reading(AnswerReader(TOOL_FORMATS["hermes"].reader(["now"], None), None), lambda: "id", lambda _: False)
+    started = time.process_time()
+    deltas = [reading.delta(text, last=False) for text in ('<tool_call>{"name": "now", "arguments": {"a": "', "x")]
+    deltas += [reading.delta("x", last=False) for _ in range(30000)]
+    assert set(deltas) == {None}
+    last = reading.delta('"}}</tool_call>', last=True)
+    assert last is not None
+    (call,) = last.tool_calls
+    assert json.loads(call.function.arguments) == {"a": "x" * 30001}
+    assert time.process_time() - started < 12.0
 
 
 def _plain(value: Any) -> Any:

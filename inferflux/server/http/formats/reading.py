@@ -5,6 +5,8 @@ hide behind escapes; so where answers are checked, a call leaves when it is whol
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 from msgspec import UNSET
@@ -61,8 +63,9 @@ class Reading:
     def message(self, text: str) -> AnswerMessage:
         """Returns the whole answer's message."""
         pieces = self._reader.feed(text, last=True)
-        calls = [ToolCall(self._new_id(), CalledFunction(name, arguments)) for name, arguments in _joined(pieces.calls)]
-        self._check([(call.function.name, call.function.arguments) for call in calls])
+        whole = _joined(pieces.calls)
+        self._check(whole)
+        calls = [ToolCall(self._new_id(), CalledFunction(call.name or "", call.arguments)) for call in whole]
         return AnswerMessage(
             content=pieces.content or (None if calls else ""),
             reasoning_content=pieces.reasoning or UNSET,
@@ -75,14 +78,16 @@ class Reading:
             return calls
         self._held += calls
         open_call = None if last or not self._held else self._held[-1].number
-        whole = [piece for piece in self._held if piece.number != open_call]
+        if self._held and self._held[0].number == open_call:
+            return []  # as at nearly every token of a long call
+        whole = _joined([piece for piece in self._held if piece.number != open_call])
         self._held = [piece for piece in self._held if piece.number == open_call]
-        self._check(_joined(whole))
+        self._check(whole)
         return [] if self.blocked else whole
 
-    def _check(self, calls: Sequence[tuple[str, str]]) -> None:
+    def _check(self, calls: Sequence[CallPiece]) -> None:
         if self._blocks is not None and not self.blocked:
-            self.blocked = any(self._blocks([name, *texts_of_json(arguments)]) for name, arguments in calls)
+            self.blocked = any(self._blocks([call.name or "", *texts_of_json(call.arguments)]) for call in calls)
 
     def _call_delta(self, piece: CallPiece) -> ToolCallDelta:
         if piece.name is None:
@@ -95,13 +100,7 @@ class Reading:
         return self._make_id()
 
 
-def _joined(pieces: Sequence[CallPiece]) -> list[tuple[str, str]]:
-    """Returns each call's name and arguments."""
-    calls: list[tuple[str, str]] = []
-    for piece in pieces:
-        if piece.name is not None:
-            calls.append((piece.name, piece.arguments))
-        else:
-            name, arguments = calls[-1]
-            calls[-1] = name, arguments + piece.arguments
-    return calls
+def _joined(pieces: Sequence[CallPiece]) -> list[CallPiece]:
+    """Returns each call as one piece."""
+    calls = (list(parts) for _, parts in groupby(pieces, key=attrgetter("number")))
+    return [parts[0]._replace(arguments="".join(part.arguments for part in parts)) for parts in calls]
