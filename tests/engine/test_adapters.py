@@ -109,6 +109,15 @@ def test_however_it_is_computed(cases: Callable[[str], Case], way: str) -> None:
     assert (engine.stats().preemptions > 0) == (way == "preemption")
 
 
+def test_a_draft_model_proposes_without_them(cases: Callable[[str], Case]) -> None:
+    """The model itself drafts for its adapters: what it proposes is verified by theirs."""
+    case = cases("llama")
+    settings = {"enabled": True, "method": "draft_model", "draft_model": str(case.folder), "chunk_size": 2}
+    engine = start_engine(case.folder, case.adapters, speculative_decoding=settings)
+    case.check(case.run(engine))
+    assert engine.stats().draft_tokens > 0
+
+
 def test_alone_and_ahead_of_results(cases: Callable[[str], Case]) -> None:
     """As on a GPU, where a step is planned before the tokens of the one before it are known."""
     case = cases("llama")
