@@ -139,6 +139,17 @@ except ChildProcessError:
     wait_until(lambda: not is_held(path.parent / background.LOCK))
 
 
+def test_a_library_is_found_whatever_its_folder_is_called() -> None:
+    """The checkout may lie below a folder with a space in its name: then nothing could be linked."""
+    maps = (
+        "7f00-7f10 r--p 00000000 08:01 17   /home/me/my checkout/.venv/torch/lib/libgomp.so.1\n"
+        "7f10-7f20 rw-p 00000000 00:00 0 \n"
+        "7f20-7f30 r-xp 00000000 08:01 18   /usr/lib/libm.so.6\n"
+    )
+    found = [build.mapped_file(maps, address) for address in (0x7F0F, 0x7F10, 0x7F20, 0x7F30)]
+    assert found == ["/home/me/my checkout/.venv/torch/lib/libgomp.so.1", None, "/usr/lib/libm.so.6", None]
+
+
 def test_while_one_process_builds_no_other_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(subprocess, "run", lambda *args, **_: started.append(args))

@@ -60,14 +60,19 @@ def openmp_library() -> str | None:
     flags = os.RTLD_LAZY | getattr(os, "RTLD_NOLOAD", 0)
     try:
         entry = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), mode=flags).GOMP_parallel
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
     except (OSError, AttributeError):
         return None
-    address = ctypes.cast(entry, ctypes.c_void_p).value or 0
-    for line in lines:
-        first, last = (int(bound, 16) for bound in line.split()[0].split("-"))
+    return mapped_file(maps, ctypes.cast(entry, ctypes.c_void_p).value or 0)
+
+
+def mapped_file(maps: str, address: int) -> str | None:
+    """Returns the file that lies at an address, by the text of /proc/PID/maps; its path may have spaces."""
+    for line in maps.splitlines():
+        bounds, *_, path = line.split(" ", maxsplit=5)  # and before the path as many spaces as make a column
+        first, last = (int(bound, 16) for bound in bounds.split("-"))
         if first <= address < last:
-            return line.split()[-1]
+            return path.strip() or None
     return None
 
 
