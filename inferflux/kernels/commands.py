@@ -181,7 +181,7 @@ def _print_lines(lines: list[Line], *, asked: bool) -> None:
     """asked: somebody named the ops, and is told which of them were not checked."""
     table = Table(title="against the reference in float64")
     for column in ("backend", "op", "dtype", "cases", "largest error", "allowed", ""):
-        table.add_column(column, no_wrap=column == "op")  # half a name could be another's
+        table.add_column(column, no_wrap=column == "op", overflow="fold")  # half a name could be another's
     for line in (line for line in lines if line.results):
         error = max(result.error for result in line.results)
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"

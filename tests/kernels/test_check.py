@@ -218,6 +218,11 @@ def norm_that_forgets_the_last_column(x: Tensor, weight: Tensor, eps: float) -> 
     return output
 
 
+def add_norm_of_some_rows(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Any:
+    assert len(x), "a grid of no programs"
+    return true_op("add_norm")(x, residual, weight, eps)
+
+
 def norm_that_fails(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     raise RuntimeError("out of registers")
 
@@ -260,6 +265,7 @@ WRONG = [
     ("norm", norm_that_fails, "7x5"),
     ("norm", norm_that_forgets_the_last_column, "33x64"),
     ("add_norm", lambda x, residual, weight, eps: (true_op("norm")(residual, weight, eps), residual + x), "33x64"),
+    ("add_norm", add_norm_of_some_rows, "no rows"),
     ("activation", lambda gate_up, kind: true_op("activation")(gate_up, "gelu"), "gelu_tanh 33x7"),
     (
         "linear",

@@ -13,7 +13,6 @@ def norm_cases() -> NamedCases:
     yield "per head, a view", _norm((4, 12, 80), (9, 80), keep=9)
     yield "shared by heads, a view", _norm((4, 12, 80), (80,), keep=9)
     yield "rows apart", _norm((33, 67), (64,), keep=64)
-    # A step that samples nothing norms no rows in front of the output matrix.
     yield "no rows", _norm((0, 64), (64,))
     yield "zeros", _norm((2, 64), (64,), scale=0.0)
     yield "tiny values", _norm((4, 64), (64,), scale=1e-4)
@@ -33,6 +32,8 @@ def _norm(
 def add_norm_cases() -> NamedCases:
     for shape in ((1, 576), (33, 64), (7, 5), (3, 1000)):
         yield "x".join(map(str, shape)), _add_norm(shape)
+    # A step that samples nothing, since the prompt goes on, norms no rows in front of the output matrix.
+    yield "no rows", _add_norm((0, 64))
     yield "tiny values", _add_norm((4, 64), scale=1e-4)
     yield "values whose squares overflow half precision", _add_norm((4, 64), scale=1e3)
     yield "rows apart", _add_norm((9, 64), views=(True, True))
