@@ -6,9 +6,11 @@ Whether pages and rows are kept in order with drafts among them is in `test_sche
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig, SchedulerConfig
 from inferflux.engine.engine import Engine
@@ -224,6 +226,28 @@ def test_a_draft_model_may_know_other_tokens(tiny_model: MakeModel, tmp_path: Pa
     small, model = make_tiny_model(build_small, tmp_path), tiny_model("llama")
     plain = answers(start(model), MIXED)
     engine = start(model, speculative_decoding={"enabled": True, "draft_model": str(small.folder), "chunk_size": 3})
+    assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
+    assert engine.stats().draft_tokens > 0
+
+
+@pytest.mark.usefixtures("free_rows")
+def test_a_draft_model_that_fails_to_compute_costs_its_drafts_only(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    plain = answers(start(model), MIXED)
+    engine = start(model, speculative_decoding={"enabled": True, "draft_model": str(model.folder), "chunk_size": 3})
+    draft = engine.executor._draft
+    assert draft is not None
+    decoder = draft._runner.decoder
+    compute = decoder.hidden_states
+
+    def fail_on_prompts(token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(token_ids) > 16:
+            raise RuntimeError("no memory")
+        return compute(token_ids, *rest)
+
+    monkeypatch.setattr(decoder, "hidden_states", fail_on_prompts)
     assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
     assert engine.stats().draft_tokens > 0
 

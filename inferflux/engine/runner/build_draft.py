@@ -104,4 +104,5 @@ def build_draft(draft: Draft, decoder: Decoder, runtime: RuntimeConfig, plan: Po
     warm_up(runner, min(draft.page.page_tokens, plan.max_model_len))
     if runtime.cuda_graphs == "auto":
         runner.record_graphs(plan.max_model_len, lambda yes: yes)
+    runner.isolate_failures()
     return DraftModel(runner, draft.num_known)

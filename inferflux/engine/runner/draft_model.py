@@ -48,7 +48,8 @@ class DraftModel:
         self._runner.close()
 
     def _run(self, starts: list[RowStart], rows: list[Row]) -> dict[int, int]:
-        """Computes rows; returns the tokens they sampled, by slot. A row whose logits are no numbers samples 0."""
+        """Computes rows; returns the tokens they sampled, by slot. A row that fails, or has no numbers for logits,
+        samples 0: guesses are all that is wanted."""
         output = self._runner.execute(StepPlan(0, starts, rows))
         drawn = self._known([result.token_id or 0 for result in output.rows])
         return {row.slot: token_id for row, token_id in zip(rows, drawn, strict=True) if row.sample}
