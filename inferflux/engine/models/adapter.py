@@ -81,7 +81,7 @@ def read_adapter(config: AdapterConfig, spec: ModelSpec) -> Adapter:
         raise ConfigError(f"adapters: {config.id}: {folder} is not a folder")
     lora = read_lora_spec(folder)
     with closing(AdapterFile(folder)) as file:
-        weights = [(layer, weight) for layer, weight in _weights(spec)]
+        weights = list(_weights(spec))
         modules = _module_names(spec, file.tensors, [weight for _, weight in weights])
         pairs = {
             source.name: _pair(lora, source, modules[source.name])
