@@ -5,7 +5,6 @@ and the real code path run on a single GPU), then runs every collective and comp
 """
 
 import argparse
-
 import sys
 from collections.abc import Iterator
 

@@ -78,9 +78,9 @@ class LowerTiers:
         self._wipe = False
         # A store keeps a host slot from being given up: half of them must stay free for what comes down and up.
         self._max_stores = max(1, min(settings.queue_depth, settings.host_pages) // 2)
-        self.stats: dict[Tier, TierStats] = {"cpu": TierStats()}
+        self._stats: dict[Tier, TierStats] = {"cpu": TierStats()}
         if settings.has_file:
-            self.stats["nvme"] = TierStats(state="off")
+            self._stats["nvme"] = TierStats(state="off")
 
     @property
     def num_under_way(self) -> int:
@@ -187,12 +187,12 @@ class LowerTiers:
         move, arrival = self._under_way.pop(result.id)
         self._num_under_way[move.kind] -= 1
         ok = result.error is None
-        self.stats["nvme" if move.file is not None else "cpu"].note_move(result.seconds, self._settings.page_bytes, ok)
+        self._stats["nvme" if move.file is not None else "cpu"].note_move(result.seconds, self._settings.page_bytes, ok)
         if move.kind == "promote":
             self._host.unpin(move.host)
         elif move.file is not None and move.kind == "load":
             if result.error == "damaged":
-                self.stats["nvme"].damaged_pages += 1
+                self._stats["nvme"].damaged_pages += 1
                 self._file.forget(move.file)
             self._file.unpin(move.file)
             self._host.settle(move.host, ok)
@@ -204,7 +204,7 @@ class LowerTiers:
     def note_file(self, news: FileNews) -> None:
         """Follows the file's state. On `off` its pages are forgotten: whatever reads them must be cancelled first."""
         self._state = news.state
-        stats = self.stats["nvme"]
+        stats = self._stats["nvme"]
         stats.state, stats.foreign_pages = news.state, stats.foreign_pages + news.num_foreign
         if news.state == "off":
             self._file.clear()
@@ -224,12 +224,24 @@ class LowerTiers:
         self._unstored.clear()
         self._wipe = self._settings.has_file
 
+    def note_load(self, tier: Tier) -> None:
+        """Counts a request whose prefix is loaded from this tier."""
+        self._stats[tier].loads += 1
+
+    def note_recompute(self, tier: Tier) -> None:
+        """Counts a request that computes what it could have loaded from this tier."""
+        self._stats[tier].recomputes += 1
+
+    def note_hit(self, tier: Tier, num_tokens: int) -> None:
+        """Counts tokens of a request's prefix that came from this tier."""
+        self._stats[tier].hit_tokens += num_tokens
+
     def report(self) -> dict[str, TierStats]:
         """Returns the numbers of the tiers there are."""
-        for tier, stats in self.stats.items():
+        for tier, stats in self._stats.items():
             index = self._index(tier)
             stats.pages_total, stats.pages_in_use, stats.evictions = index.num_slots, len(index), index.num_evictions
-        return {tier: structs.replace(stats, transfers=stats.transfers.copy()) for tier, stats in self.stats.items()}
+        return {tier: structs.replace(stats, transfers=stats.transfers.copy()) for tier, stats in self._stats.items()}
 
     def check_integrity(self, arrivals: Sequence[Arrival]) -> None:
         """Asserts that the books agree with the moves under way and with `arrivals`, pinned and not started."""

@@ -218,7 +218,7 @@ class KVManager:
     def note_declined(self, prospect: Prospect) -> None:
         """Counts a request that computes what it could have loaded."""
         if prospect.declined is not None and self._tiers is not None:
-            self._tiers.stats[prospect.declined].recomputes += 1
+            self._tiers.note_recompute(prospect.declined)
 
     def is_coming(self, name: bytes | None) -> bool:
         """True while the page of this name is on its way to the device, and worth waiting for."""
@@ -335,7 +335,7 @@ class KVManager:
             num_tokens = min(left, num_pages * self.page_tokens)
             left -= num_tokens
             if self._tiers is not None:
-                self._tiers.stats[tier].hit_tokens += num_tokens
+                self._tiers.note_hit(tier, num_tokens)
 
     def _reads_prefix(self, request: Request) -> bool:
         scores_prompt = request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0

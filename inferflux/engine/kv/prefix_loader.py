@@ -116,7 +116,7 @@ class PrefixLoader:
         filled = iter(fresh)
         request.pages = matched + [source.slot if source.tier is None else next(filled) for source in sources]
         request.num_loads += 1
-        self._tiers.stats[below[0].tier or "cpu"].loads += 1
+        self._tiers.note_load(below[0].tier or "cpu")
         self._loads[request.id] = load
         return evicted
 
