@@ -15,6 +15,9 @@ from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.chat import CHAT
 from inferflux.server.http.schemas.completions import COMPLETION
 from tests.support.http_server import KEYED, MODEL, OPEN, running_server
+from tests.support.templates import bundle
+
+USER = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def bounded(schema: dict[str, Any]) -> Iterator[tuple[Callable[[Any], Any], dict
 @pytest.mark.parametrize(
     ("reader", "base", "own"),
     [
-        (CHAT, {"messages": [], "logprobs": True}, ("max_completion_tokens", "top_logprobs")),
+        (CHAT, {"messages": [USER], "logprobs": True}, ("max_completion_tokens", "top_logprobs")),
         (COMPLETION, {"prompt": "Hi", "echo": True}, ("logprobs", "best_of")),
     ],
     ids=["chat", "completions"],
@@ -134,6 +137,53 @@ def test_numbers_are_taken_within_the_ranges_it_says(
             body = {**base, name: put(number)}
             is_right = low <= number <= high and number != bounds.get("exclusiveMinimum")
             assert (is_taken(body), check.is_valid(body)) == (is_right, is_right), (name, number)
+
+
+def tools(count: int, name: str = "f") -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": f"{name}{index}"}} for index in range(count)]
+
+
+def shape(name: str) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": {}}}
+
+
+# Of each field a value that is taken (the largest, where a small model allows it), and values that are not.
+SIZES: list[tuple[str, str, Any, list[Any]]] = [
+    ("/v1/chat/completions", "messages", [USER], [[], [USER] * 4097]),
+    ("/v1/chat/completions", "tools", tools(8), [tools(129), tools(1, "no space "), tools(1, "f" * 64)]),
+    ("/v1/chat/completions", "response_format", shape("a-B_9"), [shape(""), shape("é"), shape("a" * 65)]),
+    ("/v1/completions", "stop", ["x" * 256] * 16, ["", [""], "x" * 257, ["x" * 257], ["x"] * 17]),
+    ("/v1/completions", "stop_token_ids", [5] * 128, [[5] * 129]),
+    ("/v1/completions", "logit_bias", {str(number): 1 for number in range(100)}, [{"05": 1}, {"-1": 1}, {"a": 1}]),
+    ("/v1/completions", "cache_salt", "x" * 256, ["", "x" * 257]),
+    ("/v1/completions", "prompt", ["Hi"], [[], [[]]]),
+    ("/v1/completions", "structured_outputs", {"choice": ["x"] * 1024}, [{"choice": []}, {"choice": [""]}]),
+    ("/v1/embeddings", "input", ["Hi"], [[], [[]]]),
+    ("/v1/embeddings", "dimensions", 1, [0, -1]),
+    ("/v1/admin/guardrails", "opa_endpoint", "https://opa.example", ["opa.example", "ftp://opa.example"]),
+]
+NEEDED = {
+    "/v1/chat/completions": {"messages": [USER], "max_tokens": 1},
+    "/v1/completions": {"prompt": "Hi", "max_tokens": 1},
+    "/v1/embeddings": {"input": "Hi"},
+}
+
+
+@pytest.mark.parametrize(("path", "name", "taken", "refused"), SIZES, ids=[f"{row[0]} {row[1]}" for row in SIZES])
+async def test_sizes_and_names_are_taken_as_it_says(
+    schema: Any, path: str, name: str, taken: Any, refused: list[Any]
+) -> None:
+    method = "put" if path.endswith("guardrails") else "post"
+    said = schema["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"]
+    check = jsonschema.Draft202012Validator({**said, "components": schema["components"]})
+    key = {"Authorization": "Bearer sk-admin"}
+    config = {**OPEN, "auth": {"api_keys": [{"key": "sk-admin", "name": "a", "scopes": ["generate", "admin"]}]}}
+    async with running_server(config, text=bundle()) as site:
+        for value, is_right in ((taken, True), *((value, False) for value in refused)):
+            body = {**NEEDED.get(path, {}), name: value}
+            async with site.session.request(method, site.url + path, json=body, headers=key) as response:
+                status, answer = response.status, await response.text()
+            assert (status, check.is_valid(body)) == (200 if is_right else 400, is_right), answer
 
 
 async def test_refusals_of_public_routes_are_what_it_says(schema: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -17,8 +17,9 @@ from inferflux.server.http.schemas.generate import (
     Usage,
     check_ranges,
 )
-from inferflux.server.http.schemas.messages import Message
-from inferflux.server.http.schemas.tools import Tool, ToolCall, ToolCallDelta, ToolChoice
+from inferflux.server.http.schemas.messages import MAX_MESSAGES, Message
+from inferflux.server.http.schemas.said import said
+from inferflux.server.http.schemas.tools import MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice
 
 CHUNK_OBJECT = "chat.completion.chunk"
 _TOKENS: Final = Range(1, MAX_TOKEN_ID, integer=True)
@@ -30,11 +31,11 @@ _OWN_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     """chat_template_kwargs: further names for the chat template, such as enable_thinking."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], said(minItems=1, maxItems=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, said(maxItems=MAX_TOOLS)] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -1,6 +1,6 @@
 """POST /v1/embeddings: request and answer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -8,6 +8,7 @@ from inferflux.sampling_params import Pooling
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import CALLER_RANGES, IGNORED_FIELDS, CallerRequest
 from inferflux.server.http.schemas.prompts import Prompts, split_prompts
+from inferflux.server.http.schemas.said import said
 
 MAX_INPUTS = 2048
 
@@ -17,7 +18,7 @@ class EmbeddingRequest(CallerRequest, frozen=True, kw_only=True):
 
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Annotated[int | None, said(minimum=1)] = None
     pooling: Pooling | None = None
 
     def inputs(self) -> list[str] | list[list[int]]:

@@ -6,13 +6,17 @@ default.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from inferflux.errors import RequestError
 from inferflux.sampling_params import (
     LOGIT_BIAS_RANGE,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRING_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
     RANGES,
     TOKEN_ID_RANGE,
     Grammar,
@@ -20,6 +24,7 @@ from inferflux.sampling_params import (
     SamplingParams,
     check_number,
 )
+from inferflux.server.http.schemas.said import said
 from inferflux.server.http.schemas.structured import Asked, ResponseFormat, StructuredOutputs, asked_grammar
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -65,6 +70,9 @@ GENERATE_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
 )
 
 
+_StopString = Annotated[str, said(minLength=1, maxLength=MAX_STOP_STRING_LENGTH)]
+
+
 def check_ranges(body: msgspec.Struct, ranges: Mapping[str, Range]) -> None:
     """Raises RequestError for a field among these that is a number out of its range."""
     for name, bounds in ranges.items():
@@ -83,7 +91,7 @@ class CallerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     priority: int | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str | None, said(minLength=1, maxLength=MAX_CACHE_SALT_LENGTH)] = None
 
     def check(self) -> None:
         """Raises RequestError for what the types do not refuse."""
@@ -103,10 +111,12 @@ class GenerateRequest(CallerRequest, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[
+        dict[int, float] | None, said(maxProperties=MAX_LOGIT_BIAS, propertyNames={"pattern": "^(0|[1-9][0-9]*)$"})
+    ] = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Annotated[_StopString | list[_StopString] | None, said(maxItems=MAX_STOP_STRINGS)] = None
+    stop_token_ids: Annotated[list[int] | None, said(maxItems=MAX_STOP_TOKEN_IDS)] = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     n: int | None = None

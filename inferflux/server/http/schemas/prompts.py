@@ -1,10 +1,11 @@
 """The field with which a request gives texts, one or many, as text or as token ids."""
 
-from typing import cast
+from typing import Annotated, cast
 
 from inferflux.errors import RequestError
+from inferflux.server.http.schemas.said import said
 
-Prompts = str | list[str | int | list[int]]
+Prompts = Annotated[str | list[str | int | Annotated[list[int], said(minItems=1)]], said(minItems=1)]
 
 
 def split_prompts(given: Prompts, name: str, most: int) -> list[str] | list[list[int]]:

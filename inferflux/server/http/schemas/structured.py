@@ -5,13 +5,14 @@ Turns them into one Grammar; whether that compiles is found out elsewhere (`serv
 
 import json
 import re
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from inferflux.engine.structured.grammar import choice_rule
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
+from inferflux.server.http.schemas.said import said
 
 MAX_CHOICES: Final = 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -28,7 +29,7 @@ class Asked(NamedTuple):
 class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """strict is accepted and makes no difference: answers always follow the schema."""
 
-    name: str
+    name: Annotated[str, said(pattern=f"^{_NAME.pattern}$")]
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -61,7 +62,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[Annotated[str, said(minLength=1)]] | None, said(minItems=1, maxItems=MAX_CHOICES)] = None
     grammar: str | None = None
     json_object: bool | None = None
 

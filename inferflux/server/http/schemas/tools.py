@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from inferflux.engine.structured.tool_calls import Function
 from inferflux.errors import RequestError, did_you_mean
+from inferflux.server.http.schemas.said import said
 
 MAX_TOOLS: Final = 128
 MAX_CALLS: Final = 128
@@ -21,7 +22,7 @@ _NO_PARAMETERS: Final = '{"type": "object", "properties": {}, "additionalPropert
 class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """strict is accepted and changes nothing: arguments follow `parameters` whenever a call is forced."""
 
-    name: str
+    name: Annotated[str, said(pattern=f"^{_NAME.pattern}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
