@@ -96,6 +96,22 @@ async def test_server_that_hangs_is_said_to_hang(opened: Open) -> None:
         await until_shown(page, "#health", "1 of 1 models ready")
 
 
+async def test_what_fails_again_and_again_is_said_once(opened: Open) -> None:
+    """Screen readers say an alert whenever its text is set."""
+    async with opened() as page:
+        await page.click("#tab-models")
+        await page.evaluate(
+            "() => { window.said = 0; const box = document.querySelector('#toast');"
+            "new MutationObserver(() => { said += 1; }).observe(box, {childList: true}); }"
+        )
+        await page.route("**/v1/admin/models", lambda route: route.fulfill(status=403, json={}))
+        for _ in range(3):
+            async with page.expect_response("**/v1/admin/models"):
+                pass
+        await page.locator("#toast", has_text="Forbidden").wait_for()
+        assert await page.evaluate("() => said") == 1
+
+
 async def test_key_that_no_header_can_carry_is_refused_with_the_reason(browser: Any, site: Site) -> None:
     page = await browser.new_page()
     await page.goto(site.url + "/ui")

@@ -35,10 +35,10 @@ export function button(label, onClick) {
 
 let toastTimer;
 
-/** Says something for a few seconds, to screen readers too. */
+/** Says something for a few seconds, to screen readers too; they hear once what is said again and again. */
 export function toast(message) {
   const box = byId("toast");
-  box.textContent = message;
+  if (box.hidden || box.textContent !== message) box.textContent = message;
   box.hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { box.hidden = true; }, 6000);
