@@ -43,13 +43,13 @@ class JsonEncoder:
         return self._library.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
     def _add_tokens(self, path: Path, settings: TokenizerSettings) -> None:
-        """Adds what tokenizer_config.json knows beyond the file: further tokens, and which of the known are special.
+        """Adds what tokenizer_config.json knows beyond the file: further tokens, other flags, and which are special.
 
         A special token that is nowhere in the vocabulary is not given an id: the model has no embedding for it.
         """
         known = {token.content for token in self._library.get_added_tokens_decoder().values()}
         self._library.add_tokens(
-            [_library_token(token) for token in settings.added_tokens if token.content not in known]
+            [_library_token(token) for token in settings.added_tokens if token.says_all or token.content not in known]
         )
         for token in settings.added_tokens:
             if (token_id := self._library.token_to_id(token.content)) != token.id:

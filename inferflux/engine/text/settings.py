@@ -24,6 +24,7 @@ class AddedToken:
     """A token kept whole by splitting the text at it before the model sees the rest.
 
     lstrip, rstrip: it swallows the whitespace on that side. special: left out when special tokens are skipped.
+    says_all: the files give each of these flags, and so count where tokenizer.json gives others.
     """
 
     id: int
@@ -33,6 +34,7 @@ class AddedToken:
     rstrip: bool = False
     normalized: bool = False
     single_word: bool = False
+    says_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,8 @@ def _added_tokens(source: Path, decoder: Any) -> tuple[AddedToken, ...]:
         if not key.isdecimal() or text is None or not isinstance(value, dict):
             raise ModelLoadError(f"{source}: added_tokens_decoder.{key:.20}: must map an id to a token object")
         flags = {name: bool(value.get(name, False)) for name in _TOKEN_FLAGS}
-        tokens.append(AddedToken(id=int(key), content=text, **flags))
+        says_all = value.keys() >= set(_TOKEN_FLAGS)
+        tokens.append(AddedToken(id=int(key), content=text, **flags, says_all=says_all))
     return tuple(sorted(tokens, key=lambda token: token.id))
 
 

@@ -113,6 +113,22 @@ def test_added_tokens_of_the_config_are_added_as_transformers_does(tmp_path: Pat
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab<think>c"
 
 
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "special"])
+def test_flags_of_the_config_count_as_in_transformers(tmp_path: Path, flag: str) -> None:
+    """Where tokenizer.json says otherwise of the same token: a chat template's line ends may go with it, or not."""
+    token_id = load_tokenizer(write_byte_level(tmp_path / "plain")).token_id("<tool>")
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), False)
+    token = {"content": "<tool>", **flags, flag: True}
+    folder = write_byte_level(tmp_path / "flags", added_tokens_decoder={str(token_id): token})
+    tokenizer, oracle = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "a \n<tool>\n b<tool>c"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids == oracle.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == oracle.decode(ids, skip_special_tokens=True)
+    plain = load_tokenizer(tmp_path / "plain")
+    assert ids != plain.encode(text, add_special_tokens=False) or flag == "special"
+
+
 def test_an_added_token_with_another_id_is_refused(tmp_path: Path) -> None:
     write_byte_level(tmp_path, added_tokens_decoder={"7": {"content": "<|new|>"}})
     with pytest.raises(ModelLoadError, match=r"<\|new\|>.*says 7"):
