@@ -101,9 +101,10 @@ def test_a_torn_record_covers_only_what_it_was_made_for(log_path: Path, lines: l
     log.close()
     torn = log_path.read_bytes().splitlines(keepends=True)
     assert findings(log_path, torn, keys) == []
+    assert findings(log_path, torn[:NUM_LINES] + torn[NUM_LINES + 1 :], keys) == [NUM_LINES + 1], "it was removed"
+    assert findings(log_path, torn[: NUM_LINES - 1] + torn[NUM_LINES:], keys) == [NUM_LINES], "the line before it was"
     torn[NUM_LINES] = torn[NUM_LINES][:20] + b"9" + torn[NUM_LINES][21:]
     assert findings(log_path, torn, keys) == [NUM_LINES + 1]
-    assert findings(log_path, torn[:NUM_LINES] + torn[NUM_LINES + 1 :], keys) == [NUM_LINES + 1], "it was removed"
 
 
 Edit = Callable[[list[bytes]], list[bytes]]
