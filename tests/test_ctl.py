@@ -350,6 +350,14 @@ def test_what_the_terminals_encoding_lacks_is_a_question_mark(live: Live):
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == REPLY
 
 
+def test_a_password_in_the_servers_address_is_not_repeated(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_request:
+        main(["status", "--url", "http://root:sekret@127.0.0.1:1"])
+    said = capsys.readouterr().err
+    assert (exit_request.value.code, "sekret" in said) == (2, False)
+    assert "@127.0.0.1:1" in said
+
+
 def test_a_full_disk_under_the_output_is_told_on_one_line(live: Live):
     code = "import sys; from inferflux.ctl import main; sys.exit(main(['models', *sys.argv[1:]]))"
     for options in ([], ["--json"]):

@@ -15,6 +15,7 @@ from inferflux.ctl.client import Client
 from inferflux.ctl.commands import COMMANDS
 from inferflux.ctl.interactive import converse
 from inferflux.errors import ConfigError, InferFluxError
+from inferflux.log import mask_secrets
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     url = args.url or environment.url
     api_key = args.api_key or environment.api_key
     if not is_http_url(url):
-        parser.error(f"the server's address must be an http or https URL, without a user (got {url!r})")
+        parser.error(f"the server's address must be an http or https URL, without a user (got {mask_secrets(url)!r})")
     if api_key is not None and not api_key.isprintable():
         parser.error("the API key must be one line of printable characters")
     client = Client(url, api_key)
