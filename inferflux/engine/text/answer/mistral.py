@@ -54,8 +54,10 @@ class MistralReader(MarkedReader):
     def _open_named(self, text: str) -> bool:
         head, brace, _ = text.partition("{")
         name = head.partition(CALL_ID)[0].removesuffix(ARGUMENTS).strip()
+        if len(head) > MAX_HEAD:
+            return True
         if not brace:
-            return len(head) > MAX_HEAD
+            return False
         if _NAME.fullmatch(name):
             self.begin(text[len(head) :], name=name)
         return True

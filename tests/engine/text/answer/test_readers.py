@@ -91,6 +91,8 @@ CASES: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ),
     ("mistral", f"[TOOL_CALLS]add[ARGS]{A}[TOOL_CALLS]get_weather[ARGS]{W}", "", [ADD, WEATHER]),
     ("mistral", f"[TOOL_CALLS]add[CALL_ID]abc123def[ARGS]{A}", "", [ADD]),
+    ("mistral", f"[TOOL_CALLS]add[CALL_ID]{'x' * 230}[ARGS]{A}", "", [ADD]),
+    ("mistral", f"[TOOL_CALLS]add[CALL_ID]{'x' * 300}[ARGS]{A}", f"[TOOL_CALLS]add[CALL_ID]{'x' * 300}[ARGS]{A}", []),
     ("mistral", "[TOOL_CALLS] is a marker", "[TOOL_CALLS] is a marker", []),
     ("mistral", "[TOOL_CALLS][1, 2]", "[TOOL_CALLS][1, 2]", []),
 ]
