@@ -6,7 +6,7 @@ A route without a scope cannot be written here, and one added behind this page's
 from dataclasses import dataclass
 from typing import Literal
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
 
 from inferflux.config.tree import Scope
@@ -103,9 +103,12 @@ async def _refuse_undeclared(app: web.Application) -> None:
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Tells a client that asks first to go on; its key and its body's size are looked at before the body is read."""
+    """Tells a client that asks first to go on, unless its body is too large, as the answer will say, or its HTTP is too
+    old to know that word."""
     if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
         return Problem(417, "Expect: only 100-continue is understood").response()
-    assert request.transport is not None
-    request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    fits = request.content_length is None or request.content_length <= request.client_max_size
+    if fits and request.version >= HttpVersion11:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return None

@@ -258,3 +258,22 @@ async def test_many_requests_on_one_connection(site: Site):
             async with session.post(site.url + "/v1/completions", json={**PROMPT, "stream": stream}) as response:
                 assert response.status == 200
                 await response.read()
+
+
+@pytest.mark.parametrize(
+    ("version", "length", "answer"),
+    [
+        ("1.1", "2", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400"),
+        ("1.1", str(2**40), b"HTTP/1.1 413"),
+        ("1.0", "2", b"HTTP/1.0 400"),
+    ],
+    ids=["goes on", "too large", "older HTTP"],
+)
+async def test_who_asks_before_sending_a_body_hears_what_to_do(site: Site, version: str, length: str, answer: bytes):
+    """A client that is told to go on with a body that is too large sends all of it first; one of HTTP/1.0 takes the
+    word for the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(site.url.rpartition(":")[2]))
+    head = f"POST /v1/completions HTTP/{version}\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}"
+    writer.write(head.encode() + b"\r\n\r\n{}")
+    assert await asyncio.wait_for(reader.readexactly(len(answer)), PATIENCE_S) == answer
+    writer.close()
