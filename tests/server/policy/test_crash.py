@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent.parent.parent
 RANDOM_SAVES = int(os.environ.get("INFERFLUX_CRASH_SAVES", "30"))
-STEPS_OF_TWO_SAVES = 36
+STEPS_OF_TWO_SAVES = 38
 
 
 class Writer:
