@@ -29,8 +29,8 @@ def json_rule(schema: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """Returns a text as a terminal of a Lark grammar."""
-    return json.dumps(text, ensure_ascii=False)
+    """Returns a text as a terminal of a Lark grammar, which unlike JSON takes no DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def choice_rule(choices: tuple[str, ...]) -> str:

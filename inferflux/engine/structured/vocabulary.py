@@ -31,13 +31,15 @@ class _Wrapper:
         self._longest = max(map(len, self._id_of), default=1)
 
     def __call__(self, text: str) -> list[int]:
-        """Returns ids whose bytes are exactly the text's: as the model was trained to see them, where that works."""
+        """Returns ids whose bytes are exactly the text's: as the model was trained to see them, where that works. Not a
+        special token, though the text spells one: that would be a control word, such as the answer's end."""
         data = text.encode()
         for prefix in ("", _ANCHOR):
             lead = self._tokenizer.encode(prefix, add_special_tokens=False) if prefix else []
             token_ids = self._tokenizer.encode(prefix + text, add_special_tokens=False)
             rest = token_ids[len(lead) :]
-            if token_ids[: len(lead)] == lead and b"".join(map(self._tokenizer.token_bytes, rest)) == data:
+            is_text = self._tokenizer.special_ids.isdisjoint(rest)
+            if is_text and token_ids[: len(lead)] == lead and b"".join(map(self._tokenizer.token_bytes, rest)) == data:
                 return rest
         return self._longest_first(data)
 

@@ -15,6 +15,7 @@ from benchmarks.schemas import random_schema
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
 from inferflux.engine.structured import compiling, grammars
+from inferflux.engine.structured.grammar import choice_rule
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
 from inferflux.sampling_params import Grammar, SamplingParams
@@ -68,6 +69,15 @@ def test_the_whole_answer_matches(engine: Engine, tokenizer: Tokenizer, changes:
     for result in run_requests(engine, PROMPTS, params):
         assert result.finish_reason == "stop", "even when min_tokens is more than the grammar holds"
         assert re.fullmatch(REGEX, tokenizer.decode(result.token_ids, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("text", ["EOS", "a EOS b", "\x7f", '"\\u0041"\n\t\x00'], ids=repr)
+def test_a_choice_is_said_as_it_is(engine: Engine, tokenizer: Tokenizer, text: str) -> None:
+    text = text.replace("EOS", tokenizer.named_tokens["eos_token"])
+    params = SamplingParams(max_tokens=60, seed=4, grammar=Grammar("lark", f"start: {choice_rule((text,))}"))
+    (result,) = run_requests(engine, PROMPTS[:1], params)
+    assert result.finish_reason == "stop"
+    assert tokenizer.decode(result.token_ids, skip_special_tokens=True) == text
 
 
 def test_preemption_and_prefix_hits_keep_the_place(folder: Path, engine: Engine) -> None:

@@ -27,6 +27,17 @@ def test_tokens_say_what_the_tokenizer_says(tmp_path: Path, write: Callable[[Pat
     assert all(library.is_special_token(token_id) for token_id in tokenizer.special_ids)
 
 
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_text_that_spells_a_special_token_is_text(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """A choice that spelt the end-of-text token ended its answer at once, one with another token failed."""
+    tokenizer = load_tokenizer(write(tmp_path))
+    library = Vocabulary(tokenizer, tokenizer.vocab_size, [*tokenizer.eos_token_ids]).library
+    for text in (*tokenizer.named_tokens.values(), f"a{tokenizer.named_tokens['eos_token']}b"):
+        token_ids = library.tokenize_str(text)
+        assert tokenizer.special_ids.isdisjoint(token_ids)
+        assert b"".join(map(tokenizer.token_bytes, token_ids)) == text.encode()
+
+
 @pytest.mark.parametrize("vocab_size", [300, 512])
 def test_the_model_may_have_fewer_or_more_tokens(tmp_path: Path, vocab_size: int) -> None:
     tokenizer = load_tokenizer(write_byte_level(tmp_path))
