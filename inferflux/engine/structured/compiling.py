@@ -27,7 +27,7 @@ def _compile(vocabulary: Vocabulary, grammar: Grammar) -> LLMatcher:
     if len(grammar.text) > MAX_GRAMMAR_CHARS:
         raise RequestError(f"must have at most {MAX_GRAMMAR_CHARS} characters")
     limits = _limits()
-    text = library_text(grammar)
+    text = library_text(grammar, vocabulary.markers)
     matcher = LLMatcher(vocabulary.library, text, log_level=_SILENT, limits=limits)
     if not matcher.is_error():
         # Some faults, and whether anything can be said at all, show only with the first mask.

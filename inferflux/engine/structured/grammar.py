@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from llguidance import regex_to_lark
 
+from inferflux.engine.text.answer.reasoning import CLOSE, OPEN
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
 
@@ -14,12 +15,16 @@ from inferflux.sampling_params import Grammar
 _JSON_OPTIONS: Final = MappingProxyType({"whitespace_pattern": r"\n? {0,16}"})
 
 
-def library_text(grammar: Grammar) -> str:
-    """Returns the grammar as llguidance takes it. Raises RequestError for a JSON schema that is not JSON."""
+def library_text(grammar: Grammar, special: Mapping[str, int]) -> str:
+    """Returns the grammar as llguidance takes it. special: the ids of the markers of thoughts that are special
+    tokens, which no text matches. Raises RequestError for a JSON schema that is not JSON."""
     answer = {"name": "answer", **_WRITERS[grammar.kind](grammar.text)}
     if grammar.thoughts == "none":
         return json.dumps({"grammars": [answer]})
-    thoughtful = {"name": "start", "lark_grammar": _THOUGHTS + _STARTS[grammar.thoughts]}
+    rules = f"{_CLOSED_BY} <[{special[CLOSE]}]>\n" if CLOSE in special else _CLOSED
+    opening = f"<[{special[OPEN]}]>" if OPEN in special else quoted(OPEN)
+    start = _STARTS[grammar.thoughts].replace("OPEN", opening)
+    thoughtful = {"name": "start", "lark_grammar": rules + _GAP + start}
     return json.dumps({"grammars": [thoughtful, answer]})
 
 
@@ -65,7 +70,9 @@ def _with_options(schema: Any) -> dict[str, Any]:
 _WRITERS: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = MappingProxyType(
     {"json": _json, "regex": _regex, "lark": _lark}
 )
-_THOUGHTS: Final = "thoughts[lazy]: /(.|\\n)*<\\/think>/\ngap: /[ \\n]{0,4}/\n"
+_CLOSED: Final = "thoughts[lazy]: /(.|\\n)*<\\/think>/\n"
+_CLOSED_BY: Final = "words: /(.|\\n)*/\nthoughts: words"
+_GAP: Final = "gap: /[ \\n]{0,4}/\n"
 _STARTS: Final = MappingProxyType(
-    {"open": "start: thoughts gap @answer", "may": 'start: @answer | "<think>" thoughts gap @answer'}
+    {"open": "start: thoughts gap @answer", "may": "start: @answer | OPEN thoughts gap @answer"}
 )

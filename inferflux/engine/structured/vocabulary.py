@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from llguidance import LLTokenizer
 
+from inferflux.engine.text.answer.reasoning import CLOSE, OPEN
 from inferflux.engine.text.tokenizer import Tokenizer
 from inferflux.errors import RequestError
 
@@ -61,8 +62,9 @@ class _Wrapper:
 class Vocabulary:
     """The tokens below `vocab_size` (the model's, which may be fewer or more than the tokenizer's).
 
-    eos_token_ids: what ends an answer; a grammar allows them where it may end. Takes up to a second for a large
-    vocabulary: make it off the event loop and the engine's thread. Immutable; any number of threads may use it.
+    eos_token_ids: what ends an answer; a grammar allows them where it may end. markers: the ids of those around
+    thoughts that are special tokens. Takes up to a second for a large vocabulary: make it off the event loop and the
+    engine's thread. Immutable; any number of threads may use it.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Collection[int]) -> None:
@@ -72,4 +74,6 @@ class Vocabulary:
             raise RequestError("this model has no end-of-text token, which a grammar needs")
         wrapper = _Wrapper(tokenizer, vocab_size, ends[0])
         self.size = vocab_size
+        ids = {text: tokenizer.token_id(text) for text in (OPEN, CLOSE)}
+        self.markers = {text: one for text, one in ids.items() if one in tokenizer.special_ids and one < vocab_size}
         self.library = LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=ends)  # type: ignore[arg-type]

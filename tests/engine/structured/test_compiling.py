@@ -2,6 +2,8 @@
 
 import json
 import time
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -88,3 +90,25 @@ def test_hostile_grammars_cost_little(vocabulary: Vocabulary, grammar: Grammar) 
     else:
         matcher.compute_bitmask()
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "plain tokens"])
+@pytest.mark.parametrize("thoughts", ["open", "may"])
+def test_thoughts_end_with_the_models_own_marker(
+    tmp_path: Path, special: bool, thoughts: Literal["open", "may"]
+) -> None:
+    """Where it is a special token a shape left the model no way to end its thoughts."""
+    first = load_tokenizer(write_byte_level(tmp_path)).vocab_size
+    markers = ("<think>", "</think>")
+    added = {str(first + place): {"content": text, "special": special} for place, text in enumerate(markers)}
+    tokenizer = load_tokenizer(write_byte_level(tmp_path, added_tokens_decoder=added))
+    matcher = compile_grammar(
+        Vocabulary(tokenizer, tokenizer.vocab_size, tokenizer.eos_token_ids), Grammar("regex", "[ab]{2}", thoughts)
+    )
+    opening = [first] if thoughts == "may" else []
+    hm, ab = (tokenizer.encode(text, add_special_tokens=False) for text in ("hm\n, yes", "ab"))
+    for token_ids in (opening, hm):
+        assert not token_ids or matcher.consume_tokens(token_ids)
+        assert not matcher.is_accepting()
+    assert matcher.consume_tokens([first + 1, *ab])
+    assert matcher.is_accepting()
