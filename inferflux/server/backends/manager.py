@@ -50,6 +50,7 @@ class BackendManager:
         self._incoming: dict[str, _Load] = {}
         self._leaving: dict[Backend, asyncio.Task[None]] = {}
         self._past: dict[str, EngineTotals] = {}
+        self._is_closing = False
         self._wanted_default = next((source.model.id for source in sources if source.model.default), None)
         self.default_id = self._wanted_default or next(iter(self._backends), None)
 
@@ -159,7 +160,9 @@ class BackendManager:
                 task.result()
 
     def require_staged(self, staged: Sequence[Backend]) -> None:
-        """Raises SupersededError when another change took the place of this one."""
+        """Raises SupersededError when another change took the place of this one, NotReadyError when the server ends."""
+        if self._is_closing:
+            raise NotReadyError("the server is shutting down", "draining")
         if not all(map(self._is_incoming, staged)):
             raise SupersededError("another change to the same model took the place of this one")
 
@@ -212,7 +215,9 @@ class BackendManager:
                 backend.retry()
 
     async def close(self) -> None:
-        """Ends every engine; what still runs there fails with EngineDeadError."""
+        """Ends every engine; what still runs there fails with EngineDeadError, and changes under way with
+        NotReadyError."""
+        self._is_closing = True
         for model_id in tuple(self._incoming):
             self.withdraw(model_id)
         for task in self._leaving.values():

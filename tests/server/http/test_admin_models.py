@@ -221,6 +221,22 @@ async def test_unloading_gives_up_a_load_under_way(site: Site, monkeypatch: pyte
     assert site.policy.document.models.loaded == ()
 
 
+async def test_a_load_that_the_end_of_the_server_meets_is_told_so(site: Site, monkeypatch: pytest.MonkeyPatch):
+    make = site.backends._make_client
+
+    def slow(source: Any) -> Any:
+        engine = make(source)
+        engine.may_load.clear()
+        return engine
+
+    monkeypatch.setattr(site.backends, "_make_client", slow)
+    loading = asyncio.create_task(load(site, "b"))
+    await until(lambda: "b" in site.engines)
+    await site.backends.close()
+    status, body = await loading
+    assert (status, body["error"]["code"]) == (503, "draining")
+
+
 async def test_what_is_not_there(site: Site):
     for method, path in (("DELETE", MODELS), ("PUT", DEFAULT)):
         status, body = await call(site, method, path, {"id": "zz"})
