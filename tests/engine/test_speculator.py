@@ -8,13 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 
-from inferflux.config import ModelConfig, RuntimeConfig, SchedulerConfig
-from inferflux.engine.engine import Engine
-from inferflux.engine.interface import Submit
+from inferflux.config import SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.ngrams import MAX_TOKENS, Ngrams
 from inferflux.engine.pace import Load
@@ -25,7 +22,7 @@ from inferflux.engine.step import Row
 from inferflux.engine.step_builder import StepBuilder
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.sampling_params import Grammar, SamplingParams
-from tests.support.engines import Result, run_requests
+from tests.support.engines import run_requests, start_engine, tokens_of
 from tests.support.models import VOCAB_SIZE, TinyModel, build, make_tiny_model
 
 MakeModel = Callable[[str], TinyModel]
@@ -149,23 +146,6 @@ MIXED = [
 ]
 
 
-def start(model: TinyModel, **runtime: object) -> Engine:
-    settings = msgspec.convert({"dtype": "float32", **runtime}, RuntimeConfig)
-    return Engine(ModelConfig(id="model", path=str(model.folder)), settings)
-
-
-def answers(engine: Engine, params: list[SamplingParams]) -> list[Result]:
-    results = {index: Result() for index in range(len(PROMPTS))}
-    for index, (prompt, sampling) in enumerate(zip(PROMPTS, params, strict=True)):
-        engine.submit(Submit(index, prompt, sampling))
-    while engine.has_work:
-        for output in engine.step():
-            results[output.request_id].token_ids += output.token_ids
-            results[output.request_id].logprobs += output.logprobs or []
-        engine.check_integrity()
-    return list(results.values())
-
-
 SPECULATIVE = {"enabled": True, "chunk_size": 5}
 
 
@@ -183,10 +163,10 @@ def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("free_rows")
 def test_answers_are_those_without_drafts(tiny_model: MakeModel, runtime: dict[str, object]) -> None:
     model = tiny_model("llama")
-    plain = answers(start(model), MIXED)
-    engine = start(model, speculative_decoding=SPECULATIVE, **runtime)
-    drafted = answers(engine, MIXED)
-    assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
+    plain = run_requests(start_engine(model.folder), PROMPTS, MIXED)
+    engine = start_engine(model.folder, speculative_decoding=SPECULATIVE, **runtime)
+    drafted = run_requests(engine, PROMPTS, MIXED)
+    assert tokens_of(drafted) == tokens_of(plain)
     assert [[entry.token_id for entry in result.logprobs] for result in drafted] == [
         [entry.token_id for entry in result.logprobs] for result in plain
     ]
@@ -197,8 +177,8 @@ def test_answers_are_those_without_drafts(tiny_model: MakeModel, runtime: dict[s
 def test_an_answer_that_repeats_itself_takes_fewer_steps(tiny_model: MakeModel) -> None:
     params = SamplingParams(max_tokens=120, temperature=0, ignore_eos=True, logit_bias={10: 100, 11: 100})
     model = tiny_model("llama")
-    engine = start(model, speculative_decoding=SPECULATIVE)
-    assert run_requests(engine, PROMPTS[2:3], params) == run_requests(start(model), PROMPTS[2:3], params)
+    engine = start_engine(model.folder, speculative_decoding=SPECULATIVE)
+    assert run_requests(engine, PROMPTS[2:3], params) == run_requests(start_engine(model.folder), PROMPTS[2:3], params)
     stats = engine.stats()
     assert stats.steps == stats.generation_tokens - stats.accepted_draft_tokens < 60
 
@@ -209,11 +189,11 @@ def test_answers_are_those_without_a_draft_model(tiny_model: MakeModel, family: 
     """A model that drafts for itself is always right, also where tokens are drawn; another one hardly ever."""
     model, small = tiny_model("llama"), tiny_model(family)
     scheduler = {"chunked_prefill_tokens": 24, "max_batch_tokens": 64}
-    plain = answers(start(model, scheduler=scheduler), MIXED)
+    plain = run_requests(start_engine(model.folder, scheduler=scheduler), PROMPTS, MIXED)
     drafts = {"enabled": True, "draft_model": str(small.folder), "chunk_size": 3}
-    engine = start(model, scheduler=scheduler, speculative_decoding=drafts)
+    engine = start_engine(model.folder, scheduler=scheduler, speculative_decoding=drafts)
     for _ in range(2):  # the second time their prompts are cached
-        assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
+        assert tokens_of(run_requests(engine, PROMPTS, MIXED)) == [result.token_ids for result in plain]
     share = engine.stats().accepted_draft_tokens / engine.stats().draft_tokens
     assert share > 0.95 if family == "llama" else share < 0.1
 
@@ -224,9 +204,11 @@ def test_a_draft_model_may_know_other_tokens(tiny_model: MakeModel, tmp_path: Pa
     """Models of one tokenizer are padded to different sizes. What only the small one has must not reach the large."""
     build_small = partial(build, name="small", architecture="LlamaForCausalLM", vocab_size=vocab_size)
     small, model = make_tiny_model(build_small, tmp_path), tiny_model("llama")
-    plain = answers(start(model), MIXED)
-    engine = start(model, speculative_decoding={"enabled": True, "draft_model": str(small.folder), "chunk_size": 3})
-    assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
+    plain = run_requests(start_engine(model.folder), PROMPTS, MIXED)
+    engine = start_engine(
+        model.folder, speculative_decoding={"enabled": True, "draft_model": str(small.folder), "chunk_size": 3}
+    )
+    assert tokens_of(run_requests(engine, PROMPTS, MIXED)) == [result.token_ids for result in plain]
     assert engine.stats().draft_tokens > 0
 
 
@@ -235,8 +217,10 @@ def test_a_draft_model_that_fails_to_compute_costs_its_drafts_only(
     tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model("llama")
-    plain = answers(start(model), MIXED)
-    engine = start(model, speculative_decoding={"enabled": True, "draft_model": str(model.folder), "chunk_size": 3})
+    plain = run_requests(start_engine(model.folder), PROMPTS, MIXED)
+    engine = start_engine(
+        model.folder, speculative_decoding={"enabled": True, "draft_model": str(model.folder), "chunk_size": 3}
+    )
     draft = engine.executor._draft
     assert draft is not None
     decoder = draft._runner.decoder
@@ -248,7 +232,7 @@ def test_a_draft_model_that_fails_to_compute_costs_its_drafts_only(
         return compute(token_ids, *rest)
 
     monkeypatch.setattr(decoder, "hidden_states", fail_on_prompts)
-    assert [result.token_ids for result in answers(engine, MIXED)] == [result.token_ids for result in plain]
+    assert tokens_of(run_requests(engine, PROMPTS, MIXED)) == [result.token_ids for result in plain]
     assert engine.stats().draft_tokens > 0
 
 
@@ -264,11 +248,11 @@ def test_a_draft_model_that_does_not_fit_is_refused(
     tiny_model: MakeModel, runtime: dict[str, object], words: str
 ) -> None:
     with pytest.raises((ConfigError, ModelLoadError), match=words):
-        start(tiny_model("llama"), speculative_decoding={"enabled": True, **runtime})
+        start_engine(tiny_model("llama").folder, speculative_decoding={"enabled": True, **runtime})
 
 
 def test_a_draft_model_goes_without_lower_tiers(tiny_model: MakeModel) -> None:
     model = tiny_model("llama")
     drafts = {"enabled": True, "draft_model": str(model.folder)}
     with pytest.raises(ConfigError, match="lower KV tiers"):
-        start(model, speculative_decoding=drafts, paged_kv={"cpu_pages": 4})
+        start_engine(model.folder, speculative_decoding=drafts, paged_kv={"cpu_pages": 4})

@@ -39,15 +39,17 @@ def adapter_configs(adapters: Mapping[str, Path]) -> list[AdapterConfig]:
 def run_requests(
     engine: Engine,
     prompts: Sequence[list[int]],
-    params: SamplingParams,
+    params: SamplingParams | Sequence[SamplingParams],
     first_id: int = 0,
     adapters: Sequence[str | None] | None = None,
 ) -> list[Result]:
-    """Runs all prompts at once, checking integrity after every step; returns the results in order. adapters: each
-    prompt's; None: none has one."""
+    """Runs all prompts at once, checking integrity after every step; returns the results in order.
+
+    params: all prompts', or each one's. adapters: each prompt's; None: none has one."""
     results = {first_id + index: Result() for index in range(len(prompts))}
-    for index, (prompt, adapter) in enumerate(zip(prompts, adapters or [None] * len(prompts), strict=True)):
-        engine.submit(Submit(first_id + index, prompt, params, adapter=adapter))
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    for index, (prompt, one, adapter) in enumerate(zip(prompts, each, adapters or [None] * len(prompts), strict=True)):
+        engine.submit(Submit(first_id + index, prompt, one, adapter=adapter))
     while engine.has_work:
         for output in engine.step():
             result = results[output.request_id]
@@ -59,3 +61,7 @@ def run_requests(
             result.vector = output.vector
         engine.check_integrity()
     return list(results.values())
+
+
+def tokens_of(results: Sequence[Result]) -> list[list[int]]:
+    return [result.token_ids for result in results]

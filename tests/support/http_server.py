@@ -1,12 +1,13 @@
 """A whole server on a free port, with engines that need no model: `running_server` for tests of the HTTP room."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import msgspec
@@ -79,6 +80,21 @@ class Site:
             assert response.status == 200, await response.text()
             assert response.content_type == "text/event-stream"
             return list(read_events(await response.text()))
+
+
+@contextmanager
+def endless_loads(site: Site, *model_ids: str) -> Iterator[None]:
+    """While the body runs, models that are asked for (these, or all) begin to load and never end."""
+    make = site.backends._make_client
+
+    def make_endless(source: ModelSource) -> Any:
+        engine: Any = make(source)
+        if not model_ids or source.model.id in model_ids:
+            engine.may_load.clear()
+        return engine
+
+    with patch.object(site.backends, "_make_client", make_endless):
+        yield
 
 
 def read_events(text: str) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from inferflux.errors import ModelLoadError
 from inferflux.server.backends import manager
 from inferflux.server.http.context import CONTEXT
 from tests.support.fake_engine import REPLY
-from tests.support.http_server import KEY, Site, running_server
+from tests.support.http_server import KEY, Site, endless_loads, running_server
 from tests.support.waiting import PATIENCE_S, until
 
 MODELS, DEFAULT, COMPLETIONS = "/v1/admin/models", "/v1/admin/models/default", "/v1/completions"
@@ -199,17 +199,10 @@ async def test_the_same_load_twice_is_one(site: Site):
     assert (await complete(site))[1]["model"] == "b"
 
 
-async def test_unloading_gives_up_a_load_under_way(site: Site, monkeypatch: pytest.MonkeyPatch):
-    make = site.backends._make_client
-
-    def slow(source: Any) -> Any:
-        engine = make(source)
-        engine.may_load.clear()
-        return engine
-
-    monkeypatch.setattr(site.backends, "_make_client", slow)
-    loading = asyncio.create_task(load(site, "b"))
-    await until(lambda: "b" in site.engines)
+async def test_unloading_gives_up_a_load_under_way(site: Site):
+    with endless_loads(site):
+        loading = asyncio.create_task(load(site, "b"))
+        await until(lambda: "b" in site.engines)
     assert (await ids(site))["b"] == "loading"
     assert (await complete(site, "b"))[1]["error"]["code"] == "starting"
     status, body = await call(site, "PUT", DEFAULT, {"id": "b"})
@@ -221,17 +214,10 @@ async def test_unloading_gives_up_a_load_under_way(site: Site, monkeypatch: pyte
     assert site.policy.document.models.loaded == ()
 
 
-async def test_a_load_that_the_end_of_the_server_meets_is_told_so(site: Site, monkeypatch: pytest.MonkeyPatch):
-    make = site.backends._make_client
-
-    def slow(source: Any) -> Any:
-        engine = make(source)
-        engine.may_load.clear()
-        return engine
-
-    monkeypatch.setattr(site.backends, "_make_client", slow)
-    loading = asyncio.create_task(load(site, "b"))
-    await until(lambda: "b" in site.engines)
+async def test_a_load_that_the_end_of_the_server_meets_is_told_so(site: Site):
+    with endless_loads(site):
+        loading = asyncio.create_task(load(site, "b"))
+        await until(lambda: "b" in site.engines)
     await site.backends.close()
     status, body = await loading
     assert (status, body["error"]["code"]) == (503, "draining")

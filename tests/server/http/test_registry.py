@@ -10,7 +10,7 @@ from inferflux.config import ModelConfig
 from inferflux.errors import ModelLoadError
 from inferflux.server.policy import store_file
 from inferflux.server.policy.document import ModelChanges
-from tests.support.http_server import KEY, Site, running_server
+from tests.support.http_server import KEY, Site, endless_loads, running_server
 from tests.support.waiting import until
 
 MODELS = "/v1/admin/models"
@@ -184,23 +184,13 @@ async def test_a_decision_whose_file_does_not_load_stays(followed: Followed):
         assert [one.id for one in site.policy.document.models.loaded] == ["a"]
 
 
-async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(
-    followed: Followed, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(followed: Followed):
     followed.write("a")
     async with running_server(followed.config) as site:
-        make = site.backends._make_client
-
-        def make_endless(source: Any) -> Any:
-            engine = make(source)
-            engine.may_load.clear()
-            return engine
-
-        monkeypatch.setattr(site.backends, "_make_client", make_endless)
-        followed.write("a", "b", max_model_len=60)
-        editing = asyncio.create_task(followed.look(site))
-        await until(lambda: "b" in site.engines)
-        monkeypatch.setattr(site.backends, "_make_client", make)
+        with endless_loads(site):
+            followed.write("a", "b", max_model_len=60)
+            editing = asyncio.create_task(followed.look(site))
+            await until(lambda: "b" in site.engines)
         assert await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 70}) == 200
         assert "took the place" in (await editing or "")
         assert await states(site) == {"base": "ready", "a": "ready"}
@@ -210,14 +200,12 @@ async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(
         assert site.backends.find("a").source.model.max_model_len == 70
 
 
-async def test_an_edit_sees_what_the_api_has_forgotten_while_it_loads(
-    followed: Followed, monkeypatch: pytest.MonkeyPatch
-):
+async def test_an_edit_sees_what_the_api_has_forgotten_while_it_loads(followed: Followed):
     """What the edit says of `a` did not matter when it began, and does when it is put in force."""
     followed.write("a", max_model_len=33)
     async with running_server(followed.config) as site:
         await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 77})
-        editing = await begin_edit(followed, site, monkeypatch)
+        editing = await begin_edit(followed, site)
         assert await call(site, "DELETE", MODELS, {"id": "a", "forget": True}) == 200
         site.engines["b"].may_load.set()
         assert "came in between" in (await editing or "")
@@ -227,10 +215,10 @@ async def test_an_edit_sees_what_the_api_has_forgotten_while_it_loads(
         assert site.backends.find("a").source.model.max_model_len == 60
 
 
-async def test_what_is_unloaded_while_an_edit_loads_it_stays_away(followed: Followed, monkeypatch: pytest.MonkeyPatch):
+async def test_what_is_unloaded_while_an_edit_loads_it_stays_away(followed: Followed):
     followed.write("a")
     async with running_server(followed.config) as site:
-        editing = await begin_edit(followed, site, monkeypatch)
+        editing = await begin_edit(followed, site)
         assert await call(site, "DELETE", MODELS, {"id": "b"}) == 200
         assert "took the place" in (await editing or "")
         assert await followed.look(site) is None, "the rest of the edit is put in force"
@@ -239,18 +227,9 @@ async def test_what_is_unloaded_while_an_edit_loads_it_stays_away(followed: Foll
         assert (await listed(site))["unloaded"] == ["b"]
 
 
-async def begin_edit(followed: Followed, site: Site, monkeypatch: pytest.MonkeyPatch) -> "asyncio.Task[str | None]":
+async def begin_edit(followed: Followed, site: Site) -> "asyncio.Task[str | None]":
     """Begins an edit that changes `a` and adds `b`, which loads for ever."""
-    make = site.backends._make_client
-
-    def make_endless(source: Any) -> Any:
-        engine = make(source)
-        if source.model.id == "b":
-            engine.may_load.clear()
-        return engine
-
-    with monkeypatch.context() as patch:
-        patch.setattr(site.backends, "_make_client", make_endless)
+    with endless_loads(site, "b"):
         followed.write("a", "b", max_model_len=60)
         editing = asyncio.create_task(followed.look(site))
         await until(lambda: "b" in site.engines)
