@@ -9,6 +9,7 @@ import torch
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
+from inferflux.engine.runner.outputs import BROKEN
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import run_requests, tokens_of
@@ -79,6 +80,34 @@ def test_a_kernel_that_raises_for_one_request_ends_that_one(
     monkeypatch.setattr(engine.executor.decoder, "hidden_states", hidden_states)
     found = run_requests(engine, PROMPTS, [MIXED[0]] * 4)
     assert tokens_of(found) == [*tokens_of(expected[:3]), []]
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turns", "ahead"])
+def test_no_other_request_finds_pages_of_what_is_no_number(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    """One token's embedding overflows, in the second of a prompt's chunks. What stands before it in that chunk may be
+    spoiled with it, and what comes after is."""
+    engine = start(
+        tiny_model("llama"), overlap, scheduler={"chunked_prefill_tokens": 16}, paged_kv={"page_tokens": 4}
+    )
+    decoder, prefix, bad = engine.executor.decoder, PROMPTS[3][:30], 250
+    plain = [[*prefix, 3], [*prefix, 4, 4]]
+    expected = [run_requests(engine, [prompt], MIXED[0])[0].token_ids for prompt in plain]
+    engine.drop_cache()
+    embed = decoder.embed
+
+    def overflowing(token_ids: torch.Tensor, positions: torch.Tensor) -> object:
+        hidden, angles = embed(token_ids, positions)
+        hidden[token_ids == bad] = torch.inf
+        return hidden, angles
+
+    monkeypatch.setattr(decoder, "embed", overflowing)
+    (failed,) = run_requests(engine, [[*prefix, bad, *PROMPTS[3]]], MIXED[0])
+    assert (failed.finish_reason, failed.error, failed.token_ids) == ("error", BROKEN, [])
+    found = [run_requests(engine, [prompt], MIXED[0])[0] for prompt in plain]
+    assert tokens_of(found) == expected
+    assert [result.num_cached_tokens for result in found] == [16, 28]
 
 
 def test_an_abort_with_a_step_in_flight_leaves_nothing_behind(tiny_model: MakeModel) -> None:

@@ -5,7 +5,7 @@ cost hardly grows with the number of rows. Knows no model and no sampling.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +28,8 @@ class ScoredSpan(NamedTuple):
     targets: list[int]
 
 
-class PooledSpan(NamedTuple):
-    """One pooled row: its number, and its tokens among the pooled ones."""
+class TokenSpan(NamedTuple):
+    """All tokens of one row: its number, and where they stand among the pooled or the watched ones."""
 
     row: int
     first: int
@@ -46,11 +46,12 @@ class Following(NamedTuple):
 class Batch(NamedTuple):
     """One step, ready for the decoder, once the tokens that follow the step before are filled in.
 
-    token_ids int64 [T]. logit_indices int64 [S + Q + P]: first the last token of each of the S sampling rows, in order
-    of rows, then every scored and every pooled token. sampled: the numbers of those rows; slots, ends int64 [S]: their
-    slots, and the position their next token will have; sampled_slots: the slots once more, on the device. spans: who
-    the Q scored tokens belong to; pooled: the same of the P pooled ones. following: None when there are none. adapted:
-    the tokens that are computed with adapters.
+    token_ids int64 [T]. logit_indices int64 [S + Q + P + W]: first the last token of each of the S sampling rows, in
+    order of rows, then every scored, every pooled and every watched token. sampled: the numbers of those rows; slots,
+    ends int64 [S]: their slots, and the position their next token will have; sampled_slots: the slots once more, on the
+    device. spans: who the Q scored tokens belong to; pooled: the same of the P pooled ones; watched: of the W from
+    which nothing is drawn, but whose hidden states must be numbers, for others will find what they wrote. following:
+    None when there are none. adapted: the tokens that are computed with adapters.
     """
 
     token_ids: torch.Tensor
@@ -61,7 +62,8 @@ class Batch(NamedTuple):
     ends: Ints
     sampled_slots: torch.Tensor
     spans: list[ScoredSpan]
-    pooled: list[PooledSpan]
+    pooled: list[TokenSpan]
+    watched: list[TokenSpan]
     following: Following | None
     adapted: Adapted = ()
 
@@ -72,6 +74,10 @@ class Batch(NamedTuple):
     @property
     def num_pooled(self) -> int:
         return sum(span.num_tokens for span in self.pooled)
+
+    @property
+    def num_watched(self) -> int:
+        return sum(span.num_tokens for span in self.watched)
 
 
 class _Layout(NamedTuple):
@@ -113,8 +119,11 @@ class InputBuilder:
         sampled = [index for index, row in enumerate(rows) if row.sample]
         spans, scored = _scored_tokens(rows, layout.query_starts)
         token_ids = np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, len(layout.positions))
-        pooled, summed = _pooled_tokens(rows, layout.query_starts)
-        logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored, *summed))
+        pooled, summed = _tokens_of(rows, [row.pool for row in rows], layout.query_starts)
+        # The logits of all other tokens are looked at.
+        is_watched = [not row.score and (n > 1 or not row.sample) for row, n in zip(rows, lengths, strict=True)]
+        watched, seen = _tokens_of(rows, is_watched, layout.query_starts)
+        logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored, *summed, *seen))
         slots = layout.slots[sampled]
         following = _following(rows, layout)
         adapters = self._adapted_tokens(rows, lengths) if self._adapters else {}
@@ -140,6 +149,7 @@ class InputBuilder:
             sampled_slots=tensors[7],
             spans=spans,
             pooled=pooled,
+            watched=watched,
             following=Following(*tensors[8:10]) if following else None,
             adapted=_adapted(adapters, tensors[8 + len(following) :]),
         )
@@ -210,15 +220,16 @@ def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[Scored
     return spans, tokens
 
 
-def _pooled_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[PooledSpan], list[Ints]]:
-    """All tokens of the rows that are pooled."""
-    spans: list[PooledSpan] = []
+def _tokens_of(
+    rows: Sequence[Row], chosen: Sequence[bool], query_starts: Ints
+) -> tuple[list[TokenSpan], list[Ints]]:
+    """All tokens of the chosen rows."""
+    spans: list[TokenSpan] = []
     tokens: list[Ints] = []
     first = 0
-    for index, row in enumerate(rows):
-        if row.pool:
-            num_tokens = len(row.token_ids)
-            spans.append(PooledSpan(index, first, num_tokens))
-            tokens.append(query_starts[index] + np.arange(num_tokens))
-            first += num_tokens
+    for index in compress(range(len(rows)), chosen):
+        num_tokens = len(rows[index].token_ids)
+        spans.append(TokenSpan(index, first, num_tokens))
+        tokens.append(query_starts[index] + np.arange(num_tokens))
+        first += num_tokens
     return spans, tokens

@@ -1,11 +1,11 @@
 """From the sampler's and the scorer's tensors to plain values, with one copy and one wait for the device.
 
-A row with NaN or infinity among its logits, or in its vector, becomes an error of its own; the rows beside it are not
-affected.
+A row with NaN or infinity among its logits, in its vector, or in a hidden state of its chunk of a prompt becomes an
+error of its own; the rows beside it are not affected.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +25,24 @@ BROKEN = "the model produced NaN or infinity for this request"
 _NO_RESULT = RowOutput()
 
 
+class Results(NamedTuple):
+    """A step's, on the device; None: it has none of these. draw: of batch.sampled. prompt: the scores of batch.spans.
+    sums float32 [W]: of each watched token's hidden state, which is a number if all of that are."""
+
+    draw: Draw | None
+    prompt: Scores | None
+    vectors: Vectors | None
+    sums: torch.Tensor | None
+
+
 def start_collecting(
-    rows: list[Row],
-    batch: Batch,
-    draw: Draw | None,
-    prompt: Scores | None,
-    vectors: Vectors | None,
-    table: SamplerTable,
+    rows: list[Row], batch: Batch, results: Results, table: SamplerTable
 ) -> Callable[[], list[RowOutput]]:
-    """Starts bringing a step's results to the host. draw: of batch.sampled; prompt: the scores of batch.spans.
+    """Starts bringing a step's results to the host.
 
     The function returned waits for them and returns those of the rows, in order. The table may change meanwhile.
     """
+    draw, prompt, vectors, sums = results
     tensors: list[torch.Tensor] = []
     if draw is not None:
         tensors += [draw.token_ids, draw.peaks, *(draw.scores or ())]
@@ -45,6 +51,8 @@ def start_collecting(
     num_scored = len(tensors)
     if vectors is not None:
         tensors.append(vectors.values)
+    if sums is not None:
+        tensors.append(sums)
     wait = start_to_host(tensors)
     num_top = [] if draw is None else table.num_logprobs[batch.slots[draw.scored]].tolist()
     refused = {} if draw is None else _refused_by_grammar(batch, table)
@@ -60,7 +68,9 @@ def start_collecting(
         if prompt is not None:
             _fill_scored(outputs, batch, arrays[num_drawn:num_scored], num_prompt_top)
         if vectors is not None:
-            _fill_vectors(outputs, vectors, arrays[-1])
+            _fill_vectors(outputs, vectors, arrays[num_scored])
+        if sums is not None:
+            _fill_broken(outputs, batch, arrays[-1])
         return outputs
 
     return finish
@@ -105,6 +115,16 @@ def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> 
         result = vector_output(value)
         if result.error is not None or outputs[row].error is None:
             outputs[row] = result
+
+
+def _fill_broken(outputs: list[RowOutput], batch: Batch, sums: Array) -> None:
+    """Keys and values of what is no number are none either, and whoever finds their page must not."""
+    finite = np.isfinite(sums)
+    if finite.all():
+        return
+    for span in batch.watched:
+        if outputs[span.row].error is None and not finite[span.first : span.first + span.num_tokens].all():
+            outputs[span.row] = RowOutput(error=BROKEN)
 
 
 def vector_output(value: Array) -> RowOutput:

@@ -16,7 +16,7 @@ from inferflux.engine.layers.low_rank import Adapted
 from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, GraphDecoder, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.isolation import Isolation
-from inferflux.engine.runner.outputs import start_collecting
+from inferflux.engine.runner.outputs import Results, start_collecting
 from inferflux.engine.runner.pooling import Pooler
 from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
 from inferflux.engine.sampling.logprobs import Scores, score
@@ -185,10 +185,12 @@ class Runner:
             self._observe(rows, batch)
             draw = self._sampler.draw(decoded.logits, batch.slots, batch.ends)
             self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
-        scored, pooled = hidden[num_sampled:].split((batch.num_scored, batch.num_pooled))
+        sizes = batch.num_scored, batch.num_pooled, batch.num_watched
+        scored, pooled, watched = hidden[num_sampled:].split(sizes)
         prompt = self._score_prompts(scored, rows, batch) if batch.spans else None
         vectors = self._pooler.pool(hidden[:num_sampled], pooled, rows, batch)
-        return start_collecting(rows, batch, draw, prompt, vectors, self._table)
+        sums = watched.sum(dim=1, dtype=torch.float32) if batch.watched else None
+        return start_collecting(rows, batch, Results(draw, prompt, vectors, sums), self._table)
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot, start.adapter)

@@ -48,7 +48,11 @@ def test_tensors_equal_a_plain_loop(rows: list[Row]):
         assert table[:num_pages] == row.new_pages[:num_pages]
     sampled = [index for index, row in enumerate(rows) if row.sample]
     assert list(batch.sampled) == sampled
-    assert batch.logit_indices.tolist() == [last[index] for index in sampled]
+    unfinished = [index for index, row in enumerate(rows) if len(row.token_ids) > 1 or not row.sample]
+    watched = [token for index in unfinished for token in range(starts[index], starts[index + 1])]
+    assert batch.logit_indices.tolist() == [last[index] for index in sampled] + watched
+    assert [span.row for span in batch.watched] == unfinished
+    assert batch.num_watched == len(watched)
     assert batch.slots.tolist() == [rows[index].slot for index in sampled]
     assert batch.ends.tolist() == [ends[index] for index in sampled]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from inferflux.engine.runner.isolation import FAILED, MOST_FAILURES
+from inferflux.engine.runner.outputs import BROKEN
 from inferflux.engine.runner.runner import SCORED_AT_ONCE, Runner
 from inferflux.engine.step import Row, RowOutput, RowStart, StepPlan
 from inferflux.kernels.kernel_set import select
@@ -189,6 +190,19 @@ def test_a_broken_row_errs_alone(params: dict[str, Any]):
     assert results[1].error is not None
     assert results[1].token_id is None
     assert [results[0], results[2]] == [expected[0], expected[2]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_broken_chunk_errs_though_nothing_is_drawn_from_it(count: int):
+    """Of its first, its last or any of its tokens. What it wrote is no prefix for others."""
+    sequences = Sequences(FakeDecoder(broken_token=13))
+    for slot, prompt in enumerate(([1, 2, 3, 4], [5, 13, 6, 7], [8, 9])):
+        sequences.start(slot, prompt, temperature=0.0)
+    results = sequences.step(*(sequences.row(slot, count) for slot in range(3)))
+    assert results[1] == RowOutput(error=None if count == 1 else BROKEN)
+    assert [result.error for result in results[::2]] == [None, None]
+    sequences.step(sequences.row(2), sequences.row(0))
+    assert len(sequences.tokens[0]) == 5
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"seed": 1}, {"presence_penalty": 1.0, "seed": 2}])
