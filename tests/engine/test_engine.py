@@ -88,9 +88,7 @@ def test_no_other_request_finds_pages_of_what_is_no_number(
 ) -> None:
     """One token's embedding overflows, in the second of a prompt's chunks. What stands before it in that chunk may be
     spoiled with it, and what comes after is."""
-    engine = start(
-        tiny_model("llama"), overlap, scheduler={"chunked_prefill_tokens": 16}, paged_kv={"page_tokens": 4}
-    )
+    engine = start(tiny_model("llama"), overlap, scheduler={"chunked_prefill_tokens": 16}, paged_kv={"page_tokens": 4})
     decoder, prefix, bad = engine.executor.decoder, PROMPTS[3][:30], 250
     plain = [[*prefix, 3], [*prefix, 4, 4]]
     expected = [run_requests(engine, [prompt], MIXED[0])[0].token_ids for prompt in plain]

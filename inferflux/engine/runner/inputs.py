@@ -220,9 +220,7 @@ def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[Scored
     return spans, tokens
 
 
-def _tokens_of(
-    rows: Sequence[Row], chosen: Sequence[bool], query_starts: Ints
-) -> tuple[list[TokenSpan], list[Ints]]:
+def _tokens_of(rows: Sequence[Row], chosen: Sequence[bool], query_starts: Ints) -> tuple[list[TokenSpan], list[Ints]]:
     """All tokens of the chosen rows."""
     spans: list[TokenSpan] = []
     tokens: list[Ints] = []
