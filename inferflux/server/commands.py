@@ -1,15 +1,16 @@
-"""`inferflux serve`: reads the configuration, sets logging up, hands over to `serve`."""
+"""`inferflux serve`: reads the configuration, sets logging up, starts what takes longest, hands over to `serve`."""
 
 import argparse
 import logging
 from pathlib import Path
 from typing import Final
 
+from inferflux.config import Config
 from inferflux.config.commands import config_help, load_from_process
 from inferflux.config.load import check_servable, located
+from inferflux.engine.service.launch import EngineProcesses
 from inferflux.errors import ConfigError
 from inferflux.log import setup_logging
-from inferflux.server.serve import run as run_server
 
 _FLAGS: Final = ("host", "port")
 
@@ -30,7 +31,20 @@ def run(args: argparse.Namespace) -> int:
     setup_logging(loaded.config.logging.level, loaded.config.logging.format)
     for warning in loaded.warnings:
         _logger.warning(warning)
+    processes = EngineProcesses(loaded.config.logging)
+    if _starts_with_a_process(loaded.config):
+        processes.prepare()
     try:
-        return run_server(loaded.config)
+        from inferflux.server.serve import run as run_server  # 0.7 s, while the engine's process imports torch
+
+        return run_server(loaded.config, processes)
     except ConfigError as error:
         raise located(loaded, error) from error
+    finally:
+        processes.close()
+
+
+def _starts_with_a_process(config: Config) -> bool:
+    """Whether the first thing that the server will do is to start an engine's process."""
+    has_model = bool(config.models) or config.registry.path is None
+    return has_model and config.runtime.isolation == "process" and config.distributed.rank == 0

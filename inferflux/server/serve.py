@@ -19,6 +19,7 @@ from inferflux.config.audit_debug import audit_debug_of_process
 from inferflux.config.passphrase import passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
+from inferflux.engine.service.launch import EngineProcesses
 from inferflux.errors import ConfigError, InferFluxError, ModelLoadError
 from inferflux.log import JsonFormatter, LogFormat
 from inferflux.server.admission import Admission, open_admission
@@ -82,8 +83,8 @@ class StopSignals:
         self.asked.set()
 
 
-def run(config: Config) -> int:
-    """Serves until a signal; returns the exit status.
+def run(config: Config, processes: EngineProcesses) -> int:
+    """Serves until a signal; returns the exit status. processes: where the models' engines come from.
 
     Raises ConfigError for a configuration, a certificate or a policy store that cannot be used, InferFluxError when the
     port cannot be opened, ModelLoadError when no model can be loaded.
@@ -92,10 +93,10 @@ def run(config: Config) -> int:
         return follow(config)
     allow_many_connections()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_serve(config))
+        return runner.run(_serve(config, processes))
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, processes: EngineProcesses) -> int:
     signals = StopSignals()
     signals.listen()
     certificate = open_certificate(config.server.tls)
@@ -110,7 +111,7 @@ async def _serve(config: Config) -> int:
 
     def make_client(source: ModelSource) -> EngineClient:
         runtime = runtime_in_force(config, policy.document)
-        return EngineClient(source.model, runtime, config.distributed, on_lost, config.logging, source.adapters)
+        return EngineClient(source.model, runtime, config.distributed, on_lost, processes, source.adapters)
 
     def make_manager(sources: Sequence[ModelSource], on_event: OnEvent) -> BackendManager:
         return BackendManager(sources, make_client, on_event=_announcing(on_event, config.logging.format))

@@ -16,6 +16,8 @@ import msgspec
 import pytest
 
 from inferflux.config import Config
+from inferflux.config.tree import LoggingConfig
+from inferflux.engine.service.launch import EngineProcesses
 from inferflux.errors import ConfigError, InferFluxError, ModelLoadError
 from inferflux.server import serve
 from inferflux.server.backends import BackendManager
@@ -40,7 +42,7 @@ class Life:
     @asynccontextmanager
     async def run(self, **server: Any) -> AsyncIterator["asyncio.Task[int]"]:
         tree = {"server": {"http_port": 0, **server}, "auth": {"allow_anonymous": True}, "registry": self.registry}
-        task = asyncio.create_task(serve._serve(msgspec.convert(tree, Config)))
+        task = asyncio.create_task(serve._serve(msgspec.convert(tree, Config), EngineProcesses(LoggingConfig())))
         try:
             yield task
         finally:
@@ -188,7 +190,7 @@ async def test_nothing_to_serve_is_a_failure(life: Life):
 def test_a_missing_model_without_a_stub_does_not_even_open_the_port():
     tree = {"models": [{"id": "m", "path": "/no/such"}], "runtime": {"allow_stub": False}}
     with pytest.raises(ConfigError, match="/no/such is not a folder"):
-        serve.run(msgspec.convert(tree, Config))
+        serve.run(msgspec.convert(tree, Config), EngineProcesses(LoggingConfig()))
 
 
 async def test_the_registry_is_followed_and_looked_at_on_sighup(life: Life, tmp_path: Path):

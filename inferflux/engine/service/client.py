@@ -21,7 +21,7 @@ from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import AdapterConfig, DistributedConfig, LoggingConfig, SchedulerPolicy
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.service.failures import load_failure, request_failure
-from inferflux.engine.service.launch import RunningHost, launch_process, launch_thread
+from inferflux.engine.service.launch import EngineProcesses, RunningHost, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
     Abort,
@@ -79,7 +79,7 @@ class EngineClient:
     stuck: silent past its watchdog, and (a thread, say) it could not be killed.
     num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
     on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
-    back alone. log: how the engine's own process logs. adapters: the model's.
+    back alone. processes: where its engines come from. adapters: the model's.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class EngineClient:
         runtime: RuntimeConfig,
         distributed: DistributedConfig | None = None,
         on_lost: Callable[[str], None] | None = None,
-        log: LoggingConfig | None = None,
+        processes: EngineProcesses | None = None,
         adapters: Sequence[AdapterConfig] = (),
     ) -> None:
         self.model = model
@@ -96,7 +96,7 @@ class EngineClient:
         self.runtime = runtime
         self.distributed = distributed or DistributedConfig()
         self._on_lost = on_lost
-        self._log = log or LoggingConfig()
+        self._processes = processes or EngineProcesses(LoggingConfig())
         self._watchdog_s = WATCHDOG_S if on_lost is None else self.distributed.timeout_s * WATCHDOG_SHARE
         self.state = ClientState.STARTING
         self.info: ModelInfo | None = None
@@ -217,7 +217,7 @@ class EngineClient:
 
     async def _launch(self) -> ModelInfo:
         inline = self.runtime.isolation == "inline"
-        self._host, ours = await (launch_thread() if inline else launch_process(self._log))
+        self._host, ours = await (launch_thread() if inline else self._processes.launch())
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECV_BYTES)
         reader, self._writer = await asyncio.open_connection(sock=ours)

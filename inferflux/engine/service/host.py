@@ -197,7 +197,7 @@ def _send(sock: socket.socket, frame: FromEngine) -> None:
 
 
 def main() -> NoReturn:
-    # Signals meant for the server reach its whole process group; the server decides when this process ends.
+    # The server decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _, descriptor, level, log_format = sys.argv

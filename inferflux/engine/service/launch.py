@@ -5,8 +5,8 @@ it follows rank 0 in this very process. Imports torch only for the thread and fo
 """
 
 import asyncio
-import contextlib
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class RunningHost(Protocol):
 class ProcessHost:
     """`python -m inferflux.engine.service.host` with one end of the socket pair."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     @property
@@ -45,16 +45,14 @@ class ProcessHost:
         return self._process.pid
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
 
     async def wait(self) -> None:
         try:
-            async with asyncio.timeout(TERMINATE_GRACE_S):
-                await self._process.wait()
-        except TimeoutError:
+            await asyncio.to_thread(self._process.wait, TERMINATE_GRACE_S)
+        except subprocess.TimeoutExpired:
             self.kill()
-            await self._process.wait()
+            await asyncio.to_thread(self._process.wait)
 
 
 class ThreadHost:
@@ -74,27 +72,51 @@ class ThreadHost:
         await asyncio.to_thread(self._thread.join, TERMINATE_GRACE_S)
 
 
-async def launch_process(log: LoggingConfig) -> tuple[RunningHost, socket.socket]:
-    """Starts the loop in a child process, which logs as `log` says; returns it with this side's end of the pair."""
-    ours, theirs = socket.socketpair()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "inferflux.engine.service.host",
-            str(theirs.fileno()),
-            log.level,
-            log.format,
-            pass_fds=(theirs.fileno(),),
-            stdin=asyncio.subprocess.DEVNULL,
-            env=child_environment(),
-        )
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    return ProcessHost(process), ours
+class EngineProcesses:
+    """Starts the loop in child processes, which log as `log` says.
+
+    The first may be started before anyone has use for it, with `prepare`: what it imports, torch before all, takes
+    longer than what a server does, and so the two had better go side by side. `close` ends it if nobody took it.
+    """
+
+    def __init__(self, log: LoggingConfig) -> None:
+        self._log = log
+        self._prepared: tuple[ProcessHost, socket.socket] | None = None
+
+    def prepare(self) -> None:
+        self._prepared = self._start()
+
+    async def launch(self) -> tuple[RunningHost, socket.socket]:
+        """Returns a process that waits for its first frame, and this side's end of the socket pair."""
+        prepared, self._prepared = self._prepared, None
+        return prepared or self._start()
+
+    def close(self) -> None:
+        if self._prepared is not None:
+            host, ours = self._prepared
+            host.kill()
+            ours.close()
+            self._prepared = None
+
+    def _start(self) -> tuple[ProcessHost, socket.socket]:
+        ours, theirs = socket.socketpair()
+        descriptor = theirs.fileno()
+        command = [sys.executable, "-m", "inferflux.engine.service.host", str(descriptor)]
+        try:
+            process = subprocess.Popen(
+                [*command, self._log.level, self._log.format],
+                pass_fds=(descriptor,),
+                stdin=subprocess.DEVNULL,
+                env=child_environment(),
+                # A terminal's Ctrl-C reaches a whole group; the server decides when this process ends.
+                process_group=0,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return ProcessHost(process), ours
 
 
 async def launch_thread() -> tuple[RunningHost, socket.socket]:

@@ -25,7 +25,7 @@ from inferflux.engine.service import client as service_client
 from inferflux.engine.service import launch as launching
 from inferflux.engine.service import parts, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
-from inferflux.engine.service.launch import ProcessHost, RunningHost
+from inferflux.engine.service.launch import EngineProcesses, ProcessHost, RunningHost
 from inferflux.engine.stats import TierStats
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams
@@ -145,19 +145,19 @@ async def test_a_start_that_makes_no_sense_is_followed_by_another(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first engine after a death answers with what is no frame."""
-    launch = service_client.launch_process
+    launch = client._processes.launch
     babblers: list[psutil.Process] = []
 
-    async def launch_babbler(_log: LoggingConfig) -> tuple[RunningHost, socket.socket]:
-        monkeypatch.setattr(service_client, "launch_process", launch)
+    async def launch_babbler() -> tuple[RunningHost, socket.socket]:
+        monkeypatch.setattr(client._processes, "launch", launch)
         ours, theirs = socket.socketpair()
         with theirs:
             babble = f"import os, time; os.write({theirs.fileno()}, b'\\2\\0\\0\\0??'); time.sleep(600)"
-            process = await asyncio.create_subprocess_exec(sys.executable, "-c", babble, pass_fds=(theirs.fileno(),))
+            process = subprocess.Popen([sys.executable, "-c", babble], pass_fds=(theirs.fileno(),))
         babblers.append(psutil.Process(process.pid))
         return ProcessHost(process), ours
 
-    monkeypatch.setattr(service_client, "launch_process", launch_babbler)
+    monkeypatch.setattr(client._processes, "launch", launch_babbler)
     monkeypatch.setattr(launching, "TERMINATE_GRACE_S", 0.1)
     assert client.pid is not None
     os.kill(client.pid, signal.SIGKILL)
@@ -262,7 +262,7 @@ async def test_its_log_lines_read_like_the_servers(
     tier = NvmeOffloadConfig(path=str(tmp_path / "kv"), max_gb=0.01)
     log = LoggingConfig(level="info", format="json")
     runtime = RuntimeConfig(dtype="float32", nvme_offload=tier)
-    client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime, log=log)
+    client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime, processes=EngineProcesses(log))
     await client.start()
     printed = ""
     async with patience():
@@ -286,16 +286,16 @@ async def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
 async def test_a_load_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process, stopped before it has said a word, is gone afterwards."""
     client = EngineClient(ModelConfig(id="model", path=str(folder)), RUNTIME)
-    launch, launched = service_client.launch_process, []
+    launch, launched = client._processes.launch, []
 
-    async def launch_stopped(log: LoggingConfig) -> tuple[RunningHost, socket.socket]:
-        host, sock = await launch(log)
+    async def launch_stopped() -> tuple[RunningHost, socket.socket]:
+        host, sock = await launch()
         assert host.pid is not None
         os.kill(host.pid, signal.SIGSTOP)
         launched.append(psutil.Process(host.pid))
         return host, sock
 
-    monkeypatch.setattr(service_client, "launch_process", launch_stopped)
+    monkeypatch.setattr(client._processes, "launch", launch_stopped)
     monkeypatch.setattr(service_client, "LOAD_LIMIT_S", 0.1)
     monkeypatch.setattr(launching, "TERMINATE_GRACE_S", 0.1)
     with pytest.raises(ModelLoadError, match=r"^model: loading has not ended in 0 s, and was given up$"):
