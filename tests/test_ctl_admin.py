@@ -68,8 +68,8 @@ def test_revoking_asks(live: Live, run: Run):
 
 
 def test_rate_limit(live: Live, run: Run):
-    assert run("rate-limit")[1].split() == ["requests", "a", "minute", "no", "limit"]
-    assert run("rate-limit", "set", "90")[1].split()[-1] == "90"
+    assert run("rate-limit")[1].split()[:5] == ["requests", "a", "minute", "no", "limit"]
+    assert run("rate-limit", "set", "90")[1].split()[3] == "90"
     assert json.loads(run("rate-limit", "--json")[1]) == {"requests_per_minute": 90}
     assert json.loads(run("rate-limit", "show", "--json")[1]) == {"requests_per_minute": 90}
     code, _, err = run("rate-limit", "set", "-1")
@@ -130,6 +130,21 @@ def test_guardrails(live: Live, run: Run, tmp_path: Path):
     assert (answer["blocklist"], answer["check_output"]) == (["first term", "second"], True)
     code, _, err = run("guardrails", "set", "--yes")
     assert (code, err) == (2, "inferctl: nothing to change: give at least one option\n")
+
+
+def test_a_change_may_be_bound_to_what_was_shown(live: Live, run: Run, tmp_path: Path):
+    (tmp_path / "terms").write_text("falcon")
+    sets = {
+        "guardrails": ("--blocklist", str(tmp_path / "terms"), "--yes"),
+        "rate-limit": ("90",),
+        "fairness": ("--policy", "fair"),
+    }
+    for area, change in sets.items():
+        tag = run(area)[1].partition("tag")[2].split()[0]
+        code, out, _ = run(area, "set", *change, "--if-match", tag)
+        assert (code, tag in out) == (0, False), "what is shown after a change has a tag of its own"
+        code, _, err = run(area, "set", *change, "--if-match", tag)
+        assert (code, "412 this has changed since it was read" in err) == (1, True)
 
 
 def test_policy(live: Live, run: Run):

@@ -1,11 +1,12 @@
 """The HTTP side of `inferctl`: requests out, JSON and events in, failures as one error with words to show."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
 import aiohttp
 import msgspec
+from aiohttp import hdrs
 
 from inferflux.ctl.show import printable
 from inferflux.errors import InferFluxError
@@ -21,10 +22,12 @@ class ServerError(InferFluxError):
 
 
 class Answer(dict[str, Any]):
-    """A JSON object a server sent. url: whose it is. What it lacks shows that the server is another one than ours."""
+    """A JSON object a server sent. url: whose it is. tag: its ETag, for If-Match, where it has one. What it lacks shows
+    that the server is another one than ours."""
 
-    def __init__(self, url: str, members: dict[str, Any]) -> None:
+    def __init__(self, url: str, members: dict[str, Any], tag: str | None = None) -> None:
         super().__init__(members)
+        self.tag = tag
         self._url = url
 
     def __missing__(self, name: str) -> Any:
@@ -54,8 +57,9 @@ class Client:
     async def post(self, path: str, body: dict[str, Any], *, accept: tuple[int, ...] = (200,)) -> Any:
         return await self._exchange("POST", path, body, accept)
 
-    async def put(self, path: str, body: dict[str, Any]) -> Any:
-        return await self._exchange("PUT", path, body, (200,))
+    async def put(self, path: str, body: dict[str, Any], *, tag: str | None = None) -> Any:
+        """tag: the change is to be refused (412) where the ETag is another by now."""
+        return await self._exchange("PUT", path, body, (200,), {} if tag is None else {hdrs.IF_MATCH: tag})
 
     async def delete(self, path: str, body: dict[str, Any], *, accept: tuple[int, ...] = (200,)) -> Any:
         return await self._exchange("DELETE", path, body, accept)
@@ -80,11 +84,13 @@ class Client:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
-    async def _exchange(self, method: str, path: str, body: Any, accept: tuple[int, ...]) -> Any:
+    async def _exchange(
+        self, method: str, path: str, body: Any, accept: tuple[int, ...], headers: Mapping[str, str] | None = None
+    ) -> Any:
         try:
-            async with self._open_session().request(method, self.url + path, json=body) as response:
+            async with self._open_session().request(method, self.url + path, json=body, headers=headers) as response:
                 await _check(response, accept)
-                return _read(self.url + path, await response.read())
+                return _read(self.url + path, await response.read(), _tag(response))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
@@ -101,11 +107,17 @@ class Client:
         return ServerError(f"cannot reach {self.url}: {reason}")
 
 
-def _read(url: str, content: bytes) -> Answer:
+def _read(url: str, content: bytes, tag: str | None = None) -> Answer:
     try:
-        return Answer(url, msgspec.json.decode(content, type=dict[str, Any]))
+        return Answer(url, msgspec.json.decode(content, type=dict[str, Any]), tag)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise _stranger(url, "is not a JSON object") from None
+
+
+def _tag(response: aiohttp.ClientResponse) -> str | None:
+    """Returns the answer's ETag. A proxy that compresses answers marks it as weak, which none of the server's is."""
+    tag = response.headers.get(hdrs.ETAG)
+    return None if tag is None else tag.removeprefix("W/")
 
 
 def _stranger(url: str, how: str) -> ServerError:

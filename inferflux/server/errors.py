@@ -23,6 +23,10 @@ class SupersededError(InferFluxError):
     """A change to a model was given up, since a later one took its place."""
 
 
+class ChangedMeanwhileError(InferFluxError):
+    """A change was asked for only on condition that what it changes is still as it was read, and it is not."""
+
+
 class BusyError(InferFluxError):
     """The server has its hands full; a place may be free in `retry_after_s` whole seconds."""
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.http_server import KEY, MODEL, Site
 from tests.support.operator_page import USER_KEY, Open, forbid, until_shown
 from tests.support.programs import ROOT
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, patience
 
 FOLDER = ROOT / "inferflux" / "server" / "ui"
 PATIENCE_MS = PATIENCE_S * 1000
@@ -201,6 +201,41 @@ async def test_administrator_sets_guardrails(opened: Open, site: Site) -> None:
     async with opened() as page:
         await forbid(page, "project falcon\n\n  <b>bold</b>  ")
     assert site.policy.document.guardrails.blocklist == ("project falcon", "<b>bold</b>")
+
+
+async def test_guardrails_that_somebody_else_has_changed_are_not_overwritten(opened: Open, site: Site) -> None:
+    async with opened() as page:
+        await page.click("#tab-guardrails")
+        await page.fill("#blocklist", "mine")
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with site.session.put(
+            site.url + "/v1/admin/guardrails", json={"blocklist": ["theirs"]}, headers=headers
+        ) as response:
+            assert response.status == 200
+        for answer, left in (("no", "mine"), ("yes", "theirs")):
+            await page.click("#guardrails-form button[type=submit]")
+            await page.click("#confirm-yes")
+            await page.locator("#confirm-text", has_text="somebody else has changed").wait_for()
+            await page.click(f"#confirm button[value={answer}]")
+            async with patience():
+                while await page.input_value("#blocklist") != left:
+                    await asyncio.sleep(0.02)
+        assert site.policy.document.guardrails.blocklist == ("theirs",)
+        await forbid(page, "theirs\nmine")
+    assert site.policy.document.guardrails.blocklist == ("theirs", "mine")
+
+
+async def test_guardrails_that_could_not_be_read_are_not_overwritten(opened: Open, site: Site) -> None:
+    async with opened() as page:
+        refusal = {"error": {"message": "not now"}}
+        await page.route("**/v1/admin/guardrails", lambda route: route.fulfill(status=403, json=refusal))
+        await page.click("#tab-guardrails")
+        await page.locator("#toast", has_text="not now").wait_for()
+        await page.unroute("**/v1/admin/guardrails")
+        await page.fill("#blocklist", "mine")
+        await page.click("#guardrails-form button[type=submit]")
+        await page.locator("#toast", has_text="could not be read").wait_for()
+    assert site.policy.document.guardrails.blocklist == ()
 
 
 async def test_tabs_are_walked_by_keyboard(opened: Open) -> None:

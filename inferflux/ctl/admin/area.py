@@ -35,6 +35,10 @@ def add_yes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
+def add_if_match(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--if-match", metavar="TAG", help="only if `show` would still print this tag")
+
+
 def confirm(question: str, yes: bool) -> None:
     """Asks on the terminal unless `yes`. Raises DeclinedError for a no, ConfigError where there is nobody
     to ask."""

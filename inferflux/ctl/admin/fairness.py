@@ -2,10 +2,10 @@
 
 import argparse
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from inferflux.ctl.admin.area import Action, Area
-from inferflux.ctl.client import Client
+from inferflux.ctl.admin.area import Action, Area, add_if_match
+from inferflux.ctl.client import Answer, Client
 from inferflux.ctl.show import print_json, print_table
 from inferflux.errors import ConfigError
 
@@ -28,10 +28,10 @@ async def _set(client: Client, args: argparse.Namespace) -> None:
     body = {name: value for name, value in wanted.items() if value is not None}
     if not body:
         raise ConfigError("nothing to change: give at least one option")
-    _print(await client.put(PATH, body), args)
+    _print(await client.put(PATH, body, tag=args.if_match), args)
 
 
-def _print(answer: dict[str, Any], args: argparse.Namespace) -> None:
+def _print(answer: Answer, args: argparse.Namespace) -> None:
     if args.json:
         print_json(answer)
         return
@@ -40,6 +40,7 @@ def _print(answer: dict[str, Any], args: argparse.Namespace) -> None:
         ("preemption", "on" if answer["enable_preemption"] else "off"),
         ("high priority from", answer["high_priority_threshold"]),
         ("timeslice in tokens", answer["max_timeslice_tokens"] or "no limit"),
+        ("tag", answer.tag or "-"),
     ]
     print_table((), rows)
 
@@ -49,6 +50,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preemption", choices=("on", "off"), help="may a waiting request take a running one's place")
     parser.add_argument("--high-priority", type=int, metavar="N", help="priority from which a request counts as high")
     parser.add_argument("--timeslice", type=int, metavar="N", help="tokens before others get a turn, 0 for no limit")
+    add_if_match(parser)
 
 
 AREA: Final = Area(

@@ -4,8 +4,8 @@ import argparse
 from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
-from inferflux.ctl.client import Client
+from inferflux.ctl.admin.area import Action, Area, add_if_match, add_yes, confirm
+from inferflux.ctl.client import Answer, Client
 from inferflux.ctl.show import print_json, print_table
 from inferflux.ctl.source import read_source
 from inferflux.errors import ConfigError
@@ -31,10 +31,10 @@ async def _set(client: Client, args: argparse.Namespace) -> None:
     if not body:
         raise ConfigError("nothing to change: give at least one option")
     confirm(f"Change {', '.join(body)} for all callers?", args.yes)
-    _print(await client.put(PATH, body), args)
+    _print(await client.put(PATH, body, tag=args.if_match), args)
 
 
-def _print(answer: dict[str, Any], args: argparse.Namespace) -> None:
+def _print(answer: Answer, args: argparse.Namespace) -> None:
     if args.json:
         print_json(answer)
         return
@@ -43,6 +43,7 @@ def _print(answer: dict[str, Any], args: argparse.Namespace) -> None:
         ("if it fails", answer["on_error"]),
         ("answers are checked", "yes" if answer["check_output"] else "no"),
         ("blocked terms", len(answer["blocklist"])),
+        ("tag", answer.tag or "-"),
     ]
     print_table((), rows)
     if answer["blocklist"]:
@@ -55,6 +56,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opa-endpoint", metavar="URL", help=f"the policy service's decision; {NONE} for no service")
     parser.add_argument("--on-error", choices=("deny", "allow"), help="what happens when the service fails")
     parser.add_argument("--check-output", choices=("yes", "no"), help="check answers against the blocklist, too")
+    add_if_match(parser)
     add_yes(parser)
 
 

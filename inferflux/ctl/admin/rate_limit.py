@@ -2,10 +2,10 @@
 
 import argparse
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from inferflux.ctl.admin.area import Action, Area
-from inferflux.ctl.client import Client
+from inferflux.ctl.admin.area import Action, Area, add_if_match
+from inferflux.ctl.client import Answer, Client
 from inferflux.ctl.show import print_json, print_table
 
 PATH: Final = "/v1/admin/rate_limit"
@@ -16,18 +16,22 @@ async def _show(client: Client, args: argparse.Namespace) -> None:
 
 
 async def _set(client: Client, args: argparse.Namespace) -> None:
-    _print(await client.put(PATH, {"requests_per_minute": args.requests_per_minute}), args)
+    body = {"requests_per_minute": args.requests_per_minute}
+    _print(await client.put(PATH, body, tag=args.if_match), args)
 
 
-def _print(answer: dict[str, Any], args: argparse.Namespace) -> None:
+def _print(answer: Answer, args: argparse.Namespace) -> None:
     if args.json:
         print_json(answer)
     else:
-        print_table((), [("requests a minute", answer["requests_per_minute"] or "no limit")])
+        print_table(
+            (), [("requests a minute", answer["requests_per_minute"] or "no limit"), ("tag", answer.tag or "-")]
+        )
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("requests_per_minute", type=int, metavar="N", help="requests a minute, 0 for no limit")
+    add_if_match(parser)
 
 
 AREA: Final = Area(

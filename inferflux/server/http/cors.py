@@ -17,10 +17,11 @@ from inferflux.server.http.context import INFO
 from inferflux.server.http.problems import Problem
 
 ANY_ORIGIN = "*"
-_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
+_ALLOWED_HEADERS = "Authorization, Content-Type, If-Match, X-Api-Key, X-Request-Id"
 _ALLOWED_METHODS = "GET, POST, PUT, DELETE, OPTIONS"
 _EXPOSED_HEADERS = ", ".join(
     (
+        "ETag",
         "X-Request-Id",
         "Retry-After",
         *(f"X-RateLimit-{word}-{kind}" for kind in ("Requests", "Tokens") for word in ("Limit", "Remaining", "Reset")),

@@ -43,7 +43,8 @@ Struct = type[msgspec.Struct]
 class Operation:
     """What a route is for. body: what reads its request; None: it has none. answers: the structs it may answer with;
     none: an answer of `content_type`, or any object. chunk: what the events of a streamed answer hold. further: other
-    statuses that come with such an answer, and what they mean."""
+    statuses that come with such an answer, and what they mean. tagged: its answers have an ETag, and its changes may be
+    bound to one."""
 
     summary: str
     answers: tuple[Struct, ...] = ()
@@ -51,6 +52,7 @@ class Operation:
     chunk: Struct | None = None
     content_type: str = JSON
     further: Mapping[int, str] = field(default_factory=dict)
+    tagged: bool = False
 
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
@@ -72,10 +74,14 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
         ("GET", "/v1/admin/cache"): Operation("Show the cached pages of every tier", (cache.CacheList,)),
         ("DELETE", "/v1/admin/cache"): Operation("Drop every cached page", (cache.Dropped,), cache.DROP),
         ("POST", "/v1/admin/cache/warm"): Operation("Compute a prompt ahead", (cache.Warmed,), cache.WARM),
-        ("GET", "/v1/admin/fairness"): Operation("Show how requests are ordered", (Fairness,)),
-        ("PUT", "/v1/admin/fairness"): Operation("Change how requests are ordered", (Fairness,), admin.FAIRNESS),
-        ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", (Guardrails,)),
-        ("PUT", "/v1/admin/guardrails"): Operation("Change what may not be said", (Guardrails,), admin.GUARDRAILS),
+        ("GET", "/v1/admin/fairness"): Operation("Show how requests are ordered", (Fairness,), tagged=True),
+        ("PUT", "/v1/admin/fairness"): Operation(
+            "Change how requests are ordered", (Fairness,), admin.FAIRNESS, tagged=True
+        ),
+        ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", (Guardrails,), tagged=True),
+        ("PUT", "/v1/admin/guardrails"): Operation(
+            "Change what may not be said", (Guardrails,), admin.GUARDRAILS, tagged=True
+        ),
         ("GET", "/v1/admin/models"): Operation(
             "Show the models, their engines and the registry", (admin_models.AdminModelList,)
         ),
@@ -96,9 +102,9 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
         ),
         ("GET", "/v1/admin/policy"): Operation("Show how the policy store is kept", (admin.PolicyCard,)),
         ("GET", "/v1/admin/pools"): Operation("Show readiness, queues, batches and KV pages", (pools.Pools,)),
-        ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", (RateLimit,)),
+        ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", (RateLimit,), tagged=True),
         ("PUT", "/v1/admin/rate_limit"): Operation(
-            "Change the limit of requests a minute", (RateLimit,), admin.RATE_LIMIT
+            "Change the limit of requests a minute", (RateLimit,), admin.RATE_LIMIT, tagged=True
         ),
         ("GET", "/livez"): Operation(
             "Whether the server is alive", (health.Probe,), further={503: "An engine is stuck"}
@@ -119,6 +125,7 @@ _DESCRIPTION: Final = (
     "OpenAI's API, and InferFlux's own routes beside it. Every route but those for health, metrics and pages needs a "
     "key with the scope named in `x-scope`."
 )
+_IF_MATCH: Final = "An ETag of this resource: where it has changed since, nothing is changed, and the answer is 412"
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 
 
@@ -144,11 +151,14 @@ def document(routes: Iterable[Any]) -> bytes:
 def _operation(method: str, path: str, scope: str) -> dict[str, Any]:
     known = OPERATIONS[method, path]
     described: dict[str, Any] = {"summary": known.summary, "responses": _responses(known)}
-    names = _PLACEHOLDER.findall(path)
-    if names:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PLACEHOLDER.findall(path)
+    ]
+    if known.tagged and known.body is not None:
+        parameters.append({"name": "If-Match", "in": "header", "description": _IF_MATCH, "schema": {"type": "string"}})
+    if parameters:
+        described["parameters"] = parameters
     if known.body is not None:
         described["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(known.body.kind)}}}
     if scope != PUBLIC:
@@ -162,8 +172,9 @@ def _responses(known: Operation) -> dict[str, Any]:
     if known.chunk is not None:
         content = {**content, "text/event-stream": {"x-event-choice": _reference(known.chunk)}}
     error = {JSON: {"schema": _reference(ErrorBody)}}
+    tag = {"headers": {"ETag": {"schema": {"type": "string"}}}} if known.tagged else {}
     return {
-        "200": {"description": "The answer", "content": content},
+        "200": {"description": "The answer", "content": content, **tag},
         **responses,
         "default": {"description": "What went wrong; `x-request-id` names the request", "content": error},
     }

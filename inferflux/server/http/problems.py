@@ -14,7 +14,14 @@ from inferflux.server.access.attempts import TooManyAttemptsError
 from inferflux.server.access.principal import AuthenticationError, ScopeError
 from inferflux.server.access.rate_limit import RateLimitedError
 from inferflux.server.audit import AuditError
-from inferflux.server.errors import BusyError, NotReadyError, SlowBodyError, SupersededError, UnknownModelError
+from inferflux.server.errors import (
+    BusyError,
+    ChangedMeanwhileError,
+    NotReadyError,
+    SlowBodyError,
+    SupersededError,
+    UnknownModelError,
+)
 from inferflux.server.http.schemas.errors import ErrorBody, ErrorDetail
 from inferflux.server.policy.document import LastAdminKeyError, UnknownKeyError
 from inferflux.server.policy.gate import GuardrailBlockedError
@@ -83,6 +90,8 @@ def problem_of(error: BaseException, request_id: str) -> Problem:
             return Problem(500, str(error), "server_error", code="audit_failed")
         case SupersededError():
             return Problem(409, str(error), code="superseded")
+        case ChangedMeanwhileError():
+            return Problem(412, str(error), code="precondition_failed")
         case NotReadyError():
             return _unavailable(str(error), error.reason)
         case EngineDeadError():

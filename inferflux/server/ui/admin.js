@@ -1,13 +1,16 @@
 // Models, guardrails and keys: what an administrator reads and changes.
 
-import { call } from "/ui/api.js";
+import { call, send, tagOf } from "/ui/api.js";
 import { attempt, button, byId, confirmed, fillTable, make, toast } from "/ui/dom.js";
 
 // What a row of the table of models shows.
 const SHOWN = ["id", "state", "error", "default", "stub", "backend", "max_model_len"];
+const CHANGED_MEANWHILE = 412;
 
 let isAdmin = false;
 let shownModels = "";
+// The ETag of the guardrails in the form; none while they could not be read.
+let rulesTag = null;
 
 /** Finds out whether the key may administer, and locks the forms where it may not. */
 export async function learnRights() {
@@ -73,8 +76,11 @@ async function loadModel() {
 
 export async function refreshGuardrails() {
   if (!isAdmin) return;
-  const rules = await call("GET", "/v1/admin/guardrails");
+  rulesTag = null;
+  const response = await send("GET", "/v1/admin/guardrails");
+  const rules = await response.json();
   if (!isAdmin) return; // signed out meanwhile
+  rulesTag = tagOf(response);
   byId("blocklist").value = rules.blocklist.join("\n");
   byId("opa-endpoint").value = rules.opa_endpoint ?? "";
   byId("on-error").value = rules.on_error;
@@ -82,17 +88,31 @@ export async function refreshGuardrails() {
 }
 
 async function saveGuardrails() {
+  if (!rulesTag) throw new Error("The guardrails in force could not be read: open this tab again first.");
   const terms = byId("blocklist").value.split("\n").map((term) => term.trim()).filter(Boolean);
   const question = `Put these guardrails in force now, with ${terms.length} blocked terms?`;
   if (!(await confirmed(question, "Save"))) return;
-  await call("PUT", "/v1/admin/guardrails", {
-    blocklist: terms,
-    opa_endpoint: byId("opa-endpoint").value || null,
-    on_error: byId("on-error").value,
-    check_output: byId("check-output").checked,
-  });
+  try {
+    await send("PUT", "/v1/admin/guardrails", {
+      blocklist: terms,
+      opa_endpoint: byId("opa-endpoint").value || null,
+      on_error: byId("on-error").value,
+      check_output: byId("check-output").checked,
+    }, { tag: rulesTag });
+  } catch (error) {
+    if (error.status !== CHANGED_MEANWHILE) throw error;
+    await offerTheirs();
+    return;
+  }
   toast("The guardrails are in force.");
   await refreshGuardrails();
+}
+
+/** Tells of somebody else's change. What was typed here stays until its author says otherwise. */
+async function offerTheirs() {
+  const question = "Nothing was saved: somebody else has changed the guardrails since you opened them. "
+    + "Load theirs, in place of what you have typed?";
+  if (await confirmed(question, "Load theirs")) await refreshGuardrails();
 }
 
 export async function refreshKeys() {
@@ -122,6 +142,7 @@ async function makeKey() {
 export function clearAdmin() {
   isAdmin = false;
   shownModels = "";
+  rulesTag = null;
   for (const id of ["made-key", "key-table", "model-table"]) byId(id).replaceChildren();
 }
 

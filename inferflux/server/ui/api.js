@@ -14,9 +14,11 @@ export class ApiError extends Error {
   }
 }
 
-/** Sends a request and returns the raw response. Throws ApiError with the server's message and request id. */
-export async function send(method, path, body, signal) {
+/** Sends a request and returns the raw response. `tag`: the request is to fail with 412 where the ETag is another by
+ * now. Throws ApiError with the server's message and request id. */
+export async function send(method, path, body, { signal, tag } = {}) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  if (tag) headers["If-Match"] = tag;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method === "GET") signal ??= AbortSignal.timeout(PATIENCE_MS);
   let response;
@@ -36,11 +38,14 @@ export async function send(method, path, body, signal) {
   return response;
 }
 
+/** Returns the ETag of what was read. A proxy that compresses answers marks it as weak, which none of ours is. */
+export const tagOf = (response) => response.headers.get("ETag").replace(/^W\//, "");
+
 export const call = async (method, path, body) => (await send(method, path, body)).json();
 
 /** Yields the parsed events of a streamed answer. */
 export async function* events(path, body, signal) {
-  const response = await send("POST", path, { ...body, stream: true }, signal);
+  const response = await send("POST", path, { ...body, stream: true }, { signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   for (;;) {

@@ -7,30 +7,31 @@ from aiohttp import web
 
 from inferflux.server.http.admin import change_policy
 from inferflux.server.http.context import CONTEXT
+from inferflux.server.http.preconditions import check_unchanged, tagged_response
 from inferflux.server.http.requests import read_body
-from inferflux.server.http.responses import json_response
 from inferflux.server.http.schemas.admin import FAIRNESS, FairnessRequest
-from inferflux.server.policy.document import Fairness
+from inferflux.server.policy.document import Fairness, PolicyDocument
 from inferflux.server.policy.seed import fairness_config
 
 
 async def get_fairness(request: web.Request) -> web.Response:
-    return json_response(request.app[CONTEXT].policy.document.fairness)
+    return tagged_response(request.app[CONTEXT].policy.document.fairness)
 
 
 async def put_fairness(request: web.Request) -> web.Response:
     """A change that has been kept is put in force even if its caller leaves meanwhile."""
     body = await read_body(request, FAIRNESS)
-    return json_response(await asyncio.shield(asyncio.create_task(_change(request, body))))
+    return tagged_response(await asyncio.shield(asyncio.create_task(_change(request, body))))
 
 
 async def _change(request: web.Request, body: FairnessRequest) -> Fairness:
     context = request.app[CONTEXT]
-    document = await change_policy(
-        request,
-        {"action": "fairness_changed", **body.given()},
-        lambda document: msgspec.structs.replace(document, fairness=body.applied_to(document.fairness)),
-    )
+
+    def change(document: PolicyDocument) -> PolicyDocument:
+        check_unchanged(request, document.fairness)
+        return msgspec.structs.replace(document, fairness=body.applied_to(document.fairness))
+
+    document = await change_policy(request, {"action": "fairness_changed", **body.given()}, change)
     # The one in force by now: of two changes at the same time, the later one may have been kept already.
     fairness = context.policy.document.fairness
     context.admission.policy = fairness.policy
