@@ -111,8 +111,8 @@ class LLM:
         additions = _adapter_configs(adapters)
         self.engine = Engine(config, checked(RuntimeConfig, runtime, ("runtime",)), adapters=additions)
         self._ids = itertools.count()
-        self._news: dict[int, list[Output]] = {}
-        # The engine and `_news` are one thread's at a time. A stream that is dropped may be collected in that thread,
+        self._unread: dict[int, list[Output]] = {}
+        # The engine and `_unread` are one thread's at a time. A stream that is dropped may be collected in that thread,
         # whatever it is just doing with the engine: what the stream ran is stopped when that is done.
         self._turn = threading.RLock()
         self._in_engine = False
@@ -256,29 +256,29 @@ class LLM:
         return generation
 
     def _run(self, running: dict[int, _Running], progress: bool | None) -> Iterator[tuple[int, Output]]:
-        """Steps the engine until nothing of `running` is left, yielding each request's news.
+        """Steps the engine until nothing of `running` is left, yielding each request's outputs.
 
-        Several of these may take turns on one engine (interleaved streams): each leaves the others' news in `_news`.
+        Several of these may take turns on one engine (interleaved streams): what is others' waits in `_unread`.
         """
         total = len(running)
         with Progress(console=Console(stderr=True), disable=_hide_bar(progress), transient=True) as bar:
             task = bar.add_task("generating", total=total)
             while running:
-                for output in self._next_news(running):
+                for output in self._next_outputs(running):
                     if output.request_id in running:
                         yield output.request_id, output
                 bar.update(task, completed=total - len(running))
 
-    def _next_news(self, request_ids: Container[int]) -> list[Output]:
+    def _next_outputs(self, request_ids: Container[int]) -> list[Output]:
         """Returns what came for these requests, or takes a step and returns nothing."""
         with self._alone():
-            # By what came, not by what was asked for: of thousands of requests few have news.
-            told = [request_id for request_id in self._news if request_id in request_ids]
-            own = [output for request_id in told for output in self._news.pop(request_id)]
+            # Iterates over what came, not over what was asked for: of thousands of requests few have outputs.
+            ready = [request_id for request_id in self._unread if request_id in request_ids]
+            own = [output for request_id in ready for output in self._unread.pop(request_id)]
             if not own:
                 assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
                 for output in self.engine.step():
-                    self._news.setdefault(output.request_id, []).append(output)
+                    self._unread.setdefault(output.request_id, []).append(output)
             return own
 
     def _stop(self, request_ids: list[int]) -> None:
@@ -308,7 +308,7 @@ class LLM:
             del self._dropped[: len(request_ids)]
             self.engine.abort(request_ids)
             for request_id in request_ids:
-                self._news.pop(request_id, None)
+                self._unread.pop(request_id, None)
             self._in_engine = False
 
 

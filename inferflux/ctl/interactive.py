@@ -36,10 +36,10 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = ""
         try:
-            async for news in self._ask({**options(self._args), "messages": asked}):
-                piece = "".join(map(chat_text, news["choices"]))
+            async for event in self._ask({**options(self._args), "messages": asked}):
+                piece = "".join(map(chat_text, event["choices"]))
                 answer += piece
-                print_json(news) if self._args.json else say(piece)
+                print_json(event) if self._args.json else say(piece)
         finally:
             if answer:
                 self.messages = [*asked, {"role": "assistant", "content": answer}]

@@ -1,6 +1,6 @@
 """`inferflux bench step`: what one engine step costs in Python, with a model that costs nothing.
 
-The scheduler, the input builder, the sampler's bookkeeping and the news run as they always do; the decoder returns
+The scheduler, the input builder, the sampler's bookkeeping and the outputs run as they always do; the decoder returns
 ready-made logits of a tiny vocabulary. What is left is the overhead that every step of every model pays.
 """
 

@@ -17,9 +17,9 @@ from inferflux.engine.executor import Executor, Launched
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.kv.lower_tiers import tier_settings
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.news import refusal_news
 from inferflux.engine.pending_grammars import PendingGrammars
 from inferflux.engine.request import Request
+from inferflux.engine.request_outputs import refused_output
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.speculator import Speculator, leave_open, look_up
 from inferflux.engine.stats import EngineStats
@@ -127,22 +127,22 @@ class Engine:
         self.scheduler.configure(policy, fairness)
 
     def step(self) -> list[Output]:
-        """Advances every scheduled request by one step and returns the news of the oldest step that was in flight
+        """Advances every scheduled request by one step and returns the outputs of the oldest step that was in flight
         (empty when there is none, or when it has only just started)."""
-        news = self._admit_prepared() if self._pending_grammars else []
+        outputs = self._admit_prepared() if self._pending_grammars else []
         plan = self.scheduler.schedule()
         if plan is not None:
             plan = self.executor.with_drafts(plan)
             self._in_flight.append((plan, self.executor.launch(plan)))
         is_first = plan is not None and plan.rows and len(self._in_flight) < self._max_in_flight
         if not self._in_flight or is_first:
-            return news
+            return outputs
         plan, launched = self._in_flight.popleft()
-        news += self.scheduler.update(plan, launched.result())
-        ended = [output.request_id for output in news if output.finish_reason is not None]
+        outputs += self.scheduler.update(plan, launched.result())
+        ended = [output.request_id for output in outputs if output.finish_reason is not None]
         if ended:
             self.executor.forget(ended)
-        return news
+        return outputs
 
     def drop_cache(self) -> None:
         """Forgets every cached page in every tier; running requests keep theirs."""
@@ -224,7 +224,7 @@ class Engine:
             except RequestError as refusal:
                 param = refusal.param or "grammar"
                 message = str(refusal) if refusal.param else f"grammar: {refusal}"
-                refused.append(refusal_news(request.id, RequestError(message, param=param, code=refusal.code)))
+                refused.append(refused_output(request.id, RequestError(message, param=param, code=refusal.code)))
                 self.executor.forget([request.id])
         return refused
 

@@ -17,7 +17,7 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import AdapterConfig, DistributedConfig
 from inferflux.dist.beat import beat_interval_s
 from inferflux.engine.interface import ModelInfo
-from inferflux.engine.step import FileNews, MoveResult, StepOutput, StepPlan
+from inferflux.engine.step import FileChange, MoveResult, StepOutput, StepPlan
 from inferflux.sampling_params import Grammar, SamplingParams
 
 # All that ranks other than 0 need of a row's start is its slot: rank 0 samples.
@@ -48,12 +48,12 @@ class _WithMoves:
     file says of itself."""
 
     rows: Launched
-    poll: Callable[[], tuple[list[MoveResult], list[FileNews]]]
+    poll: Callable[[], tuple[list[MoveResult], list[FileChange]]]
 
     def result(self) -> StepOutput:
         output = self.rows.result()
-        moves, file_news = self.poll()
-        return msgspec.structs.replace(output, moves=moves, file_news=file_news)
+        moves, file_changes = self.poll()
+        return msgspec.structs.replace(output, moves=moves, file_changes=file_changes)
 
 
 class Executor:

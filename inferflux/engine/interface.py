@@ -26,11 +26,11 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
 
 
 class Output(msgspec.Struct, frozen=True, omit_defaults=True):
-    """News of one request: tokens since the last news, and at the end the reason.
+    """What one request has produced since its last Output. The last one has a finish_reason.
 
     finish_reason: stop, length, abort, error or None while it runs. stop_token_id: the id that ended it, if one did
     (it is the last of token_ids). error_param and error_code name the field of a request that was refused.
-    queue_s: seconds from submission to the first step, sent with the first news. vector: what a pooled prompt became,
+    queue_s: seconds from submission to the first step, in the first Output only. vector: a pooled prompt's vector,
     float32 little-endian.
     """
 

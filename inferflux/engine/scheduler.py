@@ -25,12 +25,12 @@ from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.flight import Flight, is_alive, is_own, living
 from inferflux.engine.interface import Output
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.news import error_news, finish_reason, prompt_news, token_news, vector_news
 from inferflux.engine.order import Order
 from inferflux.engine.pace import Load
 from inferflux.engine.policies import Policy
 from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request
+from inferflux.engine.request_outputs import failed_output, finish_reason, pooled_output, prompt_output, token_output
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan
@@ -104,7 +104,7 @@ class Scheduler:
         self._queues.rearrange()
 
     def abort(self, request_ids: list[int]) -> None:
-        """Ends these requests at once, whatever they are doing; unknown ids are ignored. No news follows."""
+        """Ends these requests at once, whatever they are doing; unknown ids are ignored. No output follows."""
         for request_id in request_ids:
             request = self._queues.requests.get(request_id)
             if request is not None:
@@ -154,13 +154,13 @@ class Scheduler:
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
-        """Takes in the oldest plan's results and returns the requests' news. Results of requests that have ended or
+        """Takes in the oldest plan's results and returns the requests' outputs. Results of requests that have ended or
         yielded since are dropped."""
         while (flight := self._in_flight.popleft()).step_id < plan.step_id:
             assert not is_alive(flight), "results of an earlier step are still due"
         assert output.step_id == plan.step_id == flight.step_id, "results of another step"
-        if output.moves or output.file_news:
-            self._kv.end_moves(output.moves, output.file_news)
+        if output.moves or output.file_changes:
+            self._kv.end_moves(output.moves, output.file_changes)
             self._queues.is_blocked = False
         now = self._clock()
         if plan.rows:
@@ -172,7 +172,7 @@ class Scheduler:
                 self._speculator.note_step(flight.load, seconds)
         self._last_update = now
         commit = self._kv.commit
-        news: list[Output] = []
+        outputs: list[Output] = []
         for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
             if not is_own(request, life):
                 continue
@@ -186,14 +186,14 @@ class Scheduler:
             if result.error is not None:
                 # What the failed step wrote is not committed, so nobody else will find it.
                 self._queues.end(request, "error")
-                news.append(error_news(request, result))
+                outputs.append(failed_output(request, result))
                 continue
             commit(request, len(row.token_ids))
             if row.score and result.prompt_logprobs:
                 self._queues.scores[request.id] += result.prompt_logprobs
             if row.sample:
-                news.append(self._append(request, result))
-        return news
+                outputs.append(self._append(request, result))
+        return outputs
 
     def stats(self) -> EngineStats:
         """Returns the numbers of this moment."""
@@ -373,24 +373,24 @@ class Scheduler:
             queues.block()
 
     def _append(self, request: Request, result: RowOutput) -> Output:
-        """Appends a sampled token, ends the request when it is its last, and returns the news."""
+        """Appends a sampled token, ends the request when it is its last, and returns its output."""
         if result.vector is not None:
             self._queues.end(request, "stop")
-            return vector_news(request, result.vector)
+            return pooled_output(request, result.vector)
         if request.sampling.max_tokens == 0:
-            news = prompt_news(request, self._queues.scores.pop(request.id, None))
+            output = prompt_output(request, self._queues.scores.pop(request.id, None))
             self._queues.end(request, "length")
-            return news
+            return output
         token_id = result.token_id
         assert token_id is not None, "the row was to sample"
         request.tokens.append(token_id)
         self._order.charge_output(request)
         self._stats.generation_tokens += 1
         reason = finish_reason(request, token_id)
-        news = token_news(request, result, reason, self._queues.scores.pop(request.id, None))
+        output = token_output(request, result, reason, self._queues.scores.pop(request.id, None))
         if reason is not None:
             self._queues.end(request, reason)
-        return news
+        return output
 
 
 def _num_decoding(requests: Iterable[Request]) -> int:

@@ -82,14 +82,14 @@ class PageMove(msgspec.Struct, frozen=True):
 
 class MoveResult(msgspec.Struct, frozen=True):
     """seconds: how long the move itself took. error: why its destination holds nothing of use; `damaged`: the file had
-    no such page, whole and of that name; `io`: the file failed, and FileNews follows."""
+    no such page, whole and of that name; `io`: the file failed, and FileChange follows."""
 
     id: int
     seconds: float
     error: Literal["damaged", "io"] | None = None
 
 
-class FileNews(msgspec.Struct, frozen=True):
+class FileChange(msgspec.Struct, frozen=True):
     """The file tier's state changed. num_slots: how many slots can be used from now on.
 
     pages: on turning `on`, the slots that hold pages with their names, least recently stored first; the books forget
@@ -156,4 +156,4 @@ class StepOutput(msgspec.Struct, frozen=True):
     step_id: int
     rows: list[RowOutput]
     moves: list[MoveResult] = []
-    file_news: list[FileNews] = []
+    file_changes: list[FileChange] = []

@@ -1,6 +1,6 @@
 """From token ids to streams of text: one Job per prompt, one Choice per sequence that runs for it.
 
-Turns the engine's news into text deltas and counts them. Knows engines, text and metrics; no HTTP and no API shapes.
+Turns the engine's outputs into text deltas and counts them. Knows engines, text and metrics; no HTTP and no API shapes.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ class Choice:
         Raises RequestError, EngineError or EngineDeadError as `EngineClient.generate` does.
         """
         job = self.job
-        news = self._client.generate(
+        sequence = self._client.generate(
             job.prompt_token_ids,
             job.sampling,
             priority=job.priority,
@@ -153,7 +153,7 @@ class Choice:
             salt=job.salt,
             adapter=job.adapter,
         )
-        async with aclosing(news) as outputs:  # type: ignore[type-var]
+        async with aclosing(sequence) as outputs:  # type: ignore[type-var]
             async for said in outputs:
                 output = await self._vetted(said)
                 self._note(output)
@@ -171,7 +171,7 @@ class Choice:
         self._watch.metrics.stream_tokens.inc(len(delta.token_ids))
 
     async def _vetted(self, output: Output) -> Output:
-        """Returns the news without alternatives that nobody may see."""
+        """Returns the output without alternatives that nobody may see."""
         entries = (*(output.logprobs or ()), *(output.prompt_logprobs or ()))
         if self._guard is None or not entries:
             return output

@@ -109,7 +109,7 @@ class ModelRegistry:
         self._seen = text
         if settled and self._is_due(text, asked):
             await self._stop_attempt()
-            if text != self._tried:  # what was wrong with an earlier content is no news of this one
+            if text != self._tried:  # an earlier content's fault says nothing of this one
                 self.status = RegistryStatus(self.status.path)
             self._tried = text
             self._attempt = asyncio.create_task(self._try(text, follow))

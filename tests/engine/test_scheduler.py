@@ -209,7 +209,7 @@ def test_equal_prompts_at_once_are_computed_once() -> None:
     bench.run()
     cached = [bench.requests[i].num_cached for i in (1, 2, 3, 4)]
     assert cached == [0, 20, 20, 20]
-    assert bench.news[2][0].num_cached_tokens == 20
+    assert bench.outputs[2][0].num_cached_tokens == 20
 
 
 def test_more_waiters_for_one_prefix_than_are_passed_over_all_finish() -> None:
@@ -306,9 +306,9 @@ def test_a_failed_row_ends_its_request_only() -> None:
     bad, good = bench.submit(prompt_of(9), 6), bench.submit(prompt_of(9, 20), 6)
     bench.runner.failing.add(bad.id)
     bench.run()
-    (news,) = bench.news[bad.id]
-    assert (news.finish_reason, news.error, news.token_ids) == ("error", "out of luck", [])
-    assert news.queue_s == 0.0
+    (output,) = bench.outputs[bad.id]
+    assert (output.finish_reason, output.error, output.token_ids) == ("error", "out of luck", [])
+    assert output.queue_s == 0.0
     assert bad.finish_reason == "error"
     assert good.finish_reason in ("stop", "length")
 
@@ -327,20 +327,20 @@ def test_stop_rules() -> None:
     bench.run()
     first = stream.index(stream[5])
     assert bench.tokens_of(by_id) == stream[: first + 1]
-    assert bench.news[by_id.id][-1].stop_token_id == stream[5]
+    assert bench.outputs[by_id.id][-1].stop_token_id == stream[5]
     assert len(bench.tokens_of(held)) > 6
     assert (bench.tokens_of(one), one.finish_reason) == (stream[:1], "length")
-    assert bench.news[one.id][-1].stop_token_id is None
+    assert bench.outputs[one.id][-1].stop_token_id is None
     assert EOS in stream
     assert bench.tokens_of(by_eos) == stream[: stream.index(EOS) + 1]
 
 
-def test_first_news_carries_the_wait_and_later_news_do_not() -> None:
+def test_first_output_carries_the_wait_and_later_ones_do_not() -> None:
     bench = Workbench(max_batch_size=1)
     bench.submit(prompt_of(3), 4, ignore_eos=True)
     waiter = bench.submit(prompt_of(3, 1), 3, ignore_eos=True)
     bench.run()
-    assert [output.queue_s for output in bench.news[waiter.id]] == [4.0, None, None]
+    assert [output.queue_s for output in bench.outputs[waiter.id]] == [4.0, None, None]
 
 
 @pytest.mark.parametrize("settings", [{}, {"chunked_prefill_tokens": 7}, {"chunked_prefill_tokens": 1}])
@@ -353,10 +353,10 @@ def test_prompt_logprobs_are_collected_over_chunks_and_told_once(settings: dict[
     single = bench.submit([5], 2, prompt_logprobs=0, ignore_eos=True)
     bench.run()
     assert scored.num_cached == 0, "the prompt's logits are needed, so nothing is read from the cache"
-    told = [output.prompt_logprobs for output in bench.news[scored.id]]
+    told = [output.prompt_logprobs for output in bench.outputs[scored.id]]
     assert told == [[score_of(prompt[:i], prompt[i]) for i in range(1, 24)], None, None]
-    assert [output.prompt_logprobs for output in bench.news[single.id]] == [[], None]
-    assert len(bench.news[scored.id][1].logprobs or []) == 1
+    assert [output.prompt_logprobs for output in bench.outputs[single.id]] == [[], None]
+    assert len(bench.outputs[scored.id][1].logprobs or []) == 1
 
 
 def test_an_aborted_request_leaves_no_scores_behind() -> None:
@@ -374,7 +374,7 @@ def test_prompt_logprobs_survive_preemption() -> None:
     bench.run()
     assert bench.scheduler.stats().preemptions > 0
     for request, prompt in zip(requests, prompts, strict=True):
-        told = [output.prompt_logprobs for output in bench.news[request.id] if output.prompt_logprobs is not None]
+        told = [output.prompt_logprobs for output in bench.outputs[request.id] if output.prompt_logprobs is not None]
         assert told == [[score_of(prompt[:i], prompt[i]) for i in range(1, 7)]]
 
 

@@ -90,7 +90,7 @@ def test_a_failed_row_takes_the_one_planned_after_it_along() -> None:
     bad, good = bench.submit(prompt_of(9), 6), bench.submit(prompt_of(9, 20), 6, ignore_eos=True)
     bench.runner.failing.add(bad.id)
     bench.run()
-    assert [output.error for output in bench.news[bad.id]] == ["out of luck"]
+    assert [output.error for output in bench.outputs[bad.id]] == ["out of luck"]
     assert good.finish_reason == "length"
 
 

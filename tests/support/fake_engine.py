@@ -131,7 +131,7 @@ class FakeEngine:
             self.num_aborted += not finished
 
     def outputs(self, prompt: list[int], sampling: SamplingParams) -> list[Output]:
-        """Returns the news of one sequence."""
+        """Returns the outputs of one sequence."""
         if sampling.pooling is not None:
             return [Output(len(self.submitted), finish_reason="stop", queue_s=0.001, vector=vector_of(prompt))]
         tokens, reason = self._tokens(len(prompt), sampling)

@@ -60,8 +60,8 @@ class FakeRunner:
             slot.written += row.token_ids
         for (page, offset), cell in writes.items():
             self._cells[page][offset] = cell
-        moves, news = ([], []) if self.tiers is None else self.tiers.poll(self._cells)
-        return StepOutput(plan.step_id, results, moves, news)
+        moves, file_changes = ([], []) if self.tiers is None else self.tiers.poll(self._cells)
+        return StepOutput(plan.step_id, results, moves, file_changes)
 
     def _start(self, start: RowStart) -> None:
         self._slots[start.slot] = _Slot(start.request_id, start.seed, list(start.history))

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inferflux.engine.step import FileNews, MoveResult, PageMove
+from inferflux.engine.step import FileChange, MoveResult, PageMove
 
 Cells = list[tuple[bytes, int] | None]
 
@@ -30,7 +30,7 @@ class FakeTiers:
     _host: dict[int, Cells] = field(default_factory=dict)
     _file: dict[int, tuple[bytes, Cells]] = field(default_factory=dict)
     _under_way: list[PageMove] = field(default_factory=list)
-    _news: list[FileNews] = field(default_factory=list)
+    _changes: list[FileChange] = field(default_factory=list)
     _results: list[MoveResult] = field(default_factory=list)
 
     def turn_on(self) -> None:
@@ -42,11 +42,11 @@ class FakeTiers:
         self._is_opening = False
         if self._is_on:
             self._is_on = False
-            self._news.append(FileNews("off", 0))
+            self._changes.append(FileChange("off", 0))
 
     def fill_up(self, num_slots: int) -> None:
         if self._is_on:
-            self._news.append(FileNews("full", num_slots))
+            self._changes.append(FileChange("full", num_slots))
 
     def start(self, moves: Sequence[PageMove], wipe: bool, device: list[Cells]) -> None:
         if wipe:
@@ -63,7 +63,7 @@ class FakeTiers:
                 self._host[move.host] = []
             self._under_way.append(move)
 
-    def poll(self, device: list[Cells]) -> tuple[list[MoveResult], list[FileNews]]:
+    def poll(self, device: list[Cells]) -> tuple[list[MoveResult], list[FileChange]]:
         results, self._results = self._results, []
         self.rng.shuffle(self._under_way)
         waiting = []
@@ -76,9 +76,9 @@ class FakeTiers:
         if self._is_opening and not any(move.file is not None for move in waiting):
             self._is_on, self._is_opening = True, False
             pages = [(slot, name) for slot, (name, _) in self._file.items()]
-            self._news.append(FileNews("on", self.file_slots, pages))
-        news, self._news = self._news, []
-        return results, news
+            self._changes.append(FileChange("on", self.file_slots, pages))
+        changes, self._changes = self._changes, []
+        return results, changes
 
     def _carry_out(self, move: PageMove, device: list[Cells]) -> str | None:
         if move.file is not None and not self._is_on:

@@ -21,8 +21,8 @@ EOS = 7
 class Workbench:
     """Submits requests, steps, and compares everything that comes out with the oracle.
 
-    `clock` counts steps. `plans` and `news` keep all that was planned and said. ahead: a step is planned and run before
-    the results of the one before are handed over. `flights`: the steps whose results are still to be handed over.
+    `clock` counts steps. `plans` and `outputs` keep everything. ahead: a step is planned and run before the results of
+    the one before are handed over. `flights`: the steps whose results are still to be handed over.
     drafts: of a request in one step, some of them wrong.
     """
 
@@ -51,7 +51,7 @@ class Workbench:
         self.plans: list[StepPlan] = []
         self.flights: deque[tuple[StepPlan, StepOutput]] = deque()
         self.max_flights = 2 if ahead else 1
-        self.news: dict[int, list[Output]] = {}
+        self.outputs: dict[int, list[Output]] = {}
 
     def submit(
         self,
@@ -79,7 +79,7 @@ class Workbench:
         self.scheduler.add(request)
         self.runner.salts[request_id] = salt
         self.requests[request_id] = request
-        self.news[request_id] = []
+        self.outputs[request_id] = []
         return request
 
     def schedule(self) -> StepPlan | None:
@@ -108,7 +108,7 @@ class Workbench:
     def _take_in(self, plan: StepPlan, output: StepOutput) -> list[Output]:
         outputs = self.scheduler.update(plan, output)
         for output in outputs:
-            self.news[output.request_id].append(output)
+            self.outputs[output.request_id].append(output)
             if output.finish_reason in ("stop", "length"):
                 self.check_output(self.requests[output.request_id])
         self.scheduler.check_integrity()
@@ -133,13 +133,13 @@ class Workbench:
         self.scheduler.check_integrity()
 
     def tokens_of(self, request: Request) -> list[int]:
-        return [token for output in self.news[request.id] for token in output.token_ids]
+        return [token for output in self.outputs[request.id] for token in output.token_ids]
 
     def check_output(self, request: Request) -> None:
         """Asserts that a finished request said what it would have said alone on an endless machine."""
         tokens, reason = expected_tokens(request, self.kv.capacity_tokens)
         assert self.tokens_of(request) == tokens
-        assert request.finish_reason == reason == self.news[request.id][-1].finish_reason
+        assert request.finish_reason == reason == self.outputs[request.id][-1].finish_reason
 
     def _check_plan(self, plan: StepPlan) -> None:
         running = {r.slot: r for r in self.requests.values() if r.state is RequestState.RUNNING}

@@ -16,7 +16,7 @@ from inferflux.config import RuntimeConfig
 from inferflux.engine.kv.eviction import EVICTION
 from inferflux.engine.kv.tier_index import TierIndex
 from inferflux.engine.stats import TierStats
-from inferflux.engine.step import FileNews, FileState, MoveKind, MoveResult, PageMove, Tier
+from inferflux.engine.step import FileChange, FileState, MoveKind, MoveResult, PageMove, Tier
 
 
 class TierSettings(NamedTuple):
@@ -201,19 +201,19 @@ class LowerTiers:
             self._host.unpin(move.host)
         return arrival
 
-    def note_file(self, news: FileNews) -> None:
+    def note_file(self, change: FileChange) -> None:
         """Follows the file's state. On `off` its pages are forgotten: whatever reads them must be cancelled first."""
-        self._state = news.state
+        self._state = change.state
         stats = self._stats["nvme"]
-        stats.state, stats.foreign_pages = news.state, stats.foreign_pages + news.num_foreign
-        if news.state == "off":
+        stats.state, stats.foreign_pages = change.state, stats.foreign_pages + change.num_foreign
+        if change.state == "off":
             self._file.clear()
             self._file.resize(0)
             return
-        if news.pages is not None:
-            self._file.refill(news.num_slots, news.pages)
+        if change.pages is not None:
+            self._file.refill(change.num_slots, change.pages)
         else:
-            self._file.resize(news.num_slots)
+            self._file.resize(change.num_slots)
         # Those whose stores failed, too.
         self._unstored = OrderedDict.fromkeys(slot for slot, name in self._host if not self._file.knows(name))
 

@@ -24,7 +24,7 @@ from inferflux.engine.kv.prefix_loader import MAX_LOADS, PrefixLoader, Prospect
 from inferflux.engine.kv.rates import Rates
 from inferflux.engine.request import Request
 from inferflux.engine.stats import EngineStats
-from inferflux.engine.step import FileNews, MoveResult, PageMove
+from inferflux.engine.step import FileChange, MoveResult, PageMove
 
 _NOTHING = Prospect([], None)
 
@@ -243,15 +243,15 @@ class KVManager:
         self._tiers.store()
         return self._tiers.take_moves(), self._tiers.take_wipe()
 
-    def end_moves(self, results: Sequence[MoveResult], news: Sequence[FileNews]) -> None:
+    def end_moves(self, results: Sequence[MoveResult], file_changes: Sequence[FileChange]) -> None:
         """Takes in the results of moves, and what the file says of itself."""
         if self._loader is None or self._tiers is None:
             return
         self._loader.end(results)
-        for each in news:
-            if each.state == "off":
+        for change in file_changes:
+            if change.state == "off":
                 self._loader.lose_file()
-            self._tiers.note_file(each)
+            self._tiers.note_file(change)
 
     @property
     def is_writing(self) -> bool:

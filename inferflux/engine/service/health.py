@@ -10,7 +10,7 @@ from inferflux.config.tree import DistributedConfig
 from inferflux.dist.beat import beat_interval_s
 from inferflux.dist.watchdog import Watchdog
 
-# A server that is stopped takes no news, and the loop blocks; the other ranks must hear of it within the timeout.
+# A server that is stopped reads nothing, and the loop blocks; the other ranks must hear of it within the timeout.
 SERVER_SHARE: Final = 0.8
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
-from inferflux.engine.news import refusal_news
+from inferflux.engine.request_outputs import refused_output
 from inferflux.engine.service.health import Health
 from inferflux.engine.service.parts import outputs_of
 from inferflux.engine.service.protocol import (
@@ -106,17 +106,17 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else health.idle_s
         frames = _take(inbox, wait_s)
         health.note(bool(frames))
-        news: list[Output] = []
+        outputs: list[Output] = []
         for frame in frames:
             if isinstance(frame, Shutdown):
                 return
-            news += _obey(frame, sock, engine, borrower)
+            outputs += _obey(frame, sock, engine, borrower)
         if engine.has_work or engine.has_chores:
-            news += engine.step()
+            outputs += engine.step()
         engine.beat()
         # After an abort nothing else might come to tell that pages are free.
-        if news or any(isinstance(frame, Abort) for frame in frames):
-            for part in outputs_of(news, engine.stats()):
+        if outputs or any(isinstance(frame, Abort) for frame in frames):
+            for part in outputs_of(outputs, engine.stats()):
                 _send(sock, part)
 
 
@@ -159,7 +159,7 @@ def _submit(engine: Engine, borrower: Borrower, frame: Submit) -> list[Output]:
     try:
         engine.submit(borrower.whole(frame))
     except RequestError as error:
-        return [refusal_news(frame.request_id, error)]
+        return [refused_output(frame.request_id, error)]
     return []
 
 

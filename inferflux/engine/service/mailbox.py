@@ -1,7 +1,7 @@
-"""Mailbox: one request's news on their way from the socket to the coroutine that waits for them.
+"""Mailbox: one request's outputs on their way from the socket to the coroutine that waits for them.
 
-News that pile up while the reader is busy are merged into one, so a slow reader costs memory for its tokens only, and
-for not more than MAX_UNREAD of them. Lives on one event loop; knows no socket.
+Outputs that arrive while the reader is busy are merged into one, so a slow reader costs memory for its tokens only, and
+for at most MAX_UNREAD of them. Lives on one event loop; knows no socket.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Mailbox:
         self._wake()
 
     async def get(self) -> Output:
-        """Returns all news since the last call, waiting for some when there are none."""
+        """Returns everything since the last call as one Output; waits while there is nothing."""
         while self._pending is None:
             if self._error is not None:
                 raise self._error

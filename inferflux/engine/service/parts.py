@@ -1,7 +1,7 @@
-"""Parts: a step's news in frames that none of both sides has to wait long for, and that are never too large to send.
+"""Parts: a step's outputs in frames that none of both sides has to wait long for, and that are never too large to send.
 
-Nearly all news are small. The log-probabilities of a long prompt are not: they come in pieces, in order, the last one
-together with the rest of the news. Knows frames; no socket.
+Nearly all are small. The log-probabilities of a long prompt are not: they come in pieces, in order, the last one
+together with the rest of the output. Knows frames; no socket.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,11 +19,11 @@ from inferflux.engine.step import TokenLogprobs
 MAX_LOGPROBS: Final = 65536
 
 
-def outputs_of(news: Iterable[Output], stats: EngineStats) -> Iterator[Outputs]:
+def outputs_of(outputs: Iterable[Output], stats: EngineStats) -> Iterator[Outputs]:
     """Yields at least one frame, for the stats."""
     part: list[Output] = []
     size = 0
-    for output in chain.from_iterable(map(_pieces, news)):
+    for output in chain.from_iterable(map(_pieces, outputs)):
         added = 0 if output.prompt_logprobs is None else _num_values(output.prompt_logprobs)
         if part and size + added > MAX_LOGPROBS:
             yield Outputs(part, stats)

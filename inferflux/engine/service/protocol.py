@@ -83,7 +83,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):
-    """One step's news."""
+    """One step's outputs."""
 
     outputs: list[Output]
     stats: EngineStats

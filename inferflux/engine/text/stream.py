@@ -1,4 +1,4 @@
-"""TextStream: the engine's news of one request, turned into text with its stop strings kept out.
+"""TextStream: the engine's outputs of one request, turned into text with its stop strings kept out.
 
 Both faces use it: the HTTP handlers and the offline `LLM`. Knows tokens and text; no HTTP, no engine to call.
 """
@@ -16,7 +16,7 @@ from inferflux.sampling_params import SamplingParams
 
 
 class TextDelta(msgspec.Struct, gc=False):
-    """What one piece of news adds. `logprobs` are those of `token_ids`, one each, when the request asked for them.
+    """What one Output adds. `logprobs` are those of `token_ids`, one each, when the request asked for them.
 
     Text comes later than its tokens while it is held back (half a character, the start of a stop string).
     finish_reason: stop, length, abort, error, or None while the text goes on. stop_reason: the stop string, or the id
@@ -71,7 +71,7 @@ class TextStream:
         return "".join(self._parts)
 
     def feed(self, output: Output) -> TextDelta:
-        """Returns what this news adds; nothing once the text has ended (news may come in until an abort arrives)."""
+        """Returns what this Output adds; nothing once the text has ended (more may come until the abort)."""
         if self.finish_reason is not None:
             return TextDelta()
         token_ids = output.token_ids

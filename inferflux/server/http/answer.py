@@ -43,7 +43,7 @@ async def send_whole(request: web.Request, backend: Backend, jobs: Sequence[Job]
 
 
 async def send_stream(request: web.Request, backend: Backend, jobs: Sequence[Job], form: Format) -> web.StreamResponse:
-    """Runs the jobs and sends each one's news as it comes; returns the response, which has been sent.
+    """Runs the jobs and sends each one's events as they come; returns the response, which has been sent.
 
     Raises what went wrong before the first event; after it, the error is the last event.
     """
@@ -139,16 +139,16 @@ async def _follow(request: web.Request, choice: Choice, form: Format, events: Ev
     opened = False
     async with aclosing(choice.deltas()) as deltas:
         async for delta in deltas:
-            news = await _events(request, choice, delta, form, echo_due=not opened)
-            opened = opened or bool(news)
+            chunk = await _events(request, choice, delta, form, echo_due=not opened)
+            opened = opened or bool(chunk)
             blocked = choice.blocked or form.blocks(choice)
             if blocked:
                 refusal = request.app[CONTEXT].gate.refuse_output()
                 if not events.started:
                     raise refusal
                 request[INFO].decision = f"denied:{refusal.reason}"
-            if news:
-                await events.send(news)
+            if chunk:
+                await events.send(chunk)
             choice.count_streamed(delta)
             if blocked:
                 return

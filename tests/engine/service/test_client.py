@@ -120,9 +120,9 @@ async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
         async for _ in told:
             pass
     monkeypatch.setattr(client, "_watchdog_s", 60.0)
-    news = await untold
-    assert [token_id for output in news for token_id in output.token_ids] == expected
-    assert [output.queue_s is not None for output in news] == [True] + [False] * (len(news) - 1), "it counts once"
+    outputs = await untold
+    assert [token_id for output in outputs for token_id in output.token_ids] == expected
+    assert [output.queue_s is not None for output in outputs] == [True] + [False] * (len(outputs) - 1), "it counts once"
     assert (client.num_restarts, client.num_retries) == (1, 1)
     assert client.runtime.fairness == fairness
     await until(lambda: client.stats.device_pages_in_use == 0)
@@ -247,12 +247,12 @@ async def test_the_scores_of_a_long_prompt_come_though_no_frame_could_hold_them(
     prompts = [[start + place % 90 for place in range(length)] for start, length in ((0, 200), (7, 400))]
     told = await asyncio.gather(*(collect_of(client, prompt, params) for prompt in prompts))
     await client.close()
-    for prompt, news in zip(prompts, told, strict=True):
-        entries = [entry for output in news for entry in output.prompt_logprobs or ()]
+    for prompt, outputs in zip(prompts, told, strict=True):
+        entries = [entry for output in outputs for entry in output.prompt_logprobs or ()]
         assert [entry.token_id for entry in entries] == prompt[1:]
         assert all(len(entry.top) == 20 for entry in entries)
-        assert sum(len(output.token_ids) for output in news) == 2
-        assert sum(output.queue_s is not None for output in news) == 1
+        assert sum(len(output.token_ids) for output in outputs) == 2
+        assert sum(output.queue_s is not None for output in outputs) == 1
     assert client.num_restarts == 0
 
 

@@ -62,7 +62,7 @@ def test_an_oversize_or_broken_frame_is_refused() -> None:
         list(FrameReader(ToEngine).feed(struct.pack("<I", 3) + b"\xc1\xc1\xc1"))
 
 
-def test_merging_news_loses_nothing() -> None:
+def test_merging_outputs_loses_nothing() -> None:
     first = Output(1, [1, 2], num_cached_tokens=16, queue_s=0.5)
     second = Output(1, [3], finish_reason="length")
     assert merge(first, second) == Output(1, [1, 2, 3], finish_reason="length", num_cached_tokens=16, queue_s=0.5)

@@ -1,4 +1,4 @@
-"""TextStream: whatever the engine's news is cut into, the same text, tokens and reason come out."""
+"""TextStream: whatever the engine's outputs are cut into, the same text, tokens and reason come out."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def run(stream: TextStream, ids: list[int], sizes: list[int], reason: str, stop:
         start, turn = start + len(part), turn + 1
         last = start >= len(ids)
         logprobs = [TokenLogprobs(token_id, -0.5, 1, []) for token_id in part]
-        news = Output(1, part, logprobs, finish_reason=reason if last else None, stop_token_id=stop if last else None)
-        deltas.append(stream.feed(news))
+        output = Output(1, part, logprobs, finish_reason=reason if last else None, stop_token_id=stop if last else None)
+        deltas.append(stream.feed(output))
         if last or deltas[-1].finish_reason is not None:
             return deltas
 
@@ -98,7 +98,7 @@ def test_a_stop_string_cuts_the_text_and_the_tokens_and_ends_them(tokenizer: Tok
     assert stream.text == "one\n"
 
 
-def test_a_stop_string_in_the_engines_last_news_goes_before_its_reason(tokenizer: Tokenizer) -> None:
+def test_a_stop_string_in_the_engines_last_output_goes_before_its_reason(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("one STOP", add_special_tokens=False)
     stream = TextStream(tokenizer, SamplingParams(stop=("STOP",)))
     run(stream, ids, [len(ids)], "length")
@@ -143,7 +143,7 @@ def test_a_prompt_is_continued(tokenizer: Tokenizer) -> None:
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     skip=st.booleans(),
 )
-def test_the_cut_into_news_makes_no_difference(
+def test_the_cut_into_outputs_makes_no_difference(
     tokenizer: Tokenizer, ids: list[int], stop: list[str], min_tokens: int, sizes: list[int], skip: bool
 ) -> None:
     params = SamplingParams(

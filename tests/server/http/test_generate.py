@@ -27,14 +27,14 @@ def put_together(events: list[Any], path: str) -> dict[int, dict[str, Any]]:
     """From a stream's events, each choice as the whole answer would have it."""
     choices: dict[int, dict[str, Any]] = {}
     for item in events[:-1]:
-        for news in item["choices"]:
-            choice = choices.setdefault(news["index"], {"text": "", "token_ids": [], "logprobs": [], "finish": None})
-            choice["text"] += news["text"] if path == COMPLETIONS else news["delta"].get("content", "")
-            choice["token_ids"] += news.get("token_ids", [])
-            if news["logprobs"]:
-                choice["logprobs"].append(news["logprobs"])
-            assert choice["finish"] is None, "news after the end"
-            choice["finish"] = news["finish_reason"]
+        for delta in item["choices"]:
+            choice = choices.setdefault(delta["index"], {"text": "", "token_ids": [], "logprobs": [], "finish": None})
+            choice["text"] += delta["text"] if path == COMPLETIONS else delta["delta"].get("content", "")
+            choice["token_ids"] += delta.get("token_ids", [])
+            if delta["logprobs"]:
+                choice["logprobs"].append(delta["logprobs"])
+            assert choice["finish"] is None, "a delta after the end"
+            choice["finish"] = delta["finish_reason"]
     return choices
 
 
@@ -242,7 +242,7 @@ async def test_a_prompt_that_nothing_follows_may_fill_the_window(site: Site):
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
 
 
-async def test_half_a_character_is_no_news(site: Site):
+async def test_half_a_character_is_no_delta(site: Site):
     site.engine.reply = "😀" * 3  # four tokens each
     events = await site.events(CHAT, {"messages": MESSAGES})
     texts = [choice["delta"].get("content") for event in events[:-1] for choice in event["choices"]]

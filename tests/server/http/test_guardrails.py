@@ -151,7 +151,7 @@ async def test_streamed_answers_end_before_the_term() -> None:
 
 
 async def test_a_refusal_beside_another_choices_first_words_is_on_record(tmp_path: Path) -> None:
-    """Two choices have news in the same turn of the loop: one is refused, the other opens the stream all the same."""
+    """Two choices have deltas in the same turn of the loop: one is refused, the other opens the stream all the same."""
     log = tmp_path / "audit.log"
     settings = config(blocklist=["count: 1"], check_output=True) | {"logging": {"audit_log": str(log)}}
     async with running_server(settings) as site:

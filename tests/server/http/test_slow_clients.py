@@ -130,7 +130,7 @@ def test_the_limit_of_open_files_is_raised_not_lowered():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_unread_news_are_bounded():
+def test_unread_outputs_are_bounded():
     mailbox = Mailbox()
     mailbox.put(Output(1, list(range(MAX_UNREAD))))
     assert not mailbox.is_full

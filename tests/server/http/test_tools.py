@@ -51,7 +51,7 @@ def put_together(events: list[Any]) -> dict[str, Any]:
     finish = None
     for event in events[:-1]:
         for choice in event["choices"]:
-            assert finish is None, "news after the end"
+            assert finish is None, "a delta after the end"
             finish = choice["finish_reason"]
             delta = choice["delta"]
             message["role"] = delta.get("role", message["role"])

@@ -2,7 +2,7 @@
 
 `store` and `load` are for worker threads and never raise; all else is called by the engine's thread and never waits for
 the disk. State goes on -> off when the file fails, on -> full when the disk has no more space (what is there stays in
-use), and back when a later try succeeds, after pauses that double. Knows no books; what it finds out is `news`.
+use), and back when a later try succeeds, after pauses that double. Knows no books; what it finds out is `changes`.
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from inferflux.engine.kv.store.page_file import DamagedPageError, Layout, PageFile, open_page_file
-from inferflux.engine.step import FileNews
+from inferflux.engine.step import FileChange
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class FileTier:
 
     def __init__(self, path: Path, layout: Layout, max_bytes: int, *, keep: bool, clock: Callable[[], float]) -> None:
         self.path = path / f"{layout.name.hex()[:16]}.kv" if path.is_dir() else path
-        self.news: queue.SimpleQueue[FileNews] = queue.SimpleQueue()
+        self.changes: queue.SimpleQueue[FileChange] = queue.SimpleQueue()
         self._layout = layout
         self._max_bytes = max_bytes
         self._keep = keep
@@ -61,7 +61,7 @@ class FileTier:
         file = self._file
         if self._is_full and file is not None and self._clock() >= self._retry_at:
             self._is_full = False
-            self.news.put(FileNews("on", file.num_slots))
+            self.changes.put(FileChange("on", file.num_slots))
 
     def open(self) -> None:
         """Opens the file; for a worker thread, while no move is under way."""
@@ -91,7 +91,7 @@ class FileTier:
             "KV file %s is on: room for %d pages, %d there, %d of another model dropped",
             self.path, file.num_slots, num_pages, num_foreign,
         )  # fmt: skip
-        self.news.put(FileNews("on", file.num_slots, found.pages, num_foreign))
+        self.changes.put(FileChange("on", file.num_slots, found.pages, num_foreign))
         self._write_header()
 
     def store(self, slot: int, name: bytes, page: memoryview) -> MoveError | None:
@@ -196,7 +196,7 @@ class FileTier:
             self._plan_retry()
         hint = "another process uses it" if error.errno == errno.EWOULDBLOCK else error.strerror or str(error)
         logger.warning("KV file %s is off: %s; next try in %.0f s", self.path, hint, self._retry_at - self._clock())
-        self.news.put(FileNews("off", 0))
+        self.changes.put(FileChange("off", 0))
 
     def _turn_full(self, file: PageFile, error: OSError) -> None:
         with self._lock:
@@ -205,7 +205,7 @@ class FileTier:
             self._is_full = True
             self._plan_retry()
         logger.warning("KV file %s is full at %d pages: %s", self.path, file.num_allocated, error.strerror)
-        self.news.put(FileNews("full", file.num_allocated))
+        self.changes.put(FileChange("full", file.num_allocated))
 
     def _plan_retry(self) -> None:
         self._retry_at = self._clock() + self._pause_s

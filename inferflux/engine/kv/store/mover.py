@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from inferflux.engine.kv.store.copier import Copier, Fence
 from inferflux.engine.kv.store.file_tier import FileTier
-from inferflux.engine.step import FileNews, MoveResult, PageMove
+from inferflux.engine.step import FileChange, MoveResult, PageMove
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ _END, _HEADER, _LOAD, _STORE = -1, 0, 1, 2
 
 
 class Report(NamedTuple):
-    """What ended since the last report. `moves` are to be taken in before `file_news`."""
+    """What ended since the last report. `moves` are to be taken in before `file_changes`."""
 
     moves: list[MoveResult]
-    file_news: list[FileNews]
+    file_changes: list[FileChange]
 
 
 class _Ended(NamedTuple):
@@ -121,7 +121,7 @@ class Mover:
             self._num_file_moves -= ended.num_file_moves
             timeout = None
         self._num_under_way -= len(moves)
-        return Report(moves, self._file_news() if self._file is not None else [])
+        return Report(moves, self._file_changes() if self._file is not None else [])
 
     def close(self) -> None:
         """Closes the file and ends the threads. Moves that still hang are left to themselves."""
@@ -130,19 +130,19 @@ class Mover:
         if self._file is not None:
             self._file.close()
 
-    def _file_news(self) -> list[FileNews]:
+    def _file_changes(self) -> list[FileChange]:
         file = self._file
         assert file is not None
-        news: list[FileNews] = []
+        changes: list[FileChange] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                news.append(file.news.get_nowait())
+                changes.append(file.changes.get_nowait())
         file.offer_again()
         # While a move is under way its slot means what it meant before the file failed.
         if file.may_open and not self._num_file_moves and self._may_open.is_set():
             self._may_open.clear()
             self._file_workers.submit(self._open, _HEADER)
-        return news
+        return changes
 
     def _ended_demotions(self) -> list[MoveResult]:
         results: list[MoveResult] = []

@@ -1,6 +1,6 @@
 """SharedFile: the file tier of all ranks as one. It is on where every rank's file is, with as many slots as the least.
 
-Every rank hears its own file's news, gives `words` for them when all ask each other, and is told the same answer, of
+Every rank hears its own file's changes, gives `words` for them when all ask each other, and is told the same answer, of
 which the books make the tier's state. Knows no file and no way to ask.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from inferflux.engine.step import FileNews, FileState
+from inferflux.engine.step import FileChange, FileState
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class SharedFile:
     def __init__(self) -> None:
         self._own: tuple[int, int] = (_OPENING, 0)
         self._has_failed = False
-        self._found: FileNews | None = None
+        self._found: FileChange | None = None
         self._told: tuple[FileState, int] = ("off", 0)
         self._is_blamed = False
 
@@ -34,13 +34,13 @@ class SharedFile:
     def is_settled(self) -> bool:
         return self._told[0] == "on"
 
-    def hear(self, news: Sequence[FileNews]) -> None:
+    def hear(self, changes: Sequence[FileChange]) -> None:
         """Takes in what this rank's file says of itself."""
-        for each in news:
-            self._own = (_WORD_OF[each.state], each.num_slots)
-            self._has_failed |= each.state == "off"
-            if each.pages is not None:
-                self._found = each
+        for change in changes:
+            self._own = (_WORD_OF[change.state], change.num_slots)
+            self._has_failed |= change.state == "off"
+            if change.pages is not None:
+                self._found = change
 
     def forget(self) -> None:
         """This rank's file is wiped: what it was opened with is gone."""
@@ -51,10 +51,10 @@ class SharedFile:
         state, num_slots = self._own
         return [_FAILED if self._has_failed else state, num_slots]
 
-    def settle(self, words: Sequence[int], *, may_turn_on: bool) -> list[FileNews]:
+    def settle(self, words: Sequence[int], *, may_turn_on: bool) -> list[FileChange]:
         """words: the least of all ranks'. may_turn_on: no page is on its way to or from the files any more.
 
-        Returns the tier's news. On turning on its pages are those that this rank's file was opened with, if nobody
+        Returns the tier's changes. On turning on its pages are those that this rank's file was opened with, if nobody
         has heard of them yet: where another rank's has not the same, loading them fails.
         """
         number, num_slots = words
@@ -64,14 +64,14 @@ class SharedFile:
         if now == told or (told[0] == "off" and not may_turn_on):
             return []
         self._told = now
-        return [self._turned_on(*now) if told[0] == "off" else FileNews(*now)]
+        return [self._turned_on(*now) if told[0] == "off" else FileChange(*now)]
 
-    def _turned_on(self, state: FileState, num_slots: int) -> FileNews:
+    def _turned_on(self, state: FileState, num_slots: int) -> FileChange:
         found, self._found = self._found, None
         if found is None or found.pages is None:
-            return FileNews(state, num_slots, [])
+            return FileChange(state, num_slots, [])
         pages = [(slot, name) for slot, name in found.pages if slot < num_slots]
-        return FileNews(state, num_slots, pages, found.num_foreign)
+        return FileChange(state, num_slots, pages, found.num_foreign)
 
     def _blame(self, number: int) -> None:
         """Says once why the tier is off though this rank's file is not."""

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.kv.store.mover import Mover, Report
 from inferflux.engine.kv.store.shared_file import NUM_WORDS, SharedFile
-from inferflux.engine.step import FileNews, MoveKind, MoveResult, StepPlan
+from inferflux.engine.step import FileChange, MoveKind, MoveResult, StepPlan
 
 # What a rank says of a move: 0, or one more than its error's place. The least of all ranks' words holds.
 _UNDER_WAY: Final = 0
@@ -56,13 +56,13 @@ class SharedMoves:
         self._ended |= {result.id: result for result in own.moves}
         file = self._file
         if file is not None:
-            file.hear(own.file_news)
+            file.hear(own.file_changes)
         if not self._under_way and (file is None or file.is_settled):
             return Report([], [])
         file_words = [] if file is None else file.words()
         words = self._context.smallest([*file_words, *map(self._word, self._under_way)])
         moves = self._results(words[len(file_words) :])
-        return Report(moves, [] if file is None else self._file_news(file, words[:NUM_WORDS]))
+        return Report(moves, [] if file is None else self._file_changes(file, words[:NUM_WORDS]))
 
     def _results(self, words: list[int]) -> list[MoveResult]:
         results = []
@@ -72,7 +72,7 @@ class SharedMoves:
                 results.append(MoveResult(move_id, self._ended.pop(move_id).seconds, _ERRORS[word - 1]))
         return results
 
-    def _file_news(self, file: SharedFile, words: list[int]) -> list[FileNews]:
+    def _file_changes(self, file: SharedFile, words: list[int]) -> list[FileChange]:
         return file.settle(words, may_turn_on=_TO_AND_FROM_FILE.isdisjoint(self._under_way.values()))
 
     def _word(self, move_id: int) -> int:

@@ -65,14 +65,14 @@ class ChatFormat:
         tokens_shown = token_ids and (self._with_token_ids or logprobs is not None)
         if not (said or finish_reason or tokens_shown):
             return b""
-        news = ChunkChoice(
+        chunk = ChunkChoice(
             index=choice.index,
             delta=said or (Delta() if finish_reason or self._plan.reads else Delta(content="")),
             logprobs=self._logprobs(logprobs),
             finish_reason=cast("FinishReason | None", finish_reason),
             token_ids=token_ids if self._with_token_ids else UNSET,
         )
-        return self._opening(choice.index) + self._envelope.chunk(news)
+        return self._opening(choice.index) + self._envelope.chunk(chunk)
 
     def ending(self, choices: Sequence[Choice]) -> bytes:
         return self._envelope.ending(choices)

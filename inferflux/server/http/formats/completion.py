@@ -48,8 +48,8 @@ class CompletionFormat:
         tokens_shown = delta.token_ids and (self._with_token_ids or self._with_logprobs)
         if not (delta.text or delta.finish_reason or tokens_shown):
             return b""
-        news = self._opening(choice)
-        return news + self._envelope.chunk(
+        opening = self._opening(choice)
+        return opening + self._envelope.chunk(
             CompletionChoice(
                 text=delta.text,
                 index=choice.index,
@@ -63,7 +63,7 @@ class CompletionFormat:
         return self._envelope.ending(choices)
 
     def _opening(self, choice: Choice) -> bytes:
-        """With echo, the chunk that repeats the prompt comes before a choice's first news."""
+        """With echo, the chunk that repeats the prompt comes before a choice's first delta."""
         if not self._echo or choice.index in self._lists:
             return b""
         text, logprobs = self._echoed(choice)

@@ -65,7 +65,7 @@ class Envelope:
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
     def chunk(self, choice: msgspec.Struct) -> bytes:
-        """Returns the event that carries one choice's news."""
+        """Returns the event that carries one choice's delta."""
         return b"".join((self._head, _encode(choice), self._tail))
 
     def ending(self, choices: Sequence[Choice]) -> bytes:

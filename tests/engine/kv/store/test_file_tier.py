@@ -11,7 +11,7 @@ import pytest
 from inferflux.engine.kv.store import file_tier, page_file
 from inferflux.engine.kv.store.file_tier import FIRST_PAUSE_S, FileTier
 from inferflux.engine.kv.store.page_file import ALIGNMENT, Layout, open_page_file
-from inferflux.engine.step import FileNews
+from inferflux.engine.step import FileChange
 
 LAYOUT = Layout(page_bytes=5000, name=b"m" * 32)
 MAX_BYTES = ALIGNMENT + 10 * LAYOUT.slot_bytes
@@ -35,11 +35,11 @@ def make(path: Path, clock: Clock, *, keep: bool = True) -> FileTier:
     return FileTier(path, LAYOUT, MAX_BYTES, keep=keep, clock=clock)
 
 
-def news_of(tier: FileTier) -> list[FileNews]:
-    news = []
-    while not tier.news.empty():
-        news.append(tier.news.get())
-    return news
+def changes_of(tier: FileTier) -> list[FileChange]:
+    changes = []
+    while not tier.changes.empty():
+        changes.append(tier.changes.get())
+    return changes
 
 
 def failing(code: int) -> Callable[..., Any]:
@@ -56,14 +56,14 @@ def test_an_io_error_turns_it_off_until_a_later_try(
     tier = make(tmp_path / "kv", clock)
     tier.open()
     assert tier.store(2, NAME, PAGE) is None
-    assert news_of(tier) == [FileNews("on", 10, [], 0)]
+    assert changes_of(tier) == [FileChange("on", 10, [], 0)]
     buffer = memoryview(bytearray(5000))
     with monkeypatch.context() as patch:
         patch.setattr(page_file, operation, failing(errno.EIO))
         move = tier.store if operation == "write_at" else tier.load
         assert move(2, NAME, buffer) == "io"
         assert (tier.store(3, NAME, PAGE), tier.load(2, NAME, buffer)) == ("io", "io"), "off: nothing is tried"
-        assert news_of(tier) == [FileNews("off", 0)]
+        assert changes_of(tier) == [FileChange("off", 0)]
         assert not tier.may_open
         clock.now += FIRST_PAUSE_S
         assert tier.may_open
@@ -72,9 +72,9 @@ def test_an_io_error_turns_it_off_until_a_later_try(
         assert not tier.may_open, "the second pause is longer"
     clock.now += FIRST_PAUSE_S
     tier.open()
-    news = news_of(tier)[-1]
-    assert news.state == "on"
-    assert news.pages == [(2, NAME)]
+    change = changes_of(tier)[-1]
+    assert change.state == "on"
+    assert change.pages == [(2, NAME)]
     assert tier.load(2, NAME, buffer) is None
     assert buffer == PAGE
     tier.close()
@@ -85,18 +85,18 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, clock: Clock, monkeypat
     tier = make(tmp_path / "kv", clock)
     tier.open()
     assert tier.store(0, NAME, PAGE) is None
-    news_of(tier)
+    changes_of(tier)
     with monkeypatch.context() as patch:
         patch.setattr(page_file, "allocate", failing(errno.ENOSPC))
         assert tier.store(5, b"o" * 32, PAGE) == "io"
-        assert news_of(tier) == [FileNews("full", 2)]
+        assert changes_of(tier) == [FileChange("full", 2)]
         assert tier.store(1, b"o" * 32, PAGE) is None, "there is room in what was set aside"
         assert tier.load(0, NAME, memoryview(bytearray(5000))) is None
         tier.offer_again()
-        assert news_of(tier) == []
+        assert changes_of(tier) == []
     clock.now += FIRST_PAUSE_S
     tier.offer_again()
-    assert news_of(tier) == [FileNews("on", 10)]
+    assert changes_of(tier) == [FileChange("on", 10)]
     assert tier.store(5, b"p" * 32, PAGE) is None
     tier.close()
 
@@ -105,11 +105,11 @@ def test_a_path_that_cannot_be_written_is_no_error_but_off(tmp_path: Path, clock
     (tmp_path / "file").touch()
     tier = make(tmp_path / "file" / "kv", clock)
     tier.open()
-    assert news_of(tier) == [FileNews("off", 0)]
+    assert changes_of(tier) == [FileChange("off", 0)]
     (tmp_path / "file").unlink()
     clock.now += FIRST_PAUSE_S
     tier.open()
-    assert news_of(tier)[-1].state == "on"
+    assert changes_of(tier)[-1].state == "on"
     tier.close()
 
 
@@ -119,11 +119,11 @@ def test_a_file_in_use_is_left_alone_and_taken_over_later(tmp_path: Path, clock:
     first.write(4, NAME, PAGE)
     tier = make(tmp_path / "kv", clock)
     tier.open()
-    assert news_of(tier) == [FileNews("off", 0)]
+    assert changes_of(tier) == [FileChange("off", 0)]
     first.close()
     clock.now += FIRST_PAUSE_S
     tier.open()
-    assert news_of(tier) == [FileNews("on", 10, [(4, NAME)], 0)]
+    assert changes_of(tier) == [FileChange("on", 10, [(4, NAME)], 0)]
     tier.close()
 
 
@@ -131,7 +131,7 @@ def test_what_is_not_kept_is_emptied_and_removed(tmp_path: Path, clock: Clock):
     for keep in (True, False):
         tier = make(tmp_path / "kv", clock, keep=keep)
         tier.open()
-        assert news_of(tier) == [FileNews("on", 10, [], 0)]
+        assert changes_of(tier) == [FileChange("on", 10, [], 0)]
         assert tier.store(0, NAME, PAGE) is None
         tier.close()
         assert (tmp_path / "kv").exists() == keep
@@ -149,7 +149,7 @@ def pages_after(path: Path, clock: Clock) -> list[tuple[int, bytes]] | None:
     tier = make(path, clock)
     tier.open()
     tier.close()
-    return news_of(tier)[0].pages
+    return changes_of(tier)[0].pages
 
 
 def test_what_is_forgotten_while_it_is_off_does_not_come_back(
@@ -164,7 +164,7 @@ def test_what_is_forgotten_while_it_is_off_does_not_come_back(
     tier.forget()()
     clock.now += FIRST_PAUSE_S
     tier.open()
-    assert news_of(tier)[-1] == FileNews("on", 10, [], 0)
+    assert changes_of(tier)[-1] == FileChange("on", 10, [], 0)
     assert tier.store(4, NAME, PAGE) is None
     tier.close()
     assert pages_after(tmp_path / "kv", clock) == [(4, NAME)]
@@ -206,7 +206,7 @@ def test_an_end_while_it_is_being_opened_leaves_nothing_open(
 
         monkeypatch.setattr(file_tier, "open_page_file", open_late)
         tier.open()
-        assert news_of(tier) == []
+        assert changes_of(tier) == []
         assert (tmp_path / "kv").exists() == keep
         open_page_file(tmp_path / "kv", LAYOUT, MAX_BYTES).close()
 

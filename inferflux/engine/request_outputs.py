@@ -1,6 +1,6 @@
-"""What a request's caller is told: its Outputs, and why a request is at its end.
+"""Builds the Outputs that a request's caller receives, and decides when a request is finished.
 
-Pure functions of a request after its newest token was appended. Knows no queue and no pages.
+Pure functions of a request whose newest token has been appended. Knows no queue and no pages.
 """
 
 from inferflux.engine.interface import Output
@@ -20,10 +20,10 @@ def finish_reason(request: Request, token_id: int) -> FinishReason | None:
     return "length" if len(request.tokens) >= request.max_total_tokens else None
 
 
-def token_news(
+def token_output(
     request: Request, result: RowOutput, reason: FinishReason | None, prompt_logprobs: list[TokenLogprobs] | None
 ) -> Output:
-    """Returns the news of one sampled token. The first carries what is known of the prompt and of the wait."""
+    """Returns the output for one sampled token. The first one also reports on the prompt and the time in the queue."""
     assert result.token_id is not None
     token_ids = [result.token_id]
     logprobs = None if result.logprobs is None else [result.logprobs]
@@ -42,8 +42,8 @@ def token_news(
     )
 
 
-def prompt_news(request: Request, prompt_logprobs: list[TokenLogprobs] | None) -> Output:
-    """Returns the news of a request whose prompt has been computed, and that wants no more."""
+def prompt_output(request: Request, prompt_logprobs: list[TokenLogprobs] | None) -> Output:
+    """Returns the output of a request that only wanted its prompt computed (`max_tokens=0`)."""
     return Output(
         request_id=request.id,
         prompt_logprobs=prompt_logprobs,
@@ -53,20 +53,20 @@ def prompt_news(request: Request, prompt_logprobs: list[TokenLogprobs] | None) -
     )
 
 
-def vector_news(request: Request, vector: bytes) -> Output:
-    """Returns the news of a request that has become a vector, and so ends."""
+def pooled_output(request: Request, vector: bytes) -> Output:
+    """Returns the last output of a pooled request: its vector."""
     return Output(
         request.id, finish_reason="stop", num_cached_tokens=request.num_cached, queue_s=_queue_s(request), vector=vector
     )
 
 
-def refusal_news(request_id: int, error: RequestError) -> Output:
-    """Returns the news of a request that this model cannot run."""
+def refused_output(request_id: int, error: RequestError) -> Output:
+    """Returns the output of a request that this model cannot run."""
     return Output(request_id, finish_reason="error", error=str(error), error_param=error.param, error_code=error.code)
 
 
-def error_news(request: Request, result: RowOutput) -> Output:
-    """Returns the news of a request that failed while running, as `result` says."""
+def failed_output(request: Request, result: RowOutput) -> Output:
+    """Returns the last output of a request that failed while running, with the error of `result`."""
     return Output(
         request_id=request.id,
         finish_reason="error",
