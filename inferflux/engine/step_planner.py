@@ -1,0 +1,181 @@
+"""StepPlanner: fills one step with running and waiting requests, within its budget of tokens and pages.
+
+Running requests are served in order of rank (`order`), and pages are taken from those ranked last: so the first always
+advances, which rules out livelock. Moves requests between the queues and allocates pages as it goes; when a step is
+planned, and what becomes of its results, is the scheduler's work.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from itertools import chain
+from typing import Final
+
+from inferflux.config import SchedulerConfig
+from inferflux.engine.flight import Flight, living
+from inferflux.engine.kv.manager import KVManager
+from inferflux.engine.order import Order
+from inferflux.engine.pace import Load
+from inferflux.engine.queues import Queues
+from inferflux.engine.request import Request
+from inferflux.engine.stats import EngineStats
+from inferflux.engine.step_builder import StepBuilder
+
+# Longest time that a step may spend on prompt tokens: new requests wait for its end, and an engine that is silent for a
+# minute is taken for stuck.
+LONGEST_STEP_S: Final = 10.0
+# How many requests that wait for pages being computed right now may be passed over in one step.
+MAX_PASSED_OVER: Final = 16
+
+
+class StepPlanner:
+    """One per scheduler, over its queues. flights: the steps without results so far, which the scheduler keeps."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        kv: KVManager,
+        queues: Queues,
+        order: Order,
+        stats: EngineStats,
+        flights: Collection[Flight],
+    ) -> None:
+        self._kv = kv
+        self._queues = queues
+        self._order = order
+        self._stats = stats
+        self._flights = flights
+        self._max_batch_tokens = config.max_batch_tokens
+        self._max_chunk_tokens = config.chunked_prefill_tokens
+
+    def fill(self, step: StepBuilder, favours: bool) -> Load | None:
+        """Puts a step together: requests that go first, running and waiting ones, then the others beside them. Of each,
+        decodes come first in the budget, then running prefills by rank, then waiting requests.
+
+        Returns what favoured requests compute, and those that go before them; None when no favoured one has a row.
+        """
+        order, queues, num_preemptions = self._order, self._queues, self._stats.preemptions
+        max_prompt_tokens = self._kv.rates.tokens_within(LONGEST_STEP_S)
+        alone = self._plan_favoured(step, max_prompt_tokens) if favours else None
+        others = queues.running[order.num_first(queues.running) :] if favours else queues.running
+        budget = self._max_batch_tokens - step.num_tokens
+        if alone is None:
+            rows = others[:budget]
+            limits = budget - _num_decoding(rows), order.favour.max_prompt_tokens, max_prompt_tokens - step.load.prompt
+            step.prefill_budget = min(limits)
+        else:
+            rows, step.prefill_budget = order.favour.choose(alone, others, budget)
+        self._plan_running(step, rows)
+        if self._stats.preemptions == num_preemptions:
+            self._admit(step)
+        return alone
+
+    def _plan_favoured(self, step: StepBuilder, max_prompt_tokens: int) -> Load | None:
+        """Plans the requests that go first, running and waiting ones. Returns as `fill` does."""
+        order, queues = self._order, self._queues
+        first = queues.running[: order.num_first(queues.running)]
+        step.prefill_budget = min(self._max_batch_tokens - _num_decoding(first), max_prompt_tokens)
+        self._plan_running(step, first)
+        self._admit(step, order.goes_first)
+        if queues.is_blocked and order.is_favoured(queues.waiting.first):
+            # One of the others yields now, for otherwise they would have this step to themselves.
+            victim = order.victim(queues.waiting.first, queues.running[order.num_first(queues.running) :])
+            if victim is not None:
+                queues.preempt(victim)
+                self._admit(step, order.goes_first)
+        return step.load if any(map(order.is_favoured, step.requests)) else None
+
+    def _plan_running(self, step: StepBuilder, rows: list[Request]) -> None:
+        """Gives these running requests, in order of rank, their shares of the step, as far as budget and pages go."""
+        allocate, add_decode = self._kv.allocate, step.add_decode
+        # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
+        for request in rows:
+            num_due = request.num_due
+            if request.slot is None:
+                return
+            if num_due == 1:
+                count = request.num_planned + 1
+                pages = allocate(request, count)
+                if pages is None:
+                    pages = self._make_room(request, count)
+                if pages is not None:
+                    add_decode(request, pages)
+            elif num_due and step.prefill_budget > 0:
+                count = min(num_due, self._max_chunk_tokens, step.prefill_budget)
+                pages = self._make_room(request, request.num_planned + count)
+                if pages is not None:
+                    step.add_prefill(request, count, pages, request.id in self._queues.scores)
+
+    def _make_room(self, request: Request, count: int) -> list[int] | None:
+        """Returns pages for the `count` tokens after the computed ones. To make room, loading requests wait again, then
+        running ones are preempted, each from the end of the list.
+
+        None when the request was itself the last one and had to yield, or sits this step out, since moves hold pages.
+        """
+        while (pages := self._kv.allocate(request, count)) is None:
+            if self._queues.loading:
+                self._queues.stop_loading(self._queues.loading[-1])
+                continue
+            if len(self._queues.running) == 1:
+                assert self._kv.num_under_way, "a request alone always fits: add() saw to it"
+                return None
+            victim = self._queues.running[-1]
+            self._queues.preempt(victim)
+            if victim is request:
+                return None
+        return pages
+
+    def _admit(self, step: StepBuilder, may_start: Callable[[Request], bool] | None = None) -> None:
+        """Starts waiting requests in their turn while there are slots, budget and pages for all of their tokens; up to
+        the first that may not.
+
+        A request whose next page is being computed or loaded by another right now is passed over: it will find that
+        page cached. One whose next pages are worth loading from a lower tier begins to load instead of starting.
+        The first one that finds no room stops the rest, so that small requests do not starve a large one.
+        """
+        queues = self._queues
+        if queues.is_blocked or not queues.waiting or not queues.has_free_slot or step.prefill_budget <= 0:
+            return
+        if may_start is not None and not may_start(queues.waiting.first):
+            return
+        kv = self._kv
+        in_flight = chain.from_iterable(map(living, self._flights))
+        computing = {kv.computing_name(request) for request in (*step.prefilling, *in_flight)} - {None}
+        num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
+        num_passed_over, is_blocked = 0, False
+        while queues.waiting and queues.has_free_slot and step.prefill_budget > 0:
+            request = queues.waiting.first
+            if may_start is not None and not may_start(request):
+                break
+            matched = kv.match_prefix(request)
+            awaited = kv.awaited_name(request, len(matched))
+            if awaited in computing or kv.is_coming(awaited):
+                queues.waiting.set_aside(request)
+                num_passed_over += 1
+                if num_passed_over == MAX_PASSED_OVER:
+                    break
+                continue
+            below = kv.look_below(request, len(matched))
+            if below.sources:
+                if not kv.start_load(request, matched, below, num_reserved):
+                    is_blocked = True
+                    break
+                queues.load(request)
+                num_reserved += kv.num_pages_to_come(request)
+                continue
+            max_tokens = min(self._max_chunk_tokens, step.prefill_budget)
+            if not kv.admit(request, matched, max_tokens, num_reserved):
+                is_blocked = True
+                break
+            kv.note_declined(below)
+            queues.start(request)
+            step.add_start(request)
+            count = min(request.num_uncomputed, max_tokens)
+            step.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
+            computing |= {kv.computing_name(request)} - {None}
+            num_reserved += kv.num_pages_to_come(request)
+        queues.waiting.take_back()
+        if is_blocked:
+            queues.block()
+
+
+def _num_decoding(requests: Iterable[Request]) -> int:
+    return [request.num_due for request in requests].count(1)
