@@ -47,12 +47,12 @@ class Family:
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request: pytest.FixtureRequest, tiny_model: Callable[[str], TinyModel]) -> Family:
     model = tiny_model(request.param)
-    return Family(model.folder, [make_case(model, length) for length in PROMPT_LENGTHS])
+    cases = model.clear_cases(PROMPT_LENGTHS, NUM_OUTPUT)
+    return Family(model.folder, [make_case(model, prompt, expected) for prompt, expected in cases])
 
 
-def make_case(model: TinyModel, num_prompt_tokens: int) -> Case:
-    prompt, expected = model.clear_case(num_prompt_tokens, NUM_OUTPUT)
-    logits = model.logits(prompt + expected)[num_prompt_tokens - 1 : -1]
+def make_case(model: TinyModel, prompt: list[int], expected: list[int]) -> Case:
+    logits = model.logits(prompt + expected)[len(prompt) - 1 : -1]
     return Case(prompt, expected, torch.log_softmax(logits, dim=1).amax(dim=1))
 
 

@@ -8,7 +8,7 @@ function of the family's name. Fit for serving: `write_tokenizer(folder)` adds a
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ MAX_POSITIONS = 1024
 WEIGHT_STD = 0.2
 EMBEDDING_STD = 0.25
 CLEAR_GAP = 1e-3
+MAX_DRAWS = 20
 
 Builder = Callable[[Path], PreTrainedModel]
 
@@ -201,18 +202,51 @@ class TinyModel(NamedTuple):
         return output[0, len(token_ids) :].tolist()
 
     def clear_case(self, num_prompt_tokens: int, num_tokens: int) -> tuple[list[int], list[int]]:
-        """Returns a prompt and its greedy continuation in which no choice is close.
+        """Returns a prompt and its greedy continuation in which no choice is close; see `clear_cases`."""
+        return self.clear_cases([num_prompt_tokens], num_tokens)[0]
+
+    def clear_cases(self, lengths: Sequence[int], num_tokens: int) -> list[tuple[list[int], list[int]]]:
+        """Returns a prompt of each length and its greedy continuation in which no choice is close.
 
         Of some thousand greedy choices one is between two logits nearer than float32's own error (it happened), and
         no implementation can be held to it. Prompts are drawn in a fixed order until every choice is clear.
+        Continuations are generated together, padded, which is faster; what counts is that each of their tokens is the
+        likeliest, by far enough, after the prompt and the tokens before it alone.
         """
-        generator = torch.Generator().manual_seed(num_prompt_tokens)
-        while True:
-            prompt = torch.randint(len(SPECIAL_TOKENS), VOCAB_SIZE, (num_prompt_tokens,), generator=generator).tolist()
-            expected = self.greedy(prompt, num_tokens)
-            best = self.logits(prompt + expected)[num_prompt_tokens - 1 : -1].topk(2).values
-            if (best[:, 0] - best[:, 1]).min() > CLEAR_GAP:
-                return prompt, expected
+        generators = [torch.Generator().manual_seed(length) for length in lengths]
+        cases: dict[int, tuple[list[int], list[int]]] = {}
+        for _ in range(MAX_DRAWS):
+            drawn = {
+                index: torch.randint(len(SPECIAL_TOKENS), VOCAB_SIZE, (length,), generator=generators[index]).tolist()
+                for index, length in enumerate(lengths)
+                if index not in cases
+            }
+            answers = self._greedy_together(list(drawn.values()), num_tokens)
+            for (index, prompt), answer in zip(drawn.items(), answers, strict=True):
+                if self._smallest_lead(prompt, answer) > CLEAR_GAP:
+                    cases[index] = prompt, answer
+            if len(cases) == len(lengths):
+                return [cases[index] for index in range(len(lengths))]
+        raise AssertionError(f"{MAX_DRAWS} prompts of {lengths} tokens, and none of some length has a clear answer")
+
+    def _greedy_together(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        output = self.reference.generate(
+            torch.tensor([[PAD_ID] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)]),
+            attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        return output[:, longest:].tolist()
+
+    def _smallest_lead(self, prompt: list[int], answer: list[int]) -> float:
+        """How far at least an answer's tokens are ahead of the likeliest other ones; below 0: not greedy."""
+        logits = self.logits(prompt + answer)[len(prompt) - 1 : -1]
+        chosen = torch.tensor(answer)[:, None]
+        others = logits.scatter(1, chosen, float("-inf")).amax(dim=1)
+        return (logits.gather(1, chosen)[:, 0] - others).min().item()
 
 
 def make_tiny_model(builder: Builder, folder: Path) -> TinyModel:
