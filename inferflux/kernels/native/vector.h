@@ -111,7 +111,7 @@ static inline Floats tanh(Floats x) {
   return size < 0.15f ? series : far;
 }
 
-// Element types in memory; load() gives W of them as floats.
+// Element types in memory: read() and write() convert W of them at once from and to floats, read1() and write1() one.
 struct F32 {
   typedef float T;
   static inline Floats read(const T* p) { return ::load<Floats>(p); }
