@@ -10,9 +10,10 @@ import torch
 
 from inferflux.cli import main
 from inferflux.kernels.backends import OPS
+from inferflux.kernels.bench import command
 from inferflux.kernels.bench.measure import Contender, Sampler, make_contender, take_turns
 from inferflux.kernels.bench.report import make_entry, make_pairs
-from inferflux.kernels.bench.roofline import Roofline
+from inferflux.kernels.bench.roofline import TOY_PROBE, Roofline
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
@@ -88,6 +89,19 @@ def test_a_kernel_that_fails_later_is_named_too(tmp_path: Path, capsys: pytest.C
     )
     assert run(tmp_path / "out", "--op", "norm", "--backend", "torch", "--module", str(module)) == 1
     assert f"{module} norm 1x64 float32: AssertionError: tired" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert {entry["backend"] for entry in report["entries"]} == {"torch"}
+
+
+def test_a_kernel_that_computes_wrongly_is_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "probe_for", lambda _device: TOY_PROBE)
+    module = tmp_path / "wrong.py"
+    module.write_text("def norm(x, weight, eps):\n    return x * weight\n")
+    asked = ["--op", "norm", "--backend", "torch", "--module", str(module)]
+    assert run(tmp_path / "out", *asked, "--size", "small", "--rounds", "1") == 1
+    assert f"{module} norm float32: not timed, as it fails its check: " in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert {entry["backend"] for entry in report["entries"]} == {"torch"}
 

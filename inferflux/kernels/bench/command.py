@@ -1,8 +1,11 @@
-"""`inferflux kernels bench`: times every op of every backend asked for, and writes table, CSV, JSON and plot."""
+"""`inferflux kernels bench`: times every op of every backend asked for, and writes table, CSV, JSON and plot.
+
+A kernel that fails its check (`kernels.check`) is named and not timed.
+"""
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,7 @@ from inferflux.kernels.bench.roofline import TOY_PROBE, Roofline, measure_roofli
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
+from inferflux.kernels.check import check_op
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.options import DTYPES, add_common, device_of
 
@@ -43,15 +47,19 @@ class Task(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """toy: sizes that only show that everything runs, so that nothing is done to make the figures true."""
+    """size: of `SHAPES`. toy: one that only shows that everything runs, so nothing is done to make the figures true."""
 
     device: torch.device
+    size: str
     rounds: int
-    toy: bool
+
+    @property
+    def toy(self) -> bool:
+        return self.size == "toy"
 
 
 class Measured(NamedTuple):
-    """failures: backends that raised, in words."""
+    """failures: backends that were wrong or raised, in words."""
 
     entries: list[Entry]
     pairs: list[Pair]
@@ -74,26 +82,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 when a backend failed on a workload. Raises ConfigError when there is nothing to measure."""
+    """Returns 1 when a backend was wrong or raised. Raises ConfigError when there is nothing to measure."""
     device = device_of(args)
-    size = args.size or ("small" if device.type == "cpu" else "large")
-    conditions = Conditions(device, args.rounds, toy=size == "toy")
+    conditions = Conditions(device, args.size or ("small" if device.type == "cpu" else "large"), args.rounds)
     names = args.dtype or ["float32" if device.type == "cpu" else "bfloat16"]
     dtypes = tuple(getattr(torch, name) for name in dict.fromkeys(names))
-    tasks = list(_tasks(args, size, dtypes, device))
-    if not tasks:
+    console, measured = Console(stderr=True), Measured([], [], [])
+    with console.status("checking the kernels"):
+        tasks = list(_tasks(args, dtypes, conditions, measured.failures))
+    if not tasks and not measured.failures:
         raise ConfigError("nothing to measure: no backend asked for serves any op asked for here")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {args.out} cannot be made: {error.strerror}") from error
-    console = Console(stderr=True)
     with console.status("measuring this machine's roofline"):
         # Sampling has float32 logits whatever the dtype.
         needed = tuple(dict.fromkeys(task.dtype for task in tasks))
         roof = measure_roofline(device, needed, TOY_PROBE if conditions.toy else probe_for(device))
-    measured = _measure(tasks, conditions, roof, console)
-    settings = {"device": str(device), "size": size, "dtypes": names, "rounds": args.rounds}
+    _measure(tasks, conditions, roof, measured, console)
+    settings = {"device": str(device), "size": conditions.size, "dtypes": names, "rounds": args.rounds}
     _write(args, measured, roof, settings)
     for failure in measured.failures:
         print(failure, file=sys.stderr)
@@ -101,26 +109,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tasks(
-    args: argparse.Namespace, size: str, dtypes: tuple[torch.dtype, ...], device: torch.device
+    args: argparse.Namespace, dtypes: tuple[torch.dtype, ...], conditions: Conditions, failures: list[str]
 ) -> Iterator[Task]:
+    """Yields the tasks of the backends that pass their checks; appends to failures what is wrong with the others."""
     asked = args.backend or [name for name in BUILT_IN if name != "reference"]
     backends = [find_backend(name) for name in dict.fromkeys([*asked, *args.module])]
     for op in args.op or OPS:
         for dtype in (torch.float32,) if op == "sampling" else dtypes:
-            serving = [backend for backend in backends if backend.refusal(op, device, dtype) is None]
+            serving = [backend for backend in backends if backend.refusal(op, conditions.device, dtype) is None]
+            if not conditions.toy:
+                serving = list(_right(serving, op, dtype, conditions.device, failures))
             if serving:
-                yield from (Task(workload, dtype, serving) for workload in workloads_of(op, SHAPES[size]))
+                yield from (Task(workload, dtype, serving) for workload in workloads_of(op, SHAPES[conditions.size]))
 
 
-def _measure(tasks: list[Task], conditions: Conditions, roof: Roofline, console: Console) -> Measured:
-    measured = Measured([], [], [])
+def _right(
+    backends: Iterable[Backend], op: str, dtype: torch.dtype, device: torch.device, failures: list[str]
+) -> Iterator[Backend]:
+    for backend in backends:
+        wrong = next((result for result in check_op(backend.find(op), op, dtype, device) if not result.ok), None)
+        if wrong is None:
+            yield backend
+        else:
+            where = f"{backend.name} {op} {dtype_name(dtype)}"
+            failures.append(f"{where}: not timed, as it fails its check: {wrong.case}: {wrong.problem}")
+
+
+def _measure(tasks: list[Task], conditions: Conditions, roof: Roofline, measured: Measured, console: Console) -> None:
     with Progress(console=console, transient=True) as progress, torch.inference_mode():
         bar = progress.add_task("", total=len(tasks))
         for task in tasks:
             progress.update(bar, description=f"{task.workload.op} {task.workload.name} {dtype_name(task.dtype)}")
             _measure_task(task, conditions, roof, measured)
             progress.advance(bar)
-    return measured
 
 
 def _measure_task(task: Task, conditions: Conditions, roof: Roofline, measured: Measured) -> None:
