@@ -20,7 +20,7 @@ from inferflux.kernels.backends import BUILT_IN, KV_OPS, OPS, Backend, find_back
 from inferflux.kernels.bench import command as bench
 from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
 from inferflux.kernels.dtypes import dtype_name
-from inferflux.kernels.kernel_set import KernelSet, select
+from inferflux.kernels.kernel_set import Choice, select
 from inferflux.kernels.native.loading import build_now
 from inferflux.kernels.native.portable import FOLDER, build_portable
 from inferflux.kernels.options import DTYPES, add_common, device_of
@@ -62,22 +62,42 @@ def _build(args: argparse.Namespace) -> int:
     return 0 if reason is None else 1
 
 
+class Listed(NamedTuple):
+    """One op: what was selected for it, and the state of every backend by name."""
+
+    choice: Choice
+    states: dict[str, str]
+
+
 def _list(args: argparse.Namespace) -> int:
     device, dtype = device_of(args), getattr(torch, args.dtype)
-    kernels = select(device, dtype)
-    states = {choice.op: _states(choice.op, choice.backend, device, dtype) for choice in kernels.choices}
+    ops = {choice.op: _listed(choice, device, dtype) for choice in select(device, dtype).choices}
+    # The same ops on pages of 8 bits.
+    narrow = {
+        choice.op: _listed(choice, device, dtype, narrow_kv=True)
+        for choice in select(device, dtype, narrow_kv=True).choices
+        if choice.op in KV_OPS
+    }
     if args.json:
-        print(json.dumps({"device": str(device), "dtype": args.dtype, "ops": _as_json(kernels, states)}, indent=2))
+        items = [
+            _as_json(each) | ({"narrow_kv": _as_json(narrow[op])} if op in narrow else {}) for op, each in ops.items()
+        ]
+        print(json.dumps({"device": str(device), "dtype": args.dtype, "ops": items}, indent=2))
         return 0
-    _print_states(states, f"kernels on {device} in {args.dtype}, best first")
+    rows = {op: each.states for op, each in ops.items()} | {_on_narrow(op): each.states for op, each in narrow.items()}
+    _print_states(rows, f"kernels on {device} in {args.dtype}, best first")
     return 0
+
+
+def _on_narrow(op: str) -> str:
+    return f"{op} on 8-bit pages"
 
 
 def _print_states(states: dict[str, dict[str, str]], title: str) -> None:
     """The table says who serves; below it stands why others do not, each reason once."""
     table = Table(title=title)
     table.add_column("op", no_wrap=True)
-    for column in _listed():
+    for column in _backend_names():
         table.add_column(column)
     refused: dict[str, list[str]] = {}
     for op, row in states.items():
@@ -91,32 +111,29 @@ def _print_states(states: dict[str, dict[str, str]], title: str) -> None:
         console.print(escape(f"{reason} ({', '.join(ops)})"), soft_wrap=True)
 
 
-def _listed() -> tuple[str, ...]:
-    """Backends by name: the built-in ones, then those that other packages brought, which must be asked for."""
+def _backend_names() -> tuple[str, ...]:
+    """The built-in ones, then those that other packages brought, which must be asked for."""
     return (*BUILT_IN, *installed_names())
 
 
-def _states(op: str, selected: str, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+def _listed(choice: Choice, device: torch.device, dtype: torch.dtype, *, narrow_kv: bool = False) -> Listed:
     states = {}
-    for name in _listed():
+    for name in _backend_names():
         try:
-            reason = find_backend(name).refusal(op, device, dtype)
+            reason = find_backend(name).refusal(choice.op, device, dtype, narrow_kv=narrow_kv)
         except ConfigError as error:
             reason = str(error)  # another package's, which is no reason to be silent about all others
-        states[name] = f"refused: {reason}" if reason else "selected" if name == selected else "available"
-    return states
+        states[name] = f"refused: {reason}" if reason else "selected" if name == choice.backend else "available"
+    return Listed(choice, states)
 
 
-def _as_json(kernels: KernelSet, states: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "op": choice.op,
-            "selected": choice.backend,
-            "refused": [{"backend": name, "reason": reason} for name, reason in choice.refused],
-            "backends": states[choice.op],
-        }
-        for choice in kernels.choices
-    ]
+def _as_json(listed: Listed) -> dict[str, Any]:
+    return {
+        "op": listed.choice.op,
+        "selected": listed.choice.backend,
+        "refused": [{"backend": name, "reason": reason} for name, reason in listed.choice.refused],
+        "backends": listed.states,
+    }
 
 
 class Line(NamedTuple):
@@ -186,7 +203,7 @@ def _print_lines(lines: list[Line], *, asked: bool) -> None:
         error = max(result.error for result in line.results)
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
         numbers = (str(len(line.results)), f"{error:.1e}", f"{line.tolerance:.1e}")
-        op = f"{line.op}, 8-bit pages" if line.narrow_kv else line.op
+        op = _on_narrow(line.op) if line.narrow_kv else line.op
         table.add_row(escape(line.backend), op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()
     console.print(table)

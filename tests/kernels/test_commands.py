@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from inferflux.cli import main
 from inferflux.kernels import backends
 from inferflux.kernels.backends import OPS
+from inferflux.kernels.kernel_set import select
 
 WRONG_NORM = "def norm(x, weight, eps):\n    return x * weight\n"
 
@@ -39,6 +41,20 @@ def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert listing["device"] == "cpu"
     assert [row["op"] for row in listing["ops"]] == list(OPS)
     assert {row["backends"][row["selected"]] for row in listing["ops"]} == {"selected"}
+
+
+def test_list_says_what_serves_for_pages_of_8_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["list", "--device", "cpu", "--dtype", "float32"]
+    assert main(["kernels", *asked]) == 0
+    assert "attention on 8-bit pages" in capsys.readouterr().out
+    assert main(["kernels", *asked, "--json"]) == 0
+    narrow = {row["op"]: row["narrow_kv"] for row in json.loads(capsys.readouterr().out)["ops"] if "narrow_kv" in row}
+    assert narrow.keys() == {"attention", "rope"}
+    choices = select(torch.device("cpu"), torch.float32, narrow_kv=True).choices
+    assert {op: row["selected"] for op, row in narrow.items()} == {
+        choice.op: choice.backend for choice in choices if choice.op in narrow
+    }
+    assert narrow["rope"]["backends"]["native"] == "refused: it does not know keys and values of 8 bits"
 
 
 def test_check_passes_for_what_is_built_in(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +111,7 @@ def test_pages_of_8_bits_are_checked_where_a_file_says_that_it_knows_them(
     path.write_text(NARROW_ROPE + "NARROW_KV = True")
     assert main(["kernels", *asked]) == 1
     text = capsys.readouterr().out
-    assert "rope, 8-bit pages" in text
+    assert "rope on 8-bit pages" in text
     assert f"{path} rope float32, int8 pages, mixed: error" in text
     code, results = run_json(capsys, *asked)
     assert code == 1
