@@ -31,7 +31,6 @@ from benchmarks import live, record
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 NUM_WORKERS = 12
 BURST = 40
-WORDS = ("page", "cache", "key", "policy", "token")
 # Memory may grow by so much from the first quarter of the time to its end. In less than a minute heaps do not settle.
 FLAT_MB = 24.0
 LEAST_SAMPLES = 60

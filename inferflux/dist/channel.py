@@ -36,11 +36,11 @@ class Channel:
         self._token = torch.zeros(1, dtype=torch.int32)
         self._last_sent = time.monotonic()
 
-    def meet(self, timeout_s: float = START_TIMEOUT_S) -> None:
+    def meet(self) -> None:
         """Returns once every rank has called this; for moments that take ranks differently long, such as a load."""
         if self.context.control is not None:
             with LostRank():
-                torch.distributed.monitored_barrier(self.context.control, timedelta(seconds=timeout_s))
+                torch.distributed.monitored_barrier(self.context.control, timedelta(seconds=START_TIMEOUT_S))
 
     def agree(self, yes: bool) -> bool:
         """Returns whether every rank says yes, at a moment for which ranks may take differently long, as `meet`."""

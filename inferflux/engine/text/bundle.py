@@ -41,14 +41,11 @@ class TextBundle:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> ChatPrompt:
         """Returns the prompt. As `ChatTemplate.render`, also in its errors: call it off the event loop."""
-        text = self.chat_template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
-        )
-        opens_thoughts = add_generation_prompt and text.rstrip().endswith(reasoning.OPEN)
+        text = self.chat_template.render(messages, tools=tools, variables=variables)
+        opens_thoughts = text.rstrip().endswith(reasoning.OPEN)
         try:
             token_ids = self.tokenizer.encode(text, add_special_tokens=False)
         except RequestError as error:  # a call's arguments may spell half a surrogate pair

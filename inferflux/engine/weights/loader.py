@@ -17,6 +17,8 @@ from inferflux.engine.weights.source import TensorSource, Weight
 from inferflux.errors import ModelLoadError
 
 BUFFER_BYTES = 4 * 1024 * 1024
+# Tensors that an error names.
+MAX_LISTED = 5
 FLOAT_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -183,7 +185,7 @@ def _length(part: slice) -> int:
     return int(part.stop) - int(part.start)
 
 
-def listed(names: Sequence[str], limit: int = 5) -> str:
+def listed(names: Sequence[str]) -> str:
     """Returns the first names, and how many more there are."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"{name!r:.200}" for name in names[:limit]) + rest
+    rest = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(f"{name!r:.200}" for name in names[:MAX_LISTED]) + rest
