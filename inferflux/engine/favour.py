@@ -1,10 +1,10 @@
 """Favour: the policy `fair` on machines where every row makes a step longer.
 
-A tenant that asks for less than its share, beside one that asks for more, is favoured: its requests go first and are in
-every step, and what the others add to these steps is bounded by what the steps would have taken without them. The bound
-is a credit in seconds, like a token bucket: each step with favoured requests earns a part of the time that these alone
-take, and the time that others add to it, by the clock, is spent. While there is no credit the others are left out of
-steps; when there is, they take turns. Knows requests' sizes and tenants' counters; the queues are `order`'s.
+A tenant that asks for less than its share, while another asks for more, is favoured: its requests are in every step,
+ahead of the others, and the time that the others may add to these steps is bounded. The bound is a credit in seconds,
+like a token bucket: a step with favoured requests earns a fraction of what it would take with these alone, and spends
+the time that the others added, by the clock. Without credit the others are left out of the step; with credit they take
+turns. Knows requests' sizes and tenants' counters; the queues are `order`'s.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,31 @@ from inferflux.engine.pace import GAIN, HELD_UP, Load, StepPace
 from inferflux.engine.request import Request
 from inferflux.engine.tenants import TenantCounters
 
-# What favoured requests may take, in times of what they would take alone. Twice is what is promised; the rest is for
-# the step that is under way when a request comes. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:
+# How long a favoured request may take, as a multiple of what it would take alone. 2 is promised; the difference is for
+# the step that is running when a request arrives. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:
 # 1.5, 2.1 and 2.2 with 1.4; 2.0, 1.8 and 1.7 with 1.25.
 FACTOR: Final = 1.25
-# Credit and debt are at most what so many steps of the favoured alone take. That bounds how long the others are left
-# out after a step that took long for another reason, and how much they may add at once after they had little to do.
+# Limit of credit and debt, in steps of the favoured alone. It bounds how long the others are left out after a step that
+# took long for another reason, and how much they may add at once after a quiet time.
 MOST_STEPS: Final = 8.0
-# After so many steps together the favoured have one alone again, since what that takes has to be known.
+# After so many shared steps the favoured get one alone, to measure again how long that takes.
 MOST_TOGETHER: Final = 32
-# After so long with one tenant alone, nobody is expected to come whom a long step would keep waiting.
+# After so long with a single tenant no other is expected to arrive, so steps may be long.
 EXPECTED_S: Final = 600.0
 
 
-class Beside(NamedTuple):
-    """A step with favoured requests. alone: what it computes of theirs. predicted_s: what the others add."""
+class SharedStep(NamedTuple):
+    """A step with favoured requests. alone: what it computes for them. predicted_s: seconds that the others should
+    add."""
 
     alone: Load
     predicted_s: float
 
 
 class Favour:
-    """tenants: the favoured ones, as of the last `look`. max_prompt_tokens: of a step without any of theirs; where
-    several tenants come and go no more than of one long prompt, for whoever comes has to wait for the step's end."""
+    """tenants: the favoured ones, as of the last `update`. max_prompt_tokens: limit for a step without favoured
+    requests; with several tenants about it is one chunk, since a request that arrives has to wait for the step's
+    end."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.tenants: frozenset[str] = frozenset()
@@ -56,11 +58,12 @@ class Favour:
         self._last_tenant: str | None = None
         self._shared_until = -inf
 
-    def look(self, tenants: TenantCounters, now: float) -> None:
-        """Sees who is favoured: tenants with no more requests than their share of a step's rows, if another has more.
+    def update(self, tenants: TenantCounters, now: float) -> None:
+        """Decides who is favoured: tenants with no more requests than their share of a step's rows, if another has
+        more.
 
-        Not one that has been served more than those others by over a step's worth: who is ahead waits for them. And
-        none when together they could take every place, for then places have to be shared out by what was served.
+        A tenant that has been served over a step's worth more than those others is not favoured: it waits for them. And
+        none is when together they could take every slot, for then slots have to be shared by what was served.
         """
         num_requests = tenants.num_requests
         many = len(num_requests) > self._max_rows
@@ -80,12 +83,12 @@ class Favour:
         self.tenants, self.max_prompt_tokens = frozenset(), self._max_tokens
 
     def choose(self, alone: Load, others: Sequence[Request], max_tokens: int) -> tuple[list[Request], int]:
-        """Returns which of the others, in the order given, have a row in a step with these favoured ones; and how many
-        tokens of prompts these and whoever starts besides may have. max_tokens: what the step has left."""
+        """Returns which of the others, in the order given, get a row in a step with the favoured requests `alone`, and
+        the step's prefill budget for them and for requests that start. max_tokens: what the step's budget has left."""
         pace, seconds, alone_s = self._pace, self._credit_s, self._seconds_alone(alone)
         if seconds <= 0 or alone_s is None or self._num_together >= MOST_TOGETHER:
             return [], 0
-        if seconds < alone_s and seconds < pace.beside(self._wish(others)):
+        if seconds < alone_s and seconds < pace.added_s(self._wish(others)):
             return [], 0
         self._num_turns += 1
         chosen, prompt = set(), 0
@@ -106,31 +109,31 @@ class Favour:
             prompt += min(max_tokens, self._num_affordable(seconds))
         return [request for request in others if request.id in chosen], prompt
 
-    def plan(self, alone: Load, load: Load) -> Beside:
-        """Notes that a step with favoured requests is on its way, and spends what the others are expected to add."""
-        predicted_s = self._pace.beside(Load(load.rows - alone.rows, load.prompt - alone.prompt))
+    def plan(self, alone: Load, load: Load) -> SharedStep:
+        """Records a step with favoured requests that is launched now; spends what the others are expected to add."""
+        predicted_s = self._pace.added_s(Load(load.rows - alone.rows, load.prompt - alone.prompt))
         self._credit_s -= predicted_s
         self._num_together = 0 if load == alone else self._num_together + 1
-        return Beside(alone, predicted_s)
+        return SharedStep(alone, predicted_s)
 
-    def note(self, load: Load, beside: Beside | None, seconds: float) -> None:
-        """Learns from a step that took so many seconds, and settles its account: what was spent was a prediction."""
+    def note(self, load: Load, shared: SharedStep | None, seconds: float) -> None:
+        """Learns from a step's time, and corrects the credit: what was spent for it was a prediction."""
         self._pace.note(load, seconds)
-        if beside is None:
+        if shared is None:
             return
-        alone_s = self._seconds_alone(beside.alone)
-        if load == beside.alone:
+        alone_s = self._seconds_alone(shared.alone)
+        if load == shared.alone:
             if not load.prompt:
                 known_s = seconds if alone_s is None else alone_s
                 self._alone_s[load.rows] = known_s + GAIN * (min(seconds, HELD_UP * known_s) - known_s)
             alone_s = seconds
         alone_s = min(seconds, alone_s or seconds)
         most_s = MOST_STEPS * alone_s
-        credit_s = self._credit_s + beside.predicted_s + FACTOR * alone_s - seconds
+        credit_s = self._credit_s + shared.predicted_s + FACTOR * alone_s - seconds
         self._credit_s = max(-most_s, min(most_s, credit_s))
 
     def _favoured_of_few(self, tenants: TenantCounters) -> frozenset[str]:
-        """Of no more tenants than a step has rows."""
+        """Returns the favoured tenants when there are no more tenants than a step has rows."""
         num_requests, served = tenants.num_requests, tenants.served
         total = sum(num_requests.values())
         share = min(self._max_rows, total) / max(1, len(num_requests))
@@ -142,7 +145,7 @@ class Favour:
         return favoured if sum(map(num_requests.__getitem__, favoured)) < self._max_rows else frozenset()
 
     def _favoured_of_many(self, tenants: TenantCounters) -> frozenset[str]:
-        """Of so many that the share of each is one request, or less."""
+        """Returns the favoured tenants when there are so many that the share of each is one request or less."""
         least = tenants.least_served_of_others
         if least is None:
             return frozenset()
@@ -154,11 +157,11 @@ class Favour:
         return self._pace.seconds_of(load) if load.prompt else self._alone_s.get(load.rows)
 
     def _wish(self, others: Sequence[Request]) -> Load:
-        """What these would have computed in a step of their own."""
+        """Returns what these would compute in a step of their own."""
         dues = [request.num_due for request in others]
         prompt = sum(min(due, self._max_chunk) for due in dues if due > 1)
         return Load(dues.count(1), min(prompt, self._max_tokens))
 
     def _num_affordable(self, seconds: float) -> int:
-        """Tokens of prompts for so many seconds."""
+        """Returns how many prompt tokens can be computed in so many seconds."""
         return int(min(self._max_tokens, seconds / max(self._pace.token_s, 1e-12)))

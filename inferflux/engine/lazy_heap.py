@@ -1,7 +1,7 @@
-"""LazyHeap: names by a key each, the least first, where keys grow without the heap's being told.
+"""LazyHeap: names ordered by a key each, smallest first, where keys may grow without telling the heap.
 
 A name's key is looked up again when the name comes to the top of the heap; if it has grown, the name moves down. So
-only a key that has become smaller has to be told (`put`), and a look costs O(log n) for each name returned or moved.
+only a key that has become smaller must be reported (`put`), and a lookup costs O(log n) per name returned or moved.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from typing import Any, Final, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Any)
 
-# Stale entries are cleared away when they outnumber the valid ones by so many.
+# Stale entries are removed when they outnumber the valid ones by more than this.
 _NUM_STALE: Final = 64
 
 
 class LazyHeap(Generic[Key]):
-    """key: returns the present key of a name that is in the heap."""
+    """key: returns the current key of a name that is in the heap."""
 
     def __init__(self, key: Callable[[str], Key]) -> None:
         self._key = key
@@ -30,7 +30,7 @@ class LazyHeap(Generic[Key]):
         return len(self._entries)
 
     def put(self, name: str) -> None:
-        """Adds a name, or notes that its key may have become smaller."""
+        """Adds a name, or reports that its key may have become smaller."""
         key = self._key(name)
         if name not in self._entries or key < self._entries[name][0]:
             heappush(self._heap, self._enter(name, key))
@@ -39,7 +39,7 @@ class LazyHeap(Generic[Key]):
                 heapify(self._heap)
 
     def remove(self, name: str) -> None:
-        """Forgets a name, which must be there."""
+        """Removes a name, which must be there."""
         del self._entries[name]
 
     def clear(self) -> None:
@@ -47,7 +47,7 @@ class LazyHeap(Generic[Key]):
         self._heap.clear()
 
     def first(self) -> str | None:
-        """Returns the name with the least key; None when the heap is empty."""
+        """Returns the name with the smallest key; None when the heap is empty."""
         while self._heap:
             known, serial, name = self._heap[0]
             if self._entries.get(name) != (known, serial):
@@ -60,7 +60,7 @@ class LazyHeap(Generic[Key]):
         return None
 
     def up_to(self, limit: Key, most: int) -> list[str]:
-        """Returns the names whose keys are no more than `limit`, at most `most` of them, the least first."""
+        """Returns up to `most` names whose keys are at most `limit`, smallest key first."""
         found: list[tuple[Key, int, str]] = []
         while len(found) < most and (name := self.first()) is not None and self._entries[name][0] <= limit:
             found.append(heappop(self._heap))

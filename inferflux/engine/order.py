@@ -1,7 +1,7 @@
-"""Order: puts the scheduling policy to use. Ranks requests, and says who should make room for whom.
+"""Order: applies the scheduling policy. Ranks requests, and decides which one is preempted for which.
 
-Holds what ranking needs to remember (the policy in force, the tenants' counters, the turns given out); the queues and
-the pages are the scheduler's. One thread calls everything here.
+Holds the state that ranking needs (the policy in force, the tenants' counters, the turns given out); the queues and the
+pages are the scheduler's. One thread calls everything here.
 """
 
 from bisect import bisect_left
@@ -13,7 +13,7 @@ from math import inf
 from operator import attrgetter
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.favour import Beside, Favour
+from inferflux.engine.favour import Favour, SharedStep
 from inferflux.engine.pace import Load
 from inferflux.engine.policies import Books, Policy, policy_named
 from inferflux.engine.request import Request
@@ -23,14 +23,14 @@ from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
 Rank = tuple[int, float, int]
 by_rank = attrgetter("rank")
 
-# Looking up a prefix takes time: of a longer queue only the oldest are looked up.
+# Looking up a prefix takes time: in a longer queue only the oldest requests are looked up.
 MAX_LOOKED_UP = 128
 
 _URGENT, _FAVOURED, _USUAL = 0, 1, 2
 
 
 class Order:
-    """num_cached: tokens of a waiting request's prefix that are cached. favour: which tenants go first.
+    """num_cached: returns how many tokens of a waiting request's prefix are cached. favour: which tenants go first.
 
     Raises ConfigError for an unknown policy.
     """
@@ -50,9 +50,9 @@ class Order:
         self.configure(config.policy, fairness)
 
     def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
-        """Puts a policy in force, by its name or one of your own; all requests have to be sorted anew.
+        """Switches to another policy, by name or one of your own; all requests have to be sorted again.
 
-        Raises ConfigError, and nothing has changed.
+        Raises ConfigError for an unknown name; then nothing has changed.
         """
         self._policy = policy if isinstance(policy, Policy) else policy_named(policy)
         self._fairness = fairness
@@ -61,7 +61,7 @@ class Order:
 
     @property
     def moves(self) -> bool:
-        """Whether ranks change while requests wait, so that they have to be sorted anew before each step."""
+        """Whether ranks change while requests wait, so that they have to be sorted before each step."""
         return self._policy.moves
 
     @property
@@ -70,7 +70,7 @@ class Order:
         return self._policy.shares
 
     def enter(self, request: Request) -> None:
-        """Takes in a new request and ranks it."""
+        """Registers a new request and ranks it."""
         self._tenants.enter(request.tenant)
         self._rank_last(request)
 
@@ -78,22 +78,22 @@ class Order:
         self._tenants.leave(request.tenant)
 
     def queue_again(self, request: Request) -> None:
-        """Ranks a request whose timeslice is over as if it came now."""
+        """Ranks a request whose timeslice is over as if it had just arrived."""
         request.queued_time = self._clock()
         request.turn_start = len(request.tokens)
         request.num_turns += 1
         self._rank_last(request)
 
     def charge_prompt(self, request: Request) -> None:
-        """Notes that a request starts for the first time; what is cached costs its tenant nothing."""
+        """Charges the tenant for a prompt that starts for the first time; cached tokens are free."""
         self._tenants.charge(request.tenant, PROMPT_TOKEN * request.num_uncomputed)
 
     def charge_output(self, request: Request) -> None:
-        """Notes one generated token."""
+        """Charges the tenant for one generated token."""
         self._tenants.charge(request.tenant, OUTPUT_TOKEN)
 
     def sort(self, *queues: list[Request]) -> None:
-        """Ranks every request anew and puts the queues in order."""
+        """Ranks every request again and sorts the queues."""
         books, unread = self._books(self._num_cached), self._books(lambda _request: 0)
         for queue in queues:
             if self._policy.looks_up:
@@ -105,7 +105,7 @@ class Order:
             queue.sort(key=by_rank)
 
     def rank(self, request: Request) -> None:
-        """Ranks a request anew, by the turn it has."""
+        """Ranks a request again; its turn stays."""
         self._rank([request], self._books(self._num_cached))
 
     def lane_key(self, request: Request) -> Rank:
@@ -115,8 +115,9 @@ class Order:
         return (min(tier, _FAVOURED), 0.0, turn) if self._policy.shares else request.rank
 
     def spent(self, front: Callable[[int], list[Request]], running: Sequence[Request]) -> list[Request]:
-        """Returns the running requests that have produced their timeslice and, if they queued again now, would stand
-        behind one that waits; no more than there are of those. front: returns so many of those that wait, in order."""
+        """Returns the running requests that have used up their timeslice and, if they queued again now, would rank
+        behind a waiting one; at most as many as there are waiting. front: returns the first n waiting requests, in
+        order."""
         limit = self._fairness.max_timeslice_tokens
         if not limit:
             return []
@@ -130,43 +131,42 @@ class Order:
                 spent.append(request)
         return spent
 
-    def look(self) -> bool:
-        """Sees which tenants are favoured from now on, to be called before each step. Returns whether any is; then all
-        requests have to be sorted anew."""
+    def update_favour(self) -> bool:
+        """Decides which tenants are favoured from now on; called before each step. Returns whether any is: then all
+        requests have to be sorted again."""
         if not self._policy.shares:
             return False
-        self.favour.look(self._tenants, self._clock())
+        self.favour.update(self._tenants, self._clock())
         return bool(self.favour.tenants)
 
     def is_favoured(self, request: Request) -> bool:
         return request.tenant in self.favour.tenants
 
     def goes_first(self, request: Request) -> bool:
-        """Whether a request has a row in each step, whatever others have: it is urgent, or favoured."""
+        """Whether a request gets a row in every step: it is urgent, or its tenant is favoured."""
         return request.rank[0] < _USUAL
 
     def num_first(self, running: Sequence[Request]) -> int:
-        """How many of these go first; they stand in front."""
+        """Returns how many of the running requests go first; they are at the front of the list."""
         return bisect_left(running, _USUAL, key=lambda request: request.rank[0])
 
-    def note_step(self, load: Load, beside: Beside | None, seconds: float) -> None:
-        """Takes in how long a step took; beside: what was said of it when it was planned."""
+    def note_step(self, load: Load, shared: SharedStep | None, seconds: float) -> None:
+        """Learns from a step's time. shared: as `Favour.plan` returned it when the step was planned."""
         if self._policy.shares:
-            self.favour.note(load, beside, seconds)
+            self.favour.note(load, shared, seconds)
 
     def may_displace(self, first: Request) -> bool:
-        """Whether one that waits may take the place of one that runs; if not, how those that wait stand is of no
-        matter until a place falls free. first: of those that wait; one of high priority always stands in front."""
+        """Whether a waiting request may preempt a running one; if not, the order of the waiting ones does not matter
+        until a slot is free. first: the first waiting request; one of high priority is always in front."""
         if self._policy.shares or self._fairness.max_timeslice_tokens:
             return True
         return self._fairness.enable_preemption and self._is_high(first)
 
     def victim(self, request: Request, running: Sequence[Request]) -> Request | None:
-        """Returns whose place a waiting request may take; None when it has to wait for one to fall free.
+        """Returns the running request that a waiting one may preempt; None when it has to wait for a free slot.
 
-        A request of high priority takes that of the last one that has none. Where places are shared among tenants, one
-        passes from a tenant to another that has at least two fewer, or is favoured and has fewer: so no place is ever
-        passed back.
+        A request of high priority preempts the last one without. Where slots are shared among tenants, one passes from
+        a tenant to another that has at least two fewer, or is favoured and has fewer: so no slot is ever passed back.
         """
         if not self._fairness.enable_preemption:
             return None
@@ -180,7 +180,7 @@ class Order:
         return next((other for other in lower if places[other.tenant] >= few and not self._is_high(other)), None)
 
     def _rank(self, requests: Iterable[Request], books: Books) -> None:
-        """Ranks requests by the turns they have."""
+        """Ranks requests; their turns stay."""
         value, shares, favoured = self._policy.value, self._policy.shares, self.favour.tenants
         # Where age counts against priority, that is all that priority does.
         urgent = self._fairness.high_priority_threshold if self._fairness.enable_preemption else inf
@@ -190,7 +190,7 @@ class Order:
         for request in requests:
             tenant = request.tenant
             tier = _URGENT if request.priority >= urgent else _FAVOURED if tenant in favoured else _USUAL
-            # Where places are shared, a tenant's requests, which may be thousands, all have its number.
+            # Where slots are shared, a tenant's requests, which may be thousands, all have its number.
             if not shares or tenant not in numbers:
                 numbers[tenant] = value(request, books)
             request.rank = (tier, numbers[tenant], request.rank[2])

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 # The share of a step's error that is corrected; the first steps, before which little is known, correct more.
 GAIN: Final = 0.3
-# A step that takes more than so many times the prediction was held up by something else, and counts as this.
+# A step that takes longer than this multiple of the prediction was delayed by something else, and counts as that.
 HELD_UP: Final = 4.0
 _NUM_FIRST: Final = 8
 # Features are scaled by these (none, rows, prompt tokens), so that none dominates the others.
@@ -42,14 +42,14 @@ class StepPace:
 
     def seconds_of(self, load: Load) -> float:
         """Returns how many seconds a step is expected to take."""
-        return self._parts[0] + self.beside(load)
+        return self._parts[0] + self.added_s(load)
 
-    def beside(self, load: Load) -> float:
-        """Returns how many seconds this adds to a step that takes place anyhow."""
+    def added_s(self, load: Load) -> float:
+        """Returns how many seconds `load` adds to a step that runs anyway."""
         return self.row_s * load.rows + self.token_s * load.prompt
 
     def note(self, load: Load, seconds: float) -> None:
-        """Learns from a step that took so many seconds."""
+        """Learns from a step of `load` that took `seconds`."""
         predicted = self.seconds_of(load)
         if self._num_steps >= _NUM_FIRST:
             seconds = min(seconds, HELD_UP * predicted)

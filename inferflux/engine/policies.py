@@ -1,6 +1,6 @@
-"""Scheduling policies: which waiting request goes first, and who yields its place last.
+"""Scheduling policies: which waiting request runs first, and which running one is preempted last.
 
-A policy is a pure function that gives a request a number; the smallest goes first. `order` puts policies to use.
+A policy is a pure function that gives a request a number; the smallest goes first. `order` applies the policies.
 Knows no queue and no pages.
 """
 
@@ -18,8 +18,8 @@ PATIENCE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What a policy may know besides the request. served: what a tenant has had so far. num_cached: tokens of a
-    waiting request that need not be computed."""
+    """What a policy may know besides the request. now: monotonic seconds. served: what a tenant has been served so far
+    (see `tenants`). num_cached: how many tokens of a waiting request are cached."""
 
     now: float
     served: Callable[[str], float]
@@ -59,9 +59,10 @@ def longest_prefix(request: Request, books: Books) -> float:
 
 
 class Policy(NamedTuple):
-    """moves: its numbers change while requests wait, so they are looked at anew before each step in which they matter.
+    """value: the policy's number for a request; the smallest goes first.
+    moves: numbers change while requests wait, so they are computed again before each step in which they matter.
     ages: it weighs priority against waiting; under the others a request of high priority goes before all the rest.
-    shares: a number is a tenant's, the same for all its requests, and grows with what it is served; places are shared
+    shares: a number is a tenant's, the same for all its requests, and grows with what it is served; slots are shared
     among tenants. looks_up: it may ask what is cached, which takes time."""
 
     value: Callable[[Request, Books], float]

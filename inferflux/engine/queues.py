@@ -19,7 +19,7 @@ from inferflux.engine.waiting import Waiting
 class Queues:
     """requests: all there are, by id. loading, running: sorted by rank.
 
-    is_blocked: the waiting request next in order found no room, none has been freed since, and it is still next.
+    is_blocked: the first waiting request found no room, none has been freed since, and it is still the first.
     scores: the prompt log-probabilities collected so far, by request id.
     """
 
@@ -45,45 +45,45 @@ class Queues:
         return bool(self._free_slots)
 
     def add(self, request: Request) -> None:
-        """Takes in a new request, which waits."""
+        """Adds a new request, which waits."""
         self._order.enter(request)
         self.requests[request.id] = request
         self.waiting.add(request)
         self.is_blocked = False
 
-    def look(self) -> bool:
-        """Sees which tenants are favoured from now on; see `Order.look`."""
+    def update_favour(self) -> bool:
+        """Decides which tenants are favoured from now on; see `Order.update_favour`."""
         before = self._order.favour.tenants
-        favours = self._order.look()
+        favours = self._order.update_favour()
         for tenant in self._order.favour.tenants - before:
             self.waiting.favour(tenant)
         return favours
 
     def sort(self) -> None:
-        """Ranks every request anew."""
+        """Ranks every request again."""
         self.waiting.sort()
         self._order.sort(self.running, self.loading)
         self.is_blocked = self.is_blocked and self.waiting.first is self._blocked_first
 
     def rearrange(self) -> None:
-        """Ranks every request by another policy."""
+        """Ranks every request after a change of policy."""
         self.waiting.rearrange()
         self._order.sort(self.running, self.loading)
         self.is_blocked = False
 
     def block(self) -> None:
-        """Notes that there is no room for whoever is next."""
+        """Records that there is no room for the first waiting request."""
         self.is_blocked = True
         self._blocked_first = self.waiting.first
 
     def load(self, request: Request) -> None:
-        """A waiting request has been given pages, and its prefix is under way to them."""
+        """Makes a waiting request, whose prefix is on its way to the pages it was given, a loading one."""
         self.waiting.remove(request)
         request.state = RequestState.LOADING
         insort(self.loading, request, key=by_rank)
 
     def stop_loading(self, request: Request) -> None:
-        """Makes a loading request wait again, whatever of its prefix has come."""
+        """Makes a loading request wait again, whether or not its prefix is complete."""
         _remove(self.loading, request)
         self._kv.finish_load(request)
         request.state = RequestState.WAITING
@@ -104,7 +104,7 @@ class Queues:
             self.scores[request.id] = []
 
     def preempt(self, request: Request, *, turn_over: bool = False) -> None:
-        """Makes a running request wait again. turn_over: behind the others."""
+        """Makes a running request wait again. turn_over: behind the others, since its timeslice is over."""
         self._leave(request)
         if turn_over:
             self._order.queue_again(request)
@@ -114,7 +114,7 @@ class Queues:
         self._stats.preemptions += 1
 
     def end(self, request: Request, reason: FinishReason) -> None:
-        """Lets a request go, wherever it stands."""
+        """Ends a request, in whichever queue it is."""
         if request.state is RequestState.LOADING:
             self.stop_loading(request)
         if request.state is RequestState.RUNNING:
@@ -128,7 +128,7 @@ class Queues:
         request.finish_reason = reason
 
     def check_integrity(self) -> None:
-        """Asserts that every slot and request is accounted for, and stands where it belongs."""
+        """Asserts that every slot and request is accounted for, and in the right place."""
         slots = [request.slot for request in self.running if request.slot is not None]
         assert sorted(slots + self._free_slots) == list(range(self._num_slots)), "a slot is lost or taken twice"
         assert len(slots) == len(self.running), "a running request has no slot"
@@ -143,7 +143,7 @@ class Queues:
         assert self.scores.keys() <= {request.id for request in self.running}
 
     def _leave(self, request: Request) -> None:
-        """Takes a running request out of the running list, and its pages and slot back."""
+        """Removes a request from the running list and takes back its pages and slot."""
         assert request.slot is not None
         _remove(self.running, request)
         self._kv.release(request)

@@ -1,16 +1,16 @@
 """RowCost: how much longer one more row makes a step that only decodes, by a line fitted to the latest steps.
 
-Least squares with exponentially fading weights. Steps that all had the same number of rows tell nothing of what a row
-costs; it is taken to cost nothing until that number has varied. Knows numbers only.
+Least squares with exponentially fading weights. Steps with the same number of rows say nothing about the cost of a row:
+until that number has varied, a row is taken to cost nothing. Knows numbers only.
 """
 
 from typing import Final
 
-# What the step before counts for beside the newest; 50 steps hold most of what is known.
+# Weight of a step relative to the next one: the last 50 steps decide.
 FADING: Final = 0.98
-# In rows squared: spreads well below it say nothing.
+# Variance of the number of rows, in rows squared, well below which the line is taken to be flat.
 LEAST_SPREAD: Final = 0.05
-# A step that takes more than so many times the prediction was held up by something else, and counts as this.
+# A step that takes longer than this multiple of the prediction was delayed by something else, and counts as that.
 HELD_UP: Final = 4.0
 
 
@@ -21,7 +21,7 @@ class RowCost:
         self._weight = self._rows = self._squares = self._seconds = self._products = 0.0
 
     def note(self, rows: int, seconds: float) -> None:
-        """Learns from a step of so many rows that took so many seconds."""
+        """Learns from a step of `rows` rows that took `seconds`."""
         if self._weight > 1:
             seconds = min(seconds, HELD_UP * self._predicted(rows))
         self._weight = FADING * self._weight + 1
@@ -31,7 +31,8 @@ class RowCost:
         self._products = FADING * self._products + rows * seconds
 
     def share(self, rows: int) -> float:
-        """Returns the part of a step's time that its rows cause, 0 to 1; the rest is what any step takes."""
+        """Returns which part of the time of a step of `rows` rows is due to its rows, 0 to 1; the rest is fixed
+        cost."""
         seconds = self._predicted(rows)
         return min(1.0, self._slope() * rows / seconds) if seconds > 0 else 0.0
 

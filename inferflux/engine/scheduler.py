@@ -4,10 +4,10 @@ Continuous batching: one step mixes decodes and prefill chunks under one token b
 numbers; knows no tensor, no model and no runner. One thread calls everything here; `schedule` and `update` alternate,
 or `schedule` is one step ahead; `add` and `abort` may come between any two calls.
 
-Planned ahead means: while a step is in flight, its tokens count as computed and the ones it samples as there, though
-nobody knows their values. What turns out otherwise is put right by `update`: a row whose request has ended, or has
-yielded its pages, has no result. What such a row still writes is harmless: it goes to a place past its request's full
-pages, and whoever gets that page writes later.
+Planning ahead means: while a step is in flight, its tokens count as computed, and the tokens it samples as known,
+though their values are not. `update` corrects what turns out otherwise: the result of a row whose request has ended or
+was preempted meanwhile is dropped. What such a row still writes is harmless: it goes past its request's full pages, and
+the next owner of that page writes later.
 
 A request that yields its pages waits again under its old rank, ahead of whatever came after it; its full pages stay
 cached, so resuming is a prefix hit. One whose timeslice is over queues again behind the others. A request whose prefix
@@ -88,7 +88,7 @@ class Scheduler:
         self._queues.add(request)
 
     def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
-        """Puts another policy in force, by name or one of your own, for those that wait and run already too.
+        """Switches to another policy, by name or one of your own, also for requests that wait or run already.
 
         Raises ConfigError.
         """
@@ -118,7 +118,7 @@ class Scheduler:
         stats, kv = self._stats, self._kv
         for request in list(filter(kv.is_loaded, self._queues.loading)):
             self._queues.stop_loading(request)
-        favours = self._queues.look()
+        favours = self._queues.update_favour()
         if self._queues.waiting:
             self._give_way()
         elif favours:
@@ -141,13 +141,13 @@ class Scheduler:
                 request.num_planned += len(row.token_ids)
                 request.num_pending += row.sample
         lives = [(request, request.num_preemptions) for request in planned]
-        beside = None if alone is None else self._order.favour.plan(alone, step.load)
-        self._in_flight.append(Flight(stats.steps, lives, self._clock(), step.load, beside))
+        shared = None if alone is None else self._order.favour.plan(alone, step.load)
+        self._in_flight.append(Flight(stats.steps, lives, self._clock(), step.load, shared))
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
-        """Takes in the oldest plan's results and returns the requests' outputs. Results of requests that have ended or
-        yielded since are dropped."""
+        """Applies the results of the oldest plan in flight and returns the requests' outputs. Results of requests that
+        have ended or were preempted since are dropped."""
         while (flight := self._in_flight.popleft()).step_id < plan.step_id:
             assert not is_alive(flight), "results of an earlier step are still due"
         assert output.step_id == plan.step_id == flight.step_id, "results of another step"
@@ -198,8 +198,8 @@ class Scheduler:
         assert {request.id for request in self._queues.requests.values() if request.num_planned} == flown
 
     def _give_way(self) -> None:
-        """Brings the queues up to date. Where nobody can be admitted, running requests yield their places as the policy
-        wants it: all whose turn is over, or one to a request that may take it."""
+        """Sorts the queues. Where no request can be admitted, preempts running ones as the policy demands: all whose
+        timeslice is over, or one for a waiting request that may take its slot."""
         waiting, running = self._queues.waiting, self._queues.running
         if self._order.moves and (self._queues.has_free_slot or self._order.may_displace(waiting.first)):
             self._queues.sort()
@@ -215,8 +215,9 @@ class Scheduler:
             self._queues.preempt(victim)
 
     def _must_wait(self) -> bool:
-        """Whether planning ahead of the step in flight is no use: a row's next token is chosen by the value of the one
-        still to come, or pages are so short that a request might have to yield them to one about to end."""
+        """Whether the next step cannot be planned before the one in flight has its results: choosing a row's next token
+        takes the value of the one still to come, or pages are so short that a request might be preempted for one that
+        is about to end."""
         for flight in self._in_flight:
             if self._speculator is not None and is_alive(flight):
                 return True
@@ -228,13 +229,13 @@ class Scheduler:
         return False
 
     def _note_time(self, flight: Flight, plan: StepPlan) -> None:
-        """Tells whoever predicts the time of steps how long this one took."""
+        """Reports how long the step took to everything that predicts the time of steps."""
         now = self._clock()
         if plan.rows:
             # A step planned ahead begins when the one before it ends.
             seconds = now - max(flight.started, self._last_update)
             self._kv.rates.note_step(flight.load.prompt, plan.num_tokens, seconds)
-            self._order.note_step(flight.load, flight.beside, seconds)
+            self._order.note_step(flight.load, flight.shared, seconds)
             if self._speculator is not None:
                 self._speculator.note_step(flight.load, seconds)
         self._last_update = now

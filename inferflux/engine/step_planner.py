@@ -47,10 +47,11 @@ class StepPlanner:
         self._max_chunk_tokens = config.chunked_prefill_tokens
 
     def fill(self, step: StepBuilder, favours: bool) -> Load | None:
-        """Puts a step together: requests that go first, running and waiting ones, then the others beside them. Of each,
+        """Puts a step together: requests that go first, running and waiting ones, then the others. Within each group
         decodes come first in the budget, then running prefills by rank, then waiting requests.
 
-        Returns what favoured requests compute, and those that go before them; None when no favoured one has a row.
+        favours: some tenants are favoured (`favour`). Returns what the requests that go first compute; None when none
+        of them is favoured.
         """
         order, queues, num_preemptions = self._order, self._queues, self._stats.preemptions
         max_prompt_tokens = self._kv.rates.tokens_within(LONGEST_STEP_S)
@@ -69,14 +70,14 @@ class StepPlanner:
         return alone
 
     def _plan_favoured(self, step: StepBuilder, max_prompt_tokens: int) -> Load | None:
-        """Plans the requests that go first, running and waiting ones. Returns as `fill` does."""
+        """Plans the requests that go first, running and waiting ones. Returns as `fill`."""
         order, queues = self._order, self._queues
         first = queues.running[: order.num_first(queues.running)]
         step.prefill_budget = min(self._max_batch_tokens - _num_decoding(first), max_prompt_tokens)
         self._plan_running(step, first)
         self._admit(step, order.goes_first)
         if queues.is_blocked and order.is_favoured(queues.waiting.first):
-            # One of the others yields now, for otherwise they would have this step to themselves.
+            # One of the others is preempted now: else they would have this step to themselves.
             victim = order.victim(queues.waiting.first, queues.running[order.num_first(queues.running) :])
             if victim is not None:
                 queues.preempt(victim)
@@ -84,9 +85,9 @@ class StepPlanner:
         return step.load if any(map(order.is_favoured, step.requests)) else None
 
     def _plan_running(self, step: StepBuilder, rows: list[Request]) -> None:
-        """Gives these running requests, in order of rank, their shares of the step, as far as budget and pages go."""
+        """Adds rows for these running requests, in order of rank, as far as budget and pages go."""
         allocate, add_decode = self._kv.allocate, step.add_decode
-        # Making room removes requests from the end of the list: those not reached yet, at worst the one at hand.
+        # Making room preempts requests from the end of the list: later ones, or at worst this one.
         for request in rows:
             num_due = request.num_due
             if request.slot is None:
@@ -108,7 +109,7 @@ class StepPlanner:
         """Returns pages for the `count` tokens after the computed ones. To make room, loading requests wait again, then
         running ones are preempted, each from the end of the list.
 
-        None when the request was itself the last one and had to yield, or sits this step out, since moves hold pages.
+        None when the request was itself the last one and was preempted, or when it must wait for pages held by moves.
         """
         while (pages := self._kv.allocate(request, count)) is None:
             if self._queues.loading:

@@ -1,8 +1,8 @@
 """TenantCounters: how much each tenant has been served, the virtual token counters of the policy `fair`.
 
-A token of a prompt counts as one, a generated token as two (it is produced and then computed). A tenant that comes back
-after a pause is lifted to the least served of those present, so nobody saves up turns by staying away. Knows no queue.
-No call costs more for many tenants, but for one in thousands that forgets some.
+A prompt token counts one, a generated token two (it is sampled and then computed). A tenant that comes back after a
+pause is lifted to the least served of those present, so nobody saves up turns by staying away. The cost of a call does
+not depend on the number of tenants, but for one in thousands that forgets some. Knows no queue.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from inferflux.engine.lazy_heap import LazyHeap
 
 PROMPT_TOKEN: Final = 1
 OUTPUT_TOKEN: Final = 2
-# More tenants than this are remembered only while they have requests here, or have been served more than others.
+# Beyond this number a tenant is remembered only while it has requests here, or has been served more than others.
 MAX_REMEMBERED: Final = 4096
 
 
@@ -25,7 +25,7 @@ class TenantCounters:
         self._num_requests: Counter[str] = Counter()
         self._floor = 0
         self._most_remembered = MAX_REMEMBERED
-        # Those with one request here, and those with several, by what they have been served.
+        # Tenants with one request here, and those with several, by what they have been served.
         self._singles = LazyHeap(self._served.__getitem__)
         self._others = LazyHeap(self._served.__getitem__)
 
@@ -34,21 +34,22 @@ class TenantCounters:
 
     @property
     def num_requests(self) -> Mapping[str, int]:
-        """Of every tenant that has some here."""
+        """Requests by tenant, of every tenant that has some here."""
         return self._num_requests
 
     @property
     def least_served_of_others(self) -> int | None:
-        """Of the tenants with more than one request here; None when there are none."""
+        """What the least served tenant with more than one request here has been served; None when there is no such
+        tenant."""
         first = self._others.first()
         return None if first is None else self._served[first]
 
     def singles(self, limit: int, most: int) -> list[str]:
-        """Returns tenants with one request here that have been served no more than `limit`; at most so many."""
+        """Returns up to `most` tenants with one request here that have been served at most `limit`."""
         return self._singles.up_to(limit, most)
 
     def enter(self, tenant: str) -> None:
-        """Notes one more request of this tenant's."""
+        """Counts one more request of the tenant."""
         num = self._num_requests[tenant] + 1
         if num == 1:
             self._served[tenant] = max(self.served(tenant), self._least_served(otherwise=self._floor))
@@ -60,7 +61,7 @@ class TenantCounters:
             self._others.put(tenant)
 
     def leave(self, tenant: str) -> None:
-        """Notes that one of its requests has ended."""
+        """Counts one request of the tenant less."""
         num = self._num_requests[tenant] - 1
         self._num_requests[tenant] = num
         if num == 1:
@@ -78,12 +79,12 @@ class TenantCounters:
         self._served[tenant] += amount
 
     def _least_served(self, otherwise: int) -> int:
-        """Of the tenants with requests here; `otherwise` when there are none."""
+        """What the least served tenant with requests here has been served; `otherwise` when there is none."""
         firsts = (self._singles.first(), self._others.first())
         return min((self._served[first] for first in firsts if first is not None), default=otherwise)
 
     def _forget(self) -> None:
-        """Drops whoever would be lifted anyway."""
+        """Drops tenants that would be lifted to the floor anyway."""
         gone = [tenant for tenant, served in self._served.items() if served <= self._floor]
         for tenant in gone:
             if tenant not in self._num_requests:

@@ -1,8 +1,8 @@
-"""Waiting: the requests that wait, in the order in which they are to run.
+"""Waiting: the waiting requests, in the order in which they are to run.
 
-Where places are shared among tenants, each has a lane, in which nothing ever changes places, and who is next is the
-first of the lane whose tenant has been served least: a step costs by the requests it starts, not by those that wait.
-Under the other policies all stand in one lane. Decides nothing; one thread calls everything here.
+Where slots are shared among tenants, each tenant has a lane, in which the order never changes, and the next request is
+the first of the lane whose tenant has been served least: so the cost of a step depends on the requests it starts, not
+on how many wait. Under the other policies all are in one lane. Decides nothing; one thread calls everything here.
 """
 
 from bisect import bisect_left, insort
@@ -13,13 +13,13 @@ from inferflux.engine.lazy_heap import LazyHeap
 from inferflux.engine.order import Order, Rank
 from inferflux.engine.request import Request
 
-# The one lane of policies by which places are not shared.
+# The one lane of policies that do not share slots among tenants.
 _ALL = ""
 
 
 class Waiting:
-    """order: gives the ranks. Whoever is found to be the first is ranked by what its tenant had been served at the last
-    `sort` or `take_back`: so a tenant's requests that start one after another stay in the order in which they came.
+    """order: ranks the requests. The first one is ranked by what its tenant had been served at the last `sort` or
+    `take_back`, so a tenant's requests that start one after another keep the order in which they came.
     """
 
     def __init__(self, order: Order) -> None:
@@ -39,7 +39,7 @@ class Waiting:
 
     @property
     def first(self) -> Request:
-        """Who is next; somebody must be waiting."""
+        """The next request; at least one must be waiting."""
         name = self._first_lane.first()
         assert name is not None, "nobody waits"
         head = self._lanes[name][0]
@@ -49,7 +49,7 @@ class Waiting:
         return head
 
     def add(self, request: Request) -> None:
-        """Takes in a request that has been ranked."""
+        """Adds a request that has been ranked."""
         name = self._lane_name(request)
         insort(self._lanes.setdefault(name, []), request, key=self._order.lane_key)
         self._num += 1
@@ -65,12 +65,12 @@ class Waiting:
             self._first_lane.remove(name)
 
     def set_aside(self, request: Request) -> None:
-        """Leaves a request out until `take_back`, to see who comes after it."""
+        """Leaves a request out until `take_back`, to get at those after it."""
         self.remove(request)
         self._aside.append(request)
 
     def take_back(self) -> None:
-        """Puts those that were set aside back where they were."""
+        """Puts back the requests that were set aside."""
         while self._aside:
             self.add(self._aside.pop())
         self._numbers.clear()
@@ -84,18 +84,18 @@ class Waiting:
         return front
 
     def sort(self) -> None:
-        """Ranks all anew."""
+        """Ranks all requests again."""
         self._numbers.clear()
         if not self._order.shares and self._num:
             self._order.sort(self._lanes[_ALL])
 
     def favour(self, tenant: str) -> None:
-        """Notes that the tenant has become a favoured one."""
+        """Records that the tenant has become a favoured one."""
         if tenant in self._lanes:
             self._first_lane.put(tenant)
 
     def rearrange(self) -> None:
-        """Puts all in order by another policy."""
+        """Ranks and sorts all requests after a change of policy."""
         requests = list(self)
         self._order.sort(requests)
         self._lanes.clear()
@@ -106,7 +106,7 @@ class Waiting:
             self.add(request)
 
     def check_integrity(self) -> None:
-        """Asserts that everybody stands where they belong."""
+        """Asserts that every request is in the right place."""
         assert not self._aside
         assert self._num == sum(map(len, self._lanes.values()))
         assert all(self._lanes.values())
@@ -116,7 +116,7 @@ class Waiting:
             assert all(self._lane_name(request) == name for request in lane)
         if self._num:
             first = min(self._lanes, key=self._rank_of)
-            assert self._first_lane.first() == first, "somebody else is first"
+            assert self._first_lane.first() == first, "another lane is first"
 
     def _lane_name(self, request: Request) -> str:
         return request.tenant if self._order.shares else _ALL

@@ -85,7 +85,7 @@ class WaitingLife(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self.queues.look()
+        self.queues.update_favour()
 
     @rule(policy=st.sampled_from(["fcfs", "fair"]))
     def change_policy(self, policy: str) -> None:
