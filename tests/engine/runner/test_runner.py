@@ -23,10 +23,10 @@ PAGES_PER_SLOT = 10
 class Sequences:
     """Plays the scheduler: requests with pages of their own, stepped as the test says."""
 
-    def __init__(self, decoder: FakeDecoder) -> None:
+    def __init__(self, decoder: FakeDecoder, num_slots: int = NUM_SLOTS) -> None:
         self.decoder = decoder
-        pool = decoder.make_pool(NUM_SLOTS * PAGES_PER_SLOT, PAGE_TOKENS)
-        self.runner = Runner(decoder, KERNELS, pool, max_batch_size=NUM_SLOTS, max_pages_per_row=PAGES_PER_SLOT)
+        pool = decoder.make_pool(num_slots * PAGES_PER_SLOT, PAGE_TOKENS)
+        self.runner = Runner(decoder, KERNELS, pool, max_batch_size=num_slots, max_pages_per_row=PAGES_PER_SLOT)
         self.runner.isolate_failures()
         self.tokens: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
@@ -247,6 +247,21 @@ def test_where_nothing_can_be_computed_the_engine_has_failed():
                 sequences.step(sequences.row(0))
         else:
             assert sequences.step(sequences.row(0)) == [RowOutput(error=FAILED)]
+
+
+@pytest.mark.parametrize("others", [[], [0]], ids=["alone", "beside another"])
+def test_drafts_fail_with_their_request_and_not_the_engine(others: list[int]):
+    """Each is a row that fails, and there are more of them than failures that an engine survives."""
+    sequences = Sequences(FakeDecoder(), num_slots=16)
+    sequences.decoder.refused_token = 13
+    for slot in (*others, 1):
+        sequences.start(slot, [13] if slot == 1 else [1, 2])
+    base = [sequences.row(slot) for slot in (*others, 1)]
+    drafts = [Row(1, start, [13], [18, 17, 16] if start == 1 else [], True, is_draft=True) for start in range(1, 15)]
+    assert len(drafts) > 2 * MOST_FAILURES
+    results = sequences.runner.execute(StepPlan(1, sequences._starts, [*base, *drafts])).rows
+    assert [result.error for result in results] == [None] * len(others) + [FAILED] * (1 + len(drafts))
+    assert sequences.decoder.num_forwards < len(results), "drafts behind a row that failed are computed"
 
 
 def test_when_the_device_is_lost_no_row_is_to_blame():
