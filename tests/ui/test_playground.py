@@ -42,6 +42,34 @@ async def test_stop_button_ends_the_generation(opened: Open, site: Site) -> None
         site.engine.gate.set()
 
 
+async def test_answer_is_followed_unless_its_reader_is_further_up(opened: Open, site: Site) -> None:
+    async with opened() as page:
+        await page.click("#tab-playground")
+        await page.locator(f"#chat-model option[value={MODEL}]").wait_for(state="attached")
+        transcript, engine = page.locator("#transcript"), site.engine
+        engine.reply, engine.pause_s = "a\n" * 60, 0.001
+
+        async def distance(num_said: int) -> int:
+            """Has the engine say so much, and returns how far from the end the reader is then."""
+            engine.gate.set()
+            await until(lambda: engine.num_said >= num_said)
+            engine.gate.clear()
+            await page.locator("#chat-status", has_text=f"{engine.num_said} tokens").wait_for()
+            await page.evaluate("new Promise(requestAnimationFrame)")
+            return int(await transcript.evaluate("box => box.scrollHeight - box.scrollTop - box.clientHeight"))
+
+        engine.gate.clear()
+        await ask(page, "Count.")
+        assert await distance(60) < 24
+        await transcript.evaluate("box => { box.scrollTop = 0; }")
+        await distance(80)
+        assert await transcript.evaluate("box => box.scrollTop") == 0
+        await transcript.evaluate("box => { box.scrollTop = box.scrollHeight; }")
+        assert await distance(100) < 24
+        engine.gate.set()
+        await page.locator("#chat-status", has_text="ended by").wait_for()
+
+
 def last_prompt(site: Site) -> str:
     return site.engine.text.tokenizer.decode(site.engine.submitted[-1].prompt_token_ids, skip_special_tokens=False)
 

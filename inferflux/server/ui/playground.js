@@ -4,6 +4,8 @@ import { call, events } from "/ui/api.js";
 import { byId, make } from "/ui/dom.js";
 
 const TOP = 5;
+// As near to the end counts as being there.
+const NEAR_PX = 24;
 
 // What the model is sent. A new conversation is a new list: an answer that still comes belongs to the old one.
 let messages = [];
@@ -27,6 +29,7 @@ function turn(who, text = "") {
   box.append(body);
   byId("transcript").append(box);
   box.scrollIntoView({ block: "end" });
+  heightSeen = 0;
   return { box, body };
 }
 
@@ -55,14 +58,20 @@ function showCard(span) {
 }
 
 let following = false;
+// Where the end was when it was last looked at: who reads further up than that is left there.
+let heightSeen = 0;
 
-/** Scrolls to the end once a frame: to know where it is, the browser lays the whole answer out. */
+/** Keeps whoever is at the end there, once a frame: to know where it is, the browser lays the whole answer out. */
 function follow() {
   if (following) return;
   following = true;
   requestAnimationFrame(() => {
     following = false;
-    byId("transcript").scrollTop = byId("transcript").scrollHeight;
+    const transcript = byId("transcript");
+    const height = transcript.scrollHeight;
+    const bottom = transcript.scrollTop + transcript.clientHeight;
+    if (bottom >= Math.min(heightSeen, height) - NEAR_PX) transcript.scrollTop = height;
+    heightSeen = height;
   });
 }
 
@@ -126,6 +135,7 @@ async function answer(signal, say) {
     } else {
       box.classList.add("failed");
       body.append(`${text ? "\n" : ""}${error.message}`);
+      follow();
       say("");
     }
   }
