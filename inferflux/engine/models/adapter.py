@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from inferflux.config.tree import AdapterConfig
 from inferflux.engine.models.catalog import FAMILIES
-from inferflux.engine.models.lora_spec import CONFIG_FILE, LoraSpec, read_lora_spec
+from inferflux.engine.models.lora_spec import CONFIG_FILE, LoraSpec, lora_spec, read_lora_config
 from inferflux.engine.models.spec import ModelSpec
 from inferflux.engine.models.weight_table import weight_table
 from inferflux.engine.weights.loader import check_tensors, listed
@@ -79,10 +79,11 @@ def read_adapter(config: AdapterConfig, spec: ModelSpec) -> Adapter:
     folder = Path(config.path)
     if not folder.is_dir():
         raise ConfigError(f"adapters: {config.id}: {folder} is not a folder")
-    lora = read_lora_spec(folder)
+    values = read_lora_config(folder)
     with closing(AdapterFile(folder)) as file:
         weights = list(_weights(spec))
         modules = _module_names(spec, file.tensors, [weight for _, weight in weights])
+        lora = lora_spec(folder, values, list(modules.values()))
         pairs = {
             source.name: _pair(lora, source, modules[source.name])
             for layer, weight in weights

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from inferflux.config.tree import AdapterConfig
+from inferflux.engine.models import expressions
 from inferflux.engine.models.adapter import Adapter, read_adapter
-from inferflux.engine.models.lora_spec import LoraSpec, read_lora_spec
+from inferflux.engine.models.lora_spec import LoraSpec, lora_spec, read_lora_config
 from inferflux.engine.models.spec import read_spec
 from inferflux.errors import ConfigError, ModelLoadError
 from tests.support.adapters import ATTENTION, write_adapter, write_files
@@ -41,7 +42,8 @@ Q0, V11 = "model.layers.0.self_attn.q_proj", "model.layers.11.self_attn.v_proj"
 
 def spec_of(folder: Path, **changes: Any) -> LoraSpec:
     (folder / "adapter_config.json").write_text(json.dumps({**SAVED, **changes}))
-    return read_lora_spec(folder)
+    modules = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(12) for name in "qkvo"]
+    return lora_spec(folder, read_lora_config(folder), modules)
 
 
 def test_what_peft_saves_is_read(tmp_path: Path) -> None:
@@ -66,6 +68,7 @@ def test_what_peft_saves_is_read(tmp_path: Path) -> None:
         ({"layers_to_transform": [11], "target_modules": [Q0, "v_proj"]}, [True, True]),
         ({"exclude_modules": ["q_proj"]}, [False, True]),
         ({"exclude_modules": r".*\.11\..*"}, [True, False]),
+        ({"target_modules": r"^(?!.*vision).*(?:\.0\.self_attn|mlp)\.(?:q|up)_proj$"}, [True, False]),
     ],
 )
 def test_which_modules_are_adapted(tmp_path: Path, changes: dict[str, Any], adapted: list[bool]) -> None:
@@ -84,6 +87,25 @@ def test_ranks_and_scales_of_single_modules(tmp_path: Path) -> None:
     assert [spec.scale_of(one) for one in (Q0, V11)] == [0.5, 8.0]
     rooted = spec_of(tmp_path, **patterns, use_rslora=True)
     assert rooted.scale_of(Q0) == pytest.approx(4 / 8**0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"target_modules": "(.|.)*!"}, "target_modules"),
+        ({"exclude_modules": "(a|.)+(.+)+!"}, "exclude_modules"),
+        ({"rank_pattern": {"q_proj": 4, "(.*)*!": 2}}, r"rank_pattern: (.*)*!"),
+    ],
+)
+def test_an_expression_that_takes_for_ever_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str
+) -> None:
+    """They try every way to share a name out: for 30 letters, as many as 2 to the 30th."""
+    monkeypatch.setattr(expressions, "LIMIT_S", 0.3)
+    with pytest.raises(ModelLoadError) as refusal:
+        spec_of(tmp_path, **changes)
+    path = tmp_path / "adapter_config.json"
+    assert f"{path}: {key}: must be a regular expression that finds its modules within 5 s" in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Expressions: which of some names a regular expression matches whole, found within a time limit.
+
+Python's `re` goes back and tries again, for some expressions in times that double with every letter, and no other
+thread runs meanwhile. So what is more than letters and dots is tried in a process of its own, which can be ended. Knows
+strings only.
+"""
+
+import json
+import math
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final, Self
+
+from inferflux.config.child_env import child_environment
+
+# For all expressions of an adapter together; those in use take milliseconds.
+LIMIT_S: Final = 5.0
+# Nothing here can be tried in more than one way.
+_PLAIN: Final = re.compile(r"[\w.-]*(?:\\\.[\w.-]*)*")
+_PROGRAM: Final = """
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]),) * 2)  # should nobody be left to end it
+names = json.loads(sys.stdin.readline())
+for line in sys.stdin:
+    found = re.compile(json.loads(line)).fullmatch
+    print(json.dumps([name for name in names if found(name)]), flush=True)
+"""
+
+
+class Expressions:
+    """Tries expressions on `names`. A context manager: leaving it ends the process, if there is one."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._deadline = time.monotonic() + LIMIT_S
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def matching(self, pattern: str, before: str = "") -> frozenset[str]:
+        """Returns the names that `pattern`, behind what `before` matches, matches whole. before: an expression that
+        takes no long time by itself.
+
+        Raises TimeoutError when that is not found in time, re.error and the like when it is no expression.
+        """
+        whole = re.compile(f"{before}(?:{pattern})" if before else pattern)
+        if _PLAIN.fullmatch(pattern):
+            return frozenset(name for name in self.names if whole.fullmatch(name))
+        self._process = self._process or self._start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(whole.pattern), file=self._process.stdin, flush=True)
+        readable = select.poll()
+        readable.register(self._process.stdout, select.POLLIN)
+        left = max(0.0, self._deadline - time.monotonic())
+        answer = self._process.stdout.readline() if readable.poll(1000 * left) else ""
+        if not answer:
+            raise TimeoutError
+        return frozenset(json.loads(answer))
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(math.ceil(LIMIT_S) + 1)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=child_environment(),
+            process_group=0,
+        )
+        assert process.stdin is not None
+        print(json.dumps(self.names), file=process.stdin, flush=True)
+        return process
