@@ -134,11 +134,11 @@ class Engine:
         if plan is not None:
             plan = self.executor.with_drafts(plan)
             self._in_flight.append((plan, self.executor.launch(plan)))
-        is_first = plan is not None and plan.rows and len(self._in_flight) < self._max_in_flight
-        if not self._in_flight or is_first:
-            return outputs
-        plan, launched = self._in_flight.popleft()
-        outputs += self.scheduler.update(plan, launched.result())
+        # Only what samples is run ahead of: else one step that moves pages would always follow another, and never rest.
+        num_kept = self._max_in_flight - 1 if plan is not None and plan.rows else 0
+        while len(self._in_flight) > num_kept:
+            plan, launched = self._in_flight.popleft()
+            outputs += self.scheduler.update(plan, launched.result())
         ended = [output.request_id for output in outputs if output.finish_reason is not None]
         if ended:
             self.executor.forget(ended)

@@ -1,6 +1,7 @@
 """The engine one step ahead of its results, with a real model: the same tokens, whatever else happens."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -119,6 +120,20 @@ def test_an_abort_with_a_step_in_flight_leaves_nothing_behind(tiny_model: MakeMo
     assert not engine.has_work
     engine.check_integrity()
     assert engine.stats().device_pages_in_use == 0
+
+
+def test_an_engine_that_waits_for_its_file_rests(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """Also one that plans ahead, and had a step in flight when the last request ended."""
+    file = {"path": str(tmp_path / "no folder" / "kv"), "max_gb": 0.01}
+    (tmp_path / "no folder").touch()
+    engine = start(tiny_model("llama"), overlap=True, nvme_offload=file)
+    engine.submit(Submit(0, PROMPTS[1], MIXED[0]))
+    for _ in range(40):
+        if engine.has_work or engine.has_chores:
+            engine.step()
+    assert engine.has_chores
+    assert not engine.has_work
+    engine.close()
 
 
 def test_a_stop_token_ends_the_output_where_it_stands(tiny_model: MakeModel) -> None:
