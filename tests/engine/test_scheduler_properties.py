@@ -72,6 +72,7 @@ class SchedulerLife(RuleBasedStateMachine):
         salt=st.sampled_from(SALTS),
         priority=st.integers(0, 2),
         tenant=st.sampled_from(["a", "b", "c"]),
+        adapter=st.sampled_from([0, 0, 1, 2]),
         scored=st.sampled_from([False, False, False, True]),
         penalty=st.sampled_from([0.0, 0.0, 0.0, 0.5]),
     )
@@ -84,6 +85,7 @@ class SchedulerLife(RuleBasedStateMachine):
         salt: bytes,
         priority: int,
         tenant: str,
+        adapter: int,
         scored: bool,
         penalty: float,
     ) -> None:
@@ -96,7 +98,7 @@ class SchedulerLife(RuleBasedStateMachine):
         else:
             scores = 0 if scored else None
             sampling = {"prompt_logprobs": scores, "presence_penalty": penalty}
-            submit(prompt, max_tokens, salt=salt, priority=priority, tenant=tenant, **sampling)
+            submit(prompt, max_tokens, salt=salt, priority=priority, tenant=tenant, adapter=adapter, **sampling)
 
     @precondition(lambda self: len(self.bench.flights) < self.bench.max_flights)
     @rule(count=st.integers(1, 12))

@@ -31,6 +31,7 @@ class TieredLife(RuleBasedStateMachine):
         chunk=st.integers(1, 9),
         batch_size=st.integers(1, 5),
         ahead=st.booleans(),
+        drafts=st.sampled_from([0, 0, 3]),
         seed=st.integers(0, 2**16),
     )
     def start(
@@ -46,6 +47,7 @@ class TieredLife(RuleBasedStateMachine):
         chunk: int,
         batch_size: int,
         ahead: bool,
+        drafts: int,
         seed: int,
     ) -> None:
         self.tiers = FakeTiers(random.Random(seed), pace, damage, file_slots)
@@ -55,6 +57,7 @@ class TieredLife(RuleBasedStateMachine):
             tiers=TierSettings(host_pages, eviction, file_slots > 0, queue_depth),
             fake_tiers=self.tiers,
             ahead=ahead,
+            drafts=drafts,
             chunked_prefill_tokens=chunk,
             max_batch_tokens=chunk + batch_size,
             max_batch_size=batch_size,
@@ -66,10 +69,13 @@ class TieredLife(RuleBasedStateMachine):
         tail=st.lists(st.integers(0, 3), max_size=2),
         max_tokens=st.integers(1, 20),
         salt=st.sampled_from([b"", b"tenant"]),
+        adapter=st.sampled_from([0, 0, 1]),
     )
-    def submit(self, stream: list[int], length: int, tail: list[int], max_tokens: int, salt: bytes) -> None:
+    def submit(
+        self, stream: list[int], length: int, tail: list[int], max_tokens: int, salt: bytes, adapter: int
+    ) -> None:
         prompt = (stream[:length] + tail)[: self.bench.kv.capacity_tokens - 1]
-        self.bench.submit(prompt, max_tokens, salt=salt)
+        self.bench.submit(prompt, max_tokens, salt=salt, adapter=adapter)
 
     @rule(count=st.integers(1, 12))
     def step(self, count: int) -> None:

@@ -1,8 +1,9 @@
 """FakeRunner: a runner whose "model" is a hash of everything it reads through the page table.
 
-Pages hold the tokens written to them (and whose salt wrote them). The next token depends on the whole context as read
-back from the pages as they were before the step, so a page given away too early, found too early or put in the wrong
-place garbles the output, and is caught on the spot besides. `expected_tokens` says what a request must yield.
+Pages hold the tokens written to them, and whose salt and which adapter wrote them. The next token depends on the whole
+context as read back from the pages as they were before the step, so a page given away too early, found too early or put
+in the wrong place garbles the output, and is caught on the spot besides. `expected_tokens` says what a request must
+yield.
 """
 
 import zlib
@@ -20,18 +21,23 @@ VOCAB_SIZE = 53
 
 @dataclass
 class _Slot:
+    """owner: whose pages it may read. has_failed: rows planned before that was known read what it left behind."""
+
     request_id: int
     seed: int
+    owner: bytes
     known: list[int]
     written: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
+    has_failed: bool = False
 
 
 class FakeRunner:
     """Executes plans in plain Python.
 
-    salts: request id to salt; every token a request reads must have been written under its own.
-    failing: request ids whose next row yields an error. tiers: where the plans' page moves go.
+    salts: request id to salt; every token a request reads must have been written under its own, by its own adapter.
+    failing: request ids whose next row yields an error, and leaves behind what is none of its tokens. tiers: where the
+    plans' page moves go.
     """
 
     def __init__(self, num_pages: int, page_tokens: int, tiers: FakeTiers | None = None) -> None:
@@ -64,7 +70,10 @@ class FakeRunner:
         return StepOutput(plan.step_id, results, moves, file_changes)
 
     def _start(self, start: RowStart) -> None:
-        self._slots[start.slot] = _Slot(start.request_id, start.seed, list(start.history))
+        owner = b"%d " % start.adapter + self.salts.get(start.request_id, b"")
+        self._slots[start.slot] = _Slot(
+            start.request_id, seed_of(start.seed, start.adapter), owner, list(start.history)
+        )
 
     def _write(self, slot: _Slot, row: Row, writes: dict[tuple[int, int], tuple[bytes, int]]) -> None:
         end = row.start + len(row.token_ids)
@@ -72,16 +81,16 @@ class FakeRunner:
         if not row.is_draft:
             assert row.token_ids == slot.known[row.start : end], "a row computes tokens that are not the request's"
             assert row.sample == (end == len(slot.known)), "a row samples before its last token, or fails to"
-        salt = self.salts.get(slot.request_id, b"")
         for position, token in zip(range(row.start, end), row.token_ids, strict=True):
             place = (slot.table[position // self.page_tokens], position % self.page_tokens)
             assert place not in writes, "two tokens of one step go to the same place"
-            writes[place] = (salt, token)
+            writes[place] = (slot.owner, -1 if slot.request_id in self.failing else token)
 
     def _compute(self, slot: _Slot, row: Row) -> RowOutput:
         context = [*self._read(slot, row.start - len(slot.written)), *slot.written, *row.token_ids]
         if slot.request_id in self.failing:
             self.failing.discard(slot.request_id)
+            slot.has_failed = True
             return RowOutput(error="out of luck")
         scores = self._score(slot, row, context) if row.score else None
         if not row.sample:
@@ -94,9 +103,8 @@ class FakeRunner:
     def _read(self, slot: _Slot, end: int) -> list[int]:
         places = (divmod(position, self.page_tokens) for position in range(end))
         cells = [self._cells[slot.table[index]][offset] for index, offset in places]
-        salt = self.salts.get(slot.request_id, b"")
-        expected = [(salt, token) for token in slot.known[:end]]
-        assert cells == expected, f"request {slot.request_id} reads another context than its own"
+        expected = [(slot.owner, token) for token in slot.known[:end]]
+        assert cells == expected or slot.has_failed, f"request {slot.request_id} reads another context than its own"
         return [token for _, token in expected]
 
     def _score(self, slot: _Slot, row: Row, context: list[int]) -> list[TokenLogprobs]:
@@ -111,6 +119,11 @@ def _with_tokens(row: Row, slot: _Slot) -> Row:
     assert row.token_ids == [0], "a token that nobody knows yet"
     slot.known += [0] * (row.start + 1 - len(slot.known))
     return structs.replace(row, token_ids=[slot.known[row.start]])
+
+
+def seed_of(seed: int, adapter: int) -> int:
+    """An adapter's request says something else."""
+    return seed + 1000 * adapter
 
 
 def next_token(context: list[int], seed: int) -> int:
@@ -128,7 +141,7 @@ def expected_tokens(request: Request, capacity_tokens: int) -> tuple[list[int], 
     num_prompt = len(tokens)
     stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else request.eos_token_ids)
     while True:
-        token = next_token(tokens, request.seed)
+        token = next_token(tokens, seed_of(request.seed, request.adapter))
         tokens.append(token)
         if token in stops and len(tokens) - num_prompt > sampling.min_tokens:
             return tokens[num_prompt:], "stop"

@@ -12,7 +12,7 @@ from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import SamplingParams
-from tests.support.fake_runner import VOCAB_SIZE, FakeRunner, expected_tokens, next_token
+from tests.support.fake_runner import VOCAB_SIZE, FakeRunner, expected_tokens, next_token, seed_of
 from tests.support.fake_tiers import FakeTiers
 
 EOS = 7
@@ -44,7 +44,7 @@ class Workbench:
         self.kv = KVManager(
             num_pages, page_tokens, b"model", prefix_cache, tiers or TierSettings(0), lambda: self.clock / 100
         )
-        speculator = Speculator(self.kv, self.config, drafts, _propose) if drafts else None
+        speculator = Speculator(self.kv, self.config, drafts, propose) if drafts else None
         self.scheduler = Scheduler(self.config, fairness or FairnessConfig(), self.kv, lambda: self.clock, speculator)
         self.runner = FakeRunner(num_pages, page_tokens, fake_tiers)
         self.requests: dict[int, Request] = {}
@@ -61,6 +61,7 @@ class Workbench:
         salt: bytes = b"",
         priority: int = 0,
         tenant: str = "",
+        adapter: int = 0,
         **sampling: Any,
     ) -> Request:
         request_id = len(self.requests) + 1
@@ -75,6 +76,8 @@ class Workbench:
             priority=priority,
             tenant=tenant,
             salt=salt,
+            adapter=adapter,
+            adapter_name=b"adapter" * adapter,
         )
         self.scheduler.add(request)
         self.runner.salts[request_id] = salt
@@ -155,10 +158,10 @@ class Workbench:
                 assert self.kv.index.name_of(page) is None, "a row writes into a page that others can find"
 
 
-def _propose(request: Request, count: int) -> list[int]:
+def propose(request: Request, count: int) -> list[int]:
     """What the request will say, but for a third of the tokens."""
     context = list(request.tokens)
     for _ in range(count):
-        token = next_token(context, request.seed)
+        token = next_token(context, seed_of(request.seed, request.adapter))
         context.append((token + 1) % VOCAB_SIZE if len(context) % 3 == 0 else token)
     return context[len(request.tokens) :]
