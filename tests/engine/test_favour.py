@@ -260,7 +260,7 @@ def tenants_of(counts: dict[str, int], served: dict[str, int] | None = None) -> 
 
 def favoured(counts: dict[str, int], served: dict[str, int] | None = None, **config: int) -> set[str]:
     favour = Favour(SchedulerConfig(**config))
-    favour.look(tenants_of(counts, served), 0.0)
+    favour.update(tenants_of(counts, served), 0.0)
     return set(favour.tenants)
 
 
@@ -330,7 +330,7 @@ def test_a_long_first_step_is_soon_made_up_for() -> None:
 
 def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
     favour = Favour(SchedulerConfig())
-    favour.look(tenants_of({"a": 9, "b": 1}), 0.0)
+    favour.update(tenants_of({"a": 9, "b": 1}), 0.0)
     one = Request(1, [1], SamplingParams(), 0, 9)
     for _ in range(20):
         favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)
