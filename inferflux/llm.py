@@ -1,6 +1,6 @@
-"""LLM: the engine inline, for Python programs: prompts in, texts out, no server.
+"""LLM: the engine in the calling process, for Python programs: prompts in, texts out, no server.
 
-Knows the text rooms and the engine; knows no HTTP and starts no process.
+Knows the engine and its text rooms; knows no HTTP and starts no process.
 """
 
 import itertools
@@ -34,7 +34,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 @dataclass(slots=True)
 class Completion:
-    """One generated sequence. logprobs: one entry per token, when asked for."""
+    """One generated sequence.
+
+    finish_reason: `stop`, `length` or None while it runs. logprobs: one entry per token, when asked for.
+    """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -44,10 +47,11 @@ class Completion:
 
 @dataclass(slots=True)
 class Generation:
-    """All that one prompt led to. `outputs` holds `SamplingParams.n` completions; `text` and the like are the first's.
+    """The results of one prompt.
 
-    prompt_logprobs: one entry per prompt token after the first, when asked for. num_cached_tokens: prompt tokens
-    that the prefix cache saved.
+    outputs: `SamplingParams.n` completions; `text`, `token_ids` and `finish_reason` are those of the first.
+    prompt_logprobs: one entry per prompt token after the first, when asked for. num_cached_tokens: prompt tokens that
+    came from the prefix cache and were not computed.
     """
 
     prompt_token_ids: list[int]
@@ -81,10 +85,11 @@ class LLM:
     model: a Hugging Face folder, or "stub" for the demo model that ships with the package.
     dtype: auto, float32, bfloat16 or float16. quantization: int8, int4, fp8 or None.
     max_model_len: the window in tokens; None: the model's own.
+    chat_template: a Jinja2 template, or a file with one, instead of the model's own.
     runtime: scheduler, KV and kernel settings, the same tree as the server's `runtime` section.
-    adapters: folders of LoRA adapters, as PEFT writes them, by the names that prompts ask for them with.
+    adapters: folders of LoRA adapters, as PEFT writes them, by the names to be used for them in `generate`.
     Raises ModelLoadError when the model cannot be loaded, ConfigError when a setting does not fit it.
-    Several threads may use it at once; their prompts share steps. `with LLM(...) as llm` closes it at the end.
+    Threads may share it; their prompts then share steps. `with LLM(...) as llm` closes it at the end.
     """
 
     def __init__(
@@ -112,8 +117,8 @@ class LLM:
         self.engine = Engine(config, checked(RuntimeConfig, runtime, ("runtime",)), adapters=additions)
         self._ids = itertools.count()
         self._unread: dict[int, list[Output]] = {}
-        # The engine and `_unread` are one thread's at a time. A stream that is dropped may be collected in that thread,
-        # whatever it is just doing with the engine: what the stream ran is stopped when that is done.
+        # Guards the engine and `_unread`. A dropped stream may be garbage-collected while this very thread is using the
+        # engine: its requests are then noted in `_dropped`, and stopped when the engine is free.
         self._turn = threading.RLock()
         self._in_engine = False
         self._is_closed = False
@@ -147,9 +152,10 @@ class LLM:
 
         prompts: one prompt or many; each a string, a list of token ids, or a list of chat messages
         (`{"role", "content"}`, rendered with the model's chat template).
-        params: for all prompts, or one each. adapter: as well, by name; None: the model as it is. progress: show a bar;
-        None: when standard error is a terminal.
-        Raises RequestError when a prompt cannot be run; then nothing is generated.
+        params: for all prompts, or one each. adapter: name of an adapter, likewise; None: the model without one.
+        progress: show a bar; None: when standard error is a terminal.
+        Raises RequestError when a prompt cannot be run (then nothing is generated), EngineError when one fails while it
+        runs or the LLM is closed.
         """
         batch = _as_batch(prompts)
         each = _params_for(len(batch), params)
@@ -180,8 +186,8 @@ class LLM:
     ) -> list[list[float]]:
         """Returns a vector of length 1 for every prompt, in their order; prompts are as `generate` takes them.
 
-        pooling: how the model's states become one vector; None: as the model was made for. adapter: see `generate`.
-        Raises RequestError when a prompt cannot be run; then nothing is computed.
+        pooling: how the model's states become one vector; None: as the model was trained. adapter: see `generate`.
+        Raises as `generate` does.
         """
         params = SamplingParams(max_tokens=1, pooling=self.engine.info.pooling if pooling is None else pooling)
         running: dict[int, _Running] = {}
@@ -199,8 +205,8 @@ class LLM:
         return list(vectors.values())
 
     def close(self) -> None:
-        """Ends the engine, and where KV pages are kept over a restart, writes them out. Prompts that are running and
-        those that come later raise EngineError; closing again does nothing."""
+        """Ends the engine; writes KV pages out where they are kept over a restart. Running prompts and later calls
+        raise EngineError; closing again does nothing."""
         with self._turn:
             if not self._is_closed:
                 with self._alone():
@@ -210,7 +216,7 @@ class LLM:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> Iterator[TextDelta]:
-        """Generates for one prompt and yields what is new as it comes; leaving early stops the generation.
+        """Generates for one prompt and yields text as it comes; leaving the loop early stops the generation.
 
         Raises RequestError when the prompt cannot be run or params.n is not 1.
         """
@@ -270,7 +276,7 @@ class LLM:
                 bar.update(task, completed=total - len(running))
 
     def _next_outputs(self, request_ids: Container[int]) -> list[Output]:
-        """Returns what came for these requests, or takes a step and returns nothing."""
+        """Returns the unread outputs of these requests; if there are none, runs a step and returns nothing."""
         with self._alone():
             # Iterates over what came, not over what was asked for: of thousands of requests few have outputs.
             ready = [request_id for request_id in self._unread if request_id in request_ids]
@@ -289,7 +295,7 @@ class LLM:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """The engine is this thread's, and nothing is stopped meanwhile."""
+        """Gives this thread the engine to itself; requests dropped meanwhile are stopped at the end."""
         with self._turn:
             if self._is_closed:
                 raise EngineError("this LLM has been closed")
@@ -300,7 +306,7 @@ class LLM:
                 self._sweep()
 
     def _sweep(self) -> None:
-        """Stops what was dropped, and lets others at the engine."""
+        """Stops the requests in `_dropped`, and releases the engine."""
         self._in_engine = False
         while self._dropped:
             self._in_engine = True
@@ -329,7 +335,7 @@ def _apply(run: _Running, output: Output) -> TextDelta:
 
 
 def _is_list(value: Any) -> bool:
-    """Bytes are a sequence of numbers, but no token ids."""
+    """Whether it is a sequence that may hold prompts or token ids; bytes are not."""
     return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
 
 

@@ -1,7 +1,7 @@
 """What goes into an engine and what comes out of it, as plain data: Submit, Output, ModelInfo.
 
-One vocabulary for all who talk to an engine, in its own process (`llm`) or across the border (`service.protocol` frames
-it). Knows no frame, no queue and no torch.
+Shared by all callers of an engine: `llm` in the same process, `service` across the process border (`service.protocol`
+has the frames). Knows no frame, no queue and no torch.
 """
 
 import msgspec
@@ -11,9 +11,12 @@ from inferflux.sampling_params import Pooling, SamplingParams
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Run one sequence. `request_id` is the caller's, unique among running ones. `salt` separates prefix caches.
-    share_id: between processes only: of the Share that completes `sampling`; None: nothing is left out of it.
-    adapter: the id of one of the model's; None: the model as it is."""
+    """Asks an engine to run one sequence.
+
+    request_id: chosen by the caller, unique among running requests. salt: requests with different salts share no cached
+    prefix. share_id: between processes only, names the Share with the parts left out of `sampling`; None: it is
+    complete. adapter: the id of one of the model's adapters; None: the model without one.
+    """
 
     request_id: int
     prompt_token_ids: list[int]
@@ -49,8 +52,12 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the server may say of a loaded model. pooling: how prompts become vectors unless asked otherwise.
-    embedding_size: numbers in a vector. generates: whether it can continue a prompt, too. page_bytes: of a KV page."""
+    """What callers may know of a loaded model.
+
+    max_model_len: tokens of prompt and output together. page_tokens: tokens in a KV page; page_bytes: its bytes on all
+    ranks together. device_pages: pages in the pool. pooling: how prompts become vectors by default. embedding_size:
+    numbers in a vector. generates: False for a model that only makes vectors.
+    """
 
     architecture: str
     num_parameters: int

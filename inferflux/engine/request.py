@@ -1,7 +1,7 @@
-"""Request: everything the engine's books know of one sequence being generated.
+"""Request: all that the engine keeps of one sequence being generated.
 
-Mutated by the scheduler and what it consists of (state, tokens, times) and by `kv.manager` (pages, page names,
-num_computed). Holds no tensor.
+Mutated by the scheduler and its parts (state, tokens, times) and by `kv.manager` (pages, page names, num_computed).
+Holds no tensor.
 """
 
 import enum
@@ -14,12 +14,12 @@ from inferflux.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
-# What is thought of a request's draft tokens as long as none was verified.
+# A request's `draft_chance` before any of its draft tokens has been verified.
 FIRST_CHANCE: Final = 0.6
 
 
 class RequestState(enum.Enum):
-    """LOADING: the request waits while its prefix comes up from a lower tier."""
+    """LOADING: the request waits while its cached prefix is loaded from a lower tier."""
 
     WAITING = "waiting"
     LOADING = "loading"
@@ -29,23 +29,25 @@ class RequestState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One sequence. Positions `0..num_computed-1` have their keys and values in `pages`.
+    """One sequence. Keys and values of positions `0..num_computed-1` are in `pages`.
 
+    max_total_tokens: limit of prompt and output together.
     tokens: prompt, then output; `len(tokens) - num_computed` are still to be computed (1 while decoding).
+    num_cached: tokens of the prefix that were cached when it first ran.
     pages: device pages in order of position; page j holds positions j*page_tokens onwards.
     page_names: content names of the leading full pages known so far (see `kv.hashing`); never longer than
         len(tokens) // page_tokens.
     slot: the row's number in the runner's tables while RUNNING, else None.
-    num_planned, num_pending: tokens that steps in flight compute, and tokens that they sample; known to be coming, not
-        yet in num_computed and tokens.
-    num_loads: times its prefix was sent for since it last ran; num_loaded: pages that came, by tier.
-    rank: place in the scheduling policy's order, smaller first; given by `order`. queued_time: since when it waits for
+    num_planned, num_pending: tokens that steps in flight compute, and tokens that they sample: not yet counted in
+        num_computed and tokens.
+    num_loads: how often its prefix was loaded since it last ran; num_loaded: pages that were loaded, by tier.
+    rank: place in the scheduling policy's order, smallest first; set by `order`. queued_time: since when it waits for
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
-    draft_chance: how likely a draft token is right, as its last ones were (see `speculator`); ngrams: its tokens, for
-        those who look drafts up there.
-    adapter: the number of the adapter that computes it, 0: the model as it is; adapter_name: names its weights in the
-        names of pages (see `kv.hashing`).
-    num_turns: timeslices it has used up. last_turn: when `favour` last chose it to have a row beside others'.
+    num_turns: timeslices it has used up. last_turn: when `favour` last gave it a row in a shared step.
+    draft_chance: estimated probability that a draft token is right (see `speculator`); ngrams: index of its tokens, for
+        drafts by prompt lookup.
+    adapter: number of its adapter, 0 for none; adapter_name: the adapter's part in the names of pages (see
+        `kv.hashing`).
     """
 
     id: int
@@ -102,7 +104,7 @@ class Request:
 
     @property
     def num_due(self) -> int:
-        """Tokens that the next step may compute: 1 while decoding, 0 when a step in flight samples the last one."""
+        """Tokens that the next step can compute: 1 while decoding, 0 when a step in flight samples the last one."""
         num_tokens = len(self.tokens)
         if self.num_pending:
             num_tokens += self.num_pending

@@ -1,4 +1,4 @@
-"""The words between deciding and computing: StepPlan goes down to the runner, StepOutput comes back.
+"""What passes between scheduler and runner: a StepPlan goes down, a StepOutput comes back.
 
 Plain data that can be printed, recorded, replayed and broadcast. The scheduler and the runner share this file and
 nothing else.
@@ -17,7 +17,7 @@ class RowStart(msgspec.Struct, frozen=True):
     slot: 0 <= slot < max_batch_size; whatever held it before is gone.
     history: prompt and output tokens so far; kept by the runner only when a penalty needs them.
     eos_token_ids: ids held back from sampling until min_tokens are out.
-    adapter: the number of the adapter that computes it; 0: the model as it is.
+    adapter: the number of the request's adapter; 0: none.
     """
 
     slot: int
@@ -37,12 +37,12 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     sample: the last token's logits yield the request's next token.
     score: also return the log-probability of each token that follows within this chunk and of `next_token_id`.
     next_token_id: the prompt token after this chunk, for `score`; None at the prompt's end.
-    is_draft: the only token is a guess at the one that the row before of this slot samples; the result counts only if
-        it is right.
-    pool: the hidden states of all its tokens go into the request's vector. A request with `SamplingParams.pooling` has
-        its vector instead of a next token when `sample` says so.
-    follows: the only token is the one that the step before sampled for this slot, whose value was not known when this
-        was planned: the runner has it, `token_ids` holds a 0 in its place.
+    follows: the only token is the one that the previous step samples for this slot. Its value was not known when this
+        row was planned: the runner has it, and `token_ids` holds a 0 in its place.
+    pool: the hidden states of all its tokens go into the request's vector. A request with `SamplingParams.pooling` gets
+        a vector instead of a next token when `sample` is set.
+    is_draft: the only token is a draft: a guess at what the slot's previous row samples. The result counts only if the
+        guess is right.
     """
 
     slot: int
@@ -63,13 +63,14 @@ FileState = Literal["on", "full", "off"]
 
 
 class PageMove(msgspec.Struct, frozen=True):
-    """One page's way between tiers; every rank moves its own shard of it. Each move has one MoveResult, in any order.
+    """Moves one page between tiers; every rank moves its own shard. Each move has one MoveResult, in any order.
 
-    demote: device to host, before this step's rows write anything (the page is theirs from then on).
-    promote: host to device. store: host to the file's slot. load: the file's slot to host and on to device.
-    These three run beside the steps; until their result, what they read and write is touched by nobody else.
-    Moves start in the order they are given: a later one may write where an earlier demote reads.
-    name: the page's (see `kv.hashing`), written to and checked against the file.
+    demote: device to host, before this step's rows write anything (which may reuse the page).
+    promote: host to device. store: host to the file. load: the file to host and on to the device.
+    The last three run in parallel with the steps; nothing else touches their source and destination until their result.
+    Moves start in the given order: a later one may write where an earlier demote reads.
+    name: of the page (see `kv.hashing`), stored in and checked against the file.
+    host, device, file: slot numbers; those that the move does not involve are None.
     """
 
     id: int
@@ -81,8 +82,8 @@ class PageMove(msgspec.Struct, frozen=True):
 
 
 class MoveResult(msgspec.Struct, frozen=True):
-    """seconds: how long the move itself took. error: why its destination holds nothing of use; `damaged`: the file had
-    no such page, whole and of that name; `io`: the file failed, and FileChange follows."""
+    """seconds: how long the move itself took. error: why its destination is invalid; `damaged`: the file has no intact
+    page of that name; `io`: the file failed, and a FileChange follows."""
 
     id: int
     seconds: float
@@ -90,10 +91,11 @@ class MoveResult(msgspec.Struct, frozen=True):
 
 
 class FileChange(msgspec.Struct, frozen=True):
-    """The file tier's state changed. num_slots: how many slots can be used from now on.
+    """The file tier has changed its state. num_slots: how many slots can be used from now on.
 
-    pages: on turning `on`, the slots that hold pages with their names, least recently stored first; the books forget
-    what they knew. None: what they know still holds. num_foreign: pages found there that are another model's.
+    state: `on`; `full`, when pages can be read but no more written; `off`, when the file has failed.
+    pages: when it turns `on`, the slots with the names of their pages, least recently stored first, which replaces what
+    was known; None: nothing else has changed. num_foreign: pages of another model found there.
     """
 
     state: FileState
@@ -103,11 +105,11 @@ class FileChange(msgspec.Struct, frozen=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True):
-    """What to compute in one step. Rows stand in the order of their results; there may be none.
+    """What to compute in one step. Results come in the order of `rows`; there may be none.
 
-    moves: pages that change tiers, started before the rows are computed. wait: nothing else is to be done until one
-    of the moves under way has its result, so wait for it, if only for some milliseconds. wipe: forget all pages in the
-    file first.
+    starts: requests that take a slot, before any row. moves: page moves, started before the rows are computed.
+    wait: there is nothing to compute until a move ends, so wait some milliseconds for one. wipe: first forget all pages
+    in the file.
     """
 
     step_id: int
@@ -123,9 +125,9 @@ class StepPlan(msgspec.Struct, frozen=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities (natural log, of the model's own distribution: before temperature, penalties and filters).
+    """A token's log-probability (natural log) in the model's distribution, before temperature, penalties and filters.
 
-    top: the k likeliest (token id, logprob), likeliest first. rank: 1 for the likeliest token.
+    rank: 1 for the likeliest token. top: the k likeliest as (token id, logprob), likeliest first.
     """
 
     token_id: int
@@ -135,11 +137,12 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RowOutput(msgspec.Struct, frozen=True):
-    """The result of one row. token_id is None when the row did not sample.
+    """The result of one row.
 
+    token_id: the sampled token; None when the row did not sample. logprobs: its log-probabilities, if asked for.
     prompt_logprobs: for a scored row, one entry per scored token, in order.
-    vector: of a pooled request, its float32 numbers, little-endian.
-    error: this row failed (others did not); the request must end. error_param: the request's field that is to blame.
+    vector: for a pooled request, float32 little-endian.
+    error: why this row failed (the others did not); the request must end. error_param: the request field to blame.
     """
 
     token_id: int | None = None
@@ -151,7 +154,8 @@ class RowOutput(msgspec.Struct, frozen=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True):
-    """Results in the order of StepPlan.rows. moves: of moves that have ended, this step's or earlier ones'."""
+    """Results of a step. rows: in the order of StepPlan.rows. moves: of moves that have ended, of this step or earlier
+    ones. file_changes: to be applied after `moves`."""
 
     step_id: int
     rows: list[RowOutput]
