@@ -13,12 +13,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from inferflux.kernels.backends import PACKED_OPS, find_backend
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
@@ -27,9 +25,6 @@ from inferflux.kernels.cases.case import Draw, Inputs
 from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.narrow_kv import SCALE_BYTES
 from inferflux.kernels.quantized_weight import quantize
-
-if TYPE_CHECKING:
-    from tests.support.triton_compile import Launch
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton")
 
@@ -154,8 +149,6 @@ def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None
     interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), FLOAT8, SMALL_NARROW_VALUES)
 
 
-# moe uses that op between its own kernels.
-ACTIVATION = "inferflux.kernels.triton.activation"
 SHAPE = dataclasses.replace(
     SHAPES["large"],
     decodes=((2, 1100),),
@@ -206,12 +199,16 @@ def _inputs_of(workload: Workload) -> Inputs:
     ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "moe", "quantized_moe", "sampling"],
 )
 def test_kernels_compile_for_an_h100(op: str) -> None:
+    from tests.support.triton_compile import launches_of
+
     for launch in launches_of(op, [inputs for _, inputs in launched(op)]):
         assert launch.compile().metadata.shared <= MAX_SHARED_BYTES, launch.kernel.__name__
 
 
 def test_rows_are_read_sixteen_bytes_at_a_time() -> None:
     """The compiler reads two bytes at a time where it is not told that rows lie multiples of 16 apart."""
+    from tests.support.triton_compile import launches_of
+
     x, weight = torch.ones(2, 4096, dtype=torch.bfloat16), torch.ones(4096, dtype=torch.bfloat16)
     calls = {
         "norm": Inputs((x, weight, 1e-6)),
@@ -225,21 +222,6 @@ def test_rows_are_read_sixteen_bytes_at_a_time() -> None:
             assert all(".v4." in load for load in loads), (op, loads)
 
 
-def launches_of(op: str, calls: list[Inputs]) -> "list[Launch]":
-    from tests.support.triton_compile import catch_launches
-
-    found = find_backend("triton").find(op)
-    module = importlib.import_module(found.__name__ if op in PACKED_OPS else found.__module__)
-    with catch_launches(module) as launches, catch_launches(importlib.import_module(ACTIVATION)):
-        for positional, keywords in calls:
-            if op in PACKED_OPS:
-                found.run(found.pack(*positional[:2]), *positional[2:])
-            else:
-                found(*positional, **keywords)
-    assert launches
-    return launches
-
-
 @pytest.mark.parametrize("group", [1, 4, 7, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kilobytes", [99, 163, 227])
@@ -248,7 +230,7 @@ def test_attention_fits_into_every_gpus_shared_memory(group: int, dtype: torch.d
     from inferflux.kernels.triton import tuning
 
     gpu = tuning.Gpu(kilobytes * 1024, has_float8=True)
-    for table in (tuning.PREFILL, tuning.DECODE):
+    for table in (tuning.SHIPPED.prefill, tuning.SHIPPED.decode):
         for size, listed in table.items():
             tile = tuning.attention_tile(table, size, group, dtype, gpu)
             assert tuning.attention_bytes(tile, size, dtype) <= gpu.shared_bytes
@@ -279,6 +261,7 @@ def test_kernels_compile_for_gpus_with_less_shared_memory_and_without_float8(mon
     from triton.backends.compiler import GPUTarget
 
     from inferflux.kernels.triton import tuning
+    from tests.support.triton_compile import launches_of
 
     gpu = tuning.Gpu(99 * 1024, has_float8=False)
     monkeypatch.setattr(tuning, "gpu_of", lambda device: gpu)

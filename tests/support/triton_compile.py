@@ -4,6 +4,7 @@
 and each of its launches is there to be compiled as the GPU named would have it.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from inferflux.kernels.backends import PACKED_OPS, find_backend
+from inferflux.kernels.cases.case import Inputs
+
+# moe uses that op between its own kernels.
+ACTIVATION = "inferflux.kernels.triton.activation"
 H100 = GPUTarget("cuda", 90, 32)
 OPTIONS = ("num_warps", "num_stages")
 POINTERS = {
@@ -94,3 +100,17 @@ def _type_of(value: Any) -> str:
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def launches_of(op: str, calls: list[Inputs]) -> list[Launch]:
+    """Returns what Triton's op launches when it is called with these arguments, each time."""
+    found = find_backend("triton").find(op)
+    module = importlib.import_module(found.__name__ if op in PACKED_OPS else found.__module__)
+    with catch_launches(module) as launches, catch_launches(importlib.import_module(ACTIVATION)):
+        for positional, keywords in calls:
+            if op in PACKED_OPS:
+                found.run(found.pack(*positional[:2]), *positional[2:])
+            else:
+                found(*positional, **keywords)
+    assert launches
+    return launches

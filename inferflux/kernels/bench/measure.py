@@ -86,9 +86,13 @@ def make_contender(
 ) -> Contender:
     """Builds the arguments and runs the op once. Whatever the implementation raises comes through."""
     torch.manual_seed(0)
-    inputs = workload.build(dtype, device)
-    call = _call(workload.op, implementation, inputs)
-    saved = [(inputs.positional[index], inputs.positional[index].clone()) for index in _RESTORED.get(workload.op, ())]
+    return contend(name, implementation, workload.op, workload.build(dtype, device))
+
+
+def contend(name: str, implementation: Any, op: str, inputs: Inputs) -> Contender:
+    """As `make_contender`, with arguments that others, who take turns with it, may have as well."""
+    call = _call(op, implementation, inputs)
+    saved = [(inputs.positional[index], inputs.positional[index].clone()) for index in _RESTORED.get(op, ())]
 
     def restore() -> None:
         for tensor, values in saved:

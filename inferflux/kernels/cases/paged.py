@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.cases.case import Case, Draw, Inputs, NamedCases
 from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES, as_bytes, is_narrow, narrow
 
@@ -136,6 +136,19 @@ def narrow_attention_cases() -> NamedCases:
             f"{name} pages, mixed, window, soft cap",
             _attention(Paging(FEW, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0, narrow_as=kind),
         )
+
+
+def attention_case(
+    name: str,
+    paging: Paging,
+    heads: tuple[int, int, int],
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    narrow_as: torch.dtype | None = None,
+) -> Case:
+    """Returns a case at a model's heads, for whoever checks more than `attention_cases`. Arguments: as `_attention`."""
+    return Case("attention", name, _attention(paging, heads, window=window, soft_cap=soft_cap, narrow_as=narrow_as))
 
 
 def _attention(

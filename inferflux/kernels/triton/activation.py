@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from inferflux.kernels.ops import ActivationKind
-
-BLOCK = 1024  # columns per program; not yet measured on a GPU
+from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.sizes import Sizes
 
 
 @triton.jit
@@ -30,14 +30,15 @@ def _gate_kernel(output, gate_up, stride_row, SIZE: tl.constexpr, KIND: tl.const
     tl.store(output + row * SIZE + columns, (active * up).to(output.dtype.element_ty), mask=mask)
 
 
-def activation(gate_up: torch.Tensor, kind: ActivationKind) -> torch.Tensor:
-    """See `ops.ActivationOp`."""
+def activation(gate_up: torch.Tensor, kind: ActivationKind, sizes: Sizes | None = None) -> torch.Tensor:
+    """See `ops.ActivationOp`. sizes: others than this GPU's."""
     if gate_up.stride(-1) != 1:
         gate_up = gate_up.contiguous()
     num_tokens, double = gate_up.shape
     size = double // 2
     output = gate_up.new_empty((num_tokens, size))
-    _gate_kernel[(num_tokens, triton.cdiv(size, BLOCK))](
-        output, gate_up, gate_up.stride(0), SIZE=size, KIND=kind, BLOCK=BLOCK
+    block = (sizes or tuning.sizes_for(gate_up.device, gate_up.dtype)).blocks["activation"]
+    _gate_kernel[(num_tokens, triton.cdiv(size, block.size))](
+        output, gate_up, gate_up.stride(0), SIZE=size, KIND=kind, BLOCK=block.size, num_warps=block.num_warps
     )
     return output

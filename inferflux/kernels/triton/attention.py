@@ -14,6 +14,7 @@ from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.merge import merge_kernel
 from inferflux.kernels.triton.narrow import codes_of, scales_of, widened
+from inferflux.kernels.triton.sizes import Sizes
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Weights times the scales of narrow values are lifted by so much before they are rounded to 16 bits: float16 would lose
@@ -294,20 +295,27 @@ def attention(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    sizes: Sizes | None = None,
 ) -> torch.Tensor:
-    """See `ops.AttentionOp`. Steps of single queries take the split-KV path, all others the chunk path."""
+    """See `ops.AttentionOp`. Steps of single queries take the split-KV path, all others the chunk path.
+
+    sizes: others than this GPU's.
+    """
     if query.stride(-1) != 1:
         query = query.contiguous()
     assert kv_pages.stride(-1) == 1, "a slot's head must be contiguous"
     assert query.shape[-1] <= MAX_HEAD_DIM
     run = _decode if metadata.max_query_length == 1 else _chunks
-    return run(query, kv_pages, metadata, scale, window, soft_cap)
+    sizes = sizes or tuning.sizes_for(query.device, query.dtype)
+    return run(query, kv_pages, metadata, sizes, scale=scale, window=window, soft_cap=soft_cap)
 
 
 def _chunks(
     query: torch.Tensor,
     kv_pages: torch.Tensor,
     metadata: AttentionMetadata,
+    sizes: Sizes,
+    *,
     scale: float,
     window: int | None,
     soft_cap: float | None,
@@ -316,7 +324,7 @@ def _chunks(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
-    tile = tuning.attention_tile(tuning.PREFILL, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
+    tile = tuning.attention_tile(sizes.prefill, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     grid = (num_tokens // (tile.block_m // group) + metadata.num_rows, num_kv_heads)
     _chunk_kernel[grid](
@@ -337,6 +345,8 @@ def _decode(
     query: torch.Tensor,
     kv_pages: torch.Tensor,
     metadata: AttentionMetadata,
+    sizes: Sizes,
+    *,
     scale: float,
     window: int | None,
     soft_cap: float | None,
@@ -345,9 +355,9 @@ def _decode(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
-    tile = tuning.attention_tile(tuning.DECODE, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
-    split_tokens = tuning.DECODE_SPLIT_TOKENS
-    num_splits = triton.cdiv(metadata.max_kv_length, split_tokens)
+    tile = tuning.attention_tile(sizes.decode, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
+    split = tuning.listed(sizes.splits, padded_dim)
+    num_splits = triton.cdiv(metadata.max_kv_length, split.tokens)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     partial = output
     if num_splits > 1:
@@ -359,15 +369,15 @@ def _decode(
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
-        SPLIT_TOKENS=split_tokens, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        SPLIT_TOKENS=split.tokens, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
         PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if num_splits > 1:
         merge_kernel[(num_rows, num_heads)](
             output, partial, log_sums, metadata.kv_lengths, num_splits,
-            NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split_tokens,
-            BLOCK_S=tuning.MERGED_SPLITS,
+            NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split.tokens,
+            BLOCK_S=split.merged,
         )  # fmt: skip
     return output
 

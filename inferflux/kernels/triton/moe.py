@@ -12,12 +12,9 @@ import triton
 import triton.language as tl
 
 from inferflux.kernels.ops import ActivationKind
+from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.activation import activation
-
-# Not yet measured on a GPU. Small row tiles: a decode step gives an expert a handful of tokens.
-BLOCK_PAIRS = 16
-BLOCK_OUT = 64
-BLOCK_IN = 32
+from inferflux.kernels.triton.sizes import ProductTile, Sizes
 
 
 class Experts(NamedTuple):
@@ -28,11 +25,12 @@ class Experts(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """pairs int64 [num_tiles * BLOCK_PAIRS]: token * k + place, or the number of pairs where there is none.
-    experts int64 [num_tiles]: whose tile it is; E: nobody's."""
+    """pairs int64 [num_tiles * block_m]: token * k + place, or the number of pairs where there is none.
+    experts int64 [num_tiles]: whose tile it is; E: nobody's. tile: its sizes."""
 
     pairs: torch.Tensor
     experts: torch.Tensor
+    tile: ProductTile
 
 
 @triton.jit
@@ -92,10 +90,16 @@ def pack(gate_up: Iterable[torch.Tensor], down: Iterable[torch.Tensor]) -> Exper
 
 
 def run(
-    experts: Experts, x: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, kind: ActivationKind
+    experts: Experts,
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    kind: ActivationKind,
+    sizes: Sizes | None = None,
 ) -> torch.Tensor:
-    """See `ops.MoeOp.run`."""
-    return run_grouped(experts, experts.gate_up.shape[:2], _multiply, (x, expert_ids, weights), kind)
+    """See `ops.MoeOp.run`. sizes: others than this GPU's."""
+    tile = (sizes or tuning.sizes_for(x.device, x.dtype)).experts["floats"]
+    return run_grouped(experts, experts.gate_up.shape[:2], _multiply, (x, expert_ids, weights), kind, tile)
 
 
 def run_grouped(
@@ -104,11 +108,12 @@ def run_grouped(
     multiply: Callable[..., None],
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     kind: ActivationKind,
+    tile: ProductTile,
 ) -> torch.Tensor:
     """experts: both matrices of all, as `multiply` wants them. shape: [E, 2I]. inputs: as `ops.MoeOp.run` gets them."""
     (gate_up, down), (num_experts, num_inner), (x, expert_ids, weights) = experts, shape, inputs
     num_tokens, per_token = expert_ids.shape
-    tiles = sort_into_tiles(expert_ids.flatten(), num_experts)
+    tiles = sort_into_tiles(expert_ids.flatten(), num_experts, tile)
     x, scales = x.contiguous(), weights.contiguous().view(-1)
     # What no expert writes, since its pair is nobody's, must not be garbage.
     inner = x.new_zeros((num_tokens * per_token, num_inner))
@@ -118,21 +123,21 @@ def run_grouped(
     return parts.view(num_tokens, per_token, x.shape[1]).sum(1).to(x.dtype)
 
 
-def sort_into_tiles(expert_ids: torch.Tensor, num_experts: int) -> Tiles:
+def sort_into_tiles(expert_ids: torch.Tensor, num_experts: int, tile: ProductTile) -> Tiles:
     """expert_ids int64 [pairs], each <= num_experts. Never asks the device how many there are."""
-    num_pairs, device = expert_ids.shape[0], expert_ids.device
-    num_tiles = triton.cdiv(num_pairs, BLOCK_PAIRS) + num_experts + 1
+    num_pairs, device, block = expert_ids.shape[0], expert_ids.device, tile.block_m
+    num_tiles = triton.cdiv(num_pairs, block) + num_experts + 1
     counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=device)
     counts.scatter_add_(0, expert_ids, torch.ones_like(expert_ids))
-    ends = (-(-counts // BLOCK_PAIRS)).cumsum(0)
+    ends = (-(-counts // block)).cumsum(0)
     order = expert_ids.argsort(stable=True)
     sorted_ids = expert_ids[order]
     rank_in_expert = torch.arange(num_pairs, device=device) - (counts.cumsum(0) - counts)[sorted_ids]
-    first_tile = ends - -(-counts // BLOCK_PAIRS)
-    pairs = torch.full((num_tiles * BLOCK_PAIRS,), num_pairs, dtype=torch.int64, device=device)
-    pairs.scatter_(0, first_tile[sorted_ids] * BLOCK_PAIRS + rank_in_expert, order)
+    first_tile = ends - -(-counts // block)
+    pairs = torch.full((num_tiles * block,), num_pairs, dtype=torch.int64, device=device)
+    pairs.scatter_(0, first_tile[sorted_ids] * block + rank_in_expert, order)
     owners = torch.searchsorted(ends, torch.arange(num_tiles, device=device), right=True)
-    return Tiles(pairs, owners.clamp_(max=num_experts))
+    return Tiles(pairs, owners.clamp_(max=num_experts), tile)
 
 
 def _multiply(
@@ -144,9 +149,11 @@ def _multiply(
     scales: torch.Tensor | None,
 ) -> None:
     num_experts, num_out, num_in = weight.shape
-    grid = (tiles.experts.shape[0], triton.cdiv(num_out, BLOCK_OUT))
+    tile = tiles.tile
+    grid = (tiles.experts.shape[0], triton.cdiv(num_out, tile.block_n))
     _grouped_kernel[grid](
         output, x, weight, output if scales is None else scales, tiles.pairs, tiles.experts, output.shape[0],
         PAIRS_PER_ROW=pairs_per_row, NUM_EXPERTS=num_experts, NUM_OUT=num_out, NUM_IN=num_in,
-        SCALED=scales is not None, BLOCK_M=BLOCK_PAIRS, BLOCK_N=BLOCK_OUT, BLOCK_K=BLOCK_IN,
+        SCALED=scales is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

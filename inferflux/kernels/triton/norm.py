@@ -9,6 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.sizes import Sizes
+
 
 @triton.jit
 def _norm_kernel(
@@ -53,8 +56,9 @@ def _add_norm_kernel(
     tl.store(output + row * SIZE + columns, (values * scale * gain).to(output.dtype.element_ty), mask=mask)
 
 
-def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See `ops.NormOp`. x [rows, F] or [rows, heads, F]; other ranks are flattened to rows."""
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, sizes: Sizes | None = None) -> torch.Tensor:
+    """See `ops.NormOp`. x [rows, F] or [rows, heads, F]; other ranks are flattened to rows. sizes: others than this
+    GPU's."""
     if x.stride(-1) != 1:
         x = x.contiguous()
     shape = x.shape
@@ -64,15 +68,16 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     block = triton.next_power_of_2(size)
     _norm_kernel[(rows * heads,)](
         output, view, weight.contiguous(), view.stride(0), view.stride(1), eps,
-        WEIGHT_HEADS=weight.numel() // size, HEADS=heads, SIZE=size, BLOCK=block, num_warps=_num_warps(block),
+        WEIGHT_HEADS=weight.numel() // size, HEADS=heads, SIZE=size, BLOCK=block,
+        num_warps=_num_warps(block, x, sizes),
     )  # fmt: skip
     return output
 
 
 def add_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, sizes: Sizes | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `ops.AddNormOp`. x, residual [rows, F]."""
+    """See `ops.AddNormOp`. x, residual [rows, F]. sizes: others than this GPU's."""
     size = x.shape[-1]
     x, residual = x.reshape(-1, size), residual.reshape(-1, size)
     output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -80,11 +85,11 @@ def add_norm(
     block = triton.next_power_of_2(size)
     _add_norm_kernel[(x.shape[0],)](
         output, total, x, residual, weight, x.stride(0), residual.stride(0), eps,
-        SIZE=size, BLOCK=block, num_warps=_num_warps(block),
+        SIZE=size, BLOCK=block, num_warps=_num_warps(block, x, sizes),
     )  # fmt: skip
     return output, total
 
 
-def _num_warps(block: int) -> int:
-    """About 16 elements per thread: 8 for Llama-3-8B's 4096. Not yet measured on a GPU."""
-    return min(max(block // 512, 1), 16)
+def _num_warps(block: int, x: torch.Tensor, sizes: Sizes | None) -> int:
+    share = (sizes or tuning.sizes_for(x.device, x.dtype)).blocks["norm"]
+    return min(max(block // share.size, 1), share.num_warps)

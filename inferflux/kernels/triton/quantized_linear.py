@@ -14,6 +14,7 @@ import triton.language as tl
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.narrow import codes_of, widened
+from inferflux.kernels.triton.sizes import Sizes
 
 Tensor = torch.Tensor
 
@@ -119,8 +120,8 @@ def pack(weight: QuantizedWeight, bias: Tensor | None) -> PackedWeight:
     return PackedWeight(weight, bias)
 
 
-def run(packed: PackedWeight, x: Tensor) -> Tensor:
-    """See `ops.QuantizedLinearOp.run`."""
+def run(packed: PackedWeight, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+    """See `ops.QuantizedLinearOp.run`. sizes: others than this GPU's."""
     weight, bias = packed
     if x.stride(-1) != 1:
         x = x.contiguous()
@@ -128,7 +129,8 @@ def run(packed: PackedWeight, x: Tensor) -> Tensor:
     output = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if not num_rows:
         return output
-    tile = tuning.product_tile(num_rows, x.dtype)
+    tiles = (sizes or tuning.sizes_for(x.device, x.dtype)).products[weight.scheme]
+    tile = tuning.product_tile(tiles, num_rows, x.dtype)
     grid = (triton.cdiv(num_outputs, tile.block_n), triton.cdiv(num_rows, tile.block_m))
     sizes = {"NUM_OUTPUTS": num_outputs, "NUM_INPUTS": weight.num_inputs}
     kernel = _byte_kernel

@@ -11,14 +11,13 @@ import triton.language as tl
 
 from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
-from inferflux.kernels.triton.moe import BLOCK_OUT, BLOCK_PAIRS, Tiles, place, run_grouped, store
+from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.moe import Tiles, place, run_grouped, store
 from inferflux.kernels.triton.narrow import codes_of, widened
 from inferflux.kernels.triton.quantized_linear import widen_nibbles
+from inferflux.kernels.triton.sizes import Sizes
 
 Tensor = torch.Tensor
-
-# Not yet measured on a GPU. Columns of a step: two groups of int4's, whose bytes then make a tile of 32.
-BLOCK_IN = 64
 
 # Both matrices of all experts: values [E, out, bytes] and scales [E, out, groups] in one weight of E * out rows.
 Experts = tuple[QuantizedWeight, QuantizedWeight]
@@ -110,12 +109,20 @@ def pack(gate_up: Iterable[QuantizedWeight], down: Iterable[QuantizedWeight]) ->
     return _joined([one for one, _ in both]), _joined([other for _, other in both])
 
 
-def run(experts: Experts, x: Tensor, expert_ids: Tensor, weights: Tensor, kind: ActivationKind) -> Tensor:
-    """See `ops.QuantizedMoeOp.run`."""
+def run(
+    experts: Experts,
+    x: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    kind: ActivationKind,
+    sizes: Sizes | None = None,
+) -> Tensor:
+    """See `ops.QuantizedMoeOp.run`. sizes: others than this GPU's."""
     num_hidden = x.shape[1]
     num_experts = experts[1].num_outputs // num_hidden
     shape = num_experts, experts[0].num_outputs // num_experts
-    return run_grouped(experts, shape, _multiply, (x, expert_ids, weights), kind)
+    tile = (sizes or tuning.sizes_for(x.device, x.dtype)).experts[experts[0].scheme]
+    return run_grouped(experts, shape, _multiply, (x, expert_ids, weights), kind, tile)
 
 
 def _joined(weights: list[QuantizedWeight]) -> QuantizedWeight:
@@ -127,8 +134,8 @@ def _joined(weights: list[QuantizedWeight]) -> QuantizedWeight:
 def _multiply(
     output: Tensor, x: Tensor, weight: QuantizedWeight, tiles: Tiles, pairs_per_row: int, scales: Tensor | None
 ) -> None:
-    num_out = output.shape[1]
-    grid = (tiles.experts.shape[0], triton.cdiv(num_out, BLOCK_OUT))
+    num_out, tile = output.shape[1], tiles.tile
+    grid = (tiles.experts.shape[0], triton.cdiv(num_out, tile.block_n))
     sizes = {"NUM_EXPERTS": weight.num_outputs // num_out, "NUM_OUT": num_out, "NUM_IN": weight.num_inputs}
     kernel = _grouped_byte_kernel
     if weight.scheme == "int4":
@@ -137,5 +144,6 @@ def _multiply(
     kernel[grid](
         output, x, codes_of(weight.values), weight.scales, output if scales is None else scales,
         tiles.pairs, tiles.experts, output.shape[0], PAIRS_PER_ROW=pairs_per_row, **sizes, SCALED=scales is not None,
-        BLOCK_M=BLOCK_PAIRS, BLOCK_N=BLOCK_OUT, BLOCK_K=BLOCK_IN,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

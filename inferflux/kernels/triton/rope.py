@@ -11,6 +11,7 @@ from inferflux.kernels import narrow_kv
 from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.narrow import codes_of, rounded_to_float8, scales_of
+from inferflux.kernels.triton.sizes import Sizes
 
 SMALLEST = tl.constexpr(narrow_kv.SMALLEST)
 
@@ -91,21 +92,23 @@ def rope(
     slots: torch.Tensor,
     *,
     num_heads: int,
+    sizes: Sizes | None = None,
 ) -> torch.Tensor:
-    """See `ops.RopeOp`."""
+    """See `ops.RopeOp`. sizes: others than this GPU's."""
     num_tokens, all_heads, head_dim = qkv.shape
     rotary_dim = 0 if cos is None else cos.shape[-1]
     output = qkv.new_empty((num_tokens, num_heads, head_dim))
     # Without rotation the tables are never read; any tensor serves as the pointer.
     cos_table, sin_table = (qkv, qkv) if cos is None or sin is None else (cos, sin)
     assert cos_table.stride(0) == sin_table.stride(0)
-    block_heads = tuning.rope_heads(all_heads)
+    block = (sizes or tuning.sizes_for(qkv.device, qkv.dtype)).blocks["rope"]
+    block_heads = tuning.rope_heads(block.size, all_heads)
     _rope_kernel[(num_tokens, triton.cdiv(all_heads, block_heads))](
         output, qkv, cos_table, sin_table, codes_of(kv_pages), scales_of(kv_pages), slots,
         qkv.stride(0), qkv.stride(1), cos_table.stride(0),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3),
         NUM_HEADS=num_heads, NUM_KV_HEADS=kv_pages.shape[3], HEAD_DIM=head_dim, ROTARY_DIM=rotary_dim,
         PAGE_TOKENS=kv_pages.shape[2], BLOCK_HEADS=block_heads, BLOCK_DIM=triton.next_power_of_2(head_dim),
-        LARGEST_CODE=LARGEST_CODE.get(kv_pages.dtype, 0.0), num_warps=4,
+        LARGEST_CODE=LARGEST_CODE.get(kv_pages.dtype, 0.0), num_warps=block.num_warps,
     )  # fmt: skip
     return output

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from inferflux.kernels.ops import TOP_P_TOLERANCE
 from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.sizes import Sizes
 
 SMALLEST_SHARE = tl.constexpr(1e-12)
 
@@ -161,15 +162,18 @@ def sampling(
     top_p: torch.Tensor,
     min_p: torch.Tensor,
     uniform: torch.Tensor,
+    sizes: Sizes | None = None,
 ) -> torch.Tensor:
-    """See `ops.SamplingOp`. Leaves logits as they are."""
+    """See `ops.SamplingOp`. Leaves logits as they are. sizes: others than this GPU's."""
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     num_rows, vocab_size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     columns = [column.contiguous() for column in (temperature, top_k, top_p, min_p, uniform)]
+    # Logits are float32 whatever the model computes in.
+    block = (sizes or tuning.sizes_on(logits.device)).blocks["sampling"]
     _sampling_kernel[(num_rows,)](
         tokens, logits, *columns, vocab_size, logits.stride(0),
-        TOP_P_TOLERANCE=TOP_P_TOLERANCE, BLOCK=tuning.sampling_block(vocab_size), num_warps=tuning.SAMPLING_WARPS,
+        TOP_P_TOLERANCE=TOP_P_TOLERANCE, BLOCK=tuning.sampling_block(block.size, vocab_size), num_warps=block.num_warps,
     )  # fmt: skip
     return tokens

@@ -1,0 +1,97 @@
+"""Candidates: sizes that `inferflux kernels tune` measures beside the shipped ones, which it adds itself.
+
+Chosen from what was measured on an H200 and from the machine code that Triton makes for it, and so that each kind of
+GPU finds some: tiles of Hopper's warp groups, the smaller ones that the tensor cores of Ampere and Ada like, and such
+as fit into 99 KiB of shared memory. What does not compile or fit on a GPU is left out there. Knows no GPU.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from inferflux.kernels.triton.sizes import AttentionTile, Block, ProductTile, Split
+
+# By head size: (block_m, block_n, warps, stages). Page numbers and what they lead to are read in the same turn, so only
+# every other stage is one of keys and values: (128, 32, 4, 5) and (128, 32, 4, 7) ask for tiles a turn or two ahead.
+PREFILL: Final[Mapping[int, tuple[AttentionTile, ...]]] = MappingProxyType(
+    {
+        64: (
+            AttentionTile(128, 64, 4, 3),
+            AttentionTile(128, 64, 4, 5),
+            AttentionTile(128, 32, 4, 5),
+            AttentionTile(64, 64, 4, 3),
+            AttentionTile(128, 128, 8, 3),
+        ),
+        128: (
+            AttentionTile(128, 32, 4, 5),
+            AttentionTile(128, 32, 4, 7),
+            AttentionTile(256, 32, 16, 5),
+            AttentionTile(128, 128, 8, 3),
+            AttentionTile(256, 64, 16, 3),
+            AttentionTile(64, 64, 4, 3),
+            AttentionTile(64, 32, 4, 5),
+            AttentionTile(128, 64, 8, 3),
+        ),
+    }
+)
+# block_m is that of 16 query heads at most.
+DECODE: Final[Mapping[int, tuple[AttentionTile, ...]]] = MappingProxyType(
+    {
+        64: (
+            AttentionTile(16, 64, 2, 5),
+            AttentionTile(16, 64, 2, 6),
+            AttentionTile(16, 64, 4, 3),
+            AttentionTile(16, 128, 4, 3),
+            AttentionTile(16, 128, 4, 5),
+            AttentionTile(16, 32, 2, 5),
+        ),
+        128: (
+            AttentionTile(16, 32, 2, 5),
+            AttentionTile(16, 32, 2, 6),
+            AttentionTile(16, 64, 2, 3),
+            AttentionTile(16, 64, 4, 3),
+            AttentionTile(16, 64, 4, 5),
+            AttentionTile(16, 128, 4, 4),
+        ),
+    }
+)
+SPLITS: Final = tuple(Split(tokens, merged) for tokens in (512, 1024, 2048) for merged in (64, 128))
+# Of weights in few bits, by rows of x. block_k is that of the shipped ones: one for all.
+PRODUCTS: Final[Mapping[str, tuple[ProductTile, ...]]] = MappingProxyType(
+    {
+        "few": (
+            ProductTile(16, 32, 128, 4, 6),
+            ProductTile(16, 64, 128, 4, 4),
+            ProductTile(16, 32, 128, 2, 4),
+            ProductTile(16, 128, 128, 8, 3),
+        ),
+        "some": (
+            ProductTile(64, 64, 128, 4, 4),
+            ProductTile(64, 32, 128, 4, 4),
+            ProductTile(64, 128, 128, 8, 3),
+            ProductTile(32, 64, 128, 4, 3),
+        ),
+        "many": (
+            ProductTile(128, 128, 128, 8, 3),
+            ProductTile(128, 64, 128, 4, 3),
+            ProductTile(64, 128, 128, 4, 3),
+            ProductTile(128, 256, 128, 8, 2),
+        ),
+    }
+)
+# Of a mixture: (pairs, outputs, inputs, warps, stages).
+EXPERTS: Final = (
+    ProductTile(16, 64, 64, 4, 3),
+    ProductTile(16, 64, 64, 4, 5),
+    ProductTile(16, 128, 64, 4, 4),
+    ProductTile(32, 64, 64, 4, 4),
+    ProductTile(64, 64, 64, 4, 3),
+)
+BLOCKS: Final[Mapping[str, tuple[Block, ...]]] = MappingProxyType(
+    {
+        "norm": (Block(128, 16), Block(256, 16), Block(1024, 16), Block(2048, 16)),
+        "activation": (Block(512, 2), Block(1024, 2), Block(2048, 4), Block(2048, 8), Block(4096, 8)),
+        "rope": (Block(2, 1), Block(4, 2), Block(4, 4), Block(8, 2), Block(16, 4), Block(16, 8)),
+        "sampling": (Block(512, 8), Block(512, 16), Block(1024, 8), Block(2048, 8), Block(2048, 16)),
+    }
+)
