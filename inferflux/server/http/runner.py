@@ -17,7 +17,7 @@ from inferflux.server.http.auditing import unreadable_event
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
 from inferflux.server.http.problems import Problem, internal_problem
-from inferflux.server.http.sockets import prepare_connection
+from inferflux.server.http.sockets import Crowd, prepare_connection
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,10 @@ class _Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._headers_timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)
-        prepare_connection(transport)
+        if not isinstance(self._manager, _Server) or self._manager.crowd.admits(transport):
+            prepare_connection(transport)
+        else:
+            self.force_close()
 
     def data_received(self, data: bytes) -> None:
         """Starts the clock when a request begins, and stops it when its headers are complete."""
@@ -105,6 +108,7 @@ class _Server(web.Server):
     def __init__(self, server: web.Server, strangers: Strangers) -> None:
         super().__init__(server.request_handler, request_factory=server.request_factory, handler_cancellation=True)
         self.strangers = strangers
+        self.crowd = Crowd()
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **_OPTIONS)

@@ -1,14 +1,17 @@
 """What is asked of the kernel for each connection: to notice a peer that vanished without a word, and to keep little.
 
 A machine that is switched off, or a cable that is cut, closes nothing. Keep-alive probes find that out while nothing is
-sent, the user timeout while something is; then the connection ends as if the client had left. Knows no HTTP.
+sent, the user timeout while something is; then the connection ends as if the client had left. And how many connections
+there may be: the last file descriptors are the server's own. Knows no HTTP.
 """
 
 import asyncio
 import contextlib
+import logging
 import resource
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 PROBE_AFTER_S: Final = 15
@@ -19,6 +22,41 @@ USER_TIMEOUT_S: Final = 45
 # By itself the kernel would keep megabytes for a client that reads nothing.
 SEND_BUFFER_BYTES: Final = 128 * 1024
 MAX_OPEN_FILES: Final = 65536
+# For policy store, logs, engines and the server's own requests; of a small limit a quarter.
+RESERVED_FILES: Final = 64
+CROWDED_EVERY_S: Final = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Crowd:
+    """Counts out connections that would take the last file descriptors, and says so in the log once in a while.
+
+    The event loop closes such connections without a word when there is no descriptor left at all. clock: seconds,
+    never going back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._num_turned_away = 0
+        self._said = -CROWDED_EVERY_S
+
+    def admits(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether there is room for this connection, which is to be closed where there is not."""
+        sock = transport.get_extra_info("socket")
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # The lowest number that is free is given out, so all below are taken.
+        if sock is None or limit == resource.RLIM_INFINITY or sock.fileno() < limit - min(RESERVED_FILES, limit // 4):
+            return True
+        self._num_turned_away += 1
+        if self._clock() - self._said >= CROWDED_EVERY_S:
+            self._said = self._clock()
+            words = (
+                "out of file descriptors (limit %d, ulimit -n): connections turned away since this was last said: %d"
+            )
+            logger.error(words, limit, self._num_turned_away)
+            self._num_turned_away = 0
+        return False
 
 
 def prepare_connection(transport: asyncio.BaseTransport) -> None:
