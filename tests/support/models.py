@@ -143,6 +143,11 @@ def olmoe_clipped(folder: Path) -> PreTrainedModel:
     return build(folder, "olmoe_clipped", "OlmoeForCausalLM", num_experts=8, num_experts_per_tok=2, clip_qkv=0.7)
 
 
+def seed_oss(folder: Path) -> PreTrainedModel:
+    """Llama with biases at two doors of attention, each by a key of its own."""
+    return build(folder, "seed_oss", "SeedOssForCausalLM", head_dim=24, attention_out_bias=True)
+
+
 def gemma3_multimodal(folder: Path) -> PreTrainedModel:
     """Gemma 3 with a vision tower in its checkpoint."""
     text = {**_SIZES, **_GEMMA}

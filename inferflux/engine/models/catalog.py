@@ -190,6 +190,18 @@ FAMILIES: Mapping[str, Family] = {
         defaults={**_COMMON, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
         layer_types=_listed_or_sliding,
     ),
+    "SeedOssForCausalLM": Family(
+        defaults={
+            **_COMMON,
+            "max_position_embeddings": 524288,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "attention_bias": True,
+        },
+        qkv_bias="attention_bias",
+        o_bias="attention_out_bias",
+        mlp_bias="mlp_bias",
+    ),
     "Qwen2ForCausalLM": Family(defaults=_QWEN, layer_types=_sliding_above, qkv_bias=True),
     "Qwen3ForCausalLM": Family(
         defaults={**_QWEN, "head_dim": 128},

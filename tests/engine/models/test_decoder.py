@@ -17,6 +17,7 @@ from tests.support.models import (
     make_tiny_model,
     olmoe_clipped,
     phi3_longrope_beyond,
+    seed_oss,
 )
 from tests.support.paged import paged_logits, step_metadata
 
@@ -42,7 +43,7 @@ def test_logits_equal_transformers_whole_and_in_chunks(tiny_model, family):
         torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("builder", [phi3_longrope_beyond, gemma3_multimodal, olmoe_clipped])
+@pytest.mark.parametrize("builder", [phi3_longrope_beyond, gemma3_multimodal, olmoe_clipped, seed_oss])
 def test_logits_equal_transformers_special_cases(tmp_path: Path, builder: Builder):
     model = make_tiny_model(builder, tmp_path)
     (logits,) = paged_logits(load(model.folder), [PROMPT], [7])
