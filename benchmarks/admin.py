@@ -174,7 +174,7 @@ async def _no_fetch(_url: str, _max_bytes: int) -> bytes:
     raise AssertionError("no provider is configured")
 
 
-async def _no_post(_url: str, _body: bytes, _timeout_s: float, _max_bytes: int) -> tuple[int, bytes]:
+async def _no_post(_url: str, _body: bytes, _max_bytes: int) -> tuple[int, bytes]:
     raise AssertionError("no policy service is configured")
 
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from inferflux.server.backends import Backend
 from inferflux.server.http.context import CONTEXT, INFO
-from inferflux.server.http.requests import compute, text_work_of
+from inferflux.server.http.requests import compute, text_work_of, time_left
 from inferflux.server.http.schemas.generate import CallerRequest, GenerateRequest
 from inferflux.server.http.schemas.messages import Message
 from inferflux.server.policy.guardrails import texts_in, texts_of_json, texts_of_parts
@@ -37,7 +37,8 @@ async def check_input(request: web.Request, body: CallerRequest, texts: Sequence
         texts=texts,
         parameters=await compute(request, _parameters, body),
     )
-    info.decision = await context.gate.check_input(question)
+    async with time_left(request):  # a turn at the policy service may be long in coming
+        info.decision = await context.gate.check_input(question)
 
 
 def texts_of_messages(messages: Sequence[Message]) -> list[str]:

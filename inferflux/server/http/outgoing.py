@@ -50,9 +50,9 @@ class Outgoing:
             raise FetchError(f"{url} answered with more than {max_bytes} bytes")
         return body
 
-    async def post(self, url: str, body: bytes, timeout_s: float, max_bytes: int) -> tuple[int, bytes]:
-        """POSTs JSON; returns status and body, `opa.Post`. Raises PolicyServiceError, TimeoutError."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
+    async def post(self, url: str, body: bytes, max_bytes: int) -> tuple[int, bytes]:
+        """POSTs JSON; returns status and body, `opa.Post`. Raises PolicyServiceError."""
+        timeout = aiohttp.ClientTimeout(total=None)
         headers = {**self._headers(), hdrs.CONTENT_TYPE: "application/json"}
         try:
             async with self._open_session().post(

@@ -16,6 +16,7 @@ from inferflux.server.policy.delta_guard import DeltaGuard
 from inferflux.server.policy.document import Guardrails
 from inferflux.server.policy.guardrails import Blocklist
 from inferflux.server.policy.opa import Post, Question, QuestionTooLargeError, Verdict, ask
+from inferflux.server.policy.turns import Turns
 
 BlockReason = Literal["blocklist", "opa", "opa_error", "output_blocklist"]
 Passage = Literal["allowed", "allowed_opa_error"]
@@ -23,6 +24,8 @@ Passage = Literal["allowed", "allowed_opa_error"]
 
 # More text than this is checked in a thread: it takes over a millisecond.
 _INLINE_CHARS: Final = 16_384
+# Fewer than the client has connections: the time that one takes here is too short to be taken for the service's.
+_QUESTIONS_AT_ONCE: Final = 64
 
 _MESSAGES: Final[Mapping[BlockReason, str]] = MappingProxyType(
     {
@@ -85,6 +88,7 @@ class Gate:
         self._post = post
         self._on_block = on_block
         self._on_failure = on_failure
+        self._turns = Turns(_QUESTIONS_AT_ONCE, settings.opa_timeout_s)
 
     @property
     def checks_input(self) -> bool:
@@ -103,7 +107,7 @@ class Gate:
         if settings.opa_endpoint is None:
             return "allowed"
         try:
-            verdict = await ask(self._post, settings.opa_endpoint, question, settings.opa_timeout_s)
+            verdict = await ask(self._post, settings.opa_endpoint, question, self._turns)
         except QuestionTooLargeError:
             raise self._refusal("opa_error") from None
         if verdict is Verdict.ALLOW:

@@ -6,10 +6,9 @@
 else comes, or fails to come, is a failure. Takes a fetcher, knows no HTTP client, holds no lock while it waits.
 """
 
-import asyncio
 import enum
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,12 +16,13 @@ import msgspec
 
 from inferflux.errors import InferFluxError
 from inferflux.server.access.principal import Principal
+from inferflux.server.policy.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-Post = Callable[[str, bytes, float, int], Awaitable[tuple[int, bytes]]]
-"""`await post(url, body, timeout_s, max_bytes)`: POSTs JSON; the answer's status and body. Follows no redirect. Raises
-OSError (TimeoutError among them) or PolicyServiceError when there is no answer, or a larger one."""
+Post = Callable[[str, bytes, int], Coroutine[Any, Any, tuple[int, bytes]]]
+"""`await post(url, body, max_bytes)`: POSTs JSON; the answer's status and body. Follows no redirect. Raises OSError or
+PolicyServiceError when there is no answer, or a larger one. Waits for one however long it takes."""
 
 MAX_ANSWER_BYTES: Final = 65_536
 MAX_QUESTION_BYTES: Final = 8 * 2**20
@@ -88,18 +88,17 @@ class _Answer(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-async def ask(post: Post, endpoint: str, question: Question, timeout_s: float) -> Verdict:
-    """Returns the service's verdict within `timeout_s` seconds; FAILED, and a line in the log, when it has none.
+async def ask(post: Post, endpoint: str, question: Question, turns: Turns) -> Verdict:
+    """Returns the service's verdict; FAILED, and a line in the log, when it has none in time.
 
     Raises QuestionTooLargeError: the caller's doing, so never to be taken for a failure of the service.
     """
     body = question.encode()
     try:
-        async with asyncio.timeout(timeout_s):
-            status, answer = await post(endpoint, body, timeout_s, MAX_ANSWER_BYTES)
+        status, answer = await turns.ask(lambda: post(endpoint, body, MAX_ANSWER_BYTES))
         return verdict_of(status, answer)
     except TimeoutError:
-        reason = f"no answer within {timeout_s * 1000:.0f} ms"
+        reason = f"no answer within {turns.patience_s * 1000:.0f} ms"
     except (OSError, PolicyServiceError) as error:
         reason = str(error) or type(error).__name__
     logger.warning("the policy service failed: %s", reason, extra={"request_id": question.request_id})

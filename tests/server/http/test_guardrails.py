@@ -256,7 +256,7 @@ async def test_a_host_that_cannot_be_asked_is_a_service_that_failed(host: str) -
     """A store of an earlier version may hold a name that is none."""
     async with Outgoing() as outgoing:
         with pytest.raises((PolicyServiceError, TimeoutError)):
-            await outgoing.post(f"http://{host}/allow", b"{}", 10.0, 100)
+            await outgoing.post(f"http://{host}/allow", b"{}", 100)
         with pytest.raises((FetchError, TimeoutError)):
             await outgoing.fetch(f"http://{host}/keys", 100)
 

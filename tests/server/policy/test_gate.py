@@ -25,7 +25,7 @@ class Service:
         self.answer = answer
         self.asked: list[tuple[str, bytes]] = []
 
-    async def post(self, url: str, body: bytes, timeout_s: float, max_bytes: int) -> tuple[int, bytes]:
+    async def post(self, url: str, body: bytes, max_bytes: int) -> tuple[int, bytes]:
         self.asked.append((url, body))
         if self.answer is None:
             await asyncio.sleep(60)
@@ -187,3 +187,23 @@ def test_a_refused_answer_is_counted() -> None:
     assert gate.refuse_output().reason == "output_blocklist"
     assert blocks == ["output_blocklist"]
     assert gate.output_guard() is None, "only with check_output"
+
+
+async def test_a_burst_of_a_thousand_passes_a_service_that_answers_each_in_time() -> None:
+    """Few are asked at once, so the last ones wait several times as long as an answer may take."""
+    service = Service(b'{"result": true}')
+    post, now, most = service.post, 0, 0
+
+    async def slow_post(url: str, body: bytes, max_bytes: int) -> tuple[int, bytes]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        return await post(url, body, max_bytes)
+
+    service.post = slow_post  # type: ignore[method-assign]
+    gate, told = gate_of(service)
+    passed = await asyncio.gather(*(gate.check_input(QUESTION) for _ in range(1000)))
+    assert (set(passed), told, len(service.asked)) == ({"allowed"}, [], 1000)
+    assert most <= 100

@@ -1,0 +1,90 @@
+"""Turns: how many questions a service has before it at once, how long each answer may take, and who waits how long.
+
+A burst of requests is no fault of a service that answers each in time: who waits for a turn does so as long as it
+answers anybody. When it has said nothing for as long as one answer may take, it has failed those who wait, too. Nor is
+it the service's fault that this event loop is busy: time passes in beats, one of which the loop makes at most each time
+it comes round. Knows no service.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+# So often the loop comes round before an answer is late; hearing one that is there takes a few times.
+BEATS: Final = 10
+
+
+class Turns:
+    """most: questions at once; the others follow in the order in which they came. patience_s: for one answer, from the
+    beginning of its turn. For one event loop."""
+
+    def __init__(self, most: int, patience_s: float) -> None:
+        self.patience_s = patience_s
+        self._free = most
+        self._beat_s = patience_s / BEATS
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._watch: asyncio.Task[None] | None = None
+        self._silent_beats = 0
+
+    async def ask(self, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Returns what the question returns, once it has had its turn. Raises what it raises, and TimeoutError."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait()
+        try:
+            return await self._answer(asyncio.create_task(question()))
+        finally:
+            self._pass_on()
+
+    async def _answer(self, task: asyncio.Task[T]) -> T:
+        try:
+            for _ in range(BEATS):
+                await asyncio.wait((task,), timeout=self._beat_s)
+                if task.done():
+                    self._silent_beats = 0
+                    return task.result()
+            raise TimeoutError
+        finally:
+            task.cancel()
+
+    async def _wait(self) -> None:
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._silent_beats = 0
+            self._watch = asyncio.create_task(self._give_up_in_silence())
+        self._waiting.append(turn)
+        try:
+            has_turn = await turn
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif not turn.cancelled() and turn.result():
+                self._pass_on()
+            raise
+        if not has_turn:
+            raise TimeoutError
+
+    async def _give_up_in_silence(self) -> None:
+        """Fails all who wait when the service has been silent for too long; ends when nobody waits."""
+        while self._waiting:
+            await asyncio.sleep(self._beat_s)
+            self._silent_beats += 1
+            while self._silent_beats > BEATS and self._call(has_turn=False):
+                pass
+
+    def _pass_on(self) -> None:
+        if not self._call(has_turn=True):
+            self._free += 1
+
+    def _call(self, *, has_turn: bool) -> bool:
+        """Tells the first who waits; returns whether anybody does."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # has left just now
+                turn.set_result(has_turn)
+                return True
+        return False
