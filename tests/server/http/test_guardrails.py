@@ -18,7 +18,6 @@ from inferflux.server.http.outgoing import Outgoing
 from inferflux.server.policy.opa import PolicyServiceError
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, MODEL, Site, running_server
-from tests.support.waiting import PATIENCE_S
 
 TERM = "forbidden fruit"
 ADMIN = {"x-api-key": KEY}
@@ -270,7 +269,7 @@ async def test_an_answer_that_is_not_http_is_told_without_what_stands_in_it() ->
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as service, Outgoing() as outgoing:
         port = service.sockets[0].getsockname()[1]
         with pytest.raises(PolicyServiceError, match="not valid HTTP") as caught:
-            await outgoing.post(f"http://127.0.0.1:{port}/allow", b"{}", PATIENCE_S, 100)
+            await outgoing.post(f"http://127.0.0.1:{port}/allow", b"{}", 100)
     assert "canary" not in str(caught.value)
 
 
