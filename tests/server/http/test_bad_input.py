@@ -31,7 +31,7 @@ BOTH: dict[str, list[Any]] = {
     "repetition_penalty": [0, -1, 10.5, "1", True],
     "presence_penalty": [-2.1, 2.1, "1", True],
     "frequency_penalty": [-2.1, 2.1, "1", True],
-    "n": [0, -1, 17, 1.0, "1", True, HUGE],
+    "n": [0, -1, 17, 1.5, "1", True, HUGE],
     "seed": [1.5, "1", True, 2**63, -HUGE],
     "stop": ["", [""], [1], 1, {}, ["x"] * 17, "x" * 257],
     "stop_token_ids": [[-1], ["1"], [True], [1.5], [2**31], list(range(129)), 5],

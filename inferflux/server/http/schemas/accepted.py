@@ -1,4 +1,4 @@
-"""What a body may hold at a place: the words accepted there, the fields known there. For error messages only.
+"""What a body may hold at a place: the words accepted there, the fields known there. For error messages.
 
 Reads msgspec's description of a struct along a path such as `messages[0].role`; knows no values.
 """
@@ -26,13 +26,14 @@ def accepted_fields(kind: type[msgspec.Struct], path: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _described(kind: type[msgspec.Struct]) -> inspect.Type:
-    """Takes milliseconds the first time, which a caller's mistakes should not cost again and again."""
+def described(kind: type[msgspec.Struct]) -> inspect.Type:
+    """Returns msgspec's description. It takes milliseconds the first time, which a caller's mistakes should not cost
+    again and again."""
     return inspect.type_info(kind)
 
 
 def _types_at(kind: type[msgspec.Struct], path: str) -> list[inspect.Type]:
-    types = [_described(kind)]
+    types = [described(kind)]
     for step in _STEP.findall(path):
         types = [below for one in types for below in _below(one, step)]
     return types
@@ -50,15 +51,15 @@ def _below(one: inspect.Type, step: str) -> Iterator[inspect.Type]:
         case _:
             found = []
     for below in found:
-        yield from _parts(below)
+        yield from parts(below)
 
 
-def _parts(one: inspect.Type) -> Iterator[inspect.Type]:
+def parts(one: inspect.Type) -> Iterator[inspect.Type]:
     match one:
         case inspect.UnionType():
             for part in one.types:
-                yield from _parts(part)
+                yield from parts(part)
         case inspect.Metadata():
-            yield from _parts(one.type)
+            yield from parts(one.type)
         case _:
             yield one

@@ -1,8 +1,8 @@
 """How a request's body becomes a struct: strictly, and with an error that names the field.
 
-OpenAI's types are kept to: no booleans as numbers, no numbers as strings, no NaN. A field that nobody knows is refused,
-since dropping it would change the answer in silence; one that is known and not built yet is refused by name, unless
-its value asks for nothing.
+OpenAI's types are kept to: no booleans as numbers, no numbers as strings, no NaN; 1.0 is an integer (`integers`).
+A field that nobody knows is refused, since dropping it would change the answer in silence; one that is known and not
+built yet is refused by name, unless its value asks for nothing.
 """
 
 import re
@@ -14,12 +14,14 @@ import msgspec
 from inferflux.errors import RequestError, did_you_mean
 from inferflux.sampling_params import Range
 from inferflux.server.http.schemas.accepted import accepted_fields, accepted_values
+from inferflux.server.http.schemas.integers import read_integers
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_NAME_SHOWN = 100
 MAX_WORDS_SHOWN = 300
 _BYTE = re.compile(r"\(byte (\d+)\)")
+_FLOAT = "got `float`"
 _PATH = re.compile(r" - at (?:`key` in )?`\$?\.?(.*)`$")
 _NAME_BEFORE = re.compile(rb'"([^"\\]{1,100})"\s*:[-\[{,\s\d.]*$')
 # The same where the fault lies within a string.
@@ -59,13 +61,21 @@ class BodyReader(Generic[T]):
             others = self._fields.decode(body)
             if not others.keys() <= self._names:
                 self._check_others(others)
-            return self._body.decode(body)
+            return self._decode(body)
         except msgspec.ValidationError as error:
             raise _invalid(str(error), self.kind) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(body, self._placed(body, error)) from None
         except RecursionError:
             raise RequestError("the body is nested too deeply") from None
+
+    def _decode(self, body: bytes) -> T:
+        try:
+            return self._body.decode(body)
+        except msgspec.ValidationError as error:
+            if _FLOAT not in str(error):
+                raise
+            return read_integers(body, self.kind)
 
     def _placed(self, body: bytes, error: Exception) -> Exception:
         """Of half a surrogate pair right at a body's end msgspec says that the body was cut off; with blanks behind it,
