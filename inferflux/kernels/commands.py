@@ -1,6 +1,6 @@
 """`inferflux kernels list` and `inferflux kernels check`: what computes here, and whether it computes rightly.
 
-`inferflux kernels bench`, how fast, is in `bench`.
+`inferflux kernels bench`, how fast, is in `bench`; `inferflux kernels tune`, how to be faster, in `tune`.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from inferflux.kernels.kernel_set import Choice, select
 from inferflux.kernels.native.loading import build_now
 from inferflux.kernels.native.portable import FOLDER, build_portable
 from inferflux.kernels.options import DTYPES, add_common, device_of
+from inferflux.kernels.tune import command as tune
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|bench|build")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|bench|tune|build")
     listing = actions.add_parser("list", help="show each op's backends and which one is taken here")
     listing.add_argument("--dtype", choices=DTYPES, default="float32", help="type to compute in (default: float32)")
     add_common(listing)
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(check)
     check.set_defaults(run=_check)
     bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
+    tune.add_arguments(actions.add_parser("tune", help="measure the sizes of the triton kernels on this GPU"))
     build = actions.add_parser("build", help="compile and prove the native CPU kernels now, not in the background")
     build.add_argument("--portable", action="store_true", help="for every such CPU, into the package: for images")
     build.set_defaults(run=_build)
@@ -78,14 +80,18 @@ def _list(args: argparse.Namespace) -> int:
         for choice in select(device, dtype, narrow_kv=True).choices
         if choice.op in KV_OPS
     }
+    origin = tune.origin_of_sizes(device)
     if args.json:
         items = [
             _as_json(each) | ({"narrow_kv": _as_json(narrow[op])} if op in narrow else {}) for op, each in ops.items()
         ]
-        print(json.dumps({"device": str(device), "dtype": args.dtype, "ops": items}, indent=2))
+        listing = {"device": str(device), "dtype": args.dtype, "ops": items}
+        print(json.dumps(listing | ({} if origin is None else {"sizes": origin}), indent=2))
         return 0
     rows = {op: each.states for op, each in ops.items()} | {_on_narrow(op): each.states for op, each in narrow.items()}
     _print_states(rows, f"kernels on {device} in {args.dtype}, best first")
+    if origin is not None:
+        Console().print(escape(f"sizes of the triton kernels: {origin}"), soft_wrap=True)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import attention, check, correctness, whole_model
+from benchmarks.gpu import attention, check, correctness, tune, whole_model
 from benchmarks.gpu.check import run_all
 
 CPU = torch.device("cpu")
@@ -38,6 +38,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch: pytest.MonkeyPatch, t
         (whole_model.workload, {"inferflux, 4 requests", "inferflux, 1 requests"}),
         (whole_model.rival, {"transformers"}),
         (attention.measure, {"roofline", "decode 3x40", "prefill 24 after 8"}),
+        (tune.measure, {"table"}),
         (correctness.collectives, {"group", "results", "a model in the group"}),
     ],
 )

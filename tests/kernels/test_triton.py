@@ -95,6 +95,36 @@ for kind in LARGEST_CODE:
 """
 
 
+# Two sizes of one op, from the checks to the choice; one of them is told to be wrong.
+TRIAL = """
+import contextlib, dataclasses, time
+import torch
+from inferflux.kernels.bench.shapes import SHAPES
+from inferflux.kernels.triton.sizes import Block
+from inferflux.kernels.triton.tuning import SHIPPED
+from inferflux.kernels.tune.knobs import subjects_of
+from inferflux.kernels.tune.setting import Setting
+from inferflux.kernels.tune.trial import try_knob
+
+class Turns:
+    shared = alone = contextlib.nullcontext
+
+events = []
+setting = Setting(torch.device("cpu"), torch.float32, Turns(), lambda event, **facts: events.append((event, facts)),
+                  time.time() + 60, toy=True)
+(subject,) = (each for each in subjects_of(SHAPES["toy"]) if each.name == "activation")
+knob = dataclasses.replace(subject.knobs[0], entries=(Block(128, 1), Block(256, 1)))
+sizes = try_knob(knob, SHIPPED, {"size 256 w1": "it is said to be wrong"}, setting)
+checked = {facts["entry"]: facts["problem"] for event, facts in events if event == "checked"}
+assert checked == {"size 1024 w4": None, "size 128 w1": None, "size 256 w1": "it is said to be wrong"}, checked
+timed = [facts["us"] for event, facts in events if event == "timed"]
+assert timed and all(set(each) == {"size 1024 w4", "size 128 w1"} for each in timed), timed
+event, chosen = events[-1]
+assert event == "chosen" and chosen["present"] == "size 1024 w4", events[-1]
+assert sizes == (SHIPPED if chosen["entry"] == chosen["present"] else knob.changed(SHIPPED, Block(128, 1)))
+"""
+
+
 CHECK = """
 from inferflux.cli import main
 
@@ -146,7 +176,8 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), FLOAT8, SMALL_NARROW_VALUES)
+    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL)
+    interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), *programs)
 
 
 SHAPE = dataclasses.replace(

@@ -1,0 +1,158 @@
+"""Knobs: each an entry of the tables of sizes, with what is tried in its place, checked and timed at a layer's shape.
+
+Knows no clock and no process.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+
+from inferflux.kernels.bench.shapes import LayerShape
+from inferflux.kernels.bench.workload import Workload
+from inferflux.kernels.bench.workloads import NUM_LAYERS, workloads_of
+from inferflux.kernels.cases.case import Case, Draw, Inputs
+from inferflux.kernels.cases.paged import Paging, attention_case
+from inferflux.kernels.narrow_kv import LARGEST_CODE
+from inferflux.kernels.triton import candidates
+from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, SCHEMES, Sizes
+
+# Rows on both sides of the edges of splits and pages; the last has several splits of any length that is tried.
+_DECODES: Final = ((0, 1), (15, 16), (299, 300), (1023, 1024), (1024, 1025), (4999, 5000))
+_PREFILLS: Final = ((0, 5), (64, 333), (30, 31), (200, 700))
+# What is timed takes the same code with fewer rows: these reach across a tile of every size.
+_CHECKED_ROWS: Final = (1, 70)
+# The rows that few, some and many are timed on; many: those of the layer's largest step.
+_ROWS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType({"few": (1, 16), "some": (64,)})
+_LETTERS: Final[Mapping[str, str]] = MappingProxyType(
+    {"block_m": "m", "block_n": "n", "block_k": "k", "num_warps": "w", "num_stages": "s", "tokens": "split "}
+)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """The entry `key` of the table `table` (see `Sizes`); of products its `part`: few, some or many rows.
+
+    entries: what is tried beside the present one. cases: checked with each. proofs: with what is chosen, besides.
+    """
+
+    table: str
+    key: int | str
+    entries: tuple[Any, ...]
+    workloads: tuple[Workload, ...]
+    cases: tuple[Case, ...]
+    proofs: tuple[Case, ...] = ()
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.table} {self.key}" + (f", {self.part} rows" if self.part else "")
+
+    def present(self, sizes: Sizes) -> Any:
+        """Returns the entry as these sizes have it."""
+        entry = getattr(sizes, self.table)[self.key]
+        return getattr(entry, self.part) if self.part else entry
+
+    def changed(self, sizes: Sizes, entry: Any) -> Sizes:
+        """Returns the sizes with this entry."""
+        table = getattr(sizes, self.table)
+        whole = replace(table[self.key], **{self.part: entry}) if self.part else entry
+        return replace(sizes, **{self.table: {**table, self.key: whole}})
+
+    def choices(self, sizes: Sizes) -> dict[str, Any]:
+        """Returns entries by name, the present one first."""
+        entries = dict.fromkeys((self.present(sizes), *self.entries))
+        return {describe(entry): entry for entry in entries}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one process measures: knobs of `ops`, each with the sizes that were chosen for those before it."""
+
+    name: str
+    ops: tuple[str, ...]
+    knobs: tuple[Knob, ...]
+
+
+def describe(entry: Any) -> str:
+    """`m128 n64 w4 s4`: an entry in few letters."""
+    return " ".join(f"{_LETTERS.get(name, name + ' ')}{value}" for name, value in vars(entry).items())
+
+
+def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
+    """Returns what there is to measure for a layer, what matters most first."""
+    return (
+        *_attention(shape),
+        *_products(shape),
+        _blocks("sampling", shape),
+        _blocks("norm", shape, "norm", "add_norm"),
+        _blocks("rope", shape),
+        _blocks("activation", shape),
+        *_experts(shape),
+    )
+
+
+def _attention(shape: LayerShape) -> Iterator[Subject]:
+    size = next(size for size in HEAD_DIMS if shape.head_dim <= size)
+    heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    workloads = workloads_of("attention", shape)
+    for table, tried, spans in (("prefill", candidates.PREFILL, _PREFILLS), ("decode", candidates.DECODE, _DECODES)):
+        paging = Paging(spans, num_layers=NUM_LAYERS)
+        cases = (attention_case(table, paging, heads),)
+        # What takes other registers and other shared memory than the plain kernel.
+        proofs = (
+            attention_case(f"{table}, window, soft cap", paging, heads, window=700, soft_cap=3.0),
+            *(attention_case(f"{table}, {kind} pages", paging, heads, narrow_as=kind) for kind in LARGEST_CODE),
+        )
+        timed = tuple(each for each in workloads if each.name.startswith(table))
+        knobs = [Knob(table, size, tried.get(size, ()), timed, cases, proofs)]
+        if table == "decode":
+            knobs.append(Knob("splits", size, candidates.SPLITS, timed, cases, proofs))
+        yield Subject(f"attention {table}", ("attention",), tuple(knobs))
+
+
+def _products(shape: LayerShape) -> Iterator[Subject]:
+    for scheme in SCHEMES:
+        knobs = []
+        for part, entries in candidates.PRODUCTS.items():
+            rows = _ROWS.get(part, shape.batches[-1:])
+            cases = _cases("quantized_linear", shape, tuple(min(count, 200) for count in rows), scheme)
+            workloads = _workloads("quantized_linear", shape, rows, scheme)
+            knobs.append(Knob("products", scheme, entries, workloads, cases, part=part))
+        yield Subject(f"quantized_linear {scheme}", ("quantized_linear",), tuple(knobs))
+
+
+def _experts(shape: LayerShape) -> Iterator[Subject]:
+    for kind in EXPERTS:
+        op, scheme = ("moe", "") if kind == "floats" else ("quantized_moe", kind)
+        cases = _cases(op, shape, _CHECKED_ROWS, scheme)
+        knob = Knob("experts", kind, candidates.EXPERTS, _workloads(op, shape, shape.batches, scheme), cases)
+        yield Subject(f"{op} {scheme}".strip(), (op,), (knob,))
+
+
+def _blocks(key: str, shape: LayerShape, *ops: str) -> Subject:
+    ops = ops or (key,)
+    workloads = tuple(each for op in ops for each in workloads_of(op, shape))
+    cases = tuple(case for op in ops for case in _cases(op, shape, _CHECKED_ROWS))
+    return Subject(key, ops, (Knob("blocks", key, candidates.BLOCKS[key], workloads, cases),))
+
+
+def _workloads(op: str, shape: LayerShape, rows: tuple[int, ...], scheme: str = "") -> tuple[Workload, ...]:
+    named = workloads_of(op, replace(shape, batches=rows))
+    return tuple(workload for workload in named if workload.name.startswith(scheme))
+
+
+def _cases(op: str, shape: LayerShape, rows: tuple[int, ...], scheme: str = "") -> tuple[Case, ...]:
+    return tuple(Case(op, each.name, _drawn(each)) for each in _workloads(op, shape, rows, scheme))
+
+
+def _drawn(workload: Workload) -> Callable[[Draw], Inputs]:
+    """Draws a workload's numbers as a case's are: alike each time."""
+
+    def build(draw: Draw) -> Inputs:
+        torch.manual_seed(0)
+        return workload.build(draw.dtype, draw.device)
+
+    return build
