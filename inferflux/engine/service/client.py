@@ -1,7 +1,7 @@
 """EngineClient: the async face of an engine that runs elsewhere.
 
-Starts the engine, carries requests over and news back, notices a dead or stuck engine, starts it anew with growing
-pauses. Lives on one event loop; imports no torch.
+Starts the engine, carries requests over and outputs back, and restarts an engine that has died, after growing pauses.
+The stream to one engine is `connection`'s. Lives on one event loop; imports no torch.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import contextlib
 import enum
 import itertools
 import logging
-import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -20,42 +19,34 @@ import msgspec
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import AdapterConfig, DistributedConfig, LoggingConfig, SchedulerPolicy
 from inferflux.engine.interface import ModelInfo, Output, Submit
-from inferflux.engine.service.failures import load_failure, request_failure
-from inferflux.engine.service.launch import EngineProcesses, RunningHost, launch_thread
+from inferflux.engine.service.connection import Connection
+from inferflux.engine.service.failures import request_failure
+from inferflux.engine.service.launch import EngineProcesses, launch_thread
 from inferflux.engine.service.mailbox import Mailbox
 from inferflux.engine.service.protocol import (
     Abort,
     CacheDropped,
     DropCache,
-    Failed,
-    FrameReader,
     FromEngine,
     Outputs,
-    Ping,
     Pong,
-    Ready,
     SetFairness,
     Shutdown,
     Start,
     ToEngine,
-    encode,
 )
-from inferflux.engine.service.sharing import Lender
+from inferflux.engine.service.sharing import ShareSender
 from inferflux.engine.stats import EngineStats
 from inferflux.errors import ConfigError, EngineDeadError, EngineError, ModelLoadError
 from inferflux.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-RECV_BYTES = 1 << 18
-PING_INTERVAL_S = 1.0
 # Longest silence of a busy engine: the scheduler cuts prompts so that a step takes seconds, not a minute.
 WATCHDOG_S = 60.0
-# The largest model from a slow disk is there sooner; a load that is not over by then never will be.
-LOAD_LIMIT_S = 3600.0
-# How long a request that lost its engine before it got anything waits for the next one.
+# How long a request whose engine died before its first output waits for the next engine.
 RETRY_WAIT_S = 60.0
-# Of several ranks the others give up after `distributed.timeout_s`; this one before them.
+# With several ranks, the others give up after `distributed.timeout_s`; this one must before them.
 WATCHDOG_SHARE = 0.8
 FIRST_RESTART_PAUSE_S = 0.5
 LONGEST_RESTART_PAUSE_S = 10.0
@@ -75,11 +66,10 @@ class EngineClient:
     """One engine, its requests and its health.
 
     state: only READY accepts requests. info: set once READY. num_engines: engines that were ready so far.
-    stats: the last one's, as of its last word; when it has died, with nothing under way.
-    stuck: silent past its watchdog, and (a thread, say) it could not be killed.
-    num_restarts: times the engine was started anew after a death. num_retries: requests that were given to the new one.
-    on_lost: hears why the engine died, and then nothing is started anew; for one of several ranks, which cannot come
-    back alone. processes: where its engines come from. adapters: the model's.
+    stats: the latest that the engine has sent; after its death, with nothing running.
+    num_restarts: how often the engine was restarted after a death. num_retries: requests given to the next engine.
+    on_lost: called with the reason when the engine has died, instead of a restart; for one of several ranks, which can
+    only be restarted together. processes: starts the engines. adapters: the model's.
     """
 
     def __init__(
@@ -102,7 +92,6 @@ class EngineClient:
         self.info: ModelInfo | None = None
         self.phases: list[tuple[str, float]] = []
         self.stats = EngineStats()
-        self.stuck = False
         self.num_engines = 0
         self.num_restarts = 0
         self.num_retries = 0
@@ -110,18 +99,21 @@ class EngineClient:
         self._mailboxes: dict[int, Mailbox] = {}
         self._drops: deque[asyncio.Future[None]] = deque()
         self._ids = itertools.count()
-        self._lender = Lender(self._send)
-        self._host: RunningHost | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._shares = ShareSender(self._send)
+        self._connection: Connection | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._last_word = 0.0
         self._ready_time = 0.0
         self._pause_s = FIRST_RESTART_PAUSE_S
 
     @property
     def pid(self) -> int | None:
         """The engine's process id; None while it has none."""
-        return self._host.pid if self._host is not None else None
+        return self._connection.host.pid if self._connection is not None else None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the engine is silent past its watchdog, and (a thread, say) could not be killed."""
+        return self._connection is not None and self._connection.stuck
 
     @property
     def num_requests(self) -> int:
@@ -137,9 +129,9 @@ class EngineClient:
             return await self._launch()
         except BaseException as error:
             self._become(ClientState.FAILED)
-            if isinstance(error, asyncio.CancelledError) and self._host is not None:
-                self._host.kill()  # it has nothing to finish, and would not hear a word before it has loaded
-            await self._stop_host()
+            if isinstance(error, asyncio.CancelledError) and self._connection is not None:
+                self._connection.host.kill()  # it has nothing to finish, and would not hear a word before it has loaded
+            await self._stop()
             raise
 
     async def generate(
@@ -152,17 +144,17 @@ class EngineClient:
         salt: bytes = b"",
         adapter: str | None = None,
     ) -> AsyncIterator[Output]:
-        """Runs one sequence and yields its news; the last has a finish_reason. Leaving early aborts it.
+        """Runs one sequence and yields its outputs; the last has a finish_reason. Leaving early aborts it.
 
-        When the engine dies before there was any news, the next one is asked, once. Raises RequestError when the engine
-        refuses the sequence, EngineDeadError when the engine is not there or dies, EngineError when this sequence alone
-        failed.
+        When the engine dies before the first output, the next engine gets the sequence, once. Raises RequestError when
+        the engine refuses the sequence, EngineDeadError when the engine is not there or dies, EngineError when this
+        sequence alone failed.
         """
         if self.state is not ClientState.READY:
             raise EngineDeadError(f"the engine of model {self.model.id} is {self.state.value}")
         request_id = next(self._ids)
         submit = Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt, adapter=adapter)
-        submit = self._lender.lend(submit)
+        submit = self._shares.strip(submit)
         may_retry = True
         try:
             mailbox = self._submit(submit)
@@ -187,7 +179,7 @@ class EngineClient:
         finally:
             if self._mailboxes.pop(request_id, None) is not None:
                 self._send(Abort([request_id]))
-            self._lender.take_back(submit)
+            self._shares.release(submit)
 
     def set_fairness(self, policy: SchedulerPolicy, fairness: FairnessConfig) -> None:
         """Schedules by another policy from now on, over restarts too."""
@@ -212,51 +204,28 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._stop_host()
+        await self._stop()
         self._fail_all("the engine was shut down")
 
     async def _launch(self) -> ModelInfo:
         inline = self.runtime.isolation == "inline"
-        self._host, ours = await (launch_thread() if inline else self._processes.launch())
-        ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RECV_BYTES)
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._send(Start(self.model, self.runtime, self.distributed, self.adapters))
-        frames: FrameReader[FromEngine] = FrameReader(FromEngine)
-        first = await _first_frame(reader, frames, self.model.id)
-        if not isinstance(first, Ready):
-            raise load_failure(self.model.id, first)
-        self.info, self.phases = first.info, first.phases
-        self.stats = EngineStats(device_pages_total=first.info.device_pages)
+        host, sock = await (launch_thread() if inline else self._processes.launch())
+        self._connection = connection = Connection(self.model.id, host, self._watchdog_s)
+        ready = await connection.open(sock, Start(self.model, self.runtime, self.distributed, self.adapters))
+        self.info, self.phases = ready.info, ready.phases
+        self.stats = EngineStats(device_pages_total=ready.info.device_pages)
         self.num_engines += 1
-        self._last_word = self._ready_time = time.monotonic()
-        self._lender.repeat()
+        self._ready_time = time.monotonic()
+        self._shares.resend()
         self._become(ClientState.READY)
-        self._spawn(self._read(reader, frames))
-        return first.info
+        self._spawn(self._read(connection))
+        return ready.info
 
-    async def _read(self, reader: asyncio.StreamReader, frames: FrameReader[FromEngine]) -> None:
-        """Delivers the engine's frames until its end, then sees to a new one."""
-        watchdog = asyncio.create_task(self._watch())
-        reason = "the engine process died"
+    async def _read(self, connection: Connection) -> None:
+        """Delivers the engine's frames until its end, then starts another."""
         try:
-            while data := await reader.read(RECV_BYTES):
-                self._last_word = time.monotonic()
-                for frame in frames.feed(data):
-                    if isinstance(frame, Outputs):
-                        self._deliver(frame)
-                    elif isinstance(frame, Pong):
-                        self.stats = frame.stats
-                    elif isinstance(frame, CacheDropped):
-                        self.stats = frame.stats
-                        _answer(self._drops.popleft(), None)
-                    elif isinstance(frame, Failed):
-                        reason = frame.message
-        except (ConnectionError, ValueError) as error:
-            reason = f"the engine's stream broke: {error}"
+            reason = await connection.read(self._receive)
         finally:
-            watchdog.cancel()
-            self.stuck = False
             self.stats = self.stats.at_rest()
         if self.state is ClientState.READY:
             self._become(ClientState.RESTARTING if self._on_lost is None else ClientState.FAILED)
@@ -266,6 +235,15 @@ class EngineClient:
                 self._spawn(self._restart())
             else:
                 self._on_lost(reason)
+
+    def _receive(self, frame: FromEngine) -> None:
+        if isinstance(frame, Outputs):
+            self._deliver(frame)
+        elif isinstance(frame, Pong):
+            self.stats = frame.stats
+        elif isinstance(frame, CacheDropped):
+            self.stats = frame.stats
+            _answer(self._drops.popleft(), None)
 
     def _deliver(self, frame: Outputs) -> None:
         self.stats = frame.stats
@@ -278,33 +256,16 @@ class EngineClient:
                     self._stop_unread(output.request_id)
 
     def _stop_unread(self, request_id: int) -> None:
-        """Ends a sequence whose reader does not come for its news."""
+        """Ends a sequence whose outputs nobody reads."""
         mailbox = self._mailboxes.pop(request_id)
         mailbox.fail(EngineError("it was stopped since nobody read it"))
         self._send(Abort([request_id]))
-
-    async def _watch(self) -> None:
-        """Asks for a sign of life every second; an engine silent for too long is killed, which `_read` notices.
-
-        Silence is counted in questions without an answer, not by the clock: had this process itself been asleep, the
-        answers would be waiting to be read.
-        """
-        num_unanswered = 0
-        while True:
-            asked = time.monotonic()
-            self._send(Ping())
-            await asyncio.sleep(PING_INTERVAL_S)
-            num_unanswered = 0 if self._last_word >= asked else num_unanswered + 1
-            was_stuck, self.stuck = self.stuck, num_unanswered * PING_INTERVAL_S >= self._watchdog_s
-            if self.stuck and not was_stuck and self._host is not None:
-                logger.error("model %s: engine silent for %.0f s; killing it", self.model.id, self._watchdog_s)
-                self._host.kill()
 
     async def _restart(self) -> None:
         if time.monotonic() - self._ready_time > STEADY_S:
             self._pause_s = FIRST_RESTART_PAUSE_S
         while self.state is ClientState.RESTARTING:
-            await self._stop_host()
+            await self._stop()
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, LONGEST_RESTART_PAUSE_S)
             self.num_restarts += 1
@@ -315,19 +276,11 @@ class EngineClient:
             else:
                 logger.warning("model %s: engine restarted (%d so far)", self.model.id, self.num_restarts)
 
-    async def _stop_host(self) -> None:
-        """Closes the stream behind what the engine was told last, and waits for the engine's end."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._host is not None:
-            await self._host.wait()
-            self._host = None
-        if self._writer is not None:
-            # A stuck engine has not read all of it, and never will: waiting for that would be for ever.
-            self._writer.transport.abort()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
-            self._writer = None
+    async def _stop(self) -> None:
+        """Waits for the engine's end, after the frames sent so far."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
 
     def _submit(self, submit: Submit) -> Mailbox:
         # What cannot be sent is not waited for.
@@ -350,9 +303,8 @@ class EngineClient:
         return self.state is ClientState.READY
 
     def _send(self, frame: ToEngine) -> None:
-        """Queues the frame on the socket; a dead engine's frames go nowhere, and `_read` deals with its death."""
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(encode(frame))
+        if self._connection is not None:
+            self._connection.send(frame)
 
     def _fail_all(self, reason: str) -> None:
         for mailbox in self._mailboxes.values():
@@ -365,23 +317,6 @@ class EngineClient:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _first_frame(
-    reader: asyncio.StreamReader, frames: FrameReader[FromEngine], model_id: str
-) -> FromEngine | None:
-    """Returns the frame that ends loading; None when the stream ended without one. Raises ModelLoadError when neither
-    comes, EngineDeadError when the stream breaks or makes no sense."""
-    try:
-        async with asyncio.timeout(LOAD_LIMIT_S):
-            while data := await reader.read(RECV_BYTES):
-                for frame in frames.feed(data):
-                    return frame
-    except (ConnectionError, ValueError) as error:
-        raise EngineDeadError(f"the stream of model {model_id}'s engine broke while loading: {error}") from error
-    except TimeoutError:
-        raise ModelLoadError(f"{model_id}: loading has not ended in {LOAD_LIMIT_S:.0f} s, and was given up") from None
-    return None
 
 
 def _answer(waiter: asyncio.Future[None], error: Exception | None) -> None:

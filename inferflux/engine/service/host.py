@@ -40,7 +40,7 @@ from inferflux.engine.service.protocol import (
     Unshare,
     encode,
 )
-from inferflux.engine.service.sharing import Borrower
+from inferflux.engine.service.sharing import ShareReceiver
 from inferflux.errors import EngineDeadError, InferFluxError, RequestError
 from inferflux.log import setup_logging
 
@@ -101,7 +101,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
 
 
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:
-    borrower = Borrower()
+    shares = ShareReceiver()
     while True:
         wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else health.idle_s
         frames = _take(inbox, wait_s)
@@ -110,7 +110,7 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         for frame in frames:
             if isinstance(frame, Shutdown):
                 return
-            outputs += _obey(frame, sock, engine, borrower)
+            outputs += _obey(frame, sock, engine, shares)
         if engine.has_work or engine.has_chores:
             outputs += engine.step()
         engine.beat()
@@ -120,13 +120,13 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
                 _send(sock, part)
 
 
-def _obey(frame: ToEngine, sock: socket.socket, engine: Engine, borrower: Borrower) -> list[Output]:
+def _obey(frame: ToEngine, sock: socket.socket, engine: Engine, shares: ShareReceiver) -> list[Output]:
     """Does what a frame asks for. Returns the refusal of a request that cannot be accepted."""
     match frame:
         case Submit():
-            return _submit(engine, borrower, frame)
+            return _submit(engine, shares, frame)
         case Share() | Unshare():
-            borrower.note(frame)
+            shares.receive(frame)
         case Abort():
             engine.abort(frame.request_ids)
         case SetFairness():
@@ -155,9 +155,9 @@ class _SignsOfLife:
             _send(self._sock, Outputs([], self._engine.stats()))
 
 
-def _submit(engine: Engine, borrower: Borrower, frame: Submit) -> list[Output]:
+def _submit(engine: Engine, shares: ShareReceiver, frame: Submit) -> list[Output]:
     try:
-        engine.submit(borrower.whole(frame))
+        engine.submit(shares.complete(frame))
     except RequestError as error:
         return [refused_output(frame.request_id, error)]
     return []

@@ -21,7 +21,7 @@ from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig
 from inferflux.config.tree import LoggingConfig, NvmeOffloadConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output
-from inferflux.engine.service import client as service_client
+from inferflux.engine.service import connection as service_connection
 from inferflux.engine.service import launch as launching
 from inferflux.engine.service import parts, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
@@ -114,12 +114,11 @@ async def test_who_waited_is_run_again_once_and_a_stopped_engine_is_killed(
     await anext(told)
     assert client.pid is not None
     os.kill(client.pid, signal.SIGSTOP)
-    monkeypatch.setattr(client, "_watchdog_s", 1.0)
+    monkeypatch.setattr(client._connection, "_watchdog_s", 1.0)
     untold = asyncio.create_task(collect_of(client, PROMPT))
     with pytest.raises(EngineDeadError):
         async for _ in told:
             pass
-    monkeypatch.setattr(client, "_watchdog_s", 60.0)
     outputs = await untold
     assert [token_id for output in outputs for token_id in output.token_ids] == expected
     assert [output.queue_s is not None for output in outputs] == [True] + [False] * (len(outputs) - 1), "it counts once"
@@ -132,8 +131,10 @@ async def test_an_engine_that_cannot_be_killed_is_stuck_until_it_speaks(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.pid is not None
-    monkeypatch.setattr(client._host, "kill", lambda: None)
-    monkeypatch.setattr(client, "_watchdog_s", 1.0)
+    connection = client._connection
+    assert connection is not None
+    monkeypatch.setattr(connection.host, "kill", lambda: None)
+    monkeypatch.setattr(connection, "_watchdog_s", 1.0)
     os.kill(client.pid, signal.SIGSTOP)
     await until(lambda: client.stuck)
     os.kill(client.pid, signal.SIGCONT)
@@ -171,7 +172,7 @@ async def test_a_shape_that_sequences_share_is_kept_by_the_next_engine(
 ) -> None:
     sent: list[object] = []
     send = client._send
-    monkeypatch.setattr(client._lender, "_send", lambda frame: (sent.append(frame), send(frame)))
+    monkeypatch.setattr(client._shares, "_send", lambda frame: (sent.append(frame), send(frame)))
     shape = SamplingParams(max_tokens=4, temperature=0, logit_bias={7: 100.0})
     assert await asyncio.gather(*(collect(client, shape) for _ in range(5))) == [[7] * 4] * 5
     assert [type(frame) for frame in sent] == [protocol.Share, protocol.Unshare]
@@ -296,7 +297,7 @@ async def test_a_load_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.M
         return host, sock
 
     monkeypatch.setattr(client._processes, "launch", launch_stopped)
-    monkeypatch.setattr(service_client, "LOAD_LIMIT_S", 0.1)
+    monkeypatch.setattr(service_connection, "LOAD_LIMIT_S", 0.1)
     monkeypatch.setattr(launching, "TERMINATE_GRACE_S", 0.1)
     with pytest.raises(ModelLoadError, match=r"^model: loading has not ended in 0 s, and was given up$"):
         await client.start()
