@@ -14,7 +14,7 @@ from inferflux.engine.models.encoder_spec import encoder_architecture
 from inferflux.engine.runner.build_decoder import build_decoder
 from inferflux.engine.runner.build_encoder import build_encoder
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
-from inferflux.engine.runner.promises import Promise, promises_folder
+from inferflux.engine.runner.reservations import Reservation, reservations_folder
 from inferflux.errors import ConfigError
 
 
@@ -28,10 +28,10 @@ def build_runner(
     Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
     """
     settings, context = BuildSettings(_model_path(model), model, runtime, adapters), channel.context
-    with Promise(str(context.device), promises_folder() if context.size == 1 else None) as promise:
+    with Reservation(str(context.device), reservations_folder() if context.size == 1 else None) as reservation:
         if encoder_architecture(settings.path) is not None:
-            return build_encoder(settings, context, phase, promise)
-        return build_decoder(settings, channel, phase, promise)
+            return build_encoder(settings, context, phase, reservation)
+        return build_decoder(settings, channel, phase, reservation)
 
 
 def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.device:

@@ -28,7 +28,7 @@ from inferflux.engine.runner.build_draft import Draft, build_draft, find_draft
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
 from inferflux.engine.runner.fingerprint import adapter_contents, adapter_name, contents, fingerprint
 from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
-from inferflux.engine.runner.promises import Promise
+from inferflux.engine.runner.reservations import Reservation
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.runner.warm_up import warm_up
 from inferflux.engine.structured.grammars import Grammars
@@ -64,17 +64,17 @@ class _Pages(NamedTuple):
     moves: SharedMoves | None
 
 
-def build_decoder(settings: BuildSettings, channel: Channel, phase: Phase, promise: Promise) -> Built:
+def build_decoder(settings: BuildSettings, channel: Channel, phase: Phase, reservation: Reservation) -> Built:
     """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
     context, runtime = channel.context, settings.runtime
     with phase("weights"):
-        loaded = _load(settings, context, promise)
+        loaded = _load(settings, context, reservation)
     decoder = loaded.decoder
     large_pages.collapse_in_background(decoder)
     ends = _eos_token_ids(settings.path, decoder.spec)
     grammars = Grammars(lambda: Vocabulary(load_tokenizer(settings.path), decoder.spec.vocab_size, ends))
     with phase("pool"):
-        pages = _make_pages(settings, loaded, channel, promise)
+        pages = _make_pages(settings, loaded, channel, reservation)
         max_model_len, page_tokens = pages.plan.max_model_len, pages.page.page_tokens
         runner = Runner(
             decoder,
@@ -95,7 +95,7 @@ def build_decoder(settings: BuildSettings, channel: Channel, phase: Phase, promi
     return Built(runner, info, pages.fingerprint, grammars, pages.moves, drafter, names)
 
 
-def _load(settings: BuildSettings, context: ParallelContext, promise: Promise) -> _Loaded:
+def _load(settings: BuildSettings, context: ParallelContext, reservation: Reservation) -> _Loaded:
     """Reads the weights, once it is known that they fit."""
     path, model, runtime, configs = settings
     device, spec = context.device, read_spec(path)
@@ -108,9 +108,9 @@ def _load(settings: BuildSettings, context: ParallelContext, promise: Promise) -
     num_bytes //= context.size
     draft = find_draft(runtime, path, model.max_model_len, context)
     num_bytes += 0 if draft is None else draft.weight_bytes
-    with promise.turn() as promised:
-        check_fits(model, num_bytes, free_memory(device).without(promised).shared(context.size))
-        promise.give(num_bytes)
+    with reservation.turn() as reserved:
+        check_fits(model, num_bytes, free_memory(device).without(reserved).shared(context.size))
+        reservation.reserve(num_bytes)
     decoder = load_model(
         path,
         kernels=kernels,
@@ -125,7 +125,7 @@ def _load(settings: BuildSettings, context: ParallelContext, promise: Promise) -
     return _Loaded(decoder, kernels, num_bytes, kv_dtype, drafting, adapters)
 
 
-def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, promise: Promise) -> _Pages:
+def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, reservation: Reservation) -> _Pages:
     """Gives the model KV pages, on every rank as many as fit on the one with the least room."""
     path, model, runtime, _ = settings
     context, spec, dtype = channel.context, loaded.decoder.spec, loaded.decoder.dtype
@@ -133,10 +133,10 @@ def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, prom
     num_heads = num_kv_heads(spec, context.size)
     page = PageShape(spec.num_layers, runtime.paged_kv.page_tokens, num_heads, width, loaded.kv_dtype)
     page_bytes = page.num_bytes + (0 if loaded.draft is None else loaded.draft[0].page.num_bytes)
-    with promise.turn() as promised:
-        free = free_memory(context.device).without(promised).shared(context.size)
+    with reservation.turn() as reserved:
+        free = free_memory(context.device).without(reserved).shared(context.size)
         plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, pool_memory(model, loaded.num_bytes, free))
-        promise.give(loaded.num_bytes + plan.num_pages * page_bytes)
+        reservation.reserve(loaded.num_bytes + plan.num_pages * page_bytes)
     channel.meet()
     context.require_same(_shared_settings(settings, loaded.adapters))
     plan = PoolPlan(*context.smallest(plan))

@@ -13,7 +13,7 @@ from inferflux.engine.runner.building import BuildSettings, Built, Phase
 from inferflux.engine.runner.encoder_runner import EncoderRunner
 from inferflux.engine.runner.fingerprint import fingerprint
 from inferflux.engine.runner.memory import free_memory
-from inferflux.engine.runner.promises import Promise
+from inferflux.engine.runner.reservations import Reservation
 from inferflux.engine.step import Row, RowStart, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
@@ -23,7 +23,7 @@ from inferflux.kernels.kernel_set import select
 from inferflux.sampling_params import SamplingParams
 
 
-def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phase, promise: Promise) -> Built:
+def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phase, reservation: Reservation) -> Built:
     """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
     path, model, runtime, adapters = settings
     if adapters:
@@ -36,9 +36,9 @@ def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phas
         spec = read_encoder_spec(path, model.max_model_len)
         dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, context.device)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, None)
-        with promise.turn() as promised:
-            check_fits(model, weights, free_memory(context.device).without(promised))
-            promise.give(weights)
+        with reservation.turn() as reserved:
+            check_fits(model, weights, free_memory(context.device).without(reserved))
+            reservation.reserve(weights)
         kernels = select(context.device, dtype, runtime.kernels)
         encoder = load_encoder(path, spec, kernels=kernels, dtype=dtype, context=context)
     runner = EncoderRunner(encoder)

@@ -13,7 +13,7 @@ import pytest
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.runner import build
-from inferflux.engine.runner.promises import Promise
+from inferflux.engine.runner.reservations import Reservation
 from inferflux.errors import ModelLoadError
 from tests.support.programs import ROOT
 
@@ -21,11 +21,11 @@ GB = 10**9
 OTHER = """
 import sys
 from pathlib import Path
-from inferflux.engine.runner.promises import Promise
+from inferflux.engine.runner.reservations import Reservation
 
-with Promise("cpu", Path(sys.argv[1])) as promise:
-    with promise.turn():
-        promise.give(int(sys.argv[2]))
+with Reservation("cpu", Path(sys.argv[1])) as reservation:
+    with reservation.turn():
+        reservation.reserve(int(sys.argv[2]))
     print("given", flush=True)
     sys.stdin.read()
 """
@@ -33,7 +33,7 @@ with Promise("cpu", Path(sys.argv[1])) as promise:
 
 @contextmanager
 def other(folder: Path, num_bytes: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Another process that loads, and takes none of what it was promised."""
+    """Another process that loads, and takes none of what it was reserved."""
     command = [sys.executable, "-c", OTHER, str(folder), str(num_bytes)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -42,35 +42,35 @@ def other(folder: Path, num_bytes: int) -> Iterator["subprocess.Popen[bytes]"]:
         process.kill()
 
 
-def promised(folder: Path | None, device: str = "cpu") -> int:
-    with Promise(device, folder).turn() as num_bytes:
+def reserved(folder: Path | None, device: str = "cpu") -> int:
+    with Reservation(device, folder).turn() as num_bytes:
         return num_bytes
 
 
-def test_what_another_was_promised_is_known_until_it_ends(tmp_path: Path) -> None:
-    folder = tmp_path / "promises"
-    assert promised(folder) == 0
+def test_what_another_has_reserved_is_known_until_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "reservations"
+    assert reserved(folder) == 0
     with other(folder, 5 * GB) as process:
         # Its heap may have grown by a little since.
-        assert 5 * GB - 10**8 < promised(folder) <= 5 * GB
-        assert promised(folder, "cuda:0") == 0
-        with Promise("cpu", folder) as mine:
+        assert 5 * GB - 10**8 < reserved(folder) <= 5 * GB
+        assert reserved(folder, "cuda:0") == 0
+        with Reservation("cpu", folder) as mine:
             with mine.turn() as others:
-                mine.give(GB)
+                mine.reserve(GB)
             with mine.turn() as again:
                 assert again == pytest.approx(others, abs=10**8), "its own is not another's"
         process.kill()
         process.wait()
-        assert promised(folder) == 0
+        assert reserved(folder) == 0
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_what_has_been_taken_is_not_counted_twice(tmp_path: Path) -> None:
-    with Promise("cpu", tmp_path) as mine:
+    with Reservation("cpu", tmp_path) as mine:
         with mine.turn():
-            mine.give(400 * 2**20)
+            mine.reserve(400 * 2**20)
         taken = bytearray(os.urandom(2**20) * 300)
-        assert promised(tmp_path) < 150 * 2**20
+        assert reserved(tmp_path) < 150 * 2**20
         assert len(taken) == 300 * 2**20
 
 
@@ -79,22 +79,22 @@ def test_a_file_that_says_nothing_is_passed_over(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("nonsense")
         file.flush()
-        assert promised(tmp_path) == 0
+        assert reserved(tmp_path) == 0
 
 
 def test_a_folder_that_cannot_be_used_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for folder in (tmp_path / "no" / "such", tmp_path / "link", None):
-        with Promise("cpu", folder) as promise, promise.turn() as num_bytes:
-            promise.give(1) if folder is None else None
+        with Reservation("cpu", folder) as reservation, reservation.turn() as num_bytes:
+            reservation.reserve(1) if folder is None else None
             assert num_bytes == 0
 
 
 def test_an_engine_does_not_count_on_what_another_is_about_to_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "promises_folder", lambda: tmp_path)
+    monkeypatch.setattr(build, "reservations_folder", lambda: tmp_path)
     with other(tmp_path, 10**15), pytest.raises(ModelLoadError, match="more than the 0 GB that are free"):
         Engine(ModelConfig(id="m", path="stub"), RuntimeConfig())
     Engine(ModelConfig(id="m", path="stub"), RuntimeConfig())

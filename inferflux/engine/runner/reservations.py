@@ -1,9 +1,8 @@
-"""Promises: memory that models which are being loaded right now will take, so that two that look at the same moment do
-not both count on it.
+"""Reservations: memory that models being loaded right now will take, so that two loads do not both count on it.
 
-Each load has a file of its own, locked as long as it goes on, that says how much it was promised; what its process has
-taken of that is seen as used already and counts no more. For all processes of one user on one machine. Where there is
-no place for such files, nobody knows of the others, and that is no error. Knows no model.
+Each load has a file of its own, locked while it lasts, with the bytes it has reserved; what its process has taken of
+these already shows as used memory and is subtracted. Shared by all processes of one user on one machine. Where such
+files cannot be made, loads do not know of each other, which is no error. Knows no model.
 """
 
 import contextlib
@@ -22,21 +21,24 @@ from inferflux.engine.process_memory import resident_bytes
 
 logger = logging.getLogger(__name__)
 
-# Looking takes milliseconds; whoever takes longer (a stopped process) is not waited for.
+# A turn takes milliseconds; a process that takes longer (it is stopped) is not waited for.
 TURN_S: Final = 5.0
 _LOCK: Final = "lock"
 _PRIVATE: Final = 0o700
 
 
-def promises_folder() -> Path:
-    """Where they lie: in memory, so that no other machine sees them and a restart forgets them."""
+def reservations_folder() -> Path:
+    """Returns the folder of the files: in memory, so that no other machine sees them and a reboot removes them."""
     shared = Path("/dev/shm")
     return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / f"inferflux-{os.getuid()}"
 
 
-class Promise:
-    """One load's, for as long as the context lasts. device: whose memory it is, such as `cpu`. folder: where the files
-    lie; None: promises and knows nothing, as one of several ranks, which divide the memory among themselves."""
+class Reservation:
+    """The reservation of one load, for as long as the context lasts.
+
+    device: whose memory it is, such as `cpu`. folder: where the files are; None: reserves nothing and sees no others,
+    as for one of several ranks, which divide the memory among themselves.
+    """
 
     def __init__(self, device: str, folder: Path | None) -> None:
         self._device = device
@@ -45,7 +47,7 @@ class Promise:
         self._path = ""
         self._before = 0
 
-    def __enter__(self) -> "Promise":
+    def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(
@@ -58,19 +60,19 @@ class Promise:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[int]:
-        """Nobody else looks while the body runs. Yields the bytes that others were promised and have not taken yet."""
+        """Excludes other loads while the body runs. Yields the bytes that others have reserved and not taken yet."""
         with contextlib.ExitStack() as stack:
-            promised = 0
+            reserved = 0
             if self._folder is not None:
                 try:
                     stack.enter_context(_locked(self._folder))
-                    promised = sum(map(self._outstanding, self._folder.glob("*.load")))
+                    reserved = sum(map(self._outstanding, self._folder.glob("*.load")))
                 except OSError as error:
                     logger.debug("other loads' memory is not known: %s", error)
-            yield promised
+            yield reserved
 
-    def give(self, num_bytes: int) -> None:
-        """In its turn: this load will hold so much in all."""
+    def reserve(self, num_bytes: int) -> None:
+        """Sets what this load will hold in all. Call it within `turn`."""
         if self._folder is None:
             return
         try:
@@ -90,8 +92,8 @@ class Promise:
         return os.fdopen(descriptor, "w")
 
     def _outstanding(self, path: Path) -> int:
-        """What another load was promised and has not taken; nothing that can be made sense of is nothing. Clears up
-        after one that died."""
+        """Returns what another load has reserved and not taken; 0 for a file that makes no sense. Removes the file of a
+        process that died."""
         if str(path) == self._path:
             return 0
         with contextlib.suppress(FileNotFoundError, ValueError), path.open() as file:
@@ -109,7 +111,7 @@ class Promise:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Raises OSError when it is not our own, or somebody else's for too long."""
+    """Holds the folder's lock. Raises OSError when the folder is not ours, or the lock is held for too long."""
     folder.mkdir(mode=_PRIVATE, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
