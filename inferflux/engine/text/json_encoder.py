@@ -25,6 +25,8 @@ class JsonEncoder:
         self._library = _read(path)
         self._library.no_truncation()
         self._library.no_padding()
+        if settings.lower_case:
+            self._lower_first()
         self._add_tokens(path, settings)
         self.vocab_size = self._library.get_vocab_size(with_added_tokens=True)
         self.special_ids = self._special_ids(settings)
@@ -57,12 +59,19 @@ class JsonEncoder:
                     f"{path}: token {token.content!r:.80} has id {token_id}, tokenizer_config.json says {token.id}"
                 )
         known |= {token.content for token in settings.added_tokens}
-        named = [token for token in settings.special_tokens if token not in known and self.token_id(token) is not None]
-        self._library.add_special_tokens(named)
+        further = [text for text in settings.special_tokens if text not in known and self.token_id(text) is not None]
+        self._library.add_tokens([tokenizers.AddedToken(text, **settings.flags[text]) for text in further])
+
+    def _lower_first(self) -> None:
+        """As sentence-transformers does it: before whatever else the file does to a text."""
+        own = self._library.normalizer
+        lower = tokenizers.normalizers.Lowercase()
+        self._library.normalizer = tokenizers.normalizers.Sequence([lower] if own is None else [lower, own])
 
     def _special_ids(self, settings: TokenizerSettings) -> frozenset[int]:
+        """What has a role, and what is flagged: a flag that says otherwise counts more than a list of extra tokens."""
         added = self._library.get_added_tokens_decoder()
-        named = (self._library.token_to_id(token) for token in settings.special_tokens)
+        named = map(self._library.token_to_id, (*settings.named_tokens.values(), *settings.own_roles))
         flagged = (token_id for token_id, token in added.items() if token.special)
         return frozenset(token_id for token_id in (*named, *flagged) if token_id is not None)
 

@@ -29,6 +29,8 @@ class SentencePieceEncoder:
     """
 
     def __init__(self, path: Path, settings: TokenizerSettings) -> None:
+        if settings.lower_case:
+            raise ModelLoadError(f"{path}: do_lower_case of sentence-transformers' settings needs a tokenizer.json")
         model = read_bytes(path, MAX_MODEL_BYTES)
         self._library = _load(path, model)
         self._num_pieces = self._library.get_piece_size()

@@ -1,10 +1,11 @@
 """What the JSON files beside a tokenizer say of it: special tokens, added tokens, BOS and EOS, the chat template.
 
-Reads tokenizer_config.json, and the older special_tokens_map.json and added_tokens.json where the first does not
-list the added tokens itself. Knows neither `tokenizers` nor `sentencepiece`.
+Reads tokenizer_config.json, the older special_tokens_map.json and added_tokens.json where the first does not list the
+added tokens itself, and of sentence-transformers' settings whether texts are brought to lower case.
+Knows neither `tokenizers` nor `sentencepiece`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from inferflux.engine.model_files import read_json_object
 from inferflux.errors import ModelLoadError
 
 CONFIG_FILE = "tokenizer_config.json"
+_SENTENCE_FILE = "sentence_bert_config.json"
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 _TOKEN_FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
@@ -39,18 +41,22 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """named_tokens: the special tokens by role (`bos_token`: `<s>`). extra_tokens: special tokens without a role.
+    """named_tokens: the special tokens by role (`bos_token`: `<s>`). extra_tokens: special tokens without such a role;
+    own_roles: those of them that have one of the model's own. flags: what the files say of each, as AddedToken has it.
 
     A None flag means that the files do not say.
     """
 
     named_tokens: Mapping[str, str]
     extra_tokens: tuple[str, ...]
+    own_roles: frozenset[str]
+    flags: Mapping[str, Mapping[str, bool]]
     added_tokens: tuple[AddedToken, ...]
     chat_template: str | None
     add_bos_token: bool | None
     add_eos_token: bool | None
     legacy: bool | None
+    lower_case: bool
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -63,7 +69,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
     Raises ModelLoadError naming the file and the key that cannot be understood.
     """
-    source = folder / CONFIG_FILE
+    source, sentences = folder / CONFIG_FILE, folder / _SENTENCE_FILE
     config = _read_if_there(source)
     added_by_content: Mapping[str, Any] = {}
     if "added_tokens_decoder" not in config:
@@ -76,11 +82,14 @@ def read_settings(folder: Path) -> TokenizerSettings:
     return TokenizerSettings(
         named_tokens=named,
         extra_tokens=extra,
+        own_roles=frozenset(_own_roles(config)),
+        flags=_special_flags(config),
         added_tokens=added or _added_by_content(folder / "added_tokens.json", added_by_content, special),
         chat_template=_default_template(source, config.get("chat_template")),
         add_bos_token=_flag(source, config, "add_bos_token"),
         add_eos_token=_flag(source, config, "add_eos_token"),
         legacy=_flag(source, config, "legacy"),
+        lower_case=_flag(sentences, _read_if_there(sentences), "do_lower_case") is True,
     )
 
 
@@ -100,11 +109,35 @@ def _extra_tokens(source: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     tokens: list[str] = []
     for key in _EXTRA_TOKENS:
         value = config.get(key) or []
-        items = value.values() if isinstance(value, dict) else value
         if not isinstance(value, dict | list):
             raise ModelLoadError(f"{source}: {key}: must be a list of tokens (got {value!r:.80})")
-        tokens += [text for item in items if (text := _token_text(source, key, item))]
+        tokens += [text for item in _items(value) if (text := _token_text(source, key, item))]
     return tuple(tokens)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value.values() if isinstance(value, dict) else value or ())
+
+
+def _own_roles(config: Mapping[str, Any]) -> Iterator[str]:
+    for value in map(config.get, _EXTRA_TOKENS):
+        if isinstance(value, dict):
+            texts = (item.get("content") if isinstance(item, dict) else item for item in value.values())
+            yield from filter(None, texts)
+
+
+def _special_flags(config: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
+    """Returns the flags of the special tokens, whose texts have been checked. Who has a role is special whatever its
+    object says; without one, an object without the flag is not."""
+    extra = [item for key in _EXTRA_TOKENS for item in _items(config.get(key))]
+    roles = [{**item, "special": True} if isinstance(item, dict) else item for item in map(config.get, _NAMED_TOKENS)]
+    flags: dict[str, dict[str, bool]] = {}
+    for item in filter(None, (*extra, *roles)):
+        if isinstance(item, str):
+            flags[item] = {"special": True}
+        elif item.get("content"):
+            flags[item["content"]] = {name: bool(item[name]) for name in _TOKEN_FLAGS if name in item}
+    return flags
 
 
 def _added_tokens(source: Path, decoder: Any) -> tuple[AddedToken, ...]:

@@ -20,10 +20,13 @@ _Stage = Callable[[str], str | bytes]
 @dataclass(frozen=True, slots=True)
 class ByteRule:
     """stages: applied to a token's text in turn until one yields bytes. drops_leading_space: the decoded text of a
-    whole sequence loses one space at its start (the one the encoder put there)."""
+    whole sequence loses one space at its start (the one the encoder put there). word_piece_prefix: what pieces within
+    a word begin with, where there are such; the first of a sequence keeps it, since the word's beginning is not there.
+    """
 
     stages: tuple[_Stage, ...]
     drops_leading_space: bool
+    word_piece_prefix: str | None = None
 
     def token_bytes(self, token: str) -> bytes:
         for stage in self.stages:
@@ -48,7 +51,8 @@ def byte_rule(decoder: Mapping[str, Any] | None) -> ByteRule:
         drops_leading_space |= drops
         if stage is not None:
             stages.append(stage)
-    return ByteRule(tuple(stages), drops_leading_space)
+    prefixes = (spec["prefix"] for spec in _flatten(decoder) if spec["type"] == "WordPiece")
+    return ByteRule(tuple(stages), drops_leading_space, next(prefixes, None))
 
 
 def sentencepiece_rule(*, adds_leading_space: bool) -> ByteRule:

@@ -103,10 +103,19 @@ class Tokenizer:
         before punctuation, here never.
         """
         table = self.byte_table(skip_special_tokens=skip_special_tokens)
-        data = b"".join([table[token_id] for token_id in token_ids])
+        token_ids = list(token_ids)
+        data = self._lost_prefix(token_ids, table) + b"".join([table[token_id] for token_id in token_ids])
         if self.drops_leading_space and data.startswith(b" "):
             data = data[1:]
         return data.decode("utf-8", "replace")
+
+    def _lost_prefix(self, token_ids: Sequence[int], table: ByteTable) -> bytes:
+        """Returns the mark of a piece within a word when the sequence begins with one; of it the table has no bytes."""
+        prefix = self._encoder.rule.word_piece_prefix
+        if prefix is None:
+            return b""
+        first = next((token_id for token_id in token_ids if table[token_id]), -1)
+        return prefix.encode() if (self._encoder.token(first) or "").startswith(prefix) else b""
 
     def byte_table(self, *, skip_special_tokens: bool, shown: frozenset[int] = frozenset()) -> ByteTable:
         """Token id to bytes; with `skip_special_tokens` the special ones, but for those `shown`, have none."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from inferflux.engine.text.tokenizer import Tokenizer, load_tokenizer
 from inferflux.errors import ModelLoadError, RequestError
+from tests.support.encoders import write_word_piece
 from tests.support.tokenizers import TEXTS, write_byte_fallback, write_byte_level
 
 FOLDERS = {
@@ -127,6 +129,69 @@ def test_flags_of_the_config_count_as_in_transformers(tmp_path: Path, flag: str)
     assert tokenizer.decode(ids, skip_special_tokens=True) == oracle.decode(ids, skip_special_tokens=True)
     plain = load_tokenizer(tmp_path / "plain")
     assert ids != plain.encode(text, add_special_tokens=False) or flag == "special"
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_flags_of_a_special_token_count_as_in_transformers(tmp_path: Path, flag: str) -> None:
+    """Where its role's object is all that says so: the token is in the vocabulary, and nowhere added to it."""
+    token = {"__type": "AddedToken", "content": "<|end|>", flag: True}
+    folder = write_byte_level(tmp_path, eos_token=token)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (added,) = (one for one in content["added_tokens"] if one["content"] == "<|end|>")
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["id"] < added["id"]]
+    content["model"]["vocab"] |= {"<|end|>": added["id"], "<s>": added["id"] + 1}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    oracle, tokenizer = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    ids = tokenizer.encode("a <|end|> b<|end|>c", add_special_tokens=False)
+    assert ids == oracle.encode("a <|end|> b<|end|>c", add_special_tokens=False)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == oracle.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("is_special", [True, False, None])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"additional_special_tokens": ["<tool>"]},
+        {"extra_special_tokens": ["<tool>"]},
+        {"extra_special_tokens": {"tool_token": "<tool>"}},
+        {"pad_token": "<tool>"},
+    ],
+    ids=str,
+)
+def test_what_is_special_is_so_in_transformers(tmp_path: Path, is_special: bool | None, extra: dict[str, Any]) -> None:
+    """A list of extra tokens, a role and the token's own flag may contradict each other."""
+    if is_special is not None:
+        token_id = load_tokenizer(write_byte_level(tmp_path / "plain")).token_id("<tool>")
+        flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+        extra = {
+            **extra,
+            "added_tokens_decoder": {str(token_id): {"content": "<tool>", **flags, "special": is_special}},
+        }
+    folder = write_byte_level(tmp_path / "special", **extra)
+    oracle, tokenizer = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    ids = tokenizer.encode("a <tool> b", add_special_tokens=False)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == oracle.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+def test_word_pieces_decode_as_in_transformers(tmp_path: Path, skip_special_tokens: bool) -> None:
+    """A piece whose word begins elsewhere keeps its mark, behind special tokens only where those are left out."""
+    write_word_piece(tmp_path)
+    library, tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")), load_tokenizer(tmp_path)
+    for ids in ([], [6], [6, 5], [5, 6], [6, 8, 6], [2, 6, 3], [2, 5, 6, 3], [0, 6, 6], [6, 12], [99, 6]):
+        expected = library.decode(ids, skip_special_tokens=skip_special_tokens)
+        assert tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) == expected, ids
+
+
+def test_sentence_transformers_lower_case_comes_first(tmp_path: Path) -> None:
+    folder = write_byte_level(tmp_path)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": true}')
+    lower = load_tokenizer(folder)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": false}')
+    plain = load_tokenizer(folder)
+    for text in ("Hello WORLD", "ÀÉ <|start|>A"):
+        ids = lower.encode(text, add_special_tokens=True)
+        assert ids == plain.encode(text.lower(), add_special_tokens=True) != plain.encode(text, add_special_tokens=True)
 
 
 def test_an_added_token_with_another_id_is_refused(tmp_path: Path) -> None:
