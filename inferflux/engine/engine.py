@@ -27,7 +27,7 @@ from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError, did_you_mean
 from inferflux.sampling_params import SamplingParams
 
-# How long the end of an engine may take that keeps its pages: its host is killed after 5 s.
+# How long an engine that keeps its pages may take to close: its host is killed after 5 s.
 FLUSH_S = 4.0
 SUNK_AT_ONCE = 32
 # The experts' load lies on the device: fetched now and then, it costs a step nothing.
@@ -81,7 +81,7 @@ class Engine:
 
     @property
     def has_chores(self) -> bool:
-        """True while steps would get something done though no request waits: pages on their way to a lower tier."""
+        """True while steps are needed although no request waits: pages are on their way to a lower tier."""
         return self.kv.has_chores
 
     def submit(self, submit: Submit) -> None:
@@ -149,15 +149,15 @@ class Engine:
         self.kv.reset_prefix_cache()
 
     def on_progress(self, tell: Callable[[], object]) -> None:
-        """Has `tell` called again and again during a step that may take long: that of a text computed as a whole."""
+        """Has `tell` called repeatedly during a long step, such as that of a text computed as a whole."""
         self.executor.on_progress(tell)
 
     def beat(self) -> None:
-        """Sees to it, between steps, that the other ranks of this model are alive. Raises EngineDeadError."""
+        """Checks, between steps, that the other ranks of this model are alive. Raises EngineDeadError if not."""
         self.executor.beat()
 
     def close(self, flush_s: float = FLUSH_S) -> None:
-        """Ends the engine and lets other ranks go.
+        """Ends the engine and releases the other ranks.
 
         Where pages are kept over a restart, spends up to flush_s seconds on writing them out.
         """
@@ -166,7 +166,7 @@ class Engine:
         self.executor.close()
 
     def let_go(self) -> None:
-        """Lets go of what would outlive this engine in its process, one that has failed too; nothing may follow."""
+        """Closes what would outlive this engine in its process; also for one that has failed. No call may follow."""
         self.executor.let_go()
 
     def stats(self) -> EngineStats:
@@ -197,7 +197,7 @@ class Engine:
         return msgspec.structs.replace(limits, chunked_prefill_tokens=limits.max_batch_tokens)
 
     def _flush(self, deadline: float) -> None:
-        """Sends cached pages down to the file, those used last first."""
+        """Writes cached pages to the file, last used first, until the deadline."""
         self.scheduler.abort_all()
         for flown, launched in self._in_flight:
             self.scheduler.update(flown, launched.result())
@@ -229,7 +229,7 @@ class Engine:
         return refused
 
     def _adapter(self, adapter_id: str | None) -> tuple[int, bytes]:
-        """Returns its number, and what names its weights."""
+        """Returns an adapter's number and its part in the names of pages. Raises RequestError for an unknown id."""
         if adapter_id is None:
             return 0, b""
         if adapter_id not in self._adapters:

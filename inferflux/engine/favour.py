@@ -31,8 +31,7 @@ EXPECTED_S: Final = 600.0
 
 
 class SharedStep(NamedTuple):
-    """A step with favoured requests. alone: what it computes for them. predicted_s: seconds that the others should
-    add."""
+    """A step with favoured requests. alone: what it computes for them. predicted_s: what the others should add."""
 
     alone: Load
     predicted_s: float

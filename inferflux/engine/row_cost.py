@@ -31,8 +31,7 @@ class RowCost:
         self._products = FADING * self._products + rows * seconds
 
     def share(self, rows: int) -> float:
-        """Returns which part of the time of a step of `rows` rows is due to its rows, 0 to 1; the rest is fixed
-        cost."""
+        """Returns which part of the time of a step of `rows` rows is due to its rows, 0 to 1; the rest is fixed."""
         seconds = self._predicted(rows)
         return min(1.0, self._slope() * rows / seconds) if seconds > 0 else 0.0
 

@@ -1,14 +1,14 @@
-"""Speculator: which requests get draft tokens beside their next one, how many, and whether they were right.
+"""Speculator: decides which requests get draft tokens, and how many; counts which were right.
 
-A draft token is a guess at what a request will say. It has a row of its own in the step, one position after the token
-before it; all are computed at once, and a row counts only if the row before it drew the very token that this one was
-computed for (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). A draw is a function of logits, seed and
-position, so comparing is all there is to verification: what comes out is what came out without drafts.
+A draft token is a guess at a request's next tokens. It has a row of its own in the step, one position after the token
+before it; all rows are computed at once, and one counts only if the row before it sampled exactly the token that this
+row assumed (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). A sample is a function of logits, seed and
+position, so verification is a comparison, and the output is the same as without drafts.
 
-Drafts pay while rows are cheap. A row that counts brings as much as any other: it is worth its time as long as the
-chance of that is more than the part of a step that its rows make up, the rest being what any step takes. So one request
-gets many drafts and a full batch none. A wrong draft leaves keys and values behind the computed ones, where the next
-step writes. Called from the scheduler's thread alone. Knows no model.
+Drafts pay while rows are cheap: a draft row is worth its time while the probability that it counts is above the share
+of a step's time that its rows take, the rest being fixed cost. So a single request gets many drafts and a full batch
+none. A wrong draft leaves keys and values past the computed ones, where the next step writes. Called from the
+scheduler's thread only. Knows no model.
 """
 
 from collections.abc import Callable
@@ -47,8 +47,8 @@ class Speculator:
         self._num_accepted = 0
 
     def extend(self, step: StepBuilder, num_running: int) -> None:
-        """Gives the step's decoding requests rows for draft tokens, with their pages, as far as there is room beside
-        what num_running requests may need."""
+        """Adds draft rows, with their pages, for the step's decoding requests, leaving a page for each of num_running
+        requests."""
         least = self._row_cost.share(len(step.decoding))
         for request in step.decoding:
             count = 0 if request.sampling.reads_tokens else self._num_worth(request, step, least)
@@ -71,7 +71,7 @@ class Speculator:
         return is_right
 
     def note_step(self, load: Load, seconds: float) -> None:
-        """Takes in what a step took."""
+        """Learns from the time of a step without prompts."""
         if not load.prompt:
             self._row_cost.note(load.rows, seconds)
 

@@ -1,8 +1,8 @@
-"""LowerTiers: the books of host memory and of the file behind it, and of every page move under way.
+"""LowerTiers: which pages are in host memory and in the file behind it, and every page move in progress.
 
-Pages come down as they are evicted from the device: to host memory at once, to the file as soon as it has time. They
-come up as `Arrival`s, one device page each. Knows slots, names and moves; no bytes, no requests, no device pool.
-A slot is pinned from the moment something is to be read from or written to it until that move's result is here.
+Pages move down as they are evicted from the device: to host memory at once, to the file when it has time. They move up
+as `Arrival`s, one device page each. Knows slots, names and moves; no bytes, no requests, no device pool.
+A slot that a move reads or writes is pinned from the decision until the move's result.
 """
 
 from collections import OrderedDict
@@ -20,8 +20,8 @@ from inferflux.engine.step import FileChange, FileState, MoveKind, MoveResult, P
 
 
 class TierSettings(NamedTuple):
-    """host_pages: slots in host memory; with a file at least one, for every page passes through it.
-    queue_depth: most moves to and from the file at once. page_bytes: of all ranks together, for the numbers."""
+    """host_pages: slots in host memory; with a file at least one, since every page passes through it.
+    queue_depth: most moves to and from the file at once. page_bytes: of all ranks together, for statistics."""
 
     host_pages: int
     eviction: str = "lru"
@@ -39,7 +39,7 @@ def tier_settings(runtime: RuntimeConfig, page_bytes: int) -> TierSettings:
 
 
 def num_host_pages(runtime: RuntimeConfig) -> int:
-    """Returns the pages of host memory: those asked for, or as many as a file needs to be written and read through."""
+    """Returns the pages of host memory: those configured, or as many as a file needs for staging."""
     if not runtime.prefix_cache.enabled:
         return 0
     staging = runtime.nvme_offload.queue_depth if runtime.nvme_offload.path is not None else 0
@@ -48,7 +48,7 @@ def num_host_pages(runtime: RuntimeConfig) -> int:
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """A page on its way up into the device page `page`, from `slot` of `tier`, which is pinned until its end."""
+    """A page being loaded into device page `page` from `slot` of `tier`, which is pinned until the end."""
 
     name: bytes
     page: int
@@ -62,7 +62,7 @@ class _UnderWay(NamedTuple):
 
 
 class LowerTiers:
-    """One per engine. Mutated by the KV manager's rooms only, from the scheduler's thread."""
+    """One per engine. Mutated by the KV manager and its parts only, from the scheduler's thread."""
 
     def __init__(self, settings: TierSettings) -> None:
         self._settings = settings
@@ -76,7 +76,7 @@ class LowerTiers:
         self._num_under_way: dict[MoveKind, int] = dict.fromkeys(("demote", "promote", "store", "load"), 0)
         self._num_moves = 0
         self._wipe = False
-        # A store keeps a host slot from being given up: half of them must stay free for what comes down and up.
+        # A store pins a host slot: half of them must stay free for pages that move down and up.
         self._max_stores = max(1, min(settings.queue_depth, settings.host_pages) // 2)
         self._stats: dict[Tier, TierStats] = {"cpu": TierStats()}
         if settings.has_file:
@@ -84,7 +84,7 @@ class LowerTiers:
 
     @property
     def num_under_way(self) -> int:
-        """Moves whose results are not here yet."""
+        """Moves in progress."""
         return len(self._under_way)
 
     @property
@@ -98,11 +98,11 @@ class LowerTiers:
 
     @property
     def sink_room(self) -> int:
-        """How many pages may come down now without pushing out others that the file does not have yet."""
+        """How many pages may be demoted now without evicting others that the file does not have yet."""
         return 0 if self._state == "off" else max(0, self._max_stores - len(self._unstored))
 
     def locate(self, name: bytes) -> tuple[Tier, int] | None:
-        """Returns where the page can be read, the faster tier first."""
+        """Returns the fastest tier that has the page, and its slot there; None when no tier has it."""
         slot = self._host.find(name)
         if slot is not None:
             return "cpu", slot
@@ -110,8 +110,8 @@ class LowerTiers:
         return None if slot is None else ("nvme", slot)
 
     def demote(self, name: bytes, page: int) -> bool:
-        """Copies a device page down before this step overwrites it; False when there is no room. Nothing is copied
-        when the page is below already."""
+        """Copies a device page to host memory before this step overwrites it, unless the page is there already. False
+        when there is no room."""
         known = self._host.find(name)
         if known is not None:
             self._host.touch(known)
@@ -120,7 +120,7 @@ class LowerTiers:
         if slot is None:
             return False
         self._unstored.pop(slot, None)
-        # Whatever reads the slot later is started later: for the books the page is there.
+        # Moves that read the slot are started later, so it counts as filled.
         self._host.settle(slot, ok=True)
         if self._settings.has_file and not self._file.knows(name):
             self._unstored[slot] = None
@@ -128,13 +128,13 @@ class LowerTiers:
         return True
 
     def pin(self, tier: Tier, slot: int) -> None:
-        """Keeps a page where `locate` found it until `start` and its end, or `cancel`."""
+        """Keeps a page where `locate` found it, until its `start` has ended, or `cancel`."""
         self._index(tier).pin(slot)
 
     def start(self, arrival: Arrival) -> bool:
-        """Sends a pinned page up. False when it must wait for host memory or for the file's queue."""
+        """Starts to move a pinned page up. False when it must wait for host memory or for the file's queue."""
         if arrival.tier == "nvme" and (slot := self._host.find(arrival.name)) is not None:
-            # It came down from the device meanwhile.
+            # It was demoted from the device meanwhile.
             self._host.pin(slot)
             self._file.unpin(arrival.slot)
             arrival.tier, arrival.slot = "cpu", slot
@@ -151,11 +151,11 @@ class LowerTiers:
         return True
 
     def cancel(self, arrival: Arrival) -> None:
-        """Lets go of a page that was pinned and not started."""
+        """Unpins a page that was not started."""
         self._index(arrival.tier).unpin(arrival.slot)
 
     def store(self) -> None:
-        """Sends pages of host memory to the file, oldest first, as far as its queue has room."""
+        """Starts to write pages of host memory to the file, oldest first, as far as its queue has room."""
         while self.has_unstored and self._num_under_way["store"] < self._max_stores:
             host, _ = self._unstored.popitem(last=False)
             name = self._host.name_of(host)
@@ -183,7 +183,7 @@ class LowerTiers:
         return wipe
 
     def end(self, result: MoveResult) -> Arrival | None:
-        """Takes in a move's result; returns the arrival that it ends, if it was one."""
+        """Applies a move's result; returns the arrival that it ends, if it was one."""
         move, arrival = self._under_way.pop(result.id)
         self._num_under_way[move.kind] -= 1
         ok = result.error is None
@@ -202,7 +202,7 @@ class LowerTiers:
         return arrival
 
     def note_file(self, change: FileChange) -> None:
-        """Follows the file's state. On `off` its pages are forgotten: whatever reads them must be cancelled first."""
+        """Applies a change of the file's state. On `off` its pages are forgotten: first cancel what reads them."""
         self._state = change.state
         stats = self._stats["nvme"]
         stats.state, stats.foreign_pages = change.state, stats.foreign_pages + change.num_foreign
@@ -214,7 +214,7 @@ class LowerTiers:
             self._file.refill(change.num_slots, change.pages)
         else:
             self._file.resize(change.num_slots)
-        # Those whose stores failed, too.
+        # Including those whose stores failed.
         self._unstored = OrderedDict.fromkeys(slot for slot, name in self._host if not self._file.knows(name))
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
-"""KVManager: the scheduler's only door to the pages.
+"""KVManager: the scheduler's only interface to the pages.
 
-Binds the pool (which pages are whose), the namer, the prefix index (which bytes are where) and, where there are any,
+Combines the pool (who holds which page), the namer, the prefix index (which page has which name) and, if configured,
 the lower tiers with their loader. All methods are called from the scheduler's thread; none blocks. A request's `pages`,
 `page_names` and `num_computed` change nowhere else.
 
@@ -32,8 +32,8 @@ _NOTHING = Prospect([], None)
 class KVManager:
     """Pages of one device pool, `page_tokens` tokens each.
 
-    fingerprint: names the model (see `hashing`). prefix_cache False: no page outlives its request.
-    tiers: host_pages 0 means that evicted pages are gone. clock: monotonic seconds.
+    fingerprint: names the model (see `hashing`). prefix_cache: False: no page is kept after its request.
+    tiers: with host_pages 0 evicted pages are lost. clock: monotonic seconds.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class KVManager:
     def match_prefix(self, request: Request) -> list[int]:
         """Returns the pages that hold the request's longest cached prefix, leaving at least one token to compute.
 
-        Takes no reference: the pages are the caller's only until the next call that changes the pool. Mutates nothing
-        but `request.page_names`. Requests whose prompt is still to be scored or pooled find nothing: they need every
-        token.
+        Takes no reference: the result is valid until the next call that changes the pool. Mutates nothing but
+        `request.page_names`. Requests whose prompt is still to be scored or mean-pooled match nothing: they need the
+        hidden states of every token.
         """
         if not self._reads_prefix(request):
             return []
         limit = (len(request.tokens) - 1) // self.page_tokens
         known = request.page_names[:limit]
-        # The others are named one by one as the chain is followed, so that a miss costs one hash.
+        # The rest are named lazily as the chain is followed, so that a miss costs one hash.
         unnamed = (self._name(request, position) for position in range(len(known), limit))
         return self.index.longest_chain(chain(known, unnamed))
 
@@ -95,8 +95,8 @@ class KVManager:
     def num_cached_tokens(self, request: Request) -> int:
         """Returns how many tokens of a waiting request's longest cached prefix need not be computed.
 
-        For those who ask again and again, as they wait: a page is given up before the one its name builds on, so a few
-        looks tell. Where one is missing between others nevertheless, the number is a guess.
+        Cheap enough to be asked for each waiting request again and again: a page is evicted before its predecessor, so
+        a binary search finds the end. Where a page in between is missing nevertheless, the number is an estimate.
         """
         names = request.page_names[: (len(request.tokens) - 1) // self.page_tokens]
         if names and self._reads_prefix(request) and self._is_missing(names[-1]):
@@ -188,7 +188,7 @@ class KVManager:
         return self._loader.prospect(names, self.page_tokens)
 
     def start_load(self, request: Request, matched: list[int], prospect: Prospect, num_reserved: int) -> bool:
-        """Gives a waiting request its prefix's pages and sends for those that are below.
+        """Gives a waiting request the pages of its prefix and starts to load those that are in a lower tier.
 
         False, and nothing changed, unless the pool could hold all its tokens besides `num_reserved` further pages.
         `matched` and `prospect` must come from `match_prefix` and `look_below` with no change in between.
@@ -211,22 +211,22 @@ class KVManager:
         return self._loader.is_over(request)
 
     def finish_load(self, request: Request) -> None:
-        """Takes a loading request's pages back, whether or not all came. What came is cached, to be found at once."""
+        """Takes a loading request's pages back, whether or not all have arrived; those that have are cached."""
         assert self._loader is not None
         self._loader.finish(request)
 
     def note_declined(self, prospect: Prospect) -> None:
-        """Counts a request that computes what it could have loaded."""
+        """Counts a request that computes what it could have loaded, since that is faster."""
         if prospect.declined is not None and self._tiers is not None:
             self._tiers.note_recompute(prospect.declined)
 
     def is_coming(self, name: bytes | None) -> bool:
-        """True while the page of this name is on its way to the device, and worth waiting for."""
+        """True while the page of this name is being loaded to the device, and not overdue."""
         return name is not None and self._loader is not None and self._loader.is_coming(name)
 
     @property
     def num_under_way(self) -> int:
-        """Page moves whose results are not here yet."""
+        """Page moves in progress."""
         return 0 if self._tiers is None else self._tiers.num_under_way
 
     @property
@@ -244,7 +244,7 @@ class KVManager:
         return self._tiers.take_moves(), self._tiers.take_wipe()
 
     def end_moves(self, results: Sequence[MoveResult], file_changes: Sequence[FileChange]) -> None:
-        """Takes in the results of moves, and what the file says of itself."""
+        """Applies the results of moves, then changes of the file tier."""
         if self._loader is None or self._tiers is None:
             return
         self._loader.end(results)
@@ -255,12 +255,12 @@ class KVManager:
 
     @property
     def is_writing(self) -> bool:
-        """True while pages are under way, or wait to be written to a file that takes them."""
+        """True while pages are being moved, or wait to be written to the file."""
         return self._tiers is not None and (self._tiers.num_under_way > 0 or self._tiers.has_unstored)
 
     def sink(self, max_pages: int) -> int:
-        """Copies up to max_pages cached device pages down, the last used first, that are not below yet; returns how
-        many it was. They stay cached."""
+        """Copies up to max_pages cached device pages to the lower tiers, last used first, skipping those already there;
+        returns how many. They stay cached."""
         if self._tiers is None:
             return 0
         count, max_pages = 0, min(max_pages, self._tiers.sink_room)
@@ -273,7 +273,7 @@ class KVManager:
         return count
 
     def awaited_name(self, request: Request, num_matched: int) -> bytes | None:
-        """Returns the name of the first page that `match_prefix` missed, or None when finding it would be of no use."""
+        """Returns the name of the first page that `match_prefix` missed; None when the request could not use it."""
         if not self._reads_prefix(request) or num_matched >= (len(request.tokens) - 1) // self.page_tokens:
             return None
         return self._name(request, num_matched)
@@ -289,7 +289,7 @@ class KVManager:
         return -(-num_tokens // self.page_tokens)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets every cached page in every tier. Running requests keep theirs, and offer them when they end."""
+        """Forgets every cached page in every tier. Running requests keep theirs, which are cached when they end."""
         self.index.clear()
         self.pool.drop_cached()
         if self._tiers is not None:
@@ -322,7 +322,7 @@ class KVManager:
         assert len(self.index) <= self.pool.num_cached + self.pool.num_used, "the index names a free page"
 
     def _evict(self, pages: Iterable[int]) -> None:
-        """Takes the names of pages that are given to somebody else; a lower tier keeps the bytes if it can."""
+        """Forgets the names of evicted pages; their bytes go to a lower tier if it has room."""
         for page in pages:
             name = self.index.forget(page)
             self._num_evictions += 1

@@ -13,9 +13,9 @@ from inferflux.engine.kv.eviction import EvictionOrder
 
 
 class PagePool:
-    """The books of `num_pages` pages. Mutated by KVManager's rooms only, from the scheduler's thread.
+    """The states of `num_pages` pages. Mutated by the KV manager and its parts only, from the scheduler's thread.
 
-    order: in which cached pages are evicted, empty yet.
+    order: in which cached pages are evicted; empty at first.
     """
 
     def __init__(self, num_pages: int, order: EvictionOrder) -> None:
@@ -82,7 +82,7 @@ class PagePool:
                 self._free.append(page)
 
     def touch(self, page: int) -> None:
-        """Notes a use of a cached page; a page in use stays as it is."""
+        """Records a use of a cached page; does nothing for a page in use."""
         if page in self._cached:
             self._cached.touch(page)
 

@@ -1,8 +1,8 @@
-"""PrefixLoader: brings the prefixes of waiting requests up from the lower tiers.
+"""PrefixLoader: loads the cached prefixes of waiting requests from the lower tiers to the device.
 
-A request that is loading holds the device pages of its prefix: those that are there, and those being filled. A page
-being filled is held by its move, too, so that a request may leave at any time and the bytes still land where nobody
-else is. Knows the device's books and the lower tiers'; no tokens, no queue, no bytes.
+A loading request holds the device pages of its prefix: those that are cached, and those being filled. A page being
+filled is held by its move, too, so that a request may be aborted at any time and the bytes still land in a page that
+no one else uses. Knows the page pool, the prefix index and the lower tiers; no tokens, no queue, no bytes.
 """
 
 from collections import Counter, deque
@@ -17,7 +17,7 @@ from inferflux.engine.kv.rates import Rates
 from inferflux.engine.request import Request
 from inferflux.engine.step import MoveResult, Tier
 
-# A request whose pages came up and were gone again before it could start is given up on after so many times.
+# How often a request's prefix is loaded again because the pages were evicted before it could start.
 MAX_LOADS = 2
 
 
@@ -30,8 +30,8 @@ class Source(NamedTuple):
 
 
 class Prospect(NamedTuple):
-    """What lies below a request's device prefix. sources: pages to load, in order, the first of them in a lower tier.
-    declined: the tier whose next page is computed faster than loaded."""
+    """What the lower tiers have beyond a request's prefix on the device. sources: pages to use, in order; the first is
+    in a lower tier. declined: the tier whose next page is faster to compute than to load, if any."""
 
     sources: list[Source]
     declined: Tier | None
@@ -39,7 +39,7 @@ class Prospect(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Load:
-    """One request's load. pending: not started. num_due: pages that have not arrived. last: when one of a tier did."""
+    """One request's load. pending: not started. num_due: pages not arrived yet. last: last arrival's time, by tier."""
 
     started: float
     deadline: float
@@ -63,7 +63,7 @@ class PrefixLoader:
         self._clock = clock
         self._loads: dict[int, _Load] = {}
         self._owners: dict[Arrival, _Load] = {}
-        # Loads of pages being filled, by name: nobody else need load them, nor compute them while they are not overdue.
+        # Loads by the names of the pages that they fill: no other request need load these, or compute them in time.
         self._coming: dict[bytes, _Load] = {}
 
     def is_coming(self, name: bytes) -> bool:
@@ -93,9 +93,10 @@ class PrefixLoader:
         return Prospect(_trimmed(sources), None)
 
     def start(self, request: Request, matched: list[int], sources: list[Source], patience_s: float) -> list[int]:
-        """Gives the request its prefix's pages and sends for those that are below; returns the evicted device pages.
+        """Gives the request the pages of its prefix and plans to load the missing ones; returns the evicted device
+        pages.
 
-        There must be room. Everything that is wanted is held first: making room could give it up.
+        There must be room. Pages to be used are held before room is made, which could evict them.
         """
         pool = self._pool
         below = [source for source in sources if source.tier is not None]
@@ -121,7 +122,7 @@ class PrefixLoader:
         return evicted
 
     def pump(self) -> None:
-        """Starts what is pending, in the order in which the requests came, as far as the tiers have room."""
+        """Starts pending arrivals, in the order of their requests, as far as the tiers have room."""
         for load in self._loads.values():
             while load.pending and self._tiers.start(load.pending[0]):
                 arrival = load.pending.popleft()
@@ -129,19 +130,19 @@ class PrefixLoader:
                 self._owners[arrival] = load
 
     def end(self, results: Iterable[MoveResult]) -> None:
-        """Takes in what became of the moves. A page that arrived can be found from now on."""
+        """Applies the results of moves. A page that arrived can be found from now on."""
         for result in results:
             arrival = self._tiers.end(result)
             if arrival is not None:
                 self._land(arrival, result.error is None)
 
     def is_over(self, request: Request) -> bool:
-        """True when nothing more is to be waited for: all is here, a page failed, or it takes too long."""
+        """True when there is nothing to wait for: all pages have arrived, one failed, or it takes too long."""
         load = self._loads[request.id]
         return load.num_due == 0 or load.failed or self._clock() > load.deadline
 
     def finish(self, request: Request) -> None:
-        """Ends a request's load, complete or not, and takes its pages back: what arrived stays cached."""
+        """Ends a request's load, complete or not, and takes its pages back; pages that arrived stay cached."""
         load = self._loads.pop(request.id)
         self._drop_pending(load)
         now = self._clock()
@@ -156,7 +157,7 @@ class PrefixLoader:
         request.pages = []
 
     def lose_file(self) -> None:
-        """The file is gone: nothing that has not been started comes from there any more."""
+        """Fails the loads that wait for pages of the file, which has failed."""
         for load in self._loads.values():
             if any(arrival.tier == "nvme" for arrival in load.pending):
                 self._drop_pending(load)
@@ -195,7 +196,7 @@ class PrefixLoader:
 
 
 def _trimmed(sources: list[Source]) -> list[Source]:
-    """Without device pages at the end: those need no loading, and may not be there when the rest has come."""
+    """Removes device pages from the end: they need no loading, and may be evicted before the rest has arrived."""
     while sources and sources[-1].tier is None:
         sources.pop()
     return sources

@@ -1,4 +1,4 @@
-"""Load or recompute: which is faster for a page, by what was measured lately; and what a step may take on.
+"""Rates: whether a page is faster to load or to recompute, by recent measurements; how many tokens fit in a step.
 
 Knows seconds; reads no clock, knows no pages and no requests.
 """
@@ -7,13 +7,13 @@ from typing import Final
 
 from inferflux.engine.step import Tier
 
-# How much the newest measurement counts.
+# Weight of the newest measurement in the running mean.
 WEIGHT: Final = 0.2
-# A tier that lost the comparison is tried again after so long: its rate may have changed.
+# A tier that was slower than computing is tried again after this time.
 RETRY_S: Final = 10.0
 # Steps with fewer prompt tokens say little about what a prompt costs.
 MIN_PREFILL_TOKENS: Final = 32
-# As long as nothing was measured: 13 billion parameters take 50 s for these on two cores of 140 GFLOP/s.
+# Tokens per step before the first measurement: 13 billion parameters take 50 s for these on two cores of 140 GFLOP/s.
 FIRST_TOKENS: Final = 256
 
 
@@ -26,12 +26,12 @@ class Rates:
         self._measured_at: dict[Tier, float] = {}
 
     def note_step(self, num_prefill_tokens: int, num_tokens: int, seconds: float) -> None:
-        """A step computed num_tokens tokens, num_prefill_tokens of them of prompts."""
+        """Records a step that computed num_tokens tokens, num_prefill_tokens of them of prompts."""
         if num_prefill_tokens >= MIN_PREFILL_TOKENS and 2 * num_prefill_tokens > num_tokens:
             self.prefill_s_per_token = _mix(self.prefill_s_per_token, seconds / num_tokens)
 
     def note_load(self, tier: Tier, num_pages: int, seconds: float, now: float) -> None:
-        """num_pages pages of one request came up from `tier` within `seconds`, waiting included."""
+        """Records that num_pages pages of one request were loaded from `tier` in `seconds`, waiting included."""
         self.load_s_per_page[tier] = _mix(self.load_s_per_page.get(tier), seconds / num_pages)
         self._measured_at[tier] = now
 
@@ -43,13 +43,13 @@ class Rates:
         return load < self.prefill_s_per_token * page_tokens
 
     def tokens_within(self, seconds: float) -> int:
-        """Returns how many tokens of prompts take no longer; as many as it takes to measure that, at least."""
+        """Returns how many prompt tokens can be computed in `seconds`; at least as many as a measurement needs."""
         if self.prefill_s_per_token is None:
             return FIRST_TOKENS
         return max(MIN_PREFILL_TOKENS, int(seconds / max(self.prefill_s_per_token, 1e-9)))
 
     def patience_s(self, num_tokens: int) -> float:
-        """How long a load may take before its tokens are computed instead: the file may hang."""
+        """Returns how many seconds a load may take before its tokens are computed instead: the file may hang."""
         return max(1.0, 2.0 * num_tokens * (self.prefill_s_per_token or 0.01))
 
 

@@ -15,7 +15,7 @@ from inferflux.engine.kv.eviction import EvictionOrder
 
 
 class TierIndex:
-    """The books of up to `num_slots` slots. Mutated by the tiers' books only, from the scheduler's thread."""
+    """The states of up to `num_slots` slots. Mutated by LowerTiers only, from the scheduler's thread."""
 
     def __init__(self, num_slots: int, order: EvictionOrder) -> None:
         self.num_slots = num_slots
@@ -98,7 +98,7 @@ class TierIndex:
             self._free.append(slot)
 
     def touch(self, slot: int) -> None:
-        """Notes a use of a resident page."""
+        """Records a use of a resident page."""
         if slot not in self._pins:
             self._order.touch(slot)
 
@@ -120,8 +120,8 @@ class TierIndex:
             names.clear()
 
     def refill(self, num_slots: int, pages: Iterable[tuple[int, bytes]]) -> None:
-        """Starts anew with the pages that were found, least recently used first. Slots still in use by a move become
-        free when it ends, whatever was found there."""
+        """Replaces the contents by these pages, least recently used first. A slot still in use by a move becomes free
+        when the move ends, whatever `pages` says."""
         self.clear()
         self._beyond.clear()
         self.num_slots = num_slots
@@ -135,7 +135,7 @@ class TierIndex:
         self._free = [slot for slot in range(self._num_touched) if slot not in taken]
 
     def resize(self, num_slots: int) -> None:
-        """Gives out no slot beyond num_slots that is not in use already; later it may be more again."""
+        """Limits the tier to num_slots slots; those beyond stay until they are free. It may grow again later."""
         self.num_slots = num_slots
         self._free += self._beyond
         self._beyond.clear()

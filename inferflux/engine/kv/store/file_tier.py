@@ -1,8 +1,8 @@
-"""FileTier: the page file's health. Opens it, turns itself off when it fails, tries again, and tells.
+"""FileTier: the page file and its health. Opens it, turns itself off when it fails, and tries again.
 
 `store` and `load` are for worker threads and never raise; all else is called by the engine's thread and never waits for
 the disk. State goes on -> off when the file fails, on -> full when the disk has no more space (what is there stays in
-use), and back when a later try succeeds, after pauses that double. Knows no books; what it finds out is `changes`.
+use), and back when a later try succeeds, after pauses that double; `changes` reports each. Knows no page's owner.
 """
 
 import errno

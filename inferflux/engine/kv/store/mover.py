@@ -29,7 +29,7 @@ _END, _HEADER, _LOAD, _STORE = -1, 0, 1, 2
 
 
 class Report(NamedTuple):
-    """What ended since the last report. `moves` are to be taken in before `file_changes`."""
+    """What has ended since the last report. Apply `moves` before `file_changes`."""
 
     moves: list[MoveResult]
     file_changes: list[FileChange]
@@ -41,7 +41,7 @@ class _Ended(NamedTuple):
 
 
 class Workers:
-    """Daemon threads that run what they are given, the smallest priority first: a disk that hangs holds nothing up."""
+    """Daemon threads (a disk that hangs must not block the exit) that run tasks, smallest priority first."""
 
     def __init__(self, name: str, count: int) -> None:
         self._tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
@@ -54,7 +54,7 @@ class Workers:
         self._tasks.put((priority, next(self._numbers), task))
 
     def close(self) -> None:
-        """Lets the threads end behind what they are at, and with them what they hold; what waits is not done."""
+        """Ends the threads after their current tasks; waiting tasks are dropped."""
         for _ in range(self._count):
             self._tasks.put((_END, next(self._numbers), None))
 

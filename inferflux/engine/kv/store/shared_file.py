@@ -1,7 +1,7 @@
-"""SharedFile: the file tier of all ranks as one. It is on where every rank's file is, with as many slots as the least.
+"""SharedFile: the file tier of all ranks as one. It is on while every rank's file is, with the smallest one's slots.
 
-Every rank hears its own file's changes, gives `words` for them when all ask each other, and is told the same answer, of
-which the books make the tier's state. Knows no file and no way to ask.
+Every rank follows the changes of its own file, contributes `words` to an all-reduce, and derives the same state of the
+tier from the result. Knows no file and no collective.
 """
 
 import logging
@@ -13,7 +13,7 @@ from inferflux.engine.step import FileChange, FileState
 
 logger = logging.getLogger(__name__)
 
-# What a rank says of its file, and the tier's state when that is the least that any says.
+# The tier's state by the smallest word that any rank gives for its file.
 _STATES: Final[tuple[FileState, ...]] = ("off", "off", "full", "on")
 _FAILED, _OPENING, _FULL, _ON = range(4)
 _WORD_OF: Final[Mapping[FileState, int]] = MappingProxyType({"off": _FAILED, "full": _FULL, "on": _ON})
@@ -21,7 +21,7 @@ NUM_WORDS: Final = 2
 
 
 class SharedFile:
-    """One per rank. is_settled: every file is on, and only a page move could find out otherwise."""
+    """One per rank. is_settled: every file is on, and only a page move could change that."""
 
     def __init__(self) -> None:
         self._own: tuple[int, int] = (_OPENING, 0)
@@ -34,8 +34,8 @@ class SharedFile:
     def is_settled(self) -> bool:
         return self._told[0] == "on"
 
-    def hear(self, changes: Sequence[FileChange]) -> None:
-        """Takes in what this rank's file says of itself."""
+    def note(self, changes: Sequence[FileChange]) -> None:
+        """Records the changes of this rank's file."""
         for change in changes:
             self._own = (_WORD_OF[change.state], change.num_slots)
             self._has_failed |= change.state == "off"
@@ -43,19 +43,21 @@ class SharedFile:
                 self._found = change
 
     def forget(self) -> None:
-        """This rank's file is wiped: what it was opened with is gone."""
+        """Forgets the pages that this rank's file was opened with: it is being wiped."""
         self._found = None
 
     def words(self) -> list[int]:
-        """A file that has failed and is back already says off once, so that all forget what they knew of it."""
+        """Returns this rank's words. A file that has failed and is back already counts as off once, so that all ranks
+        forget its pages."""
         state, num_slots = self._own
         return [_FAILED if self._has_failed else state, num_slots]
 
     def settle(self, words: Sequence[int], *, may_turn_on: bool) -> list[FileChange]:
-        """words: the least of all ranks'. may_turn_on: no page is on its way to or from the files any more.
+        """Returns the tier's changes. words: the smallest of all ranks'. may_turn_on: no move to or from a file is in
+        progress.
 
-        Returns the tier's changes. On turning on its pages are those that this rank's file was opened with, if nobody
-        has heard of them yet: where another rank's has not the same, loading them fails.
+        When the tier turns on, its pages are those that this rank's file was opened with, if they were not reported
+        before: where another rank's file lacks one, loading it fails.
         """
         number, num_slots = words
         self._has_failed = False
@@ -74,7 +76,7 @@ class SharedFile:
         return FileChange(state, num_slots, pages, found.num_foreign)
 
     def _blame(self, number: int) -> None:
-        """Says once why the tier is off though this rank's file is not."""
+        """Logs once why the tier is off although this rank's file is on."""
         is_blamed = number == _FAILED and self._own[0] > _OPENING
         if is_blamed and not self._is_blamed:
             logger.warning("the KV file tier is off, for another rank's file is: see that rank's log")

@@ -1,7 +1,7 @@
 """SharedMoves: the page moves of all ranks as one. A move has ended when every rank's share of it has.
 
-Every rank starts the same moves in the same order and polls after the same plans, so that one small all-reduce per
-plan, and none while nothing is under way and every file is on, tells all of them the same.
+Every rank starts the same moves in the same order and polls after the same plans, so one small all-reduce per plan
+gives all of them the same results; there is none while no move is in progress and every file is on.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from inferflux.engine.kv.store.mover import Mover, Report
 from inferflux.engine.kv.store.shared_file import NUM_WORDS, SharedFile
 from inferflux.engine.step import FileChange, MoveKind, MoveResult, StepPlan
 
-# What a rank says of a move: 0, or one more than its error's place. The least of all ranks' words holds.
+# A rank's word for a move: 0 while in progress, else 1 + its error's index. The smallest of all ranks' words counts.
 _UNDER_WAY: Final = 0
 _TO_AND_FROM_FILE: Final = frozenset({"store", "load"})
 _ERRORS: Final[tuple[Literal["io", "damaged"] | None, ...]] = ("io", "damaged", None)
@@ -56,7 +56,7 @@ class SharedMoves:
         self._ended |= {result.id: result for result in own.moves}
         file = self._file
         if file is not None:
-            file.hear(own.file_changes)
+            file.note(own.file_changes)
         if not self._under_way and (file is None or file.is_settled):
             return Report([], [])
         file_words = [] if file is None else file.words()

@@ -19,7 +19,7 @@ class Ranks:
     def ask(self, *changes: FileChange | None, may_turn_on: bool = True) -> list[FileChange]:
         """What rank 0's books are told once each rank's file has said this; the others must be told the same state."""
         for file, each in zip(self.files, changes, strict=False):
-            file.hear([each] if each is not None else [])
+            file.note([each] if each is not None else [])
         words = [min(pair) for pair in zip(*(file.words() for file in self.files), strict=True)]
         told = [file.settle(words, may_turn_on=may_turn_on) for file in self.files]
         states = [[(each.state, each.num_slots) for each in one] for one in told]
@@ -63,7 +63,7 @@ def test_a_file_that_fails_turns_it_off_until_it_is_back(ranks: Ranks, rank: int
 
 def test_a_failure_between_two_questions_is_told(ranks: Ranks) -> None:
     ranks.ask(FileChange("on", 10, []), FileChange("on", 10, []))
-    ranks.files[1].hear([FileChange("off", 0), FileChange("on", 10, [])])
+    ranks.files[1].note([FileChange("off", 0), FileChange("on", 10, [])])
     assert ranks.ask() == [FileChange("off", 0)]
     assert ranks.ask() == [FileChange("on", 10, [])]
 
