@@ -113,6 +113,17 @@ def test_float32_weights_lie_in_panels_by_default(monkeypatch: pytest.MonkeyPatc
         assert all(method.on_tape for method in packed.methods)
 
 
+@pytest.mark.usefixtures("true_library")
+def test_small_bfloat16_weights_lie_in_panels_where_the_cpu_has_instructions_for_them_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of the demo model's layers are small: on such a CPU no step of it was on a tape."""
+    monkeypatch.setattr(cpu_features, "is_fast", lambda _: True)
+    packed = linear.pack(torch.ones((1024, 192), dtype=torch.bfloat16), None)
+    assert isinstance(packed.weight, panels.Panels)
+    assert all(method.on_tape for method in packed.methods)
+
+
 @pytest.mark.skipif(not cpu_features.has_onednn(), reason="torch without oneDNN")
 def test_without_the_library_large_float32_weights_are_repacked_by_default_and_small_ones_are_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from inferflux.kernels.cpu_table import BUCKETS, Method, bucket_of, cpu_table
+from inferflux.kernels.cpu_table import BUCKETS, Layout, Method, bucket_of, cpu_table
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.torch.products import LINEAR, float_layouts
 
@@ -32,7 +32,7 @@ def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
         return PackedWeight((LINEAR,) * len(BUCKETS), weight, bias)
     layouts = float_layouts(weight.dtype)
     if weight.numel() < MIN_PACKED_ELEMENTS:
-        light = next(layout for layout in layouts if layout.name != "onednn")
+        light = min((layout for layout in layouts if layout.name != "onednn"), key=_needs_python)
         return PackedWeight(light.defaults(), light.arrange(weight), bias)
     num_outputs, num_inputs = weight.shape
     choice = cpu_table().choose(
@@ -43,6 +43,11 @@ def pack(weight: Tensor, bias: Tensor | None) -> PackedWeight:
         weight.dtype,
     )
     return PackedWeight(choice.methods, choice.layout.arrange(weight), bias)
+
+
+def _needs_python(layout: Layout) -> bool:
+    """Whether a product keeps decode steps off their tape."""
+    return not all(method.on_tape for method in layout.defaults())
 
 
 def run(packed: PackedWeight, x: Tensor) -> Tensor:
