@@ -18,14 +18,21 @@ constexpr int TILE = W == 16 ? 12 : 4;
 constexpr long L2_BYTES = 192 * 1024;
 typedef int16_t Shorts __attribute__((vector_size(4 * W)));
 
+// IS_FEW: sums are so few that each waits for itself, 5 cycles for VNNI's instruction that does both, 1 for an addition.
+constexpr int FEW = 4;
+#if defined(__AVX512BW__)
+template <bool IS_FEW> static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
 #if defined(__AVX512VNNI__)
-static inline Ints add_pairs(Ints to, Shorts a, Shorts b) { return (Ints)_mm512_dpwssd_epi32((__m512i)to, (__m512i)a, (__m512i)b); }
-#elif defined(__AVX512BW__)
-static inline Ints add_pairs(Ints to, Shorts a, Shorts b) { return to + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+  if constexpr (!IS_FEW) return (Ints)_mm512_dpwssd_epi32((__m512i)to, (__m512i)a, (__m512i)b);
+#endif
+  return to + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-static inline Ints add_pairs(Ints to, Shorts a, Shorts b) { return to + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+template <bool> static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
+  return to + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
 #else
-static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
+template <bool> static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
   return to + ((Ints)a << 16 >> 16) * ((Ints)b << 16 >> 16) + ((Ints)a >> 16) * ((Ints)b >> 16);
 }
 #endif
@@ -98,19 +105,20 @@ static inline void sum_tile(const uint8_t* panel, const float* scales, const int
   for (long first = 0, last; first < columns; first = last) {
     last = first + K::SUMMED < columns ? first + K::SUMMED : columns;
     Ints acc[ROWS][VECTORS] = {};
-    for (long i = first; i < last; i += 4) {
-      const uint8_t* p = panel + i / 4 * K::BYTES;
+    TileRows<int16_t, ROWS> rows(x + first, columns);
+    for (const uint8_t *p = panel + first / 4 * K::BYTES, *end = panel + last / 4 * K::BYTES; p < end; p += K::BYTES) {
       for (int pair = 0; pair < 2; pair++) {
         Shorts w[VECTORS];
         for (int v = 0; v < VECTORS; v++) w[v] = pair ? K::template read<1>(p, v) : K::template read<0>(p, v);
         for (int m = 0; m < ROWS; m++) {
-          Ints both = Ints{} + load<int32_t>(x + m * columns + i + 2 * pair);
+          Ints both = Ints{} + load<int32_t>(rows.at(m, 2 * pair));
           for (int v = 0; v < VECTORS; v++) {
-            acc[m][v] = add_pairs(acc[m][v], (Shorts)both, w[v]);
+            acc[m][v] = add_pairs<(ROWS < FEW)>(acc[m][v], (Shorts)both, w[v]);
             keep(acc[m][v]);
           }
         }
       }
+      rows.move(4);
     }
     for (int m = 0; m < ROWS; m++)
       for (int v = 0; v < VECTORS; v++) {

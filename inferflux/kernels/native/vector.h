@@ -52,6 +52,12 @@ template <class V> static inline void keep(V& v) { asm("" : "+x"(v)); }
 #else
 template <class V> static inline void keep(V&) {}
 #endif
+// Has the compiler take a pointer for one that has nothing to do with others (matmul.h).
+#if defined(__AVX512F__)
+template <class T> static inline void keep_apart(const T*& p) { asm("" : "+r"(p)); }
+#else
+template <class T> static inline void keep_apart(const T*&) {}
+#endif
 static inline Ints bits(Floats v) { return (Ints)v; }
 
 static inline float sum(Floats v) {
