@@ -63,14 +63,11 @@ static inline void score_keys(const typename E::T* keys, long stride, Ahead& ahe
       for (int n = 0; n < NT; n++) acc[g][n] += k[n] * q;
     }
   }
-  for (int g = 0; g < GT; g++) {
-    float sums[NT];
-    sum_each<NT>(acc[g], sums);
-    for (int n = 0; n < NT; n++) {
-      for (long j = d; j < D; j++) sums[n] += E::read1(keys + (first + n) * stride + j) * query[g * D + j];
-      scores[g][first + n] = sums[n];
-    }
-  }
+  for (int g = 0; g < GT; g++) sum_each<NT>(acc[g], scores[g] + first);
+  for (; d < D; d++)
+    for (int g = 0; g < GT; g++)
+      for (int n = 0; n < NT; n++)
+        scores[g][first + n] += E::read1(keys + (first + n) * stride + d) * query[g * D + d];
 }
 
 template <class E, int GT>
@@ -147,12 +144,8 @@ static inline int mix(const typename E::T* values, long stride, Ahead& ahead, fl
 template <long MOST> static inline float weigh(float* scores, long count, float* peak, float* total) {
   for (long n = count; n < MOST; n++) scores[n] = -INFINITY;
   Floats mosts = splat(*peak);
-  for (long n = 0; n < MOST; n += W) {
-    Floats s = load<Floats>(scores + n);
-    mosts = s > mosts ? s : mosts;
-  }
-  float most = mosts[0];
-  for (int i = 1; i < W; i++) most = mosts[i] > most ? mosts[i] : most;
+  for (long n = 0; n < MOST; n += W) mosts = larger(load<Floats>(scores + n), mosts);
+  const float most = largest(mosts);
   Floats added = {};
   // Nothing was seen yet: all weights are 0, not 0 / 0.
   const float from = most == -INFINITY ? 0.0f : most;

@@ -72,9 +72,36 @@ static inline float sum(Floats v) {
   return v[0] + v[1];
 }
 
+static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+// The largest of v, none of which is not a number.
+static inline float largest(Floats v) {
+#if defined(__AVX512F__)
+  v = larger(v, __builtin_shuffle(v, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+  v = larger(v, __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+  v = larger(v, __builtin_shuffle(v, Ints{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+#else
+  v = larger(v, __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3}));
+  v = larger(v, __builtin_shuffle(v, Ints{2, 3, 0, 1, 6, 7, 4, 5}));
+#endif
+  return v[0] > v[1] ? v[0] : v[1];
+}
+
 // out[i] = sum(v[i]).
 template <int N> static inline void sum_each(const Floats* v, float* out) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  if constexpr (N == 4) {
+    // Half as many shuffles as four sums take, which cost more than the products they add.
+    const Ints low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29}, high = low + 2;
+    const Ints lows = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}, highs = lows + 2;
+    Floats first = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
+    Floats second = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
+    Floats all = __builtin_shuffle(first, second, lows) + __builtin_shuffle(first, second, highs);
+    all += __builtin_shuffle(all, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+    all += __builtin_shuffle(all, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
+    memcpy(out, &all, 4 * sizeof(float));
+    return;
+  }
+#elif defined(__AVX2__)
   if constexpr (N == 4) {
     __m256 low = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), high = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
     __m256 halves = _mm256_hadd_ps(low, high);
