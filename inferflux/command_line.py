@@ -39,9 +39,9 @@ def positive(text: str) -> int:
 
 
 def open_streams() -> None:
-    """Lets the standard streams that whoever started us has closed lead nowhere. Else the next file that is opened, the
-    audit log perhaps, had the number of one, and in it whatever a library prints. What the terminal's encoding lacks,
-    an emoji in latin-1, is a question mark there, and no error."""
+    """Opens standard streams that the caller has closed on /dev/null. Else the next file to be opened, perhaps the
+    audit log, would get the number of one, and with it whatever a library prints. Characters that the terminal's
+    encoding lacks (an emoji in latin-1) are printed as question marks."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)

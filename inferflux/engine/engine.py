@@ -165,9 +165,10 @@ class Engine:
             self._flush(time.monotonic() + flush_s)
         self.executor.close()
 
-    def let_go(self) -> None:
-        """Closes what would outlive this engine in its process; also for one that has failed. No call may follow."""
-        self.executor.let_go()
+    def close_file(self) -> None:
+        """Closes the file of pages, also for an engine that has failed: in its thread it would stay open. No call may
+        follow."""
+        self.executor.close_file()
 
     def stats(self) -> EngineStats:
         stats, now = self.scheduler.stats(), time.monotonic()

@@ -1,7 +1,7 @@
 """Executor: a model made ready to run, and the plans it carries out.
 
-The engine's door to everything that computes, on one rank or on all of them: rank 0 hands every plan on before it
-computes its own share. Importing this file does not import torch; making an Executor does, and says how long it took.
+The engine's interface to everything that computes, on one rank or several: rank 0 sends every plan to the others before
+it computes its own share. Importing this file does not import torch; making an Executor does, and measures how long.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ class _NoRows:
 
 @dataclass(frozen=True, slots=True)
 class _WithMoves:
-    """A step whose results are told together with the page moves that have ended. poll: returns those, and what the
-    file says of itself."""
+    """A step whose output also reports page moves that have ended. poll: returns these, and changes of the file
+    tier."""
 
     rows: Launched
     poll: Callable[[], tuple[list[MoveResult], list[FileChange]]]
@@ -110,7 +110,7 @@ class Executor:
 
     @property
     def runs_beside(self) -> bool:
-        """Whether the device computes while this process goes on."""
+        """Whether the device computes while this process does something else."""
         return self.info.device != "cpu"
 
     def with_drafts(self, plan: StepPlan) -> StepPlan:
@@ -139,19 +139,19 @@ class Executor:
         return self._grammars.prepare(request_id, grammar)
 
     def forget(self, request_ids: Collection[int]) -> None:
-        """These requests have ended, and nothing of them is computed any more."""
+        """Drops what is kept for requests that have ended and are in no later plan."""
         self._runner.forget(request_ids)
         self._grammars.release(request_ids)
 
     def beat(self) -> None:
-        """Asks the other ranks for a sign of life, unless they have heard something lately.
+        """Sends the other ranks a heartbeat, which they answer, unless something was sent lately.
 
         Raises EngineDeadError when one is lost.
         """
         self._channel.beat(self._beat_interval_s)
 
     def follow(self) -> Iterator[None]:
-        """Computes this rank's share of rank 0's plans until rank 0 says that this was all; yields between them.
+        """Computes this rank's share of rank 0's plans until rank 0 closes the channel; yields between them.
 
         Raises EngineDeadError when a rank is lost.
         """
@@ -170,8 +170,8 @@ class Executor:
             self._moves.report_after(plan)
 
     def close(self) -> None:
-        """Closes what is open, lets the other ranks go and leaves their group; no step may follow."""
-        self.let_go()
+        """Closes everything, releases the other ranks and leaves their group; no step may follow."""
+        self.close_file()
         if self._context.rank == 0:
             self._channel.close()
         self._runner.close()
@@ -179,8 +179,8 @@ class Executor:
             self._draft.close()
         self._leave(self._context)
 
-    def let_go(self) -> None:
-        """Closes the file of pages, which no one else can use before; asks no other rank."""
+    def close_file(self) -> None:
+        """Closes the file of pages, which another engine may be waiting for; involves no other rank."""
         if self._moves is not None:
             self._moves.close()
 
@@ -192,7 +192,7 @@ class Executor:
 
 
 def encode_plan(plan: StepPlan) -> bytes:
-    """Returns what the other ranks must know of the plan: not how to sample, nor what was said before."""
+    """Returns the plan for the other ranks, without sampling parameters and histories: rank 0 samples."""
     starts = [
         msgspec.structs.replace(start, sampling=_NO_SAMPLING, history=[], eos_token_ids=[]) for start in plan.starts
     ]

@@ -1,8 +1,8 @@
-"""Admission: how many requests run at once, how many wait for a turn, and when the next is turned away.
+"""Admission: how many requests run at once, how many wait, and when the next one is refused.
 
-Counts HTTP requests that generate; how their sequences share the engine is the scheduler's work. Who waits at the door
-gets in by the same policy: so a full house neither starves a tenant nor holds up what is urgent. Lives on one event
-loop; knows no HTTP.
+Counts HTTP requests that generate; how their sequences share the engine is the scheduler's work. Waiting requests are
+admitted by the scheduler's policy, so a full server neither starves a tenant nor delays what is urgent. Lives on one
+event loop; knows no HTTP.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _SMOOTHING = 0.1
 
 @dataclass(slots=True, eq=False)
 class Visitor:
-    """A request at the door. tokens: of its prompts. turn: set when a place is handed to it."""
+    """A waiting request. tokens: of its prompts. since: when it came. turn: set when it is admitted."""
 
     model_id: str
     tenant: str
@@ -34,8 +34,8 @@ class Visitor:
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-# By policy, a number for each visitor; the smallest goes first, and of equal ones whoever came first. The second
-# argument counts the places that each tenant has.
+# By policy, a number for each waiting request; the smallest goes first, and of equal ones the one that came first. The
+# second argument counts each tenant's running requests.
 _ORDERS: Final[Mapping[str, Callable[[Visitor, Counter[str]], float]]] = MappingProxyType(
     {
         "fcfs": lambda visitor, _places: visitor.since,
@@ -47,8 +47,8 @@ _ORDERS: Final[Mapping[str, Callable[[Visitor, Counter[str]], float]]] = Mapping
 
 
 class Admission:
-    """running: requests inside. waiting: requests before the door, by model id. waiting_tokens: those of their prompts.
-    closed: nobody else gets in; those who wait still do. policy: the scheduler's, who goes first."""
+    """running: admitted requests. waiting: requests not admitted yet, by model id. waiting_tokens: of their prompts.
+    closed: no more requests are taken; those that wait are still admitted. policy: the scheduler's, for the order."""
 
     def __init__(
         self, max_concurrent: int, max_queue: int, max_queue_tokens: int = 2**63, policy: str = "fcfs"

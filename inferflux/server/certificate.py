@@ -1,7 +1,7 @@
 """ServedCertificate: the certificate and key of the running server, and their successors when the files are renewed.
 
-Every handshake is given the latest pair that passed the checks of the start; one that does not is told, and the pair in
-use stays. Connections that are open keep theirs. Knows no HTTP; lives on one event loop.
+Every handshake uses the latest pair that passed the checks made at the start; a pair that does not pass is logged, and
+the one in use stays. Open connections keep theirs. Knows no HTTP; lives on one event loop.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""ModelControl: the one way in which the served models change at run time, whether the registry or the API asks.
+"""ModelControl: changes the served models at run time, for the registry and for the API alike.
 
-Knows what is wanted and makes it so: new models are loaded beside what serves, and only when all of them are there is
-the change kept and put in force, at once. Lives on one event loop; knows no HTTP and no file.
+Knows which models are wanted: new ones are loaded while the old ones serve, and only when all of them are ready does
+the change take effect, at once. Lives on one event loop; knows no HTTP and no file.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """ModelRegistry: follows a file that lists the models to serve, through bad edits and half-written ones.
 
-Content is acted on once two looks in a row find the same, or at once when somebody asks for a look. What cannot be put
-in force is refused whole, told, and tried again; the running models stay. Knows neither file nor engine: reading and
-following are arguments, as is the clock.
+Content is applied once two polls in a row find the same, or at once when the API asks for it. What cannot be applied is
+refused whole, logged and tried again; the running models stay. Knows neither file nor engine: reading and applying are
+arguments, as is the clock.
 """
 
 import asyncio

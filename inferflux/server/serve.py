@@ -214,7 +214,7 @@ async def _drain(admission: Admission, signals: StopSignals, timeout_s: float) -
 
 
 def _announce(line: str, log_format: LogFormat) -> None:
-    """Tells whoever started the server, if they still listen; a program that reads JSON, in JSON."""
+    """Prints a line for whoever started the server, as JSON if the log is; a closed standard output is no error."""
     if log_format == "json":
         line = JsonFormatter().format(logger.makeRecord(logger.name, logging.INFO, __file__, 0, line, (), None))
     with contextlib.suppress(OSError):
@@ -222,7 +222,7 @@ def _announce(line: str, log_format: LogFormat) -> None:
 
 
 def _announcing(on_event: OnEvent, log_format: LogFormat) -> OnEvent:
-    """Returns `on_event`, which then tells of each model that is ready, too."""
+    """Returns an `on_event` that also prints a line for each model that is ready."""
 
     def note(backend: Backend, event: str) -> None:
         on_event(backend, event)

@@ -68,7 +68,7 @@ def _no_vocabulary() -> Vocabulary:
 
 
 def _warm_up(runner: EncoderRunner) -> None:
-    """Runs a text, so that the first request does not pay for first calls; leaves slot 0 to whoever takes it."""
+    """Runs a text, so that the first request does not pay for first calls; slot 0 is free afterwards."""
     start = RowStart(
         slot=0,
         request_id=0,

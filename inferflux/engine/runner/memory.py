@@ -1,6 +1,6 @@
-"""How many KV pages there are to be, and how long a request may get.
+"""Decides how many KV pages to allocate, and how long a request may get.
 
-Decides from plain numbers; measuring free memory is the only look at the outside. Allocating is `kv.store.device`'s.
+Works on plain numbers; measuring free memory is the only look at the outside. Allocating is `kv.store.device`'s.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # A GPU is ours alone: what is left over is for activations. A CPU's memory is shared with everything else.
 DEFAULT_FRACTION = {"cuda": 0.9, "cpu": 0.25}
-# Fewer tokens than this hold no conversation; a model that cannot even have these is not worth serving.
+# A model whose pool cannot hold this many tokens is not worth serving.
 MIN_USEFUL_TOKENS = 256
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -33,15 +33,15 @@ class PoolPlan(NamedTuple):
 
 
 class FreeMemory(NamedTuple):
-    """Bytes free on a kind of device (`cuda` or `cpu`) once the weights are loaded. limit: the most of them that the
-    pool may take, whatever share of them that is."""
+    """Bytes free on a kind of device (`cuda` or `cpu`) once the weights are loaded. limit: most bytes that the pool may
+    take of them, if any."""
 
     kind: str
     num_bytes: int
     limit: int | None = None
 
     def without(self, num_bytes: int) -> "FreeMemory":
-        """Returns what is left when others take so much of it."""
+        """Returns what is left when others take num_bytes of it."""
         return self._replace(num_bytes=max(0, self.num_bytes - num_bytes))
 
     def shared(self, num_ranks: int) -> "FreeMemory":

@@ -1,7 +1,7 @@
 """From the sampler's and the scorer's tensors to plain values, with one copy and one wait for the device.
 
 A row with NaN or infinity among its logits, in its vector, or in a hidden state of its chunk of a prompt becomes an
-error of its own; the rows beside it are not affected.
+error of its own; the other rows are not affected.
 """
 
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], nu
 
 
 def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> None:
-    """In place of the tokens that were drawn besides, for nobody asked for them."""
+    """Replaces the rows' sampled tokens, which pooled requests do not want, by their vectors."""
     for row, value in zip(vectors.rows, values, strict=True):
         result = vector_output(value)
         if result.error is not None or outputs[row].error is None:
@@ -118,7 +118,7 @@ def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> 
 
 
 def _fill_broken(outputs: list[RowOutput], batch: Batch, sums: Array) -> None:
-    """Keys and values of what is no number are none either, and whoever finds their page must not."""
+    """Fails rows with NaN or infinity in a watched hidden state: their keys and values must not be cached."""
     finite = np.isfinite(sums)
     if finite.all():
         return

@@ -10,7 +10,7 @@ def warm_up(runner: Runner, num_tokens: int, *, is_first: bool = True) -> None:
 
     is_first: this is rank 0; all ranks do this at once.
 
-    Writes page 0, which must be nobody's yet and hold num_tokens tokens; leaves slot 0 to whoever takes it.
+    Writes page 0, which must be nobody's yet and hold num_tokens tokens; slot 0 is free afterwards.
     """
     token_ids = [0] * num_tokens
     start = RowStart(

@@ -1,7 +1,7 @@
-"""A rank other than 0: no HTTP and no requests; loads its share of the model and computes what rank 0 says.
+"""A rank other than 0: no HTTP and no requests; loads its share of the model and computes rank 0's plans.
 
-Runs in the rank's own process. Leaves when rank 0 says that this was all, when a rank is lost, or when it was told to
-stop and rank 0 has had its time to drain.
+Runs in the rank's own process. Ends when rank 0 closes the channel, when a rank is lost, or when it was asked to stop
+and rank 0 has had its time to drain.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class StopRequest:
     """SIGTERM and Ctrl-C reach every rank at once, but the others are needed until rank 0 has drained.
 
-    exit_code: 0; 130 after Ctrl-C. is_due: the grace is over, and rank 0 has not let this rank go.
+    exit_code: 0; 130 after Ctrl-C. is_due: the grace is over, and rank 0 has not closed the channel.
     """
 
     def __init__(self, grace_s: float) -> None:

@@ -1,8 +1,7 @@
 """The engine's own process: read frames, step the engine, write frames.
 
 Run as `python -m inferflux.engine.service.host FD LEVEL FORMAT`, FD being one end of a socket pair, the others
-`logging.*`; or `serve` in a thread for `runtime.isolation: inline`. Leaves when told to, or when the other end goes
-away.
+`logging.*`; or `serve` in a thread for `runtime.isolation: inline`. Ends at a Shutdown, or when the other end closes.
 """
 
 import contextlib
@@ -48,11 +47,11 @@ logger = logging.getLogger(__name__)
 
 INBOX_FRAMES = 1024
 RECV_BYTES = 1 << 20
-# How often an idle engine looks after pages on their way to a lower tier.
+# How often an idle engine steps while pages are on their way to a lower tier.
 CHORE_INTERVAL_S = 0.05
-# How often a step that goes on tells that it does.
+# How often a long step sends a sign of life.
 SIGN_INTERVAL_S = 1.0
-# An orphan stuck in a step may hold a GPU for ever; one that is merely slow gets this long to notice.
+# An orphan stuck in a step could hold a GPU for ever; one that is merely slow gets this long to end.
 ORPHAN_GRACE_S = 5.0
 
 Inbox = queue.Queue[ToEngine]
@@ -97,7 +96,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
         _send(sock, Failed(type(error).__name__, "the engine failed; see its log"))
     finally:
         health.close()
-        engine.let_go()
+        engine.close_file()
 
 
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:
@@ -110,18 +109,18 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         for frame in frames:
             if isinstance(frame, Shutdown):
                 return
-            outputs += _obey(frame, sock, engine, shares)
+            outputs += _handle(frame, sock, engine, shares)
         if engine.has_work or engine.has_chores:
             outputs += engine.step()
         engine.beat()
-        # After an abort nothing else might come to tell that pages are free.
+        # After an abort no other output may follow that reports the freed pages.
         if outputs or any(isinstance(frame, Abort) for frame in frames):
             for part in outputs_of(outputs, engine.stats()):
                 _send(sock, part)
 
 
-def _obey(frame: ToEngine, sock: socket.socket, engine: Engine, shares: ShareReceiver) -> list[Output]:
-    """Does what a frame asks for. Returns the refusal of a request that cannot be accepted."""
+def _handle(frame: ToEngine, sock: socket.socket, engine: Engine, shares: ShareReceiver) -> list[Output]:
+    """Carries out a frame. Returns the refusal of a request that cannot be accepted."""
     match frame:
         case Submit():
             return _submit(engine, shares, frame)
@@ -140,8 +139,8 @@ def _obey(frame: ToEngine, sock: socket.socket, engine: Engine, shares: ShareRec
 
 
 class _SignsOfLife:
-    """Called during a step that takes long, by the thread that steps: tells the server, which takes silence for the
-    end, that the engine is at work."""
+    """Called during a long step, by the thread that steps: tells the server, which would kill a silent engine, that it
+    is at work."""
 
     def __init__(self, sock: socket.socket, engine: Engine) -> None:
         self._sock = sock
@@ -164,7 +163,8 @@ def _submit(engine: Engine, shares: ShareReceiver, frame: Submit) -> list[Output
 
 
 def _take(inbox: Inbox, wait_s: float | None) -> list[ToEngine]:
-    """Returns what has come; when nothing has, waits for it up to wait_s seconds (None: for ever)."""
+    """Returns the frames in the inbox; when there are none, waits up to wait_s seconds for one (None: without
+    limit)."""
     frames: list[ToEngine] = []
     with contextlib.suppress(queue.Empty):
         if wait_s != 0.0:
@@ -175,7 +175,7 @@ def _take(inbox: Inbox, wait_s: float | None) -> list[ToEngine]:
 
 
 def _read(sock: socket.socket, inbox: Inbox, exit_when_orphaned: bool) -> None:
-    """Feeds the inbox until the stream ends; then asks the loop to leave."""
+    """Feeds the inbox until the stream ends; then asks the loop to end."""
     reader: FrameReader[ToEngine] = FrameReader(ToEngine)
     try:
         while data := sock.recv(RECV_BYTES):

@@ -74,8 +74,9 @@ def settings_of(guardrails: Guardrails, opa_timeout_ms: int) -> GateSettings:
 
 
 class Gate:
-    """settings: in force from the next request on; assign to replace them. on_block: told each refusal's reason.
-    on_failure: told of each question that the policy service left without a verdict, whatever followed from that."""
+    """settings: apply from the next request on; assign to replace them. on_block: called with the reason of each
+    refusal. on_failure: called for each question that the policy service did not answer, whatever `on_error` made of
+    it."""
 
     def __init__(
         self,
