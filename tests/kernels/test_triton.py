@@ -113,7 +113,10 @@ events = []
 setting = Setting(torch.device("cpu"), torch.float32, Turns(), lambda event, **facts: events.append((event, facts)),
                   time.time() + 60, toy=True)
 (subject,) = (each for each in subjects_of(SHAPES["toy"]) if each.name == "activation")
-knob = dataclasses.replace(subject.knobs[0], entries=(Block(128, 1), Block(256, 1)))
+(whole,) = subject.knobs
+knob = dataclasses.replace(
+    whole, entries=(Block(128, 1), Block(256, 1)), cases=whole.cases[:1], workloads=whole.workloads[:1]
+)
 sizes = try_knob(knob, SHIPPED, {"size 256 w1": "it is said to be wrong"}, setting)
 checked = {facts["entry"]: facts["problem"] for event, facts in events if event == "checked"}
 assert checked == {"size 1024 w4": None, "size 128 w1": None, "size 256 w1": "it is said to be wrong"}, checked
