@@ -31,7 +31,7 @@ MODEL_SIZES: Final = tuple(name for name in SHAPES if name != "toy")
 TUNED_OPS: Final = tuple(op for op in OPS if op != "linear")
 CHILD: Final = ("-P", "-m", "inferflux.kernels.tune.child")
 # Processes that compile and check at once; each takes some hundreds of MB of the device.
-MOST_PROCESSES: Final = 4
+MOST_PROCESSES: Final = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
