@@ -88,7 +88,7 @@ def _passphrase_warnings(config: Config, environ: Mapping[str, str]) -> Iterator
 
 
 def _render(fault: checks.Fault, path: Path | None, origins: Mapping[Key, str]) -> str:
-    """Blames the first of the fault's keys that somebody set, else the file for what it leaves out."""
+    """Blames the first of the fault's keys that was set anywhere, else the file, for leaving it out."""
     key = next((key for key in fault.keys if find_origin(origins, key) != DEFAULT_ORIGIN), fault.keys[0])
     origin = find_origin(origins, key)
     if origin == DEFAULT_ORIGIN:

@@ -1,4 +1,4 @@
-"""Which URLs the server itself may call: those nobody on the way can read or answer in another's place."""
+"""Which URLs the server itself may call: those whose traffic cannot be read or forged on the way."""
 
 import ipaddress
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ def is_http_url(url: str) -> bool:
 
 def is_host(name: str) -> bool:
     """True for addresses and names that can be looked up. Others (with an empty label, or one of more than 63 letters)
-    fail in ways of their own, which nobody who opens a connection reckons with."""
+    raise unusual errors, which code that opens a connection does not expect."""
     try:
         name.encode("idna")
     except UnicodeError:

@@ -88,7 +88,7 @@ def check_case(implementation: Any, case: Case, dtype: torch.dtype, device: torc
             earlier = _earlier_results(implementation, case, inputs, dtype, device)
             actual = _call(case.op, implementation, inputs)
             if device.type == "cuda":
-                # What goes wrong on the device is told by whatever waits for it next.
+                # Errors of the device are raised by the next call that waits for it.
                 torch.cuda.synchronize()
     except Exception as failure:
         return Result(case.op, case.name, dtype, float("inf"), f"{type(failure).__name__}: {failure}")
@@ -150,7 +150,7 @@ def _earlier_results(
 
 
 def _reused(earlier: tuple[Any, ...], actual: tuple[Tensor, ...]) -> str | None:
-    """Whether a result lies where that of an earlier call lies, which somebody still reads."""
+    """Returns a problem when a result overwrites that of an earlier call, which may still be read; else None."""
     places = (
         {each.data_ptr() for each in results if isinstance(each, Tensor) and each.numel()}
         for results in (earlier, actual)

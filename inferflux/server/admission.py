@@ -90,7 +90,7 @@ class Admission:
             self._leave(tenant)
 
     def close(self) -> None:
-        """Lets nobody in any more."""
+        """Takes no more requests."""
         self.closed = True
         if self.running == 0:
             self._emptied.set()

@@ -1,4 +1,4 @@
-"""Files that survive: written whole or not at all, on the disk before anyone is told, by one process at a time.
+"""Durable files: written whole or not at all, on the disk before the write returns, by one process at a time.
 
 Knows bytes and paths, nothing of policies. Works on POSIX systems.
 """
@@ -23,8 +23,8 @@ class LockedError(Exception):
 
 
 def real_file(path: Path) -> Path:
-    """Returns the file that is meant: where a symbolic link leads. To replace the link itself would leave the file it
-    leads to, perhaps on the one volume that lasts, as it was; and beside each name there would be another lock."""
+    """Returns the file that a symbolic link leads to. Replacing the link itself would leave the linked file, perhaps on
+    the only persistent volume, as it was; and each name would have a lock of its own."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 

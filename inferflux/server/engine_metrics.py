@@ -1,7 +1,7 @@
-"""The engines' numbers as Prometheus series, gathered when somebody looks.
+"""The engines' numbers as Prometheus series, collected at each scrape.
 
-A model's series add up its engines: while it is being replaced there are two, and what those of before have counted
-stays in its counters, after it has gone too. Knows no HTTP.
+A model's series add up its engines: while it is being replaced there are two, and what earlier ones have counted stays
+in its counters, even after it has been unloaded. Knows no HTTP.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

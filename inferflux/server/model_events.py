@@ -1,6 +1,6 @@
-"""What happened to models of late, for operators: the last so many events, the log, and whoever counts them.
+"""ModelEvents: what happened to models: the latest events for operators, a log line each, and the metrics.
 
-Knows words, no engines.
+Knows no engines.
 """
 
 import logging

@@ -70,8 +70,8 @@ class StopSignals:
             loop.add_signal_handler(number, self._note, number)
 
     def lose_ranks(self, reason: str) -> None:
-        """The ranks that share the model can only start anew together."""
-        logger.error("leaving, so that all ranks start anew: %s", reason)
+        """Ends the server: the ranks that share a model can only be restarted together."""
+        logger.error("leaving, so that all ranks are started again: %s", reason)
         self.exit_code = EXIT_RANKS_LOST
         self.asked.set()
 

@@ -75,7 +75,7 @@ _COUNTERS: Final[tuple[tuple[str, str, tuple[str, ...], Mapping[tuple[str, ...],
     ),
     (
         "kv_load_decisions",
-        "Prefixes in a lower tier that were loaded, or computed anew because that was faster.",
+        "Prefixes in a lower tier that were loaded, or computed again because that was faster.",
         ("tier", "reason"),
         {
             ("cpu", "load"): "cpu.loads",

@@ -1,4 +1,4 @@
-"""Calls into the native library: each function with the layout of its struct, and whoever listens to what is called.
+"""Calls into the native library: each function with the layout of its struct, and a listener to the calls.
 
 A struct begins with the addresses of the call's tensors and ends with its numbers, so that a listener (`tape`) can move
 the tensors and make the call again without Python, for other numbers of rows too.
@@ -53,8 +53,8 @@ class Listener(TorchDispatchMode):
 
 
 def expect_same(what: str, got: object, wanted: object) -> None:
-    """Raises ValueError unless both are the same. The library believes what it is told: a shape that another op got
-    wrong, a stranger's maybe, would have it write where it may not."""
+    """Raises ValueError unless both are the same. The library trusts its arguments: a shape that another op (a
+    third-party kernel, say) got wrong would make it write out of bounds."""
     if got != wanted:
         raise ValueError(f"{what}: {got}, not {wanted}")
 

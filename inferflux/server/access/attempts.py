@@ -1,10 +1,10 @@
-"""Failed attempts: slows down whoever keeps trying keys, by the address they come from.
+"""Failed attempts: slows down the guessing of keys, by the address that it comes from.
 
-An address that used up its failures is refused even with the right credential; otherwise a lucky guess would still be
-one. Many may share one address (a proxy, an office), and one of them must not be able to lock the others out: so those
-who proved themselves from that address before are let through, and those whose credential cannot be found by trying
-(the caller of this room knows which). Addresses are those of connections;
-headers that name others are not believed. Lives on one event loop; knows no HTTP.
+An address that has used up its failures is refused even with the right credential; else a lucky guess would succeed.
+Many may share an address (a proxy, an office), and one of them must not lock out the others: so callers who have been
+authenticated from that address before are let through, and so are those whose credential cannot be guessed (the caller
+knows which). Addresses are those of connections; headers that name others are not believed. Lives on one event loop;
+knows no HTTP.
 """
 
 import hashlib

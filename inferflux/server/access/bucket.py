@@ -12,8 +12,8 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 WINDOW_S: Final = 60.0
 _ROUNDING: Final = 1e-6
-"""Who waited exactly as long as told finds the unit there, though sums of floats come out a little short. What is
-taken too early is missing later, so the bound holds up to this much."""
+"""Tolerance for rounding: a caller who waited exactly as long as it was told to must find its unit there. What is taken
+too early is missing later, so the bound holds up to this much."""
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 

@@ -24,7 +24,7 @@ class Authenticator(Protocol):
 
 
 class AuthenticationChain:
-    """ways: tried in order. anonymous: who callers without a credential are; None: nobody.
+    """ways: tried in order. anonymous: the principal of callers without a credential; None: they are refused.
 
     Without any way (no key configured) a credential proves nothing, and its bearer is as anonymous as one without:
     clients that insist on sending some key work against a server that asks for none.
@@ -35,7 +35,7 @@ class AuthenticationChain:
         self._anonymous = anonymous
 
     async def authenticate(self, token: str | None) -> Principal:
-        """Returns who is asking. Raises AuthenticationError when that cannot be told."""
+        """Returns the caller. Raises AuthenticationError when the credential is missing, unknown or bad."""
         if token is None or not self._ways:
             if self._anonymous is None:
                 raise AuthenticationError("an API key is needed: send it as Authorization: Bearer KEY", "missing")
@@ -65,7 +65,7 @@ def build_chain(config: Config, records: Callable[[], tuple[KeyRecord, ...]], fe
 
 
 def anonymous(shared_cache: bool = False) -> Principal:
-    """The caller nobody knows: may read and generate, never administer."""
+    """Returns the principal of an unknown caller: may read and generate, never administer."""
     return Principal(
         id=ANONYMOUS,
         name="anonymous",

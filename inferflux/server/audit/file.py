@@ -179,7 +179,7 @@ class AuditFile:
             self._descriptor = self._open()
 
     def _write(self, descriptor: int, data: bytes, *, durable: bool = False) -> None:
-        """Appends all of the data or, raising OSError, nothing of it; then the file is let go of and looked at anew."""
+        """Appends all of the data; or nothing, raising OSError, and then the file is closed and opened again."""
         try:
             view = memoryview(data)
             while view:

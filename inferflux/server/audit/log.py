@@ -28,11 +28,11 @@ TICK_S: Final = 1.0
 _LOG_AGAIN_S: Final = 60.0
 
 OnResult = Callable[[int, int], None]
-"""Told how many records were written, and how many were dropped; from any thread."""
+"""Called with the numbers of records written and dropped; from any thread."""
 
 
 class _Entry(NamedTuple):
-    """done: for who waits until the event is on the disk."""
+    """done: set when the event is on the disk, if anyone waits for that."""
 
     event: AuditEvent | OmittedRequests
     time: float

@@ -1,7 +1,7 @@
-"""Strangers: the lines of requests whose sender nobody knows. They cost their sender nothing, and must not fill a disk.
+"""Strangers: the audit lines of unauthenticated requests, which cost their sender nothing and must not fill a disk.
 
-So many of one address have a line each minute, and so many of all. Those beyond are counted, and the count is a line of
-its own, so that none goes missing in silence. Knows no HTTP; lives on one event loop.
+The lines per minute are limited, by address and in all. Requests beyond are counted, and the count is a line of its
+own, so that none is dropped silently. Knows no HTTP; lives on one event loop.
 """
 
 import asyncio

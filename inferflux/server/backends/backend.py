@@ -46,7 +46,7 @@ class BackendState(enum.Enum):
 
 
 class Backend:
-    """One model: its engine, its text side and its state. `on_load(backend)` hears of the end of each load.
+    """One model: its engine, its text side and its state. `on_load(backend)` is called at the end of each load.
 
     load_s: seconds the last load took. error, failure: why it failed, in words and as it was raised. `info` and `text`
     are there once it has been ready, and stay while its engine restarts or is unloaded. num_holders: requests that use
@@ -166,9 +166,9 @@ class Backend:
         self._on_load(self)
 
     async def wake(self) -> None:
-        """Loads the model again if idleness unloaded it, once for all who wait; whoever waits may leave.
+        """Loads the model again if it was unloaded for idleness, once for all waiting callers, which may be cancelled.
 
-        How it went is in `state`.
+        The outcome is in `state`.
         """
         if self._state is BackendState.UNLOADED:
             self._wake_soon()
@@ -178,7 +178,7 @@ class Backend:
                 waking.result()
 
     def retry(self) -> None:
-        """Has a model that could not be loaded tried again, when it is time for that."""
+        """Tries again to load a model that failed, when it is time."""
         if self._state is BackendState.FAILED and time.monotonic() >= self._next_try:
             self._wake_soon()
 
@@ -196,7 +196,7 @@ class Backend:
         self._state = BackendState.DRAINING
 
     async def drain(self) -> None:
-        """Waits until nobody uses it any more, then ends the engine."""
+        """Waits until no request uses it, then ends the engine."""
         self.leave()
         while self.num_holders:
             self._released.clear()

@@ -1,5 +1,5 @@
-"""What the audit log is told: a line for each request when it has ended, and one before each administrator's change.
-And what a trace is told, which is less."""
+"""Writes the audit log's lines, one for each request when it has ended and one before each administrator's change; and
+the attributes of traces, which are fewer."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -42,8 +42,8 @@ async def identify(request: web.Request) -> Principal:
 
 
 def _refusal(attempts: FailedAttempts, address: str, token: str) -> TooManyAttemptsError | None:
-    """Returns what a credential is refused with unless it is one that nobody finds by trying; None: nothing is held
-    against it."""
+    """Returns the refusal of an address with too many failed attempts, which holds unless the credential cannot be
+    guessed; None: none."""
     try:
         attempts.check(address, token)
     except TooManyAttemptsError as error:

@@ -96,7 +96,7 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Lets nobody call what they may not, and nobody at all what declares no scope."""
+    """Refuses callers without the route's scope, and every caller of a route that declares none."""
     if request.match_info.http_exception is not None:
         return await handler(request)  # no such route: the handler says so
     scope = request.app[SCOPES].get((request.method, route_template(request) or ""))

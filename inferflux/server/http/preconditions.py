@@ -1,6 +1,6 @@
-"""ETag and If-Match: a change that is made only if nobody has changed meanwhile what its sender had read.
+"""ETag and If-Match: makes a change only if what its sender had read has not been changed since.
 
-Tags are made of what is answered, so the same content has the same tag, after a restart too. Knows no store.
+Tags are hashes of the answers, so the same content has the same tag, even after a restart. Knows no store.
 """
 
 import hashlib

@@ -58,7 +58,7 @@ class Problem:
 
 
 def problem_of(error: BaseException, request_id: str) -> Problem:
-    """Returns what to tell the client. What nobody foresaw is a 500 that says nothing but the request's id."""
+    """Returns the answer for the client. An unexpected error is a 500 that gives nothing but the request's id."""
     match error:
         case RequestError():
             return Problem(400, str(error), param=error.param, code=error.code)

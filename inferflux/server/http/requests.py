@@ -56,8 +56,8 @@ async def read_body(request: web.Request, reader: BodyReader[T]) -> T:
 
 
 def text_work_of(request: web.Request) -> TextWork:
-    """Returns the threads for a request's texts. Those of large bodies have their own: they may take seconds, and
-    nobody else should wait behind them."""
+    """Returns the threads for a request's texts. Large bodies have threads of their own: they may take seconds, and
+    other requests should not wait behind them."""
     context = request.app[CONTEXT]
     return context.bulk_work if request[INFO].num_body_bytes > INLINE_BODY_BYTES else context.text_work
 

@@ -1,9 +1,9 @@
-"""Turns: how many questions a service has before it at once, how long each answer may take, and who waits how long.
+"""Turns: limits how many questions a service gets at once, and how long each answer and each wait may take.
 
-A burst of requests is no fault of a service that answers each in time: who waits for a turn does so as long as it
-answers anybody. When it has said nothing for as long as one answer may take, it has failed those who wait, too. Nor is
-it the service's fault that this event loop is busy: time passes in beats, one of which the loop makes at most each time
-it comes round. Knows no service.
+A burst of requests is not the fault of a service that answers each in time: a question waits for its turn as long as
+the service answers others. When it has answered none for as long as one answer may take, the waiting ones fail too. A
+busy event loop is not its fault either: time is counted in beats, at most one per iteration of the loop. Knows no
+service.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Turns:
             raise TimeoutError
 
     async def _give_up_in_silence(self) -> None:
-        """Fails all who wait when the service has been silent for too long; ends when nobody waits."""
+        """Fails all waiting questions when the service has been silent for too long; ends when none waits."""
         while self._waiting:
             await asyncio.sleep(self._beat_s)
             self._silent_beats += 1
@@ -81,7 +81,7 @@ class Turns:
             self._free += 1
 
     def _call(self, *, has_turn: bool) -> bool:
-        """Tells the first who waits; returns whether anybody does."""
+        """Wakes the first waiting question, with or without a turn; returns whether there was one."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():  # has left just now
