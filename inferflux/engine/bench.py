@@ -54,7 +54,7 @@ class NullDecoder:
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
         indices: torch.Tensor,
-        adapted: Adapted = (),
+        adapted: Adapted | None = None,
     ) -> torch.Tensor:
         return self._logits[: indices.shape[0]]
 

@@ -13,7 +13,7 @@ import torch
 from inferflux.kernels import native
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.check import check_op
-from inferflux.kernels.native import build, loading, panels
+from inferflux.kernels.native import build, loading, low_rank, panels, proof
 from inferflux.kernels.native.loading import Library
 from tests.support.paged import PAGE_TOKENS, step_metadata
 
@@ -162,6 +162,28 @@ def test_only_one_process_builds_and_one_that_was_killed_does_not_count(
         assert build.build(tmp_path / "native.so", "libgomp.so") == "another process is building it"
     assert str(build.build(tmp_path / "native.so", "libgomp.so")).startswith("false failed")
     assert [path.name for path in tmp_path.iterdir()] == [build.LOCK]
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_low_ranks_are_added_to_the_rows_of_their_adapters(dtype: torch.dtype) -> None:
+    assert proof.adds_low_ranks(dtype)
+
+
+@pytest.mark.usefixtures("built")
+def test_what_low_ranks_add_to_a_row_is_the_same_beside_any_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, down, up = (torch.randn(shape, generator=generator) for shape in ((40, 96), (16, 96), (200, 16)))
+    ranks, numbers = low_rank.arrange({2: (down, up)}), torch.full((40,), 2, dtype=torch.int32)
+    together, alone = torch.zeros(40, 200), torch.zeros(40, 200)
+    low_rank.add(ranks, together, x, numbers)
+    for row in range(40):
+        low_rank.add(ranks, alone[row : row + 1], x[row : row + 1], numbers[:1])
+    assert torch.equal(together, alone)
+    low_rank.add(ranks, alone, x, numbers * 0)
+    assert torch.equal(together, alone), "rows of no adapter"
+    with pytest.raises(ValueError, match="columns of x: 95, not 96"):
+        low_rank.add(ranks, alone, x[:, :95], numbers)
 
 
 @pytest.mark.skipif(OPENMP is None, reason="torch without GNU OpenMP")

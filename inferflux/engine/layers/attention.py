@@ -22,7 +22,7 @@ class Step:
 
     metadata: AttentionMetadata
     angles: tuple[Angles, ...]
-    adapted: Adapted = ()
+    adapted: Adapted | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ import torch
 
 from inferflux.engine.layers.low_rank import Adapted, LowRank
 from inferflux.kernels.kernel_set import KernelSet
+from inferflux.kernels.native import low_rank
 from inferflux.kernels.quantized_weight import QuantizedWeight
+from inferflux.kernels.torch import linear as own_linear
 
 
 class Linear:
@@ -22,7 +24,7 @@ class Linear:
         else:
             self._packed, self._run = kernels.linear.pack(weight, bias), kernels.linear.run
 
-    def __call__(self, x: torch.Tensor, adapted: Adapted = ()) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, adapted: Adapted | None = None) -> torch.Tensor:
         """adapted: the step's adapters, none of which changes this matrix."""
         return self._run(self._packed, x)
 
@@ -34,7 +36,7 @@ class AdaptedLinear(Linear):
     adapter only.
     """
 
-    __slots__ = ("_low_ranks",)
+    __slots__ = ("_arranged", "_low_ranks")
 
     def __init__(
         self,
@@ -44,16 +46,25 @@ class AdaptedLinear(Linear):
         low_ranks: Mapping[int, LowRank],
     ) -> None:
         super().__init__(kernels, weight, bias)
-        self._low_ranks = low_ranks
+        # The native library adds those of all rows in one call, which a tape can hold.
+        is_native = kernels.linear is own_linear and all(low_rank.computes(one.down) for one in low_ranks.values())
+        self._arranged = low_rank.arrange(low_ranks) if is_native else None
+        self._low_ranks = {} if is_native else low_ranks
 
-    def __call__(self, x: torch.Tensor, adapted: Adapted = ()) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, adapted: Adapted | None = None) -> torch.Tensor:
         y = self._run(self._packed, x)
-        for adapter, tokens in adapted:
-            low_rank = self._low_ranks.get(adapter)
-            if low_rank is None:
+        if adapted is None:
+            return y
+        if self._arranged is not None:
+            low_rank.add(self._arranged, y, x, adapted.numbers)
+            return y
+        assert adapted.groups, "nobody records what torch adds"
+        for adapter, tokens in adapted.groups:
+            added = self._low_ranks.get(adapter)
+            if added is None:
                 continue
             if tokens is None:
-                y.add_(low_rank(x))
+                y.add_(added(x))
             else:
-                y.index_add_(0, tokens, low_rank(x.index_select(0, tokens)))
+                y.index_add_(0, tokens, added(x.index_select(0, tokens)))
         return y

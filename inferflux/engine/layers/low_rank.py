@@ -17,8 +17,12 @@ class AdaptedTokens(NamedTuple):
     tokens: Tensor | None
 
 
-# The adapters of a step, each once; empty in most steps.
-Adapted = tuple[AdaptedTokens, ...]
+class Adapted(NamedTuple):
+    """Of a step with adapters, which most are not. numbers int32 [T]: the adapter that computes each token; 0: none.
+    groups: the same by adapter, each once."""
+
+    numbers: Tensor
+    groups: tuple[AdaptedTokens, ...]
 
 
 class LowRank(NamedTuple):

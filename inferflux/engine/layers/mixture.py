@@ -72,7 +72,7 @@ class Mixture:
         self._shared = shared
         self._load = load
 
-    def __call__(self, hidden: Tensor, adapted: Adapted = ()) -> Tensor:
+    def __call__(self, hidden: Tensor, adapted: Adapted | None = None) -> Tensor:
         """hidden [T, hidden] -> [T, hidden]. adapted: the step's adapters, which change no mixture."""
         expert_ids, weights = self._route(hidden)
         flat = expert_ids.flatten()

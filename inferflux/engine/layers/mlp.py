@@ -21,7 +21,7 @@ class GatedMlp:
         self._gate_up = gate_up
         self._down = down
 
-    def __call__(self, hidden: torch.Tensor, adapted: Adapted = ()) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, adapted: Adapted | None = None) -> torch.Tensor:
         """hidden [T, hidden] -> [T, hidden]."""
         gated = self._activation(self._gate_up(hidden, adapted), self._kind)
         return self._context.all_reduce(self._down(gated, adapted))

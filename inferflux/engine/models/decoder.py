@@ -58,7 +58,7 @@ class DecoderLayer:
         if self._output_norms is not None:
             hidden = kernels.norm(hidden, self._output_norms[0], eps)
         hidden, residual = kernels.add_norm(hidden, residual, self._mlp_norm, eps)
-        hidden = self.mlp(hidden, step.adapted) if step.adapted else self.mlp(hidden)
+        hidden = self.mlp(hidden) if step.adapted is None else self.mlp(hidden, step.adapted)
         if self._output_norms is not None:
             hidden = kernels.norm(hidden, self._output_norms[1], eps)
         return hidden, residual
@@ -68,7 +68,7 @@ class Decoder:
     """A loaded model.
 
     context: the ranks that share it. expert_load int64 [experts]: tokens that went to each expert so far, all layers
-    together.
+    together. is_adapted: whether adapters add to any matrix.
     `layers` is a plain list of callables (see DecoderLayer.__call__). To read or change activations, put a callable of
     your own in a layer's place; the stream after a layer is hidden + residual, and both may be overwritten later, so
     clone what you keep.
@@ -86,10 +86,12 @@ class Decoder:
         lm_head: Linear,
         ropes: tuple[RopeTable, ...],
         expert_load: Tensor | None = None,
+        is_adapted: bool = False,
     ) -> None:
         self.spec = spec
         self.layers = layers
         self.expert_load = expert_load
+        self.is_adapted = is_adapted
         self.dtype = final_norm.dtype
         self._kernels = kernels
         self.context = context
@@ -110,7 +112,7 @@ class Decoder:
         metadata: AttentionMetadata,
         kv_pool: Tensor,
         indices: Tensor,
-        adapted: Adapted = (),
+        adapted: Adapted | None = None,
     ) -> Tensor:
         """Computes one step's tokens, writing their keys and values into the pool.
 

@@ -88,6 +88,7 @@ def build_decoder(
         final_norm=builder.norm(table.final_norm),
         lm_head=Linear(kernels, head),
         expert_load=builder.expert_load,
+        is_adapted=builder.is_adapted,
         ropes=tuple(RopeTable(rope, spec.max_model_len, loader.dtype, loader.device) for rope in spec.ropes),
     )
 
@@ -127,6 +128,7 @@ class _Builder:
         self.loader = loader
         self._quantization = quantization
         self._low_ranks = low_ranks
+        self.is_adapted = False
         num_experts = 0 if spec.mixture is None else spec.mixture.num_experts
         self.expert_load = torch.zeros(num_experts, dtype=torch.int64, device=context.device)
         check_partition(spec, context.size)
@@ -216,6 +218,7 @@ class _Builder:
         added = None if bias is None else self.loader.load(bias)
         low_ranks = self._low_ranks(weight)
         if low_ranks:
+            self.is_adapted = True
             return AdaptedLinear(self.kernels, matrix, added, low_ranks)
         return Linear(self.kernels, matrix, added)
 

@@ -108,7 +108,7 @@ class DecodeGraphs:
         num_rows = batch.metadata.num_rows
         size = next((size for size in self._sizes if size >= num_rows), None)
         length = next((length for length in self._lengths if length >= batch.metadata.max_kv_length), None)
-        if not only_decodes(batch) or size is None or length is None:
+        if not only_decodes(batch) or batch.adapted is not None or size is None or length is None:
             return None
         graph = self._graphs[size, length]
         graph.inputs.fill(batch)

@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     ends int64 [S]: their slots, and the position their next token will have; sampled_slots: the slots once more, on the
     device. spans: who the Q scored tokens belong to; pooled: the same of the P pooled ones; watched: of the W from
     which nothing is drawn, but whose hidden states must be numbers, for others will find what they wrote. following:
-    None when there are none. adapted: the tokens that are computed with adapters.
+    None when there are none. adapted: the tokens that are computed with adapters; None when there are none.
     """
 
     token_ids: torch.Tensor
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
     pooled: list[TokenSpan]
     watched: list[TokenSpan]
     following: Following | None
-    adapted: Adapted = ()
+    adapted: Adapted | None = None
 
     @property
     def num_scored(self) -> int:
@@ -89,6 +89,13 @@ class _Layout(NamedTuple):
     ends: Ints
     owners: Ints
     positions: Ints
+
+
+class _Adapters(NamedTuple):
+    """numbers int32 [T]: see `Adapted`. places: of each adapter's tokens; None: one adapter has them all."""
+
+    numbers: npt.NDArray[np.int32]
+    places: dict[int, Ints | None]
 
 
 class InputBuilder:
@@ -126,9 +133,10 @@ class InputBuilder:
         logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored, *summed, *seen))
         slots = layout.slots[sampled]
         following = _following(rows, layout)
-        adapters = self._adapted_tokens(rows, lengths) if self._adapters else {}
-        places = [tokens for tokens in adapters.values() if tokens is not None]
-        arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following, *places]
+        adapters = self._adapters_of(rows, lengths) if self._adapters else None
+        arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following]
+        if adapters is not None:
+            arrays += [adapters.numbers, *(tokens for tokens in adapters.places.values() if tokens is not None)]
         tensors = to_device(arrays, self._device)
         metadata = AttentionMetadata(
             query_starts=tensors[2],
@@ -151,7 +159,7 @@ class InputBuilder:
             pooled=pooled,
             watched=watched,
             following=Following(*tensors[8:10]) if following else None,
-            adapted=_adapted(adapters, tensors[8 + len(following) :]),
+            adapted=None if adapters is None else _adapted(adapters.places, tensors[8 + len(following) :]),
         )
 
     def _append(self, slot: int, pages: list[int]) -> None:
@@ -161,12 +169,15 @@ class InputBuilder:
         self._page_table[slot, first:end] = pages
         self._num_pages[slot] = end
 
-    def _adapted_tokens(self, rows: Sequence[Row], lengths: list[int]) -> dict[int, Ints | None]:
-        """Returns the places of each adapter's tokens; None: one adapter has them all."""
+    def _adapters_of(self, rows: Sequence[Row], lengths: list[int]) -> "_Adapters | None":
+        """Returns None where all rows are the model's own."""
         numbers = [self._adapters.get(row.slot, 0) for row in rows]
-        by_token = np.repeat(np.array(numbers, np.int64), lengths)
         used = set(numbers)
-        return {one: np.flatnonzero(by_token == one) if len(used) > 1 else None for one in sorted(used) if one}
+        if not any(used):
+            return None
+        by_token = np.repeat(np.array(numbers, np.int32), lengths)
+        places = {one: np.flatnonzero(by_token == one) if len(used) > 1 else None for one in sorted(used) if one}
+        return _Adapters(by_token, places)
 
     def _lay_out(self, rows: Sequence[Row], lengths: list[int]) -> _Layout:
         slots = np.array([row.slot for row in rows], np.int64)
@@ -194,10 +205,12 @@ class InputBuilder:
         ]
 
 
-def _adapted(adapters: Mapping[int, Ints | None], places: list[torch.Tensor]) -> Adapted:
-    """places: those on the device, of the adapters that have some."""
-    left = iter(places)
-    return tuple(AdaptedTokens(one, None if tokens is None else next(left)) for one, tokens in adapters.items())
+def _adapted(places: Mapping[int, Ints | None], tensors: list[torch.Tensor]) -> Adapted:
+    """tensors: on the device, each token's adapter, then the places of the adapters that have some."""
+    numbers, *left = tensors
+    on_device = iter(left)
+    groups = [AdaptedTokens(one, None if tokens is None else next(on_device)) for one, tokens in places.items()]
+    return Adapted(numbers, tuple(groups))
 
 
 def _following(rows: Sequence[Row], layout: _Layout) -> list[Ints]:

@@ -49,7 +49,7 @@ class Decoder(GraphDecoder, Protocol):
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
         indices: torch.Tensor,
-        adapted: Adapted = (),
+        adapted: Adapted | None = None,
     ) -> torch.Tensor:
         """See `GraphDecoder.hidden_states`. adapted: the tokens that are computed with adapters; left out in a step
         without."""
@@ -153,7 +153,7 @@ class Runner:
         if decoded is not None:
             return decoded
         inputs = (batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
-        adapted = (batch.adapted,) if batch.adapted else ()
+        adapted = () if batch.adapted is None else (batch.adapted,)
         hidden = self.decoder.hidden_states(*inputs, *adapted)
         return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
 

@@ -72,7 +72,7 @@ def static_inputs(size: int, num_pages: int, device: torch.device) -> StaticInpu
 
 
 def only_decodes(batch: Batch) -> bool:
-    """Whether every row computes one token by the model as it is and samples behind it, and nothing else is wanted."""
+    """Whether every row computes one token and samples behind it, and nothing else is wanted."""
     metadata = batch.metadata
     samples_all = len(batch.sampled) == metadata.num_rows == len(batch.logit_indices)
-    return metadata.max_query_length == 1 and samples_all and not batch.adapted
+    return metadata.max_query_length == 1 and samples_all

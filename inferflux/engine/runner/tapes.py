@@ -1,7 +1,8 @@
 """DecodeTapes: decode steps on a CPU whose layers run without Python.
 
-A step is recorded at load (see `kernels.native.tape`); the first of each number of rows makes the tape that all of them
-play. They compute the very same as op by op. Knows no scheduler and no sampling.
+A step is recorded at load (see `kernels.native.tape`), and with adapters once more for steps that hold rows of some.
+The first of each number of rows makes the tape that all of them play. They compute the very same as op by op. Knows no
+scheduler and no sampling.
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from inferflux.engine.layers.attention import Attention, Step
+from inferflux.engine.layers.low_rank import Adapted
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import Angles
 from inferflux.engine.models.decoder import Decoder, DecoderLayer
@@ -41,11 +43,13 @@ _OPS: Final[dict[str, Any]] = {
 
 
 class _Inputs(NamedTuple):
-    """Where the layers of a step of some number of rows read what they are given. angles: see `Step`."""
+    """Where the layers of a step of some number of rows read what they are given. angles: see `Step`. adapters int32:
+    each row's, see `Adapted`."""
 
     static: StaticInputs
     hidden: Tensor
     angles: tuple[Angles, ...]
+    adapters: Tensor
 
     def fill(self, batch: Batch, hidden: Tensor, angles: tuple[Angles, ...]) -> None:
         self.static.fill(batch)
@@ -53,11 +57,13 @@ class _Inputs(NamedTuple):
         for (cos, sin), (new_cos, new_sin) in zip(self.angles, angles, strict=True):
             cos.copy_(new_cos)
             sin.copy_(new_sin)
+        if batch.adapted is not None:
+            self.adapters.copy_(batch.adapted.numbers)
 
     def first(self, size: int) -> "_Inputs":
         """Of its first rows; how long those are is read in each step."""
         angles = tuple((cos[:size], sin[:size]) for cos, sin in self.angles)
-        return _Inputs(self.static.first(size, 1), self.hidden[:size], angles)
+        return _Inputs(self.static.first(size, 1), self.hidden[:size], angles, self.adapters[:size])
 
 
 def decode_tapes(
@@ -72,22 +78,32 @@ def decode_tapes(
     static = static_inputs(max(max_batch_size, _RECORDED), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
     with torch.inference_mode():
         hidden, angles = decoder.embed(static.token_ids, static.metadata.positions)
-        inputs = _Inputs(static, hidden.clone(), tuple((cos.clone(), sin.clone()) for cos, sin in angles))
-        recording = _hindrance(decoder, kernels) or _record(decoder, kv_pool, inputs.first(_RECORDED))
-    if isinstance(recording, str):
-        logger.info("decode steps are computed op by op: %s", recording)
-        return None
-    return DecodeTapes(decoder, inputs, recording)
+        own_angles = tuple((cos.clone(), sin.clone()) for cos, sin in angles)
+        inputs = _Inputs(static, hidden.clone(), own_angles, torch.zeros(len(hidden), dtype=torch.int32))
+        recording = _hindrance(decoder, kernels) or _record(decoder, kv_pool, inputs.first(_RECORDED), adapted=False)
+        if isinstance(recording, str):
+            logger.info("decode steps are computed op by op: %s", recording)
+            return None
+        if not decoder.is_adapted:
+            return DecodeTapes(decoder, inputs, recording)
+        with_adapters = _record(decoder, kv_pool, inputs.first(_RECORDED), adapted=True)
+    if isinstance(with_adapters, str):
+        logger.info("decode steps with adapters are computed op by op: %s", with_adapters)
+        return DecodeTapes(decoder, inputs, recording)
+    return DecodeTapes(decoder, inputs, recording, with_adapters)
 
 
 class DecodeTapes:
-    """Tapes of a recording, for steps of up to as many rows as `inputs` have."""
+    """Tapes of a recording, for steps of up to as many rows as `inputs` have. with_adapters: of steps with some of
+    their rows; None: those are not on tape."""
 
-    def __init__(self, decoder: Decoder, inputs: _Inputs, recording: Recording) -> None:
+    def __init__(
+        self, decoder: Decoder, inputs: _Inputs, recording: Recording, with_adapters: Recording | None = None
+    ) -> None:
         self._decoder = decoder
         self._inputs = inputs
-        self._recording = recording
-        self._tapes: dict[int, tuple[_Inputs, Tape]] = {}
+        self._recordings = {False: recording, True: with_adapters}
+        self._tapes: dict[tuple[int, bool], tuple[_Inputs, Tape]] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
         # As they are on the tapes.
         self._parts = _parts(decoder)
@@ -96,17 +112,20 @@ class DecodeTapes:
 
     def run(self, batch: Batch) -> Decoded | None:
         """Runs a step that only decodes. None: it is of another kind, or the model is not what it was."""
-        if not only_decodes(batch) or not self._is_as_recorded():
+        is_adapted = batch.adapted is not None
+        recording = self._recordings[is_adapted]
+        if recording is None or not only_decodes(batch) or not self._is_as_recorded():
             return None
-        inputs, tape = self._tape_of(batch.metadata.num_rows)
+        inputs, tape = self._tape_of(batch.metadata.num_rows, is_adapted, recording)
         inputs.fill(batch, *self._decoder.embed(batch.token_ids, batch.metadata.positions))
         hidden = tape.play(self._arena)
         return Decoded(hidden, self._decoder.logits(hidden))
 
-    def _tape_of(self, num_rows: int) -> tuple[_Inputs, Tape]:
-        found = self._tapes.get(num_rows)
+    def _tape_of(self, num_rows: int, is_adapted: bool, recording: Recording) -> tuple[_Inputs, Tape]:
+        found = self._tapes.get((num_rows, is_adapted))
         if found is None:
-            found = self._tapes[num_rows] = self._inputs.first(num_rows), self._recording.tape(num_rows)
+            found = self._inputs.first(num_rows), recording.tape(num_rows)
+            self._tapes[num_rows, is_adapted] = found
             if len(self._arena) < found[1].num_bytes:
                 self._arena = torch.empty(found[1].num_bytes, dtype=torch.uint8)
         return found
@@ -130,9 +149,9 @@ def _hindrance(decoder: Decoder, kernels: KernelSet) -> str | None:
     return None if all(map(_is_plain, decoder.layers)) else "a layer has parts that compute in torch"
 
 
-def _record(decoder: Decoder, kv_pool: Tensor, inputs: _Inputs) -> Recording | str:
+def _record(decoder: Decoder, kv_pool: Tensor, inputs: _Inputs, *, adapted: bool) -> Recording | str:
     def compute() -> Tensor:
-        step = Step(inputs.static.metadata, inputs.angles)
+        step = Step(inputs.static.metadata, inputs.angles, Adapted(inputs.adapters, ()) if adapted else None)
         return decoder.last_norm(*decoder.through_layers(inputs.hidden, kv_pool, step))
 
     try:

@@ -34,6 +34,7 @@ GATE: Final = Function(2, struct.Struct("4q2i"), rows=2)
 ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"), rows=11)
 PRODUCT: Final = Function(4, struct.Struct("8q2i"), rows=5)
 COPY: Final = Function(5, struct.Struct("6q"), rows=2)
+LOW_RANK: Final = Function(6, struct.Struct("9qi4x"), rows=5)
 
 
 class Listener(TorchDispatchMode):

@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "integers.h"
+#include "low_rank.h"
 #include "matmul.h"
 #include "prefill.h"
 
@@ -164,7 +165,8 @@ static const Function FUNCTIONS[] = {by_type<NormCall, norm_rows<F32>, norm_rows
                                      by_type<GateCall, gate_rows<F32>, gate_rows<BF16>>,
                                      attend_all,
                                      multiply,
-                                     copy_rows};
+                                     copy_rows,
+                                     by_type<LowRankCall, add_low_ranks<F32>, add_low_ranks<BF16>>};
 
 // A call on a tape: the words of its struct; those whose bits are set in `relative` count from the arena's start.
 struct Entry {
@@ -173,7 +175,8 @@ struct Entry {
   int64_t words[20];
 };
 template <class... Calls> constexpr bool all_fit() { return ((sizeof(Calls) <= sizeof(Entry::words)) && ...); }
-static_assert(all_fit<NormCall, RopeCall, GateCall, AttentionCall, ProductCall, CopyCall>(), "an entry holds any call");
+static_assert(all_fit<NormCall, RopeCall, GateCall, AttentionCall, ProductCall, CopyCall, LowRankCall>(),
+              "an entry holds any call");
 
 extern "C" {
 

@@ -15,7 +15,7 @@ from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import check_case
 from inferflux.kernels.dtypes import dtype_name
-from inferflux.kernels.native import DTYPES, panels
+from inferflux.kernels.native import DTYPES, low_rank, panels
 from inferflux.kernels.native.build import REFUSED, library_path, openmp_library
 from inferflux.kernels.native.loading import library
 
@@ -76,7 +76,34 @@ def main() -> int:
             if not result.ok:
                 print(f"{where}: {result.problem}")
                 return REFUSED
+    for dtype in DTYPES:
+        where = f"low ranks in {dtype_name(dtype)}"
+        print(where, flush=True)
+        if not adds_low_ranks(dtype):
+            print(f"{where}: not what torch adds")
+            return REFUSED
     return 0
+
+
+def adds_low_ranks(dtype: torch.dtype) -> bool:
+    """Whether rows of two adapters, of none and of one that is unknown here become what they should: more rows than
+    are done at once, and sizes that are no multiples of anything."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    x, y = drawn(37, 77), drawn(37, 141)
+    ranks = {1: (drawn(16, 77), drawn(141, 16)), 3: (drawn(5, 77), drawn(141, 5))}
+    numbers = torch.arange(37, dtype=torch.int32) % 5
+    expected = y.double()
+    for row, number in enumerate(numbers.tolist()):
+        if number in ranks:
+            down, up = (matrix.double() for matrix in ranks[number])
+            expected[row] += up @ (down @ x[row].double())
+    low_rank.add(low_rank.arrange(ranks), y, x, numbers)
+    error = (y.double() - expected).abs().max() / expected.abs().max()
+    return bool(error <= torch.finfo(dtype).eps)
 
 
 if __name__ == "__main__":

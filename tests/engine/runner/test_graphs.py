@@ -15,7 +15,7 @@ import torch
 
 from inferflux.config.tree import KernelsConfig
 from inferflux.dist.context import ParallelContext
-from inferflux.engine.layers.low_rank import AdaptedTokens
+from inferflux.engine.layers.low_rank import Adapted, AdaptedTokens
 from inferflux.engine.runner import graphs as graphs_module
 from inferflux.engine.runner.graphs import DecodeGraphs, lengths_to, record_decode_graphs, sizes_to
 from inferflux.engine.runner.inputs import Batch, InputBuilder
@@ -138,7 +138,8 @@ def test_other_steps_are_not_for_graphs(graphs: DecodeGraphs) -> None:
     assert graphs.run(batch_of(33)) is None, "longer than was recorded"
     assert graphs.run(batch_of(9, token_ids=[1, 2], start=7)) is None, "several tokens of a row"
     assert graphs.run(batch_of(9, sample=False)) is None, "the last token of a chunk, but not of its prompt"
-    assert graphs.run(batch_of(9)._replace(adapted=(AdaptedTokens(1, None),))) is None, "an adapter's token"
+    adapted = Adapted(torch.ones(1, dtype=torch.int32), (AdaptedTokens(1, None),))
+    assert graphs.run(batch_of(9)._replace(adapted=adapted)) is None, "an adapter's token"
 
 
 def test_sizes_and_lengths() -> None:

@@ -82,7 +82,11 @@ def adapted(rows: list[Row], adapters: dict[int, int]) -> list[tuple[int, list[i
     for row in rows:
         builder.clear(row.slot, adapters.get(row.slot, 0))
     batch = builder.build(rows)
-    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.adapted]
+    if batch.adapted is None:
+        return []
+    own = [adapters.get(row.slot, 0) for row in rows for _ in row.token_ids]
+    assert batch.adapted.numbers.tolist() == own
+    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.adapted.groups]
 
 
 def test_adapters_get_the_tokens_of_their_rows() -> None:

@@ -15,7 +15,7 @@ from inferflux.engine.runner import runner as runner_module
 from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
 from inferflux.sampling_params import SamplingParams
 from tests.support.adapters import write_adapter
-from tests.support.engines import Result, run_requests, start_engine
+from tests.support.engines import Result, adapter_configs, run_requests, start_engine
 from tests.support.models import FAMILIES, TinyModel
 
 PROMPTS = [[5, 6, 7], [9] * 20, [11, 12], list(range(30, 70))]
@@ -60,7 +60,7 @@ def on_tape(tapes: list[DecodeTapes | None]) -> list[int]:
     """Rows of the steps that are on tape."""
     (only,) = tapes
     assert only is not None
-    return sorted(only._tapes)
+    return sorted(num_rows for num_rows, is_adapted in only._tapes if not is_adapted)
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -74,17 +74,34 @@ def test_every_dense_family_says_on_tape_what_it_says_without(
     assert on_tape(made) == [1, 2, 3, 4]
 
 
-def test_only_steps_without_adapters_are_on_tape(
-    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None], tmp_path: Path
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_steps_with_adapters_have_tapes_of_their_own(
+    dtype: str,
+    quantization: Any,
+    tiny_model: Callable[[str], TinyModel],
+    made: list[DecodeTapes | None],
+    tmp_path: Path,
 ) -> None:
-    model = tiny_model("llama")
-    write_adapter(tmp_path / "a", model.reference)
-    engine = start_engine(model.folder, {"a": tmp_path / "a"}, prefix_cache={"enabled": False})
-    run_requests(engine, PROMPTS[:2], PARAMS, adapters=["a", None])
-    assert on_tape(made) == []
-    plain = start_engine(model.folder, cuda_graphs="off")
-    assert run_requests(engine, PROMPTS, PARAMS, first_id=10) == run_requests(plain, PROMPTS, PARAMS)
-    assert on_tape(made) == [4]
+    """They say what is said op by op, to the bit: rows of two adapters, one of which leaves most alone, and of none."""
+    model = tiny_model("qwen2")
+    write_adapter(tmp_path / "a", model.reference, rank=5)
+    write_adapter(tmp_path / "b", model.reference, ("k_proj",))
+    config = ModelConfig(id="model", path=str(model.folder), quantization=quantization)
+    adapters = adapter_configs({"a": tmp_path / "a", "b": tmp_path / "b"})
+    said = []
+    for graphs in ("off", "auto"):
+        settings = {"dtype": dtype, "cuda_graphs": graphs, "prefix_cache": {"enabled": False}}
+        engine = Engine(config, msgspec.convert(settings, RuntimeConfig), adapters=adapters)
+        said.append([
+            run_requests(engine, PROMPTS, PARAMS, first_id=10 * index, adapters=names)
+            for index, names in enumerate((["a", None, "b", "a"], ["b"] * 4, None))
+        ])  # fmt: skip
+    assert said[0] == said[1]
+    assert said[1][0] != said[1][1] != said[1][2]
+    (tapes,) = made
+    assert tapes is not None
+    assert sorted(tapes._tapes) == [(4, False), (4, True)]
 
 
 @pytest.mark.parametrize("name", WITHOUT)
