@@ -206,13 +206,22 @@ def _schemas() -> tuple[Mapping[Struct, Mapping[str, Any]], Mapping[str, Any]]:
 
 
 def _close(schema: dict[str, Any], reader: BodyReader[Any]) -> None:
-    """Says which of OpenAI's fields the body takes besides its own, and no other, and its numbers' ranges."""
+    """Says which of OpenAI's fields the body takes besides its own, and no other, its numbers' ranges, and which fields
+    need another one."""
     for name, bounds in reader.ranges.items():
         _bound(schema["properties"][name], bounds)
     ignored: dict[str, Any] = {name: {"description": "Changes nothing"} for name in reader.ignored}
     unsupported = {name: {"enum": [None, *values]} for name, values in reader.unsupported.items()}
     schema["properties"] |= dict(sorted((ignored | unsupported).items()))
     schema["additionalProperties"] = False
+    if reader.needs:
+        schema["allOf"] = [_need(name, other) for name, other in reader.needs.items()]
+
+
+def _need(name: str, other: str) -> dict[str, Any]:
+    """Where the field is given, and not null, the other one is true."""
+    given = {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+    return {"if": given, "then": {"required": [other], "properties": {other: {"const": True}}}}
 
 
 def _bound(schema: dict[str, Any], bounds: Range) -> None:

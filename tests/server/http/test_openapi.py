@@ -1,5 +1,6 @@
 """GET /openapi.json: valid by the specification's own validator, complete, and true to what the server answers."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -137,6 +138,34 @@ def test_numbers_are_taken_within_the_ranges_it_says(
             body = {**base, name: put(number)}
             is_right = low <= number <= high and number != bounds.get("exclusiveMinimum")
             assert (is_taken(body), check.is_valid(body)) == (is_right, is_right), (name, number)
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "value", "other"),
+    [
+        (CHAT, "stream_options", {"include_usage": True}, "stream"),
+        (COMPLETION, "stream_options", {}, "stream"),
+        (CHAT, "top_logprobs", 2, "logprobs"),
+    ],
+)
+def test_fields_need_each_other_as_it_says(
+    schema: Any, reader: BodyReader[Any], name: str, value: Any, other: str
+) -> None:
+    check = jsonschema.Draft202012Validator(
+        {"$ref": f"#/components/schemas/{reader.kind.__name__}", "components": schema["components"]}
+    )
+    base = {"messages": [USER]} if reader is CHAT else {"prompt": "Hi"}
+    for fields, is_right in (
+        ({name: value, other: True}, True),
+        ({name: None}, True),
+        ({name: value}, False),
+        ({name: value, other: False}, False),
+        ({name: value, other: None}, False),
+    ):
+        body = {**base, **fields}
+        with contextlib.nullcontext() if is_right else pytest.raises(RequestError, match=f"{name}: needs {other}"):
+            reader.read(msgspec.json.encode(body)).check()
+        assert check.is_valid(body) == is_right, body
 
 
 def tools(count: int, name: str = "f") -> list[dict[str, Any]]:

@@ -35,7 +35,8 @@ class BodyReader(Generic[T]):
     """Reads one endpoint's bodies into `kind`.
 
     unsupported: fields the API has and this server does not: each with the values that ask for nothing (null always
-    does). ignored: fields that do not change the answer. ranges: of numbers, which the struct's own `check` refuses.
+    does). ignored: fields that do not change the answer. ranges: of numbers, and needs: of fields another one that is
+    true, as the struct's own `check` has them.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class BodyReader(Generic[T]):
         unsupported: Mapping[str, tuple[Any, ...]] | None = None,
         ignored: Iterable[str] = (),
         ranges: Mapping[str, Range] | None = None,
+        needs: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.unsupported = dict(unsupported or {})
         self.ignored = frozenset(ignored)
         self.ranges = dict(ranges or {})
+        self.needs = dict(needs or {})
         self._fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._body = msgspec.json.Decoder(kind)
         self._names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))

@@ -10,11 +10,13 @@ from inferflux.errors import RequestError
 from inferflux.sampling_params import MAX_TOKEN_ID, RANGES, Range
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import (
+    GENERATE_NEEDS,
     GENERATE_RANGES,
     IGNORED_FIELDS,
     FinishReason,
     GenerateRequest,
     Usage,
+    check_needs,
     check_ranges,
 )
 from inferflux.server.http.schemas.messages import MAX_MESSAGES, Message
@@ -26,6 +28,7 @@ _TOKENS: Final = Range(1, MAX_TOKEN_ID, integer=True)
 _OWN_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
     {"max_tokens": _TOKENS, "max_completion_tokens": _TOKENS, "top_logprobs": RANGES["logprobs"]}
 )
+_OWN_NEEDS: Final[Mapping[str, str]] = MappingProxyType({"top_logprobs": "logprobs"})
 
 
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
@@ -42,8 +45,7 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
 
     def check(self) -> None:
         super().check()
-        if self.top_logprobs is not None and not self.logprobs:
-            raise RequestError("top_logprobs: needs logprobs: true", param="top_logprobs")
+        check_needs(self, _OWN_NEEDS)
         check_ranges(self, _OWN_RANGES)
         if self.token_limit not in (self.max_tokens, None) and self.max_tokens is not None:
             raise RequestError(
@@ -137,4 +139,5 @@ CHAT = BodyReader(
     },
     ignored=(*IGNORED_FIELDS, "reasoning_effort", "verbosity"),
     ranges={**GENERATE_RANGES, **_OWN_RANGES},
+    needs={**GENERATE_NEEDS, **_OWN_NEEDS},
 )

@@ -10,6 +10,7 @@ from inferflux.errors import RequestError
 from inferflux.sampling_params import RANGES, Range
 from inferflux.server.http.schemas.body import BodyReader
 from inferflux.server.http.schemas.generate import (
+    GENERATE_NEEDS,
     GENERATE_RANGES,
     IGNORED_FIELDS,
     FinishReason,
@@ -102,4 +103,5 @@ COMPLETION = BodyReader(
     unsupported={"suffix": ("",), "store": (False,)},
     ignored=IGNORED_FIELDS,
     ranges={**GENERATE_RANGES, **_OWN_RANGES},
+    needs=GENERATE_NEEDS,
 )

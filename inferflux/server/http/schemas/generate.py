@@ -68,7 +68,8 @@ GENERATE_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
         "stop_token_ids": TOKEN_ID_RANGE,
     }
 )
-
+# Fields that mean nothing unless another one is true.
+GENERATE_NEEDS: Final[Mapping[str, str]] = MappingProxyType({"stream_options": "stream"})
 
 _StopString = Annotated[str, said(minLength=1, maxLength=MAX_STOP_STRING_LENGTH)]
 
@@ -79,6 +80,13 @@ def check_ranges(body: msgspec.Struct, ranges: Mapping[str, Range]) -> None:
         value = getattr(body, name)
         if value is not None:
             check_number(name, value, bounds)
+
+
+def check_needs(body: msgspec.Struct, needs: Mapping[str, str]) -> None:
+    """Raises RequestError for a field among these that is given while the one it needs is not true."""
+    for name, other in needs.items():
+        if getattr(body, name) is not None and not getattr(body, other):
+            raise RequestError(f"{name}: needs {other}: true", param=name)
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,8 +146,7 @@ class GenerateRequest(CallerRequest, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raises RequestError for what neither the types nor SamplingParams refuse."""
         super().check()
-        if self.stream_options is not None and not self.stream:
-            raise RequestError("stream_options: needs stream: true", param="stream_options")
+        check_needs(self, GENERATE_NEEDS)
 
     def sampling(
         self,
