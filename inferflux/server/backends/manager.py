@@ -83,6 +83,9 @@ class BackendManager:
         found = self._backends.get(model_id) or next((one for one in self.backends if one.id == model_id), None)
         if found is None:
             shown = model_id[:MAX_ID_SHOWN]
+            base = next((one.id for one in self._backends.values() if model_id in one.adapters), None)
+            if base is not None:
+                raise UnknownModelError(f'"{shown}" is no model, but an adapter of "{base}"')
             known = (*self._backends, *(one for backend in self._backends.values() for one in backend.adapters))
             raise UnknownModelError(f'the model "{shown}" does not exist{did_you_mean(shown, known)}')
         return found

@@ -108,9 +108,12 @@ async def test_an_adapter_is_no_model_to_load_or_to_unload_or_to_be_the_default(
     assert (status, answer["error"]["param"]) == (400, "id")
     assert "is an adapter" in answer["error"]["message"]
     async with site.session.put(site.url + "/v1/admin/models/default", json={"id": SQL}) as response:
-        assert response.status == 404
+        refusals = [(response.status, await response.json())]
     async with site.session.delete(site.url + "/v1/admin/models", json={"id": SQL}) as response:
-        assert response.status == 404
+        refusals.append((response.status, await response.json()))
+    for status, answer in refusals:
+        assert status == 404
+        assert answer["error"]["message"] == f'"{SQL}" is no model, but an adapter of "{MODEL}"'
 
 
 async def test_an_adapter_comes_and_goes_with_its_model(tmp_path: Path) -> None:
