@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.made import checked
-from inferflux.config.tree import STUB, AdapterConfig
+from inferflux.config.tree import STUB
 from inferflux.engine.demo import demo_model_path
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
@@ -26,10 +26,16 @@ from inferflux.engine.service.failures import request_failure
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextBundle, TextDelta, TextStream, load_text
 from inferflux.errors import ConfigError, EngineError, ModelLoadError, RequestError
+from inferflux.llm_inputs import (
+    Prompt,
+    adapter_configs,
+    adapters_for,
+    as_batch,
+    check_generates,
+    params_for,
+    token_ids_of,
+)
 from inferflux.sampling_params import Pooling, SamplingParams
-
-Message = dict[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
 
 
 @dataclass(slots=True)
@@ -113,7 +119,7 @@ class LLM:
         keys = {"dtype": dtype, "quantization": quantization, "max_model_len": max_model_len}
         config = checked(ModelConfig, {"id": "model", "path": str(path), **keys})
         self._text: TextBundle = load_text(path, chat_template)
-        additions = _adapter_configs(adapters)
+        additions = adapter_configs(adapters)
         self.engine = Engine(config, checked(RuntimeConfig, runtime, ("runtime",)), adapters=additions)
         self._ids = itertools.count()
         self._unread: dict[int, list[Output]] = {}
@@ -157,12 +163,12 @@ class LLM:
         Raises RequestError when a prompt cannot be run (then nothing is generated), EngineError when one fails while it
         runs or the LLM is closed.
         """
-        batch = _as_batch(prompts)
-        each = _params_for(len(batch), params)
+        batch = as_batch(prompts)
+        each = params_for(len(batch), params)
         for one in each:
-            _check_generates(one)
-        adapters = _adapters_for(len(batch), adapter)
-        tokens = [self._encode(prompt) for prompt in batch]
+            check_generates(one)
+        adapters = adapters_for(len(batch), adapter)
+        tokens = [token_ids_of(prompt, self._text) for prompt in batch]
         running: dict[int, _Running] = {}
         try:
             generations = [
@@ -191,10 +197,10 @@ class LLM:
         """
         params = SamplingParams(max_tokens=1, pooling=self.engine.info.pooling if pooling is None else pooling)
         running: dict[int, _Running] = {}
-        batch = _as_batch(prompts)
+        batch = as_batch(prompts)
         try:
-            for prompt, name in zip(batch, _adapters_for(len(batch), adapter), strict=True):
-                self._start(running, self._encode(prompt), params, name)
+            for prompt, name in zip(batch, adapters_for(len(batch), adapter), strict=True):
+                self._start(running, token_ids_of(prompt, self._text), params, name)
             vectors: dict[int, list[float]] = {request_id: [] for request_id in running}
             for request_id, output in self._run(running, progress=False):
                 _apply(running.pop(request_id), output)
@@ -223,10 +229,10 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError("n: stream() yields one sequence (got n > 1)", param="n")
-        _check_generates(params)
+        check_generates(params)
         running: dict[int, _Running] = {}
         try:
-            self._start(running, self._encode(prompt), params, adapter)
+            self._start(running, token_ids_of(prompt, self._text), params, adapter)
             for request_id, output in self._run(running, progress=False):
                 delta = _apply(running[request_id], output)
                 if delta.text or delta.token_ids or delta.finish_reason:
@@ -235,18 +241,6 @@ class LLM:
                     return
         finally:
             self._stop(list(running))
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._text.tokenizer.encode(prompt, add_special_tokens=True)
-        items: Sequence[Any] = prompt if _is_list(prompt) else (prompt,)
-        messages = [item for item in items if isinstance(item, dict)]
-        token_ids = [item for item in items if type(item) is int]
-        if len(messages) == len(items) > 0:
-            return self._text.encode_chat(messages)
-        if len(token_ids) == len(items):
-            return token_ids
-        raise RequestError("prompt: must be a string, a list of token ids or a list of messages", param="prompt")
 
     def _start(
         self, running: dict[int, _Running], prompt: list[int], params: SamplingParams, adapter: str | None
@@ -332,56 +326,6 @@ def _apply(run: _Running, output: Output) -> TextDelta:
         run.generation.prompt_logprobs = output.prompt_logprobs
     run.generation.num_cached_tokens = max(run.generation.num_cached_tokens, output.num_cached_tokens)
     return delta
-
-
-def _is_list(value: Any) -> bool:
-    """Whether it is a sequence that may hold prompts or token ids; bytes are not."""
-    return isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
-
-
-def _as_batch(prompts: Any) -> list[Any]:
-    """A single prompt becomes a batch of one: a string, a list of ints, or a list of messages."""
-    if not isinstance(prompts, str) and not _is_list(prompts):
-        raise RequestError(f"prompts: must be one prompt or a list of them (got {type(prompts).__name__})")
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | dict)):
-        return [prompts]
-    return list(prompts)
-
-
-def _params_for(num_prompts: int, params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
-        raise RequestError(f"params: must be SamplingParams, one or a list of them (got {type(params).__name__})")
-    if len(params) != num_prompts:
-        raise RequestError(f"params: must be one for all or one per prompt ({num_prompts}, got {len(params)})")
-    return list(params)
-
-
-def _adapter_configs(adapters: Mapping[str, str | Path] | None) -> list[AdapterConfig]:
-    """Raises ConfigError for a name that is none."""
-    given = {} if adapters is None else adapters
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"adapters: must be folders by name (got {type(given).__name__})")
-    return [
-        checked(AdapterConfig, {"id": name, "path": str(path), "base": "model"}, ("adapters",))
-        for name, path in given.items()
-    ]
-
-
-def _adapters_for(num_prompts: int, adapter: str | Sequence[str | None] | None) -> list[str | None]:
-    if adapter is None or isinstance(adapter, str):
-        return [adapter] * num_prompts
-    if not _is_list(adapter) or not all(name is None or isinstance(name, str) for name in adapter):
-        raise RequestError(f"adapter: must be a name, or a list of names and None (got {type(adapter).__name__})")
-    if len(adapter) != num_prompts:
-        raise RequestError(f"adapter: must be one for all or one per prompt ({num_prompts}, got {len(adapter)})")
-    return list(adapter)
-
-
-def _check_generates(params: SamplingParams) -> None:
-    if params.pooling is not None:
-        raise RequestError("pooling: makes a vector and no text: use embed()", param="pooling")
 
 
 def _hide_bar(progress: bool | None) -> bool:
