@@ -273,6 +273,19 @@ async def test_an_answer_that_is_not_http_is_told_without_what_stands_in_it() ->
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", [{"temperature": 9}, {"stop": [""]}, {"logit_bias": {"5": 500}}, {"min_tokens": 200}])
+async def test_a_field_out_of_range_is_told_before_the_policy_service_is_asked(field: dict[str, Any]) -> None:
+    """Which fails here, and would have the caller look for what is forbidden in the request."""
+    async with running_server(config(opa_endpoint="http://127.0.0.1:1/allow")) as site:
+        body = {"messages": [USER], "max_tokens": 100, **field}
+        for status, answer in (
+            await complete(site, **field),
+            await site.post("/v1/chat/completions", body, headers=ADMIN),
+        ):
+            assert (status, answer["error"]["param"]) == (400, next(iter(field)))
+        assert blocked(site, "opa_error") in (None, 0)
+
+
 async def test_the_policy_service_is_asked_over_http() -> None:
     asked: list[Any] = []
     results: list[Any] = [True, False, "true", True]

@@ -52,6 +52,8 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
                 f"max_tokens: must equal max_completion_tokens ({self.max_completion_tokens}) when both are given",
                 param="max_tokens",
             )
+        # Refuses what is out of range before a policy service is asked, or a model waited for.
+        self.sampling(self.token_limit, logprobs=self.num_logprobs)
 
     @property
     def token_limit(self) -> int | None:
