@@ -74,8 +74,9 @@ class BackendManager:
     def find(self, model_id: str | None) -> Backend:
         """Returns the model of this id, ready or not; None asks for the default.
 
-        Raises UnknownModelError, and NotReadyError for the default when there is none.
+        Raises UnknownModelError, and NotReadyError for the default when there is none and when the server ends.
         """
+        self._require_open()
         if model_id is None:
             if self.default is None:
                 raise NotReadyError("no model is served", "no_model")
@@ -96,6 +97,7 @@ class BackendManager:
 
         Raises as `find` does.
         """
+        self._require_open()
         if name not in self._backends:
             for backend in self.backends:
                 if name in backend.adapters:
@@ -164,8 +166,7 @@ class BackendManager:
 
     def require_staged(self, staged: Sequence[Backend]) -> None:
         """Raises SupersededError when another change took the place of this one, NotReadyError when the server ends."""
-        if self._is_closing:
-            raise NotReadyError("the server is shutting down", "draining")
+        self._require_open()
         if not all(map(self._is_incoming, staged)):
             raise SupersededError("another change to the same model took the place of this one")
 
@@ -231,6 +232,11 @@ class BackendManager:
         for backend, error in zip(engines, endings, strict=True):
             if error is not None:
                 logger.error("ending model %s failed", backend.id, exc_info=error)
+
+    def _require_open(self) -> None:
+        """Raises NotReadyError once engines are being ended: to a request so late, none is restarting."""
+        if self._is_closing:
+            raise NotReadyError("the server is shutting down", "draining")
 
     def _make(self, source: ModelSource) -> Backend:
         return Backend(source, self._make_client, self._load_text, self._note_load)

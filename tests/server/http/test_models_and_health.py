@@ -101,9 +101,15 @@ async def test_probes_while_loading_then_ready_then_restarting_then_draining():
         engine.state = ClientState.READY
         site.admission.close()
         assert await site.get("/readyz") == (503, {"status": "unavailable", "reason": "draining"})
-        status, body = await site.post("/v1/completions", {"prompt": "Hi"})
-        assert (status, body["error"]["code"]) == (503, "draining")
+        assert await refusal(site) == (503, "draining")
         assert (await site.get("/healthz"))[1]["status"] == "degraded"
+        await site.backends.close()
+        assert await refusal(site) == (503, "draining"), "an engine that is ended does not restart"
+
+
+async def refusal(site: Site) -> tuple[int, str]:
+    status, body = await site.post("/v1/completions", {"prompt": "Hi"})
+    return status, body["error"]["code"]
 
 
 async def test_a_model_that_fails_to_load():
