@@ -24,6 +24,11 @@ def multiplies_bytes() -> bool:
     return has_onednn() and not words.isdisjoint(("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
+def multiplies_tiles() -> bool:
+    """Whether the CPU multiplies tiles of bfloat16 at once (AMX), several times as fast as float32."""
+    return has_onednn() and "amx_bf16" in description().split()
+
+
 def is_fast(dtype: torch.dtype) -> bool:
     """Whether matrix products in `dtype` have instructions of their own here (bfloat16: AVX-512 or newer).
 

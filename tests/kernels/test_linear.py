@@ -114,6 +114,19 @@ def test_float32_weights_lie_in_panels_by_default(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("true_library")
+@pytest.mark.parametrize(("has_tiles", "default"), [(False, "panels"), (True, "onednn")], ids=["AVX-512", "AMX"])
+def test_unmeasured_bfloat16_weights_are_onednns_only_where_it_multiplies_tiles(
+    has_tiles: bool, default: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first start has no time to measure all, and one matrix in another layout would keep steps off the tape."""
+    monkeypatch.setattr(cpu_features, "is_fast", lambda _: True)
+    monkeypatch.setattr(cpu_features, "has_onednn", lambda: True)
+    monkeypatch.setattr(cpu_features, "multiplies_tiles", lambda: has_tiles)
+    monkeypatch.setattr(products.platform, "machine", lambda: "x86_64")
+    assert products.float_layouts(torch.bfloat16)[0].name == default
+
+
+@pytest.mark.usefixtures("true_library")
 def test_small_bfloat16_weights_lie_in_panels_where_the_cpu_has_instructions_for_them_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -45,10 +45,11 @@ def float_layouts(dtype: torch.dtype) -> tuple[Layout, ...]:
     plain = Layout("plain", _contiguous, (LINEAR, *widened))
     onednn = (Layout("onednn", _reorder, (ONEDNN,)),) if cpu_features.has_onednn() else ()
     # By themselves panels are as fast as oneDNN in float32 (GFLOP/s of [3072, 576] at 1, 8, 32, 256 rows: 12, 60, 101,
-    # 148 to 10, 52, 101, 145; two cores of a Zen 3 EPYC), and decode steps need no Python for them. Elsewhere the table
-    # says.
-    is_measured = dtype == torch.float32 and platform.machine() == "x86_64"
-    return (*native, *onednn, plain) if is_measured else (*onednn, plain, *native)
+    # 148 to 10, 52, 101, 145; two cores of a Zen 3 EPYC), and decode steps need no Python for them. bfloat16 they
+    # multiply at float32's speed, which of two cores of a Xeon with AVX-512 BF16 is 273 to oneDNN's 165: only AMX is
+    # faster. A start may have no time to measure all, and one product of oneDNN's keeps the whole step off its tape.
+    is_best = platform.machine() == "x86_64" and not (dtype == torch.bfloat16 and cpu_features.multiplies_tiles())
+    return (*native, *onednn, plain) if is_best else (*onednn, plain, *native)
 
 
 def multiply_blocks(
