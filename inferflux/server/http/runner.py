@@ -33,12 +33,18 @@ _OPTIONS: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_S
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("_headers_timer",)
+    """is_welcome: whether there was room for it when it was accepted."""
+
+    __slots__ = ("_headers_timer", "is_welcome")
+
+    def __init__(self, manager: web.Server, *, is_welcome: bool, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.is_welcome = is_welcome
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._headers_timer: asyncio.TimerHandle | None = None
         super().connection_made(transport)
-        if not isinstance(self._manager, _Server) or self._manager.crowd.admits(transport):
+        if self.is_welcome:
             prepare_connection(transport)
         else:
             self.force_close()
@@ -111,7 +117,8 @@ class _Server(web.Server):
         self.crowd = Crowd()
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **_OPTIONS)
+        """Called when a connection has been accepted, before TLS."""
+        return _Connection(self, loop=self._loop, is_welcome=self.crowd.admits_one(), **_OPTIONS)
 
 
 class Runner(web.AppRunner):

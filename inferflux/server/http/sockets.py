@@ -8,6 +8,7 @@ there may be: the last file descriptors are the server's own. Knows no HTTP.
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import socket
 import time
@@ -41,12 +42,10 @@ class Crowd:
         self._num_turned_away = 0
         self._said = -CROWDED_EVERY_S
 
-    def admits(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether there is room for this connection, which is to be closed where there is not."""
-        sock = transport.get_extra_info("socket")
+    def admits_one(self) -> bool:
+        """Whether there is room for the connection that was just accepted, which is to be closed where there is not."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        # The lowest number that is free is given out, so all below are taken.
-        if sock is None or limit == resource.RLIM_INFINITY or sock.fileno() < limit - min(RESERVED_FILES, limit // 4):
+        if limit == resource.RLIM_INFINITY or _next_descriptor(limit) < limit - min(RESERVED_FILES, limit // 4):
             return True
         self._num_turned_away += 1
         if self._clock() - self._said >= CROWDED_EVERY_S:
@@ -57,6 +56,16 @@ class Crowd:
             logger.error(words, limit, self._num_turned_away)
             self._num_turned_away = 0
         return False
+
+
+def _next_descriptor(limit: int) -> int:
+    """Returns the lowest number that is free, so that all below are taken; the limit when none is."""
+    try:
+        number = os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return limit
+    os.close(number)
+    return number
 
 
 def prepare_connection(transport: asyncio.BaseTransport) -> None:
