@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.service.protocol import Submit
-from inferflux.errors import ConfigError, RequestError
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.engine.models.test_quantization import round_weights
 from tests.support.adapters import ATTENTION, EVERYTHING, FUSED, write_adapter
@@ -215,6 +216,20 @@ def test_an_unknown_adapter_is_refused(cases: Callable[[str], Case]) -> None:
     engine = start_engine(case.folder, case.adapters)
     with pytest.raises(RequestError, match='adapter: this model has none of the name "som"; did you mean "some"'):
         engine.submit(Submit(1, [5], PARAMS, adapter="som"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 3e38])
+def test_what_is_no_number_is_refused(tiny_model: Callable[[str], TinyModel], tmp_path: Path, value: float) -> None:
+    """Also where only the scale makes it infinite."""
+    model = tiny_model("llama")
+    write_adapter(tmp_path / "a", model.reference, ("q_proj",))
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors[name][5, 2] = value
+    save_file(tensors, file)
+    with pytest.raises(ModelLoadError, match=rf"adapter_model\.safetensors: tensor '{name}': must be finite"):
+        start_engine(model.folder, {"a": tmp_path / "a"})
 
 
 def test_an_encoder_takes_none(tmp_path: Path) -> None:

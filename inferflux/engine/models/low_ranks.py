@@ -7,9 +7,11 @@ import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.low_rank import LowRank
-from inferflux.engine.models.adapter import Adapter, AdapterFile, Pair
+from inferflux.engine.models.adapter import WEIGHTS_FILE, Adapter, AdapterFile
 from inferflux.engine.weights.loader import WeightLoader
 from inferflux.engine.weights.source import Weight
+from inferflux.errors import ModelLoadError
+from inferflux.kernels.dtypes import dtype_name
 
 # What each adapter, by its number from 1, adds to a matrix of the model; those that leave it alone are not in it.
 LowRanks = Callable[[Weight], Mapping[int, LowRank]]
@@ -24,7 +26,8 @@ def no_low_ranks(weight: Weight) -> Mapping[int, LowRank]:
 def open_low_ranks(
     adapters: Sequence[Adapter], context: ParallelContext, device: torch.device, dtype: torch.dtype
 ) -> Iterator[LowRanks]:
-    """Yields what reads low ranks while the body runs. Raises ModelLoadError when a file has changed for the worse."""
+    """Yields what reads low ranks while the body runs. Either raises ModelLoadError: when a file has changed for the
+    worse, or holds what is no number."""
     with ExitStack() as files:
         loaders = []
         for adapter in adapters:
@@ -33,7 +36,7 @@ def open_low_ranks(
 
         def of(weight: Weight) -> Mapping[int, LowRank]:
             return {
-                number: _stack(loader, weight, adapter.pairs)
+                number: _stack(loader, weight, adapter)
                 for number, (adapter, loader) in enumerate(loaders, 1)
                 if any(source.name in adapter.pairs for source in weight)
             }
@@ -41,9 +44,10 @@ def open_low_ranks(
         yield of
 
 
-def _stack(loader: WeightLoader, weight: Weight, pairs: Mapping[str, Pair]) -> LowRank:
+def _stack(loader: WeightLoader, weight: Weight, adapter: Adapter) -> LowRank:
     """Returns the low ranks of all sources of a matrix as one: their `down` one below the other, and in `up` each
     source's rows beside its own ranks. The scale is multiplied in before anything is rounded."""
+    pairs = adapter.pairs
     rank = sum(pairs[source.name].rank for source in weight if source.name in pairs)
     num_outputs, num_inputs = loader.shape(weight)
     down = torch.empty((rank, num_inputs), dtype=loader.dtype, device=loader.device)
@@ -55,7 +59,17 @@ def _stack(loader: WeightLoader, weight: Weight, pairs: Mapping[str, Pair]) -> L
         if pair is not None:
             ranks = slice(first_rank, first_rank + pair.rank)
             down[ranks] = loader.load((pair.down,))
-            up[first_output : first_output + num_own, ranks] = loader.load((pair.up,), torch.float32) * pair.scale
+            own = slice(first_output, first_output + num_own)
+            up[own, ranks] = loader.load((pair.up,), torch.float32) * pair.scale
+            for name, part in ((pair.down.name, down[ranks]), (pair.up.name, up[own, ranks])):
+                _check_finite(part, name, adapter)
             first_rank += pair.rank
         first_output += num_own
     return LowRank(down, up)
+
+
+def _check_finite(part: torch.Tensor, name: str, adapter: Adapter) -> None:
+    """Else every request for the adapter would fail, for no reason that it could name."""
+    if not part.isfinite().all():
+        path, dtype = adapter.folder / WEIGHTS_FILE, dtype_name(part.dtype)
+        raise ModelLoadError(f"{path}: tensor {name!r:.200}: must be finite, scaled and in {dtype}")
