@@ -15,7 +15,7 @@ from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.order import Order
 from inferflux.engine.pace import Load
 from inferflux.engine.queues import Queues
-from inferflux.engine.request import Request
+from inferflux.engine.request import Request, RequestState
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step_builder import StepBuilder
 
@@ -154,28 +154,35 @@ class StepPlanner:
                 if num_passed_over == MAX_PASSED_OVER:
                     break
                 continue
-            below = kv.look_below(request, len(matched))
-            if below.sources:
-                if not kv.start_load(request, matched, below, num_reserved):
-                    is_blocked = True
-                    break
-                queues.load(request)
-                num_reserved += kv.num_pages_to_come(request)
-                continue
-            max_tokens = min(self._max_chunk_tokens, step.prefill_budget)
-            if not kv.admit(request, matched, max_tokens, num_reserved):
+            if not self._start(step, request, matched, num_reserved):
                 is_blocked = True
                 break
-            kv.note_declined(below)
-            queues.start(request)
-            step.add_start(request)
-            count = min(request.num_uncomputed, max_tokens)
-            step.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
-            computing |= {kv.computing_name(request)} - {None}
             num_reserved += kv.num_pages_to_come(request)
+            if request.state is RequestState.RUNNING:
+                computing |= {kv.computing_name(request)} - {None}
         queues.waiting.take_back()
         if is_blocked:
             queues.block()
+
+    def _start(self, step: StepBuilder, request: Request, matched: list[int], num_reserved: int) -> bool:
+        """Starts a waiting request, or the load of the rest of its prefix. False, and nothing changed, if there is no
+        room. matched: its cached pages, as of now."""
+        kv, queues = self._kv, self._queues
+        below = kv.look_below(request, len(matched))
+        if below.sources:
+            if not kv.start_load(request, matched, below, num_reserved):
+                return False
+            queues.load(request)
+            return True
+        max_tokens = min(self._max_chunk_tokens, step.prefill_budget)
+        if not kv.admit(request, matched, max_tokens, num_reserved):
+            return False
+        kv.note_declined(below)
+        queues.start(request)
+        step.add_start(request)
+        count = min(request.num_uncomputed, max_tokens)
+        step.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
+        return True
 
 
 def _num_decoding(requests: Iterable[Request]) -> int:
