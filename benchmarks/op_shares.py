@@ -141,14 +141,16 @@ def decode(subject: Subject, num_requests: int, length: int, num_steps: int) -> 
     """Returns the same of a step behind prompts that are cached."""
     prompts, watch = prompts_of(num_requests, length, 0), subject.watch
 
+    def spent(llm: LLM, num_tokens: int) -> Counter[str]:
+        watch.seconds.clear()
+        whole = generate(llm, prompts, num_tokens)
+        return Counter({**watch.seconds, WHOLE: whole})
+
     def steps(llm: LLM) -> Counter[str]:
         """What num_steps more steps take, over num_steps."""
-        watch.seconds.clear()
-        short = generate(llm, prompts, 1)
-        first = Counter(watch.seconds)
-        whole = generate(llm, prompts, 1 + num_steps) - short
-        ops = {op: (spent - 2 * first[op]) / num_steps for op, spent in watch.seconds.items()}
-        return Counter({**ops, WHOLE: whole / num_steps})
+        turns = [spent(llm, 1) for _ in range(TURNS)]
+        longer = spent(llm, 1 + num_steps)
+        return Counter({op: (longer[op] - min(turn[op] for turn in turns)) / num_steps for op in longer})
 
     for llm in (subject.plain, subject.watched):
         generate(llm, prompts, 1 + num_steps)

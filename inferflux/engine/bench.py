@@ -41,7 +41,7 @@ class NullSpec:
 
 
 class NullDecoder:
-    """Returns the same logits whatever it is given."""
+    """Returns the same logits whatever it is given, of num_rows positions at most."""
 
     def __init__(self, num_rows: int) -> None:
         self.spec = NullSpec()
@@ -122,7 +122,9 @@ def _build(num_rows: int, num_tokens: int) -> tuple[Scheduler, Runner]:
     config = SchedulerConfig(max_batch_size=num_rows, max_batch_tokens=max(2048, num_rows))
     pool = torch.zeros(1, 1, 2, PAGE_TOKENS, 1, 1)
     kernels = select(torch.device("cpu"), torch.float32)
-    runner = Runner(NullDecoder(num_rows), kernels, pool, max_batch_size=num_rows, max_pages_per_row=max_pages)
+    # A step looks at a position of each row that samples, and at all of prompts' chunks.
+    decoder = NullDecoder(num_rows + config.max_batch_tokens)
+    runner = Runner(decoder, kernels, pool, max_batch_size=num_rows, max_pages_per_row=max_pages)
     return Scheduler(config, FairnessConfig(), kv, clock=time.monotonic), runner
 
 
