@@ -1,7 +1,7 @@
 """RowCost: how much longer one more row makes a step that only decodes, by a line fitted to the latest steps.
 
 Least squares with exponentially fading weights. Steps with the same number of rows say nothing about the cost of a row:
-until that number has varied, a row is taken to cost nothing. Knows numbers only.
+until that number has varied, it is not known. Knows numbers only.
 """
 
 from typing import Final
@@ -10,6 +10,9 @@ from typing import Final
 FADING: Final = 0.98
 # Variance of the number of rows, in rows squared, well below which the line is taken to be flat.
 LEAST_SPREAD: Final = 0.05
+# Below this variance, or before so many steps, what a row costs is not known.
+KNOWN_SPREAD: Final = 0.1
+KNOWN_WEIGHT: Final = 8.0
 # A step that takes longer than this multiple of the prediction was delayed by something else, and counts as that.
 HELD_UP: Final = 4.0
 
@@ -30,6 +33,11 @@ class RowCost:
         self._seconds = FADING * self._seconds + seconds
         self._products = FADING * self._products + rows * seconds
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the number of rows has varied enough of late to tell."""
+        return self._weight >= KNOWN_WEIGHT and self._spread() >= KNOWN_SPREAD
+
     def share(self, rows: int) -> float:
         """Returns which part of the time of a step of `rows` rows is due to its rows, 0 to 1; the rest is fixed."""
         seconds = self._predicted(rows)
@@ -44,7 +52,10 @@ class RowCost:
         """Seconds a row, not below 0."""
         if not self._weight:
             return 0.0
+        together = (self._products - self._rows / self._weight * self._seconds) / self._weight
+        return max(0.0, together / (self._spread() + LEAST_SPREAD))
+
+    def _spread(self) -> float:
+        """Variance of the number of rows."""
         mean = self._rows / self._weight
-        spread = self._squares / self._weight - mean * mean
-        together = (self._products - mean * self._seconds) / self._weight
-        return max(0.0, together / (spread + LEAST_SPREAD))
+        return self._squares / self._weight - mean * mean

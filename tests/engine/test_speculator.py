@@ -57,6 +57,8 @@ class Drafting:
         self.kv = KVManager(num_pages, PAGE_TOKENS, b"model", prefix_cache=True)
         self.speculator = Speculator(self.kv, LIMITS, max_drafts, lambda _, count: [token] * count)
         self.request = self.running(SamplingParams())
+        for rows in (1, 2) * 5:
+            self.speculator.note_step(Load(rows, 0), 1.0)
 
     def running(self, sampling: SamplingParams, max_total_tokens: int = 40) -> Request:
         request = Request(1, [5] * 6, sampling, 0, max_total_tokens, slot=0)
@@ -93,15 +95,31 @@ def test_drafts_follow_how_the_last_ones_fared() -> None:
 def test_the_rows_part_of_a_step_is_learnt_and_forgotten() -> None:
     cost = RowCost()
     assert cost.share(1) == 0
+    assert not cost.is_known
     for rows in (1, 3, 9, 1, 5):
         cost.note(rows, 0.8 + 0.2 * rows)
     assert cost.share(1) == pytest.approx(0.2, rel=0.05)
     assert cost.share(16) == pytest.approx(0.8, rel=0.05)
     cost.note(1, 1e9)
     assert cost.share(1) < 1, "a step that was held up"
+    for _ in range(10):
+        cost.note(1, 1.0)
+    assert cost.is_known
     for _ in range(400):
         cost.note(1, 1.0)
     assert cost.share(1) < 0.01
+    assert not cost.is_known
+
+
+def test_until_it_is_known_what_a_row_costs_one_draft_in_every_other_step_finds_out() -> None:
+    drafting = Drafting()
+    drafting.speculator = Speculator(drafting.kv, LIMITS, 8, lambda _, count: [3] * count)
+    found = []
+    for _ in range(40):
+        found.append(drafting.num_drafts(rows=3))
+        drafting.speculator.note_step(Load(3 + found[-1], 0), 1.0)
+    assert found[:6] == [1, 0] * 3
+    assert found[-1] == 24
 
 
 def test_drafts_are_for_few_rows_where_rows_cost_time() -> None:
@@ -153,6 +171,7 @@ SPECULATIVE = {"enabled": True, "chunk_size": 5}
 def free_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine is busy with, drafts seem worth their time."""
     monkeypatch.setattr(RowCost, "share", lambda _self, _rows: 0.0)
+    monkeypatch.setattr(RowCost, "is_known", True)
 
 
 @pytest.mark.parametrize(
