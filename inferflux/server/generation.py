@@ -153,7 +153,7 @@ class Choice:
             salt=job.salt,
             adapter=job.adapter,
         )
-        async with aclosing(sequence) as outputs:  # type: ignore[type-var]
+        async with aclosing(sequence) as outputs:
             async for said in outputs:
                 output = await self._vetted(said)
                 self._note(output)

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from inferflux.config import FairnessConfig
@@ -111,7 +111,7 @@ class FakeEngine:
         tenant: str = "",
         salt: bytes = b"",
         adapter: str | None = None,
-    ) -> AsyncIterator[Output]:
+    ) -> AsyncGenerator[Output, None]:
         self.submitted.append(Submitted(prompt_token_ids, sampling, priority, tenant, salt, adapter))
         self.num_running += 1
         finished = False

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -143,7 +143,7 @@ class EngineClient:
         tenant: str = "",
         salt: bytes = b"",
         adapter: str | None = None,
-    ) -> AsyncIterator[Output]:
+    ) -> AsyncGenerator[Output, None]:
         """Runs one sequence and yields its outputs; the last has a finish_reason. Leaving early aborts it.
 
         When the engine dies before the first output, the next engine gets the sequence, once. Raises RequestError when

@@ -189,7 +189,9 @@ def test_a_refused_answer_is_counted() -> None:
     assert gate.output_guard() is None, "only with check_output"
 
 
-async def test_a_burst_of_a_thousand_passes_a_service_that_answers_each_in_time() -> None:
+async def test_a_burst_of_a_thousand_passes_a_service_that_answers_each_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Few are asked at once, so the last ones wait several times as long as an answer may take."""
     service = Service(b'{"result": true}')
     post, now, most = service.post, 0, 0
@@ -202,8 +204,8 @@ async def test_a_burst_of_a_thousand_passes_a_service_that_answers_each_in_time(
         now -= 1
         return await post(url, body, max_bytes)
 
-    service.post = slow_post  # type: ignore[method-assign]
+    monkeypatch.setattr(service, "post", slow_post)
     gate, told = gate_of(service)
     passed = await asyncio.gather(*(gate.check_input(QUESTION) for _ in range(1000)))
     assert (set(passed), told, len(service.asked)) == ({"allowed"}, [], 1000)
-    assert most <= 100
+    assert most <= 64

@@ -51,7 +51,7 @@ async def warm_cache(request: web.Request) -> web.Response:
     async with time_left(request), place:
         salt, adapter = _salt(request, principal, body), request[INFO].adapter
         sequence = backend.client.generate(token_ids, _NO_TOKENS, tenant=tenant, salt=salt, adapter=adapter)
-        async with aclosing(sequence) as outputs:  # type: ignore[type-var]
+        async with aclosing(sequence) as outputs:
             async for output in outputs:
                 num_cached = max(num_cached, output.num_cached_tokens)
     return json_response(Warmed(request[INFO].model, len(token_ids), num_cached))
