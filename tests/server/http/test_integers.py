@@ -45,3 +45,10 @@ def test_free_json_stays_as_it_is():
     read = CHAT.read(body)
     assert (read.n, repr(read.chat_template_kwargs)) == (1, "{'a': [1.0]}")
     assert repr(read.tools[0].function.parameters) == "{'minimum': 1.0, 'maximum': 1e+30}"
+
+
+def test_free_json_is_as_deep_as_without_a_whole_number():
+    deep = b'{"a":' * 600 + b"1" + b"}" * 600
+    for number in (b"1", b"1.0"):
+        body = b'{"messages": [{"role": "user", "content": "Hi"}], "n": %s, "chat_template_kwargs": %s}'
+        assert CHAT.read(body % (number, deep)).n == 1

@@ -23,7 +23,9 @@ def read_integers(body: bytes, kind: type[T]) -> T:
 
 
 def _read(value: Any, kinds: list[inspect.Type]) -> Any:
-    """Returns a value that may be any of these kinds, unions taken apart."""
+    """Returns a value that may be any of these kinds, unions taken apart; none: it is free JSON."""
+    if not kinds:
+        return value
     if isinstance(value, float):
         whole = value.is_integer() and abs(value) <= _MAX_EXACT
         return int(value) if whole and _is_integer(kinds) else value
