@@ -103,7 +103,8 @@ def adds_low_ranks(dtype: torch.dtype) -> bool:
             expected[row] += up @ (down @ x[row].double())
     low_rank.add(low_rank.arrange(ranks), y, x, numbers)
     error = (y.double() - expected).abs().max() / expected.abs().max()
-    return bool(error <= torch.finfo(dtype).eps)
+    # Sums of 77 products in another order than here: 1.3 was seen (AVX-512).
+    return bool(error <= 4 * torch.finfo(dtype).eps)
 
 
 if __name__ == "__main__":
