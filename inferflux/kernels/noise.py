@@ -1,8 +1,12 @@
 """Noise as a function: one uniform number per (seed, position), the same bits on every device and in every batch.
 
 Philox 4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011), on 32-bit
-words held in int64. Keeps no state.
+words held in int64. On a CPU, where each of its 100 small steps costs as much as its arithmetic, it is computed for a
+block of positions at once, and kept for the next ones.
 """
+
+import functools
+from typing import Final
 
 import torch
 
@@ -12,6 +16,11 @@ ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 LOW_32 = 0xFFFFFFFF
+
+# Positions computed at once on a CPU, and how many such blocks are kept, which serve half as many rows. A step of one
+# row takes 4 us and of 32 rows 8, where they took 133 and 142; a block takes 148 (one core of a Zen 5 EPYC).
+BLOCK_BITS: Final = 6
+NUM_BLOCKS: Final = 1024
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -37,6 +46,22 @@ def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
 
     The seed is the key and the position the counter's lower half, each as a 64-bit number.
     """
+    if seeds.device.type != "cpu" or len(seeds) > NUM_BLOCKS // 2:
+        return _compute(seeds, positions)
+    last = (1 << BLOCK_BITS) - 1
+    places = zip(seeds.tolist(), positions.tolist(), strict=True)
+    numbers = [_block(seed, position >> BLOCK_BITS)[position & last] for seed, position in places]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+@functools.lru_cache(NUM_BLOCKS)
+def _block(seed: int, number: int) -> list[float]:
+    """Returns the numbers of a block of positions."""
+    positions = torch.arange(1 << BLOCK_BITS) + (number << BLOCK_BITS)
+    return _compute(torch.full_like(positions, seed), positions).tolist()
+
+
+def _compute(seeds: Tensor, positions: Tensor) -> Tensor:
     words = torch.stack((positions, positions >> 32, seeds, seeds >> 32)) & LOW_32
     position, key = words[:2], words[2:]
     random = philox(torch.cat((position, torch.zeros_like(position))), key)

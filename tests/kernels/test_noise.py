@@ -55,3 +55,14 @@ def test_numbers_are_uniform() -> None:
     counts = torch.histc(numbers, bins=64, min=0, max=1)
     expected = len(numbers) / 64
     assert ((counts - expected) ** 2 / expected).sum() < 103.4
+
+
+def test_numbers_are_the_published_ones_wherever_they_are_computed() -> None:
+    """A CPU computes blocks of positions and keeps them: at their borders, and for each seed, as one by one."""
+    positions = torch.tensor([62, 63, 64, 65, -1, 0, 2**40 + 63, 2**40 + 64])
+    for seed in (0, 3, -7):
+        low, high = seed & ONES, (seed >> 32) & ONES
+        counters = torch.stack((positions & ONES, (positions >> 32) & ONES, positions * 0, positions * 0))
+        random = philox(counters, torch.tensor([[low], [high]]).expand(2, len(positions)))
+        expected = [((w1 & 0x1FFFFF) << 32 | w0) / 2**53 for w0, w1 in zip(*random[:2].tolist(), strict=True)]
+        assert uniform(torch.full_like(positions, seed), positions).tolist() == expected

@@ -9,13 +9,19 @@ import torch
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.noise import uniform
 from inferflux.kernels.ops import SamplingOp
+from inferflux.kernels.torch.sampling import sampling_at_once
 
-BACKENDS = ("reference", "torch")
+# torch has one way for CPUs and one for other devices, which is right on a CPU as well.
+OPS: dict[str, SamplingOp] = {
+    "reference": find_backend("reference").find("sampling"),
+    "torch": find_backend("torch").find("sampling"),
+    "torch at once": sampling_at_once,
+}
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=OPS.values(), ids=OPS.keys())
 def sampling(request: pytest.FixtureRequest) -> SamplingOp:
-    op: SamplingOp = find_backend(request.param).find("sampling")
+    op: SamplingOp = request.param
     return op
 
 
@@ -129,11 +135,11 @@ def test_a_row_does_not_depend_on_its_neighbours(sampling: SamplingOp) -> None:
     assert sampling(*columns).tolist() == alone
 
 
-def test_a_row_of_nan_yields_some_token() -> None:
+@pytest.mark.parametrize("op", ["torch", "torch at once"])
+def test_a_row_of_nan_yields_some_token(op: str) -> None:
     """The sampler replaces such rows; until it has, no op may leave the vocabulary or fail."""
-    torch_sampling = find_backend("torch").find("sampling")
     rows = torch.full((2, 8), math.nan)
-    tokens = torch_sampling(
+    tokens = OPS[op](
         rows,
         torch.tensor([1.0, 0.0]),
         torch.tensor([3, 0]),
