@@ -16,7 +16,7 @@ from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workloads import workloads_of
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
-from inferflux.kernels.triton.sizes import AttentionTile, Block, ProductTile, ProductTiles, Sizes, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, ProductTiles, Sizes, Split
 
 pytest.importorskip("triton")
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 GPU_NAME = "Some GPU (80 GB)"
 MEASURED = Sizes(
     prefill={64: AttentionTile(64, 32, 8, 2)},
-    splits={64: Split(256, 32)},
+    decode={64: Decode(AttentionTile(16, 128, 8, 3, pages_ahead=1), Split(256, 16, 32))},
     blocks={"activation": Block(256, 2), "sampling": Block(512, 8)},
 )
 
@@ -71,7 +71,9 @@ def test_kernels_take_the_sizes_that_were_measured_here(place: Path) -> None:
     tuned = launch("attention", 1, torch.bfloat16)
     assert (usual["BLOCK_M"], usual["BLOCK_N"], usual["num_warps"]) == (128, 128, 4)
     assert (tuned["BLOCK_M"], tuned["BLOCK_N"], tuned["num_warps"], tuned["num_stages"]) == (64, 32, 8, 2)
-    assert launch("attention", 0, torch.bfloat16)["SPLIT_TOKENS"] == 256
+    decode = launch("attention", 0, torch.bfloat16)
+    assert (decode["BLOCK_N"], decode["PAGES_AHEAD"], tuned["PAGES_AHEAD"]) == (128, 1, 0)
+    assert (decode["SPLIT_TOKENS"], decode["MOST_SPLITS"]) == (256, 16)
     assert launch("activation", 0, torch.bfloat16)["BLOCK"] == 256
     assert launch("sampling", 0, torch.float32)["BLOCK"] == 512
     # What the table does not have is as shipped; so is all of float32, in which nothing was measured.
@@ -96,11 +98,13 @@ def without(text: str) -> bytes:
         (lambda text: text.replace('"block_m": 64', '"block_m": 65536').encode(), "from 16 to 256 (got 65536)"),
         (lambda text: text.replace('"block_m": 64', '"block_m": "64"').encode(), "Expected `int`"),
         (lambda text: text.replace('"num_stages": 2', '"num_stages": 0').encode(), "num_stages must be a number"),
+        (lambda text: text.replace('"pages_ahead": 1', '"pages_ahead": 2').encode(), "pages_ahead must be"),
+        (lambda text: text.replace('"most": 16', '"most": 0').encode(), "most must be"),
         (lambda text: text.replace('"tokens": 256', '"tokens": -256').encode(), "tokens must be"),
         (lambda text: text.replace('"size": 512', '"size": 2').encode(), "sampling's size must be"),
         (lambda text: text.replace('"64"', '"80"').encode(), "80; accepted: 64, 128, 256"),
         (lambda text: text.replace(GPU_NAME, "Another GPU").encode(), "measured on Another GPU"),
-        (lambda text: text.replace('"version": 1', '"version": 0').encode(), "of version 0, not 1"),
+        (lambda text: text.replace('"version": 2', '"version": 1').encode(), "of version 1, not 2"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_ignored_and_told_of_once(
@@ -137,4 +141,4 @@ def test_what_cuts_sums_over_inputs_is_one_for_all_rows() -> None:
 
 
 def test_a_table_says_what_it_has() -> None:
-    assert list(table().entries()) == ["prefill 64", "splits 64", "blocks activation", "blocks sampling"]
+    assert list(table().entries()) == ["prefill 64", "decode 64", "blocks activation", "blocks sampling"]

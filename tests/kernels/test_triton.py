@@ -52,6 +52,33 @@ assert torch.equal(one[0], both[0])
 """
 
 
+# Attention with sizes that `tune` tries: page numbers read ahead, splits that double where a row has too many, and a
+# row of which two turns merge three splits.
+OTHER_SIZES = """
+import functools
+import torch
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.cases import cases_of
+from inferflux.kernels.check import check_case
+from inferflux.kernels.triton.sizes import HEAD_DIMS, AttentionTile, Decode, Sizes, Split
+from inferflux.kernels.triton.tuning import SHIPPED
+
+tile = AttentionTile(16, 32, 4, 3, pages_ahead=1)
+SOME = {
+    Split(512, 2, 16): ("decode, long", "decode, long, window, soft cap", "decode, one key head", "decode, window"),
+    Split(256, 32, 16): ("decode, long", "prefill after a long prefix", "mixed, window, soft cap"),
+}
+for split, names in SOME.items():
+    changed = Sizes(decode=dict.fromkeys(HEAD_DIMS, Decode(tile, split)), prefill=dict.fromkeys(HEAD_DIMS, tile))
+    op = functools.partial(find_backend("triton").find("attention"), sizes=changed.over(SHIPPED))
+    cases = [case for case in cases_of("attention") if case.name in names]
+    assert len(cases) == len(names)
+    for case in cases:
+        result = check_case(op, case, torch.float32, torch.device("cpu"))
+        assert result.ok, (split, result)
+"""
+
+
 # Bit by bit, as GPUs without instructions for it do: all codes, what lies between them, what rounds to the largest.
 FLOAT8 = """
 import torch
@@ -174,7 +201,7 @@ def interpret(*programs: str) -> None:
 
 def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
     ops = ("attention", "quantized_moe", "quantized_linear", "moe")
-    interpret(check("float32", *ops), CHECK_IN_FLOAT16, ALONE_AND_BESIDE)
+    interpret(check("float32", *ops), CHECK_IN_FLOAT16, ALONE_AND_BESIDE, OTHER_SIZES)
 
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
@@ -256,6 +283,24 @@ def test_rows_are_read_sixteen_bytes_at_a_time() -> None:
             assert all(".v4." in load for load in loads), (op, loads)
 
 
+def test_page_numbers_read_ahead_leave_the_stages_to_keys_and_values() -> None:
+    """Else one tile waits for the next one's page numbers, which is what the sizes are told to avoid."""
+    from inferflux.kernels.triton.sizes import AttentionTile, Decode
+    from inferflux.kernels.triton.tuning import SHIPPED
+    from tests.support.triton_compile import launches_of
+
+    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith("decode"))
+    waits = {}
+    for ahead in (0, 1):
+        entry = Decode(AttentionTile(16, 32, 2, 4, ahead), SHIPPED.decode[128].split)
+        sizes = dataclasses.replace(SHIPPED, decode={128: entry})
+        call = Inputs(inputs.positional, {**inputs.keywords, "sizes": sizes})
+        code = launches_of("attention", [call])[0].compile().asm["ptx"]
+        waits[ahead] = max(int(left) for left in re.findall(r"cp.async.wait_group\s+(\d+)", code))
+    # Copies still under way when a tile is multiplied: of keys and of values, two tiles each.
+    assert waits == {0: 0, 1: 4}
+
+
 @pytest.mark.parametrize("group", [1, 4, 7, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kilobytes", [99, 163, 227])
@@ -264,9 +309,10 @@ def test_attention_fits_into_every_gpus_shared_memory(group: int, dtype: torch.d
     from inferflux.kernels.triton import tuning
 
     gpu = tuning.Gpu(kilobytes * 1024, has_float8=True)
-    for table in (tuning.SHIPPED.prefill, tuning.SHIPPED.decode):
+    shipped = tuning.SHIPPED
+    for table in (shipped.prefill, {size: each.tile for size, each in shipped.decode.items()}):
         for size, listed in table.items():
-            tile = tuning.attention_tile(table, size, group, dtype, gpu)
+            tile = tuning.attention_tile(listed, size, group, dtype, gpu)
             assert tuning.attention_bytes(tile, size, dtype) <= gpu.shared_bytes
             assert tile.block_m >= max(group, tuning.SMALLEST_BLOCK)
             assert tile.block_n >= tuning.SMALLEST_BLOCK

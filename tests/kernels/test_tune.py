@@ -22,11 +22,11 @@ from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import Result
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
-from inferflux.kernels.triton.sizes import AttentionTile, Block, ProductTile, Sizes, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, Sizes, Split
 from inferflux.kernels.tune import command, trial
 from inferflux.kernels.tune.apart import NO_TIME, Limits, Outcome, try_apart
 from inferflux.kernels.tune.child import FileTurns
-from inferflux.kernels.tune.knobs import Knob, Subject, subjects_of
+from inferflux.kernels.tune.knobs import Knob, Subject, describe, subjects_of
 from inferflux.kernels.tune.report import Found, is_decided, merged, outcome_table, remarks
 from inferflux.kernels.tune.setting import Setting
 from inferflux.kernels.tune.timing import Times, score_of
@@ -255,15 +255,19 @@ def outcome_of(entry: str, present: str, **facts: Any) -> Outcome:
 
 def test_what_is_kept_is_what_differs_from_the_shipped_sizes() -> None:
     knobs = {knob.name: knob for subject in subjects_of(SHAPES["small"]) for knob in subject.knobs}
-    earlier = Sizes(splits={64: Split(2048, 64)}, blocks={"rope": Block(4, 2), "norm": Block(1024, 16)})
+    shipped_decode = shipped().decode[64]
+    earlier = Sizes(
+        decode={64: Decode(shipped_decode.tile, Split(2048, 128, 64))},
+        blocks={"rope": Block(4, 2), "norm": Block(1024, 16)},
+    )
     few = ProductTile(16, 64, 128, 4, 4)
     outcomes = {
-        "splits 64": outcome_of("split 512 merged 64", "split 512 merged 64"),  # the shipped one again
+        "decode 64": outcome_of(describe(shipped_decode), describe(shipped_decode)),  # the shipped one again
         "blocks rope": Outcome(problem=NO_TIME),
         "products int4, few rows": outcome_of("m16 n64 k128 w4 s4", "m16 n32 k128 w4 s4"),
     }
     kept = merged(earlier, [knobs[name] for name in outcomes], outcomes, shipped())
-    assert (kept.splits, kept.blocks) == ({}, earlier.blocks)
+    assert (kept.decode, kept.blocks) == ({}, earlier.blocks)
     assert kept.products["int4"].few == few
     assert kept.products["int4"].many == shipped().products["int4"].many
     assert set(kept.products) == {"int4"}

@@ -12,106 +12,13 @@ import triton.language as tl
 from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.triton import tuning
-from inferflux.kernels.triton.merge import merge_kernel
-from inferflux.kernels.triton.narrow import codes_of, scales_of, widened
+from inferflux.kernels.triton.merge import merge_kernel, splits_of
+from inferflux.kernels.triton.narrow import codes_of, scales_of
+from inferflux.kernels.triton.paged_softmax import fold, normalised
 from inferflux.kernels.triton.sizes import Sizes
 
-LOG2E = tl.constexpr(1.4426950408889634)
-# Weights times the scales of narrow values are lifted by so much before they are rounded to 16 bits: float16 would lose
-# the last bits of those of values of about a thousandth. A power of two; the largest scale, 65504 / 127, has room.
-NARROW_LIFT = tl.constexpr(64.0)
 MIN_DOT_ROWS = 16  # tl.dot's smallest tile side
 MAX_HEAD_DIM = 256
-
-
-@triton.jit
-def _soft_cap(scores, soft_cap):
-    # soft_cap * tanh(scores / soft_cap), by tanh(x) = 2 * sigmoid(2x) - 1, which does not overflow.
-    return soft_cap * (2.0 * tl.sigmoid(2.0 * scores / soft_cap) - 1.0)
-
-
-@triton.jit
-def _tile_step(
-    query,  # [M, D]
-    query_positions,  # [M]
-    accumulator,  # [M, D] float32
-    maximum,  # [M] float32, base-2 exponent
-    total,  # [M] float32
-    tile_start,
-    kv_end,
-    kv_head_pointer,
-    scale_head_pointer,  # the same bytes as float32; read only where pages are narrow
-    page_row_pointer,
-    stride_page,
-    stride_value,
-    stride_slot,
-    qk_scale,
-    soft_cap,
-    window,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    PAGE_TOKENS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFT_CAP: tl.constexpr,
-    IS_NARROW: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ALL_VISIBLE: tl.constexpr,
-):
-    """Folds cached tokens tile_start..tile_start+BLOCK_N-1 (below kv_end) into the running softmax.
-
-    ALL_VISIBLE: every query sees every one of them, so that nothing is compared.
-    """
-    dims = tl.arange(0, PADDED_DIM)
-    tokens = tile_start + tl.arange(0, BLOCK_N)
-    inside = (tokens < kv_end) | ALL_VISIBLE
-    pages = tl.load(page_row_pointer + tokens // PAGE_TOKENS, mask=inside, other=0).to(tl.int64)
-    offsets = pages * stride_page + (tokens % PAGE_TOKENS) * stride_slot
-    pointers = kv_head_pointer + offsets[:, None] + dims[None, :]
-    if ALL_VISIBLE and HEAD_DIM == PADDED_DIM:
-        key = widened(tl.load(pointers), query.dtype)
-        value = widened(tl.load(pointers + stride_value), query.dtype)
-    else:
-        mask = inside[:, None] & (dims[None, :] < HEAD_DIM)
-        key = widened(tl.load(pointers, mask=mask, other=0.0), query.dtype)
-        value = widened(tl.load(pointers + stride_value, mask=mask, other=0.0), query.dtype)
-
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-    if IS_NARROW:
-        # A head's scale lies behind its codes. Codes are exact in 16 bits; scales multiply in float32.
-        scale_pointers = scale_head_pointer + (offsets + HEAD_DIM) // 4
-        scores *= tl.load(scale_pointers, mask=inside, other=0.0)[None, :]
-    if HAS_SOFT_CAP:
-        scores = _soft_cap(scores * qk_scale, soft_cap)
-        base_2_scale = LOG2E
-    else:
-        base_2_scale = qk_scale * LOG2E
-    if not ALL_VISIBLE:
-        visible = (tokens[None, :] <= query_positions[:, None]) & inside[None, :]
-        if HAS_WINDOW:
-            visible = visible & (tokens[None, :] > query_positions[:, None] - window)
-        scores = tl.where(visible, scores, float("-inf"))
-
-    # Scaled as they are shifted, one multiply-add for each: the scale is positive, so the order stays.
-    new_maximum = tl.maximum(maximum, tl.max(scores, 1) * base_2_scale)
-    # A query that has seen nothing yet keeps -inf; subtracting 0 instead of -inf avoids NaN.
-    shift = new_maximum if ALL_VISIBLE else tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-    weights = tl.exp2(scores * base_2_scale - shift[:, None])
-    decay = tl.exp2(maximum - shift)
-    total = total * decay + tl.sum(weights, 1)
-    if IS_NARROW:
-        weights *= tl.load(scale_pointers + stride_value // 4, mask=inside, other=0.0)[None, :] * NARROW_LIFT
-    accumulator = accumulator * decay[:, None]
-    accumulator += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-    return accumulator, new_maximum, total
-
-
-@triton.jit
-def _normalised(accumulator, total, IS_NARROW: tl.constexpr):
-    """The weighted mean of the values; zeros where nothing was seen."""
-    if IS_NARROW:
-        accumulator *= 1.0 / NARROW_LIFT
-    return accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 @triton.jit(do_not_specialize=["num_rows", "window", "stride_table"])
@@ -146,6 +53,7 @@ def _chunk_kernel(
     HAS_SOFT_CAP: tl.constexpr,
     IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
+    PAGES_AHEAD: tl.constexpr,
 ):
     """Program (block, kv head): BLOCK_M // GROUP query tokens of one row, with all their heads of this KV head."""
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
@@ -192,24 +100,22 @@ def _chunk_kernel(
     else:
         # Whole tiles up to the first query's own token.
         all_visible_end = (first_position + 1) // BLOCK_N * BLOCK_N
-        for tile_start in range(0, all_visible_end, BLOCK_N):
-            accumulator, maximum, total = _tile_step(
-                tile, positions, accumulator, maximum, total, tile_start, kv_end,
-                kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
-                page_table + row.to(tl.int64) * stride_table,
-                stride_page, stride_value, stride_slot, scale, soft_cap, window,
-                HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, True,
-            )  # fmt: skip
-        kv_start = all_visible_end
-    for tile_start in range(kv_start, kv_end, BLOCK_N):
-        accumulator, maximum, total = _tile_step(
-            tile, positions, accumulator, maximum, total, tile_start, kv_end,
+        accumulator, maximum, total = fold(
+            tile, positions, accumulator, maximum, total, 0, all_visible_end, kv_end,
             kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
             page_table + row.to(tl.int64) * stride_table,
             stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, False,
+            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, True,
         )  # fmt: skip
-    accumulator = _normalised(accumulator, total, IS_NARROW)
+        kv_start = all_visible_end
+    accumulator, maximum, total = fold(
+        tile, positions, accumulator, maximum, total, kv_start, kv_end, kv_end,
+        kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+        page_table + row.to(tl.int64) * stride_table,
+        stride_page, stride_value, stride_slot, scale, soft_cap, window,
+        HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, False,
+    )  # fmt: skip
+    accumulator = normalised(accumulator, total, IS_NARROW)
     output_offsets = (row_start + tokens).to(tl.int64) * stride_output_token + heads * stride_output_head
     tl.store(output + output_offsets[:, None] + dims[None, :], accumulator.to(output.dtype.element_ty), mask=mask)
 
@@ -240,25 +146,26 @@ def _split_kernel(
     PADDED_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
     SPLIT_TOKENS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
+    PAGES_AHEAD: tl.constexpr,
 ):
     """Program (row, kv head, split): the row's single query over one split of its context."""
     row = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     kv_length = tl.load(kv_lengths + row)
-    kv_start = split * SPLIT_TOKENS
+    first, split_tokens = splits_of(kv_length, window, SPLIT_TOKENS, MOST_SPLITS, HAS_WINDOW)
+    kv_start = first + split * split_tokens
     # Launched for longer rows than this one; nobody merges what it does not have.
     if kv_start >= kv_length:
         return
-    kv_end = tl.minimum(kv_start + SPLIT_TOKENS, kv_length)
-    if HAS_WINDOW:
-        kv_start = tl.maximum(kv_start, tl.maximum(kv_length - window, 0) // BLOCK_N * BLOCK_N)
+    kv_end = tl.minimum(kv_start + split_tokens, kv_length)
 
     lanes = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, PADDED_DIM)
@@ -271,20 +178,17 @@ def _split_kernel(
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for tile_start in range(kv_start, kv_end, BLOCK_N):
-        accumulator, maximum, total = _tile_step(
-            tile, positions, accumulator, maximum, total, tile_start, kv_end,
-            kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
-            page_table + row.to(tl.int64) * stride_table,
-            stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, False,
-        )  # fmt: skip
-    empty = total == 0.0
-    accumulator = _normalised(accumulator, total, IS_NARROW)
+    accumulator, maximum, total = fold(
+        tile, positions, accumulator, maximum, total, kv_start, kv_end, kv_end,
+        kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+        page_table + row.to(tl.int64) * stride_table,
+        stride_page, stride_value, stride_slot, scale, soft_cap, window,
+        HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, False,
+    )  # fmt: skip
+    accumulator = normalised(accumulator, total, IS_NARROW)
     slots = (row.to(tl.int64) * NUM_HEADS + heads) * num_splits + split
     tl.store(partial + slots[:, None] * HEAD_DIM + dims[None, :], accumulator.to(partial.dtype.element_ty), mask=mask)
-    log_sum = tl.where(empty, float("-inf"), maximum + tl.log2(tl.where(empty, 1.0, total)))
-    tl.store(log_sums + slots, log_sum, mask=lanes < GROUP)
+    tl.store(log_sums + slots, maximum + tl.log2(total), mask=lanes < GROUP)
 
 
 def attention(
@@ -324,7 +228,8 @@ def _chunks(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
-    tile = tuning.attention_tile(sizes.prefill, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
+    listed = tuning.listed(sizes.prefill, padded_dim)
+    tile = tuning.attention_tile(listed, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     grid = (num_tokens // (tile.block_m // group) + metadata.num_rows, num_kv_heads)
     _chunk_kernel[grid](
@@ -335,8 +240,8 @@ def _chunks(
         scale, soft_cap or 0.0, window or 0,
         GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
-        IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return output
 
@@ -355,9 +260,10 @@ def _decode(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
-    tile = tuning.attention_tile(sizes.decode, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
-    split = tuning.listed(sizes.splits, padded_dim)
-    num_splits = triton.cdiv(metadata.max_kv_length, split.tokens)
+    listed = tuning.listed(sizes.decode, padded_dim)
+    split = listed.split
+    tile = tuning.attention_tile(listed.tile, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
+    num_splits = min(triton.cdiv(min(metadata.max_kv_length, window or 2**31), split.tokens), split.most)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     partial = output
     if num_splits > 1:
@@ -369,15 +275,16 @@ def _decode(
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
-        SPLIT_TOKENS=split.tokens, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        SPLIT_TOKENS=split.tokens, MOST_SPLITS=split.most, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
-        PRECISION=_precision(query.dtype), num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if num_splits > 1:
         merge_kernel[(num_rows, num_heads)](
-            output, partial, log_sums, metadata.kv_lengths, num_splits,
+            output, partial, log_sums, metadata.kv_lengths, num_splits, window or 0,
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split.tokens,
-            BLOCK_S=split.merged,
+            MOST_SPLITS=split.most, HAS_WINDOW=window is not None, BLOCK_S=split.merged,
         )  # fmt: skip
     return output
 

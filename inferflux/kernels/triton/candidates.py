@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from inferflux.kernels.triton.sizes import AttentionTile, Block, ProductTile, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, Split
 
-# By head size: (block_m, block_n, warps, stages). Page numbers and what they lead to are read in the same turn, so only
-# every other stage is one of keys and values: (128, 32, 4, 5) and (128, 32, 4, 7) ask for tiles a turn or two ahead.
+# By head size: (block_m, block_n, warps, stages, pages ahead). Where page numbers and what they lead to are read in the
+# same turn, each has half of the stages: (128, 32, 4, 5) and (128, 32, 4, 7) ask for tiles a turn or two ahead, and the
+# shipped ones for none. Read a turn before, they leave all stages but one to keys and values.
 PREFILL: Final[Mapping[int, tuple[AttentionTile, ...]]] = MappingProxyType(
     {
         64: (
@@ -21,8 +22,17 @@ PREFILL: Final[Mapping[int, tuple[AttentionTile, ...]]] = MappingProxyType(
             AttentionTile(128, 32, 4, 5),
             AttentionTile(64, 64, 4, 3),
             AttentionTile(128, 128, 8, 3),
+            AttentionTile(128, 128, 8, 3, 1),
+            AttentionTile(128, 64, 4, 3, 1),
+            AttentionTile(64, 64, 4, 3, 1),
         ),
         128: (
+            AttentionTile(128, 128, 8, 3, 1),
+            AttentionTile(128, 64, 8, 3, 1),
+            AttentionTile(128, 128, 8, 2, 1),
+            AttentionTile(256, 64, 16, 3, 1),
+            AttentionTile(128, 32, 4, 4, 1),
+            AttentionTile(64, 64, 4, 3, 1),
             AttentionTile(128, 32, 4, 5),
             AttentionTile(128, 32, 4, 7),
             AttentionTile(256, 32, 16, 5),
@@ -34,28 +44,33 @@ PREFILL: Final[Mapping[int, tuple[AttentionTile, ...]]] = MappingProxyType(
         ),
     }
 )
-# block_m is that of 16 query heads at most.
-DECODE: Final[Mapping[int, tuple[AttentionTile, ...]]] = MappingProxyType(
+
+
+def _decodes(splits: tuple[Split, ...], *tiles: tuple[int, ...]) -> tuple[Decode, ...]:
+    return tuple(Decode(AttentionTile(16, *tile), split) for tile in tiles for split in splits)
+
+
+# Of Llama-3-8B's row of 65,536 tokens: 1024, 512, 256 and 128 programs. An H200 has 132 multiprocessors, each of which
+# must have some 30 KB under way: two programs with two tiles of 64 do, and five of the shipped with one of 32.
+_128, _64, _32, _16 = (Split(512, most, 64) for most in (128, 64, 32, 16))
+# block_m is that of 16 query heads at most: (block_n, warps, stages, pages ahead).
+DECODE: Final[Mapping[int, tuple[Decode, ...]]] = MappingProxyType(
     {
         64: (
-            AttentionTile(16, 64, 2, 5),
-            AttentionTile(16, 64, 2, 6),
-            AttentionTile(16, 64, 4, 3),
-            AttentionTile(16, 128, 4, 3),
-            AttentionTile(16, 128, 4, 5),
-            AttentionTile(16, 32, 2, 5),
+            *_decodes((_64, _32), (64, 2, 4), (64, 2, 4, 1), (64, 4, 4, 1), (128, 4, 3, 1)),
+            *_decodes((_128,), (64, 2, 5), (64, 4, 3), (128, 4, 5), (32, 2, 5), (64, 2, 3, 1)),
+            *_decodes((_16,), (128, 4, 4, 1)),
+            *_decodes((Split(512, 128, 128), Split(1024, 128, 64), Split(256, 128, 64)), (64, 2, 4)),
         ),
         128: (
-            AttentionTile(16, 32, 2, 5),
-            AttentionTile(16, 32, 2, 6),
-            AttentionTile(16, 64, 2, 3),
-            AttentionTile(16, 64, 4, 3),
-            AttentionTile(16, 64, 4, 5),
-            AttentionTile(16, 128, 4, 4),
+            *_decodes((_64, _32), (32, 2, 4), (64, 4, 3, 1), (32, 2, 4, 1)),
+            *_decodes((_128,), (32, 2, 3, 1), (64, 4, 3, 1), (32, 1, 3, 1)),
+            *_decodes((_32, _16), (64, 4, 4, 1), (128, 8, 3, 1)),
+            *_decodes((_128,), (32, 2, 5), (64, 2, 3), (64, 4, 3), (64, 4, 5)),
+            *_decodes((Split(512, 128, 128), Split(1024, 128, 64), Split(256, 128, 64)), (32, 2, 4)),
         ),
     }
 )
-SPLITS: Final = tuple(Split(tokens, merged) for tokens in (512, 1024, 2048) for merged in (64, 128))
 # Of weights in few bits, by rows of x. block_k is that of the shipped ones: one for all.
 PRODUCTS: Final[Mapping[str, tuple[ProductTile, ...]]] = MappingProxyType(
     {

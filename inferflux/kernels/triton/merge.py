@@ -4,17 +4,30 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit
+def splits_of(kv_length, window, SPLIT_TOKENS: tl.constexpr, MOST_SPLITS: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """The first token that the row's query sees, where its first split begins; and the tokens of each split."""
+    first = tl.maximum(kv_length - window, 0) if HAS_WINDOW else 0
+    factor = 1
+    while factor * (SPLIT_TOKENS * MOST_SPLITS) < kv_length - first:
+        factor *= 2
+    return first, factor * SPLIT_TOKENS
+
+
+@triton.jit(do_not_specialize=["num_splits", "window"])
 def merge_kernel(
     output,  # [B, H, D]
     partial,
     log_sums,
     kv_lengths,
     num_splits,
+    window,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     SPLIT_TOKENS: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """Program (row, head): the weighted mean of the row's splits, BLOCK_S of them at a time, in their order."""
@@ -22,7 +35,9 @@ def merge_kernel(
     slot = row * NUM_HEADS + tl.program_id(1)
     dims = tl.arange(0, PADDED_DIM)
     mask = dims < HEAD_DIM
-    count = (tl.load(kv_lengths + row) + SPLIT_TOKENS - 1) // SPLIT_TOKENS
+    kv_length = tl.load(kv_lengths + row)
+    first, split_tokens = splits_of(kv_length, window, SPLIT_TOKENS, MOST_SPLITS, HAS_WINDOW)
+    count = tl.cdiv(kv_length - first, split_tokens)
     if count == 1:  # most rows of a launch for longer ones
         only = tl.load(partial + slot * num_splits * HEAD_DIM + dims, mask=mask, other=0.0)
         tl.store(output + slot * HEAD_DIM + dims, only.to(output.dtype.element_ty), mask=mask)
@@ -30,8 +45,8 @@ def merge_kernel(
     accumulator = tl.zeros([PADDED_DIM], tl.float32)
     maximum = float("-inf")
     total = 0.0
-    for first in range(0, count, BLOCK_S):
-        splits = first + tl.arange(0, BLOCK_S)
+    for start in range(0, count, BLOCK_S):
+        splits = start + tl.arange(0, BLOCK_S)
         inside = splits < count
         places = slot * num_splits + splits
         log_sums_here = tl.load(log_sums + places, mask=inside, other=float("-inf"))

@@ -20,7 +20,7 @@ from inferflux.kernels.triton.sizes import Sizes
 logger = logging.getLogger(__name__)
 
 # Of what the sizes mean to the kernels: tables of another one are ignored.
-VERSION: Final = 1
+VERSION: Final = 2
 # A whole table has less than 4 KiB.
 _MOST_BYTES: Final = 2**16
 

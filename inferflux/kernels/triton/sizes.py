@@ -24,7 +24,9 @@ _BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "block_k": (32, 256),
         "num_warps": (1, 16),
         "num_stages": (1, 8),
+        "pages_ahead": (0, 1),
         "tokens": (128, 8192),
+        "most": (1, 1024),
         "merged": (16, 256),
         "size": (1, 8192),
     }
@@ -53,21 +55,33 @@ def _check(name: str, value: int, bounds: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class AttentionTile(_Bounded):
-    """block_m: query rows (tokens x query heads of one KV head) per program; block_n: cached tokens per inner step."""
+    """block_m: query rows (tokens x query heads of one KV head) per program; block_n: cached tokens per inner step.
+    pages_ahead: steps between reading page numbers and reading what they lead to."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    pages_ahead: int = 0
 
 
 @dataclass(frozen=True)
 class Split(_Bounded):
-    """tokens: cached ones per split of a decode row, so that a row's sum is cut at the same places whatever else is in
-    the batch. merged: splits that a program merges at a time."""
+    """How a decode row's context is cut: by its own length alone, so that its sum is the same whatever else is in the
+    batch. tokens: cached ones per split, doubled until the row has at most `most` splits. merged: splits that a program
+    merges at a time."""
 
     tokens: int
+    most: int
     merged: int
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One entry, since longer splits want deeper tiles: fewer programs have to keep as many bytes under way."""
+
+    tile: AttentionTile
+    split: Split
 
 
 @dataclass(frozen=True)
@@ -109,8 +123,7 @@ class Sizes:
     """Tables by head size, scheme or op. One that lists only some entries is laid `over` one that has all."""
 
     prefill: Mapping[int, AttentionTile] = field(default_factory=dict)
-    decode: Mapping[int, AttentionTile] = field(default_factory=dict)
-    splits: Mapping[int, Split] = field(default_factory=dict)
+    decode: Mapping[int, Decode] = field(default_factory=dict)
     products: Mapping[str, ProductTiles] = field(default_factory=dict)
     experts: Mapping[str, ProductTile] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
@@ -133,7 +146,6 @@ _KEYS: Final[Mapping[str, tuple[int, ...] | tuple[str, ...]]] = MappingProxyType
     {
         "prefill": HEAD_DIMS,
         "decode": HEAD_DIMS,
-        "splits": HEAD_DIMS,
         "products": SCHEMES,
         "experts": EXPERTS,
         "blocks": tuple(_BLOCK_BOUNDS),

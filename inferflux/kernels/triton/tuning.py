@@ -14,7 +14,7 @@ from triton import __version__, knobs, next_power_of_2
 
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
-from inferflux.kernels.triton.sizes import AttentionTile, Block, ProductTile, ProductTiles, Sizes, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, ProductTiles, Sizes, Split
 
 Entry = TypeVar("Entry")
 
@@ -55,14 +55,15 @@ _PREFILL: Final = {
     128: AttentionTile(block_m=128, block_n=64, num_warps=4, num_stages=4),
     256: AttentionTile(block_m=128, block_n=64, num_warps=8, num_stages=2),
 }
-_DECODE: Final = {
-    64: AttentionTile(block_m=16, block_n=64, num_warps=2, num_stages=4),
-    128: AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=4),
-    256: AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=3),
-}
 # Llama-3-8B heads, 8k tokens: 16 splits x 8 KV heads = 128 programs per row, about one wave of 132 multiprocessors.
-# On an H200 a turn of the merge takes 3 us, whatever its size: 128 splits by 16, 26 us.
-_SPLIT: Final = Split(tokens=512, merged=64)
+# On an H200 a turn of the merge takes 3 us, whatever its size: 128 splits by 16, 26 us. Rows of more than 65,536 tokens
+# were not measured: they have no more programs than that.
+_SPLIT: Final = Split(tokens=512, most=128, merged=64)
+_DECODE: Final = {
+    64: Decode(AttentionTile(block_m=16, block_n=64, num_warps=2, num_stages=4), _SPLIT),
+    128: Decode(AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=4), _SPLIT),
+    256: Decode(AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=3), _SPLIT),
+}
 # Not yet measured on a GPU. Few rows: narrow programs, so that a matrix of 4096 outputs occupies all 132
 # multiprocessors of an H100/H200.
 _PRODUCTS: Final = ProductTiles(
@@ -87,7 +88,6 @@ _BLOCKS: Final = {
 SHIPPED: Final = Sizes(
     prefill=_PREFILL,
     decode=_DECODE,
-    splits=dict.fromkeys(_DECODE, _SPLIT),
     products={"int8": _PRODUCTS, "int4": _PRODUCTS, "fp8": _PRODUCTS},
     experts={
         "floats": _FLOAT_EXPERTS,
@@ -140,11 +140,10 @@ def listed(table: Mapping[int, Entry], padded_head_dim: int) -> Entry:
 
 
 def attention_tile(
-    table: Mapping[int, AttentionTile], padded_head_dim: int, group: int, dtype: torch.dtype, gpu: Gpu
+    tile: AttentionTile, padded_head_dim: int, group: int, dtype: torch.dtype, gpu: Gpu
 ) -> AttentionTile:
-    """Returns the tile for queries in `dtype`, of which `group` heads share a key head; smaller than listed where the
-    GPU has less shared memory than an H100."""
-    tile = listed(table, padded_head_dim)
+    """Returns the listed tile for queries in `dtype`, of which `group` heads share a key head; smaller where the GPU
+    has less shared memory than an H100."""
     if dtype == torch.float32:
         tile = replace(tile, block_m=min(tile.block_m, FLOAT32_BLOCK_M), block_n=min(tile.block_n, FLOAT32_BLOCK_N))
     least = next_power_of_2(group)

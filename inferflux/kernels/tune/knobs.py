@@ -4,13 +4,13 @@ Knows no clock and no process.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 
-from inferflux.kernels.bench.shapes import LayerShape
+from inferflux.kernels.bench.shapes import LayerShape, Span
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import NUM_LAYERS, workloads_of
 from inferflux.kernels.cases.case import Case, Draw, Inputs
@@ -19,15 +19,24 @@ from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import candidates
 from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, SCHEMES, Sizes
 
-# Rows on both sides of the edges of splits and pages; the last has several splits of any length that is tried.
-_DECODES: Final = ((0, 1), (15, 16), (299, 300), (1023, 1024), (1024, 1025), (4999, 5000))
+# Rows on both sides of the edges of splits and pages; the last has several splits of any length that is tried, and
+# longer ones where a row has at most 32.
+_DECODES: Final = ((0, 1), (15, 16), (299, 300), (1023, 1024), (1024, 1025), (19999, 20000))
 _PREFILLS: Final = ((0, 5), (64, 333), (30, 31), (200, 700))
 # What is timed takes the same code with fewer rows: these reach across a tile of every size.
 _CHECKED_ROWS: Final = (1, 70)
 # The rows that few, some and many are timed on; many: those of the layer's largest step.
 _ROWS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType({"few": (1, 16), "some": (64,)})
 _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
-    {"block_m": "m", "block_n": "n", "block_k": "k", "num_warps": "w", "num_stages": "s", "tokens": "split "}
+    {
+        "block_m": "m",
+        "block_n": "n",
+        "block_k": "k",
+        "num_warps": "w",
+        "num_stages": "s",
+        "pages_ahead": "ahead ",
+        "tokens": "split ",
+    }
 )
 
 
@@ -77,8 +86,11 @@ class Subject:
 
 
 def describe(entry: Any) -> str:
-    """`m128 n64 w4 s4`: an entry in few letters."""
-    return " ".join(f"{_LETTERS.get(name, name + ' ')}{value}" for name, value in vars(entry).items())
+    """`m128 n64 w4 s4 ahead 0`: an entry in few letters."""
+    return " ".join(
+        describe(value) if is_dataclass(value) else f"{_LETTERS.get(name, name + ' ')}{value}"
+        for name, value in vars(entry).items()
+    )
 
 
 def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
@@ -98,7 +110,11 @@ def _attention(shape: LayerShape) -> Iterator[Subject]:
     size = next(size for size in HEAD_DIMS if shape.head_dim <= size)
     heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
     workloads = workloads_of("attention", shape)
-    for table, tried, spans in (("prefill", candidates.PREFILL, _PREFILLS), ("decode", candidates.DECODE, _DECODES)):
+    tables: tuple[tuple[str, Mapping[int, tuple[Any, ...]], tuple[Span, ...]], ...] = (
+        ("decode", candidates.DECODE, _DECODES),
+        ("prefill", candidates.PREFILL, _PREFILLS),
+    )
+    for table, tried, spans in tables:
         paging = Paging(spans, num_layers=NUM_LAYERS)
         cases = (attention_case(table, paging, heads),)
         # What takes other registers and other shared memory than the plain kernel.
@@ -107,10 +123,8 @@ def _attention(shape: LayerShape) -> Iterator[Subject]:
             *(attention_case(f"{table}, {kind} pages", paging, heads, narrow_as=kind) for kind in LARGEST_CODE),
         )
         timed = tuple(each for each in workloads if each.name.startswith(table))
-        knobs = [Knob(table, size, tried.get(size, ()), timed, cases, proofs)]
-        if table == "decode":
-            knobs.append(Knob("splits", size, candidates.SPLITS, timed, cases, proofs))
-        yield Subject(f"attention {table}", ("attention",), tuple(knobs))
+        knob = Knob(table, size, tried.get(size, ()), timed, cases, proofs)
+        yield Subject(f"attention {table}", ("attention",), (knob,))
 
 
 def _products(shape: LayerShape) -> Iterator[Subject]:
