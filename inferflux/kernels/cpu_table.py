@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 logger = logging.getLogger(__name__)
 
 # Of what the files mean: another one ignores them.
-VERSION: Final = 6
+VERSION: Final = 7
 # Numbers of rows that are measured; a product of more rows goes by the next larger one, or the last.
 BUCKETS: Final = (1, 4, 16, 64, 256)
 # A start may spend this long on measuring (five matrices of a 135M model take about as long); the next one goes on.

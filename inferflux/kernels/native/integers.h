@@ -10,12 +10,15 @@
 
 constexpr long BLOCK = 512, INT4_GROUP = 32, STEPS = 32767;
 static_assert(127 * STEPS * BLOCK < (1L << 31), "a block's sum must fit 32 bits");
-// A tile's sums stay in registers: TILE rows of VECTORS registers each. GOP/s of int8 [3072, 576] x 120 rows, one core of
-// a Zen 3 EPYC: 4 rows 131, 5 rows 127, 6 rows 101 (float32 in oneDNN: 75); AVX-512 is not measured.
-constexpr int TILE = W == 16 ? 12 : 4;
-// Rounded rows that stay in the second cache while the panels pass. Panels are small enough to come by themselves: fetching
-// the next one as matmul.h does costs 32 rows 4 %.
-constexpr long L2_BYTES = 192 * 1024;
+// A tile's sums stay in registers: TILE rows of PANELS * VECTORS each. GOP/s of int8 [3072, 576] x 120 rows, one core of a
+// Zen 3 EPYC: 4 rows 131, 5 rows 127, 6 rows 101 (float32 in oneDNN: 75). Fewer than MANY rows meet one panel at a time.
+// [3072, 576] x 1, 4, 8, 32, 512 rows, two cores of a Zen 5 EPYC: 8 rows of 3 panels 105, 291, 494, 727, 898, 12 of 1 161,
+// 432, 383, 586, 819; as it is, with the next panels fetched, 166, 450, 725, 842, 896.
+constexpr int TILE = W == 16 ? 8 : 4, MANY = 5;
+// While rows meet a panel, the next one is fetched; with AVX2 it comes by itself (fetching costs 32 rows 4 % there).
+constexpr bool FETCHES = W == 16;
+// Of the rounded rows as many as fit stay in the second cache while the panels pass.
+constexpr long ROUNDED_BYTES = 192 * 1024;
 typedef int16_t Shorts __attribute__((vector_size(4 * W)));
 
 // IS_FEW: sums are so few that each waits for itself, 5 cycles for VNNI's instruction that does both, 1 for an addition.
@@ -99,20 +102,29 @@ static void round_row(const float* x, long inputs, long columns, int16_t* to, fl
   }
 }
 
-template <class K, int ROWS>
+template <class K, int NUM, int ROWS>
 static inline void sum_tile(const uint8_t* panel, const float* scales, const int16_t* x, const float* x_scales, long columns,
-                            long blocks, Floats sums[ROWS][VECTORS]) {
+                            long blocks, Floats sums[ROWS][NUM * VECTORS]) {
+  constexpr int NUM_V = NUM * VECTORS;
+  const long groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1, bytes = columns / 4 * K::BYTES;
   for (long first = 0, last; first < columns; first = last) {
     last = first + K::SUMMED < columns ? first + K::SUMMED : columns;
-    Ints acc[ROWS][VECTORS] = {};
+    Ints acc[ROWS][NUM_V];
+    UNROLLED for (int m = 0; m < ROWS; m++)
+      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] = Ints{};
     TileRows<int16_t, ROWS> rows(x + first, columns);
     for (const uint8_t *p = panel + first / 4 * K::BYTES, *end = panel + last / 4 * K::BYTES; p < end; p += K::BYTES) {
-      for (int pair = 0; pair < 2; pair++) {
-        Shorts w[VECTORS];
-        for (int v = 0; v < VECTORS; v++) w[v] = pair ? K::template read<1>(p, v) : K::template read<0>(p, v);
-        for (int m = 0; m < ROWS; m++) {
+      if (FETCHES)
+        UNROLLED for (int v = 0; v < NUM; v++) __builtin_prefetch(p + (v + NUM) * bytes);
+      UNROLLED for (int pair = 0; pair < 2; pair++) {
+        Shorts w[NUM_V];
+        UNROLLED for (int v = 0; v < NUM_V; v++) {
+          const uint8_t* from = p + v / VECTORS * bytes;
+          w[v] = pair ? K::template read<1>(from, v % VECTORS) : K::template read<0>(from, v % VECTORS);
+        }
+        UNROLLED for (int m = 0; m < ROWS; m++) {
           Ints both = Ints{} + load<int32_t>(rows.at(m, 2 * pair));
-          for (int v = 0; v < VECTORS; v++) {
+          UNROLLED for (int v = 0; v < NUM_V; v++) {
             acc[m][v] = add_pairs<(ROWS < FEW)>(acc[m][v], (Shorts)both, w[v]);
             keep(acc[m][v]);
           }
@@ -120,48 +132,59 @@ static inline void sum_tile(const uint8_t* panel, const float* scales, const int
       }
       rows.move(4);
     }
-    for (int m = 0; m < ROWS; m++)
-      for (int v = 0; v < VECTORS; v++) {
+    UNROLLED for (int m = 0; m < ROWS; m++)
+      UNROLLED for (int v = 0; v < NUM_V; v++) {
         Floats scale = splat(x_scales[m * blocks + first / BLOCK]);
-        if (K::SUMMED < BLOCK) scale *= load<Floats>(scales + first / K::SUMMED * PANEL + v * W);
+        if (K::SUMMED < BLOCK)
+          scale *= load<Floats>(scales + (v / VECTORS * groups + first / K::SUMMED) * PANEL + v % VECTORS * W);
         sums[m][v] += __builtin_convertvector(acc[m][v], Floats) * scale;
       }
   }
 }
 
-template <class K, int ROWS>
+template <class K, int NUM, int ROWS>
 static void store_tile(const ProductCall& c, long p, long row, const int16_t* x, const float* x_scales) {
+  constexpr int NUM_V = NUM * VECTORS;
   const long columns = columns_of(c), first = p * PANEL, groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1;
   const float* scales = c.scales + p * groups * PANEL;
-  Floats sums[ROWS][VECTORS] = {};
-  sum_tile<K, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns,
-                    x_scales + row * blocks_of(c), columns, blocks_of(c), sums);
-  const long count = c.outputs - first < PANEL ? c.outputs - first : PANEL;
-  float bias[PANEL] = {}, part[PANEL];
+  Floats sums[ROWS][NUM_V] = {};
+  sum_tile<K, NUM, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns,
+                         x_scales + row * blocks_of(c), columns, blocks_of(c), sums);
+  const long count = c.outputs - first < NUM * PANEL ? c.outputs - first : NUM * PANEL;
+  float bias[NUM * PANEL] = {}, part[NUM * PANEL];
   if (c.bias) memcpy(bias, c.bias + first, count * sizeof(float));
   for (int m = 0; m < ROWS; m++) {
     float* y = c.y + (row + m) * c.outputs + first;
-    float* to = count < PANEL ? part : y;
-    for (int v = 0; v < VECTORS; v++) {
+    float* to = count < NUM * PANEL ? part : y;
+    for (int v = 0; v < NUM_V; v++) {
       Floats sum = K::SUMMED < BLOCK ? sums[m][v] : sums[m][v] * load<Floats>(scales + v * W);
       store(to + v * W, sum + load<Floats>(bias + v * W));
     }
-    if (count < PANEL) memcpy(y, part, count * sizeof(float));
+    if (count < NUM * PANEL) memcpy(y, part, count * sizeof(float));
   }
 }
 
-template <class K, int ROWS = TILE>
+template <class K, int NUM, int ROWS = TILE>
 static void store_rows(const ProductCall& c, long p, long row, long count, const int16_t* x, const float* x_scales) {
   if (count == ROWS)
-    store_tile<K, ROWS>(c, p, row, x, x_scales);
+    store_tile<K, NUM, ROWS>(c, p, row, x, x_scales);
   else if constexpr (ROWS > 1)
-    store_rows<K, ROWS - 1>(c, p, row, count, x, x_scales);
+    store_rows<K, NUM, ROWS - 1>(c, p, row, count, x, x_scales);
+}
+
+template <class K, int NUM>
+static void store_all(const ProductCall& c, long p, long first, long rows, const int16_t* x, const float* x_scales) {
+  const long tiles = tiles_of(rows, TILE);
+  for (long t = 0, m = first, end; t < tiles; t++, m = end) {
+    end = first + (t + 1) * rows / tiles;
+    store_rows<K, NUM>(c, p, m, end - m, x, x_scales);
+  }
 }
 
 template <class K>
 static void multiply_integers(const ProductCall& c) {
   const long columns = columns_of(c), panels = (c.outputs + PANEL - 1) / PANEL;
-  const long near = L2_BYTES / (2 * columns) / TILE * TILE, most = near < TILE ? TILE : near;
+  const long near = ROUNDED_BYTES / (2 * columns) / TILE * TILE, most = near < TILE ? TILE : near;
   std::unique_ptr<int16_t[]> x(new int16_t[c.rows * columns]);
   std::unique_ptr<float[]> x_scales(new float[c.rows * blocks_of(c)]);
 #pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 40000)
@@ -169,14 +192,12 @@ static void multiply_integers(const ProductCall& c) {
 #pragma omp for schedule(static)
     for (long m = 0; m < c.rows; m++)
       round_row(c.x + m * c.inputs, c.inputs, columns, x.get() + m * columns, x_scales.get() + m * blocks_of(c));
+    const Share own = share_of(panels);
     for (long first = 0; first < c.rows; first += most) {
-      const long rows = first + most < c.rows ? most : c.rows - first, tiles = (rows + TILE - 1) / TILE;
-#pragma omp for schedule(static) nowait
-      for (long p = 0; p < panels; p++) {
-        for (long t = 0, m = first, end; t < tiles; t++, m = end) {
-          end = first + (t + 1) * rows / tiles;
-          store_rows<K>(c, p, m, end - m, x.get(), x_scales.get());
-        }
+      const long rows = first + most < c.rows ? most : c.rows - first;
+      for (long p = own.first, next; p < own.last; p = next) {
+        next = rows >= MANY && p + PANELS <= own.last ? p + PANELS : p + 1;
+        (next == p + PANELS ? store_all<K, PANELS> : store_all<K, 1>)(c, p, first, rows, x.get(), x_scales.get());
       }
     }
   }

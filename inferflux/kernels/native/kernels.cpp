@@ -148,6 +148,9 @@ static void multiply(int type, const void* call) {
                                                           multiply_integers<Packed8>, multiply_floats<Panel8>,
                                                           multiply_integers<Packed4>};
   const ProductCall& c = *(const ProductCall*)call;
+#if defined(__AVX512BF16__)
+  if (c.type && type == 1 && c.inputs % 2 == 0) return multiply_floats<Pairs16>(c);
+#endif
   if (c.type)
     multiply_widened(c, by_weight[type]);
   else

@@ -1,21 +1,29 @@
-// y = x @ weight.T for weights in floats of 32, 16 or 8 bits, which are widened in registers.
+// y = x @ weight.T for weights in floats of 32, 16 or 8 bits, which are widened in registers, or multiplied in pairs as they
+// are where the processor has instructions for that.
 //
-// Weights lie in panels of PANEL outputs, a column's outputs side by side: one column of a panel meets one input of each row
-// of a tile. A row's sums grow in the order of the columns, whatever else is in the batch.
+// Weights lie in panels of PANEL outputs, a column's outputs side by side: one column of a few panels meets one input of
+// each row of a tile. A row's sums grow in the order of the columns, whatever else is in the batch.
 #pragma once
+#include <omp.h>
+
 #include <memory>
 
 #include "vector.h"
 
 constexpr long PANEL = 16;
-// A tile's sums stay in registers: rows of VECTORS each.
-constexpr int VECTORS = PANEL / W, FLOAT_TILE = 12 / VECTORS;
-// Of x, ROW_BLOCK rows of at most COLUMN_BLOCK columns stay in the second cache while the panels pass, of each panel as many
-// columns in the first or second. 576 columns are one block.
-constexpr long ROW_BLOCK = 96, COLUMN_BLOCK = 640;
+// A tile's sums stay in registers: FLOAT_TILE rows of PANELS * VECTORS each. GFLOP/s of bfloat16 in pairs, [3072, 576] x 8,
+// 16, 32, 512 rows and [896, 4864] x the same, two cores of a Zen 5 EPYC: 8 rows of 3 panels 397, 598, 744, 974 and 451, 638,
+// 766, 923; 12 of 1 362, 406, 517, 807 and 317, 450, 627, 851; 12 of 2 403, 519, 621, 947 and 400, 677, 814, 995.
+constexpr int VECTORS = PANEL / W, PANELS = W == 16 ? 3 : 1, FLOAT_TILE = W == 16 ? 8 : 6;
+// Of x, rows of L2_BYTES stay in the second cache while the panels pass: at most ROW_BLOCK of them, and at most COLUMN_BLOCK
+// columns of floats, of each panel as many in the first or second. 576 columns are one block.
+constexpr long ROW_BLOCK = 256, COLUMN_BLOCK = 640, L2_BYTES = (W == 16 ? 512 : 240) * 1024;
 // While rows meet a panel, the next one is fetched, a little for every AHEAD columns: else the first rows wait for memory.
 // GFLOP/s of float32 [.., 576] x 32 rows, two cores of a Zen 3 EPYC: 139 to 144, 107 without; x 512 rows 142, 134 without.
 constexpr long AHEAD = 8, LINE = 64;
+// GCC 12 keeps sums in registers only if every loop over them is unrolled before it looks: else it stores all of them in each
+// round (bfloat16 in pairs: 947 to 652 GFLOP/s).
+#define UNROLLED _Pragma("GCC unroll 32")
 
 struct ProductCall {
   const void* weight;   // floats: [panels, inputs / TOGETHER, PANEL, TOGETHER]; integers: see integers.h
@@ -42,32 +50,47 @@ static void multiply_widened(const ProductCall& given, void (*multiply)(const Pr
   convert<F32, BF16>(given.y, c.y, num_y, c.threads);
 }
 
-// How a panel holds TOGETHER columns of an output side by side, and how they become floats, to[column][register]. Columns
-// are filled up to a multiple of TOGETHER.
+// How a panel holds COLUMNS columns of an output side by side, and FACTORS registers of a panel's outputs that are made of
+// them: to[factor]. Columns are filled up to a multiple of COLUMNS. X and Y: what x and y are made of.
 struct Panel32 {
   typedef float T;
-  static constexpr int TOGETHER = 1;
-  static inline void read(const T* p, Floats to[][VECTORS]) {
-    for (int v = 0; v < VECTORS; v++) to[0][v] = F32::read(p + v * W);
-  }
+  typedef F32 X, Y;
+  typedef Floats Factor;
+  static constexpr int COLUMNS = 1, FACTORS = 1;
+  static inline void read(const T* p, Factor* to) { to[0] = F32::read(p); }
 };
 struct Panel16 {  // of bfloat16; the first column in a word's low half
   typedef uint16_t T;
-  static constexpr int TOGETHER = 2;
-  static inline void read(const T* p, Floats to[][VECTORS]) {
-    for (int v = 0; v < VECTORS; v++) {
-      Ints both = load<Ints>(p + v * 2 * W);
-      to[0][v] = (Floats)(both << 16), to[1][v] = (Floats)(both & (int)0xffff0000);
-    }
+  typedef F32 X, Y;
+  typedef Floats Factor;
+  static constexpr int COLUMNS = 2, FACTORS = 2;
+  static inline void read(const T* p, Factor* to) {
+    Ints both = load<Ints>(p);
+    to[0] = (Floats)(both << 16), to[1] = (Floats)(both & (int)0xffff0000);
   }
 };
 struct Panel8 {
   typedef uint8_t T;
-  static constexpr int TOGETHER = 1;
-  static inline void read(const T* p, Floats to[][VECTORS]) {
-    for (int v = 0; v < VECTORS; v++) to[0][v] = F8::read(p + v * W);
-  }
+  typedef F32 X, Y;
+  typedef Floats Factor;
+  static constexpr int COLUMNS = 1, FACTORS = 1;
+  static inline void read(const T* p, Factor* to) { to[0] = F8::read(p); }
 };
+static inline void add_products(Floats& to, const float* x, Floats factor) { to += splat(*x) * factor; }
+#if defined(__AVX512BF16__)
+// As Panel16, for x and y of bfloat16: two columns of an output meet two inputs at once. Inputs are even.
+struct Pairs16 {
+  typedef uint16_t T;
+  typedef BF16 X, Y;
+  typedef Ints Factor;
+  static constexpr int COLUMNS = 2, FACTORS = 1;
+  static inline void read(const T* p, Factor* to) { to[0] = load<Ints>(p); }
+};
+static inline void add_products(Floats& to, const uint16_t* x, Ints factor) {
+  Ints both = Ints{} + load<int32_t>(x);
+  to = (Floats)_mm512_dpbf16_ps((__m512)to, (__m512bh)both, (__m512bh)factor);
+}
+#endif
 
 // Where a tile's rows are read, one pointer for every GROUP of them. Of AVX-512's 12 rows GCC 12 else holds one for each,
 // most of them on the stack: 79 cycles for 8 columns of bfloat16, now 54, as LLVM's model of Skylake-X counts them.
@@ -85,37 +108,41 @@ template <class T, int ROWS> struct TileRows {
   }
 };
 
-// What rows meet of a panel before the next panel's turn.
+// What rows meet of a few panels before the next ones' turn.
 template <class K> struct Columns {
+  typedef typename K::X::T X;
+  typedef typename K::Y::T Y;
   const typename K::T* weight;
+  long panel;                   // from panel to panel
   long count, inputs, outputs;  // the last two: from row to row of x and y
-  const float *scales, *bias;   // of the panel's outputs, where these are the last columns; or null
+  const float* scales;          // of the panels' outputs, where these are the last columns; or null
+  const Y* bias;                // likewise
   bool fresh;                   // the first columns: y holds no sums yet
-  const char* ahead;            // of the next panel: tiles fetch it as they go, `step` bytes for every AHEAD columns
+  const char* ahead;            // of the next panels: tiles fetch it as they go, `step` bytes for every AHEAD columns
   long step;
 };
 
-template <class K, int ROWS>
-static void add_tile(Columns<K>& c, const float* x, float* y) {
-  const long inputs = c.inputs, outputs = c.outputs;
-  Floats acc[ROWS][VECTORS];
-  for (int m = 0; m < ROWS; m++)
-    for (int v = 0; v < VECTORS; v++) acc[m][v] = Floats{};
+template <class K, int NUM, int ROWS>
+static void add_tile(Columns<K>& c, const typename K::X::T* x, typename K::Y::T* y) {
+  typedef typename K::Y Y;
+  constexpr int NUM_V = NUM * VECTORS, EACH = K::COLUMNS / K::FACTORS;
+  const long outputs = c.outputs, panel = c.panel;
+  Floats acc[ROWS][NUM_V];
+  UNROLLED for (int m = 0; m < ROWS; m++)
+    UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] = Floats{};
   if (!c.fresh)
-    for (int m = 0; m < ROWS; m++)
-      for (int v = 0; v < VECTORS; v++) acc[m][v] = load<Floats>(y + m * outputs + v * W);
-  auto add = [&](TileRows<float, ROWS> from, const typename K::T* w, long num) {
-    Floats b[K::TOGETHER][VECTORS];
-    K::read(w, b);
+    UNROLLED for (int m = 0; m < ROWS; m++)
+      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] = Y::read(y + m * outputs + v * W);
+  auto add = [&](TileRows<typename K::X::T, ROWS> from, const typename K::T* w, long num) {
+    typename K::Factor b[NUM_V][K::FACTORS];
+    UNROLLED for (int v = 0; v < NUM_V; v++) K::read(w + v / VECTORS * panel + v % VECTORS * W * K::COLUMNS, b[v]);
     for (int k = 0; k < num; k++) {
-      for (int v = 0; v < VECTORS; v++) keep(b[k][v]);
-      for (int m = 0; m < ROWS; m++) {
-        Floats a = splat(*from.at(m, k));
-        for (int v = 0; v < VECTORS; v++) acc[m][v] += a * b[k][v];
-      }
+      UNROLLED for (int v = 0; v < NUM_V; v++) keep(b[v][k]);
+      UNROLLED for (int m = 0; m < ROWS; m++)
+        UNROLLED for (int v = 0; v < NUM_V; v++) add_products(acc[m][v], from.at(m, k * EACH), b[v][k]);
     }
   };
-  TileRows<float, ROWS> rows(x, inputs);
+  TileRows<typename K::X::T, ROWS> rows(x, c.inputs);
   const typename K::T *w = c.weight, *whole = w + c.count / AHEAD * AHEAD * PANEL;
   const char* ahead = c.ahead;
   for (; w < whole; w += AHEAD * PANEL) {
@@ -124,80 +151,103 @@ static void add_tile(Columns<K>& c, const float* x, float* y) {
       for (long fetched = LINE; fetched < c.step; fetched += LINE) __builtin_prefetch(ahead + fetched);
     ahead += c.step;
 #pragma GCC unroll 8
-    for (int k = 0; k < AHEAD; k += K::TOGETHER, rows.move(K::TOGETHER)) add(rows, w + k * PANEL, K::TOGETHER);
+    for (int k = 0; k < AHEAD; k += K::COLUMNS, rows.move(K::COLUMNS)) add(rows, w + k * PANEL, K::FACTORS);
   }
   c.ahead = ahead;
-  for (long left = c.count % AHEAD; left > 0; left -= K::TOGETHER, rows.move(K::TOGETHER), w += K::TOGETHER * PANEL)
-    add(rows, w, left < K::TOGETHER ? left : K::TOGETHER);
+  for (long left = c.count % AHEAD; left > 0; left -= K::COLUMNS, rows.move(K::COLUMNS), w += K::COLUMNS * PANEL)
+    add(rows, w, left < K::FACTORS ? left : K::FACTORS);
   if (c.scales)
-    for (int m = 0; m < ROWS; m++)
-      for (int v = 0; v < VECTORS; v++) acc[m][v] *= load<Floats>(c.scales + v * W);
+    UNROLLED for (int m = 0; m < ROWS; m++)
+      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] *= load<Floats>(c.scales + v * W);
   if (c.bias)
-    for (int m = 0; m < ROWS; m++)
-      for (int v = 0; v < VECTORS; v++) acc[m][v] += load<Floats>(c.bias + v * W);
-  for (int m = 0; m < ROWS; m++)
-    for (int v = 0; v < VECTORS; v++) store(y + m * outputs + v * W, acc[m][v]);
+    UNROLLED for (int m = 0; m < ROWS; m++)
+      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] += Y::read(c.bias + v * W);
+  UNROLLED for (int m = 0; m < ROWS; m++)
+    UNROLLED for (int v = 0; v < NUM_V; v++) Y::write(y + m * outputs + v * W, acc[m][v]);
 }
 
-template <class K, int ROWS = FLOAT_TILE>
-static void add_rows(Columns<K>& c, const float* x, float* y, long count) {
+template <class K, int NUM, int ROWS = FLOAT_TILE>
+static void add_rows(Columns<K>& c, const typename K::X::T* x, typename K::Y::T* y, long count) {
   if (count == ROWS)
-    add_tile<K, ROWS>(c, x, y);
+    add_tile<K, NUM, ROWS>(c, x, y);
   else if constexpr (ROWS > 1)
-    add_rows<K, ROWS - 1>(c, x, y, count);
+    add_rows<K, NUM, ROWS - 1>(c, x, y, count);
 }
+
+static inline long tiles_of(long rows, long most) { return (rows + most - 1) / most; }
 
 // Tiles as even as can be: where 6 rows are one, 32 are 5, 5, 6, 5, 5, 6.
-template <class K>
-static void add_all(Columns<K>& c, const float* x, float* y, long rows) {
-  const long tiles = (rows + FLOAT_TILE - 1) / FLOAT_TILE;
+template <class K, int NUM>
+static void add_all(Columns<K> c, const typename K::X::T* x, typename K::Y::T* y, long rows) {
+  const long tiles = tiles_of(rows, FLOAT_TILE);
+  c.step = c.step * NUM / tiles;
   for (long t = 0, m = 0, next; t < tiles; t++, m = next) {
     next = (t + 1) * rows / tiles;
-    add_rows<K>(c, x + m * c.inputs, y + m * c.outputs, next - m);
+    add_rows<K, NUM>(c, x + m * c.inputs, y + m * c.outputs, next - m);
   }
 }
 
 // For the last panel, where it has fewer than PANEL outputs.
 template <class K>
-static void add_narrow(Columns<K> c, const float* x, float* y, long rows, long count) {
-  float part[ROW_BLOCK][PANEL] = {}, scales[PANEL] = {}, bias[PANEL] = {};
-  const long outputs = c.outputs, bytes = count * sizeof(float);
-  if (c.scales) c.scales = (const float*)memcpy(scales, c.scales, bytes);
-  if (c.bias) c.bias = (const float*)memcpy(bias, c.bias, bytes);
+static void add_narrow(Columns<K> c, const typename K::X::T* x, typename K::Y::T* y, long rows, long count) {
+  typedef typename K::Y::T Y;
+  Y part[ROW_BLOCK][PANEL] = {}, bias[PANEL] = {};
+  float scales[PANEL] = {};
+  const long outputs = c.outputs;
+  if (c.scales) c.scales = (const float*)memcpy(scales, c.scales, count * sizeof(float));
+  if (c.bias) c.bias = (const Y*)memcpy(bias, c.bias, count * sizeof(Y));
   c.outputs = PANEL;
-  for (long m = 0; !c.fresh && m < rows; m++) memcpy(part[m], y + m * outputs, bytes);
-  add_all(c, x, part[0], rows);
-  for (long m = 0; m < rows; m++) memcpy(y + m * outputs, part[m], bytes);
+  for (long m = 0; !c.fresh && m < rows; m++) memcpy(part[m], y + m * outputs, count * sizeof(Y));
+  add_all<K, 1>(c, x, part[0], rows);
+  for (long m = 0; m < rows; m++) memcpy(y + m * outputs, part[m], count * sizeof(Y));
+}
+
+// The part of so many panels that is this thread's: whatever the rows, a panel is always the same thread's.
+struct Share {
+  long first, last;
+};
+static inline Share share_of(long panels) {
+  const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
+  return {panels * thread / threads, panels * (thread + 1) / threads};
 }
 
 template <class K>
 static void multiply_floats(const ProductCall& c) {
   typedef typename K::T T;
-  const long panels = (c.outputs + PANEL - 1) / PANEL, blocks = (c.inputs + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
+  typedef typename K::X::T X;
+  typedef typename K::Y::T Y;
+  const long panels = (c.outputs + PANEL - 1) / PANEL, whole = c.outputs / PANEL;
+  // Sums of floats wait in y for the next columns; in bfloat16 they would lose digits.
+  const long blocks = sizeof(Y) == sizeof(float) ? (c.inputs + COLUMN_BLOCK - 1) / COLUMN_BLOCK : 1;
   const long most = ((c.inputs + blocks - 1) / blocks + AHEAD - 1) / AHEAD * AHEAD;
-  const long panel = (c.inputs + K::TOGETHER - 1) / K::TOGETHER * K::TOGETHER * PANEL;
+  const long near = L2_BYTES / (most * (long)sizeof(X)) / FLOAT_TILE * FLOAT_TILE;
+  const long row_block = near < FLOAT_TILE ? FLOAT_TILE : near > ROW_BLOCK ? ROW_BLOCK : near;
+  const long panel = (c.inputs + K::COLUMNS - 1) / K::COLUMNS * K::COLUMNS * PANEL;
 #pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 20000)
-  for (long row = 0; row < c.rows; row += ROW_BLOCK)
+  for (long row = 0; row < c.rows; row += row_block)
     for (long first = 0; first < c.inputs; first += most) {
-      const long rows = row + ROW_BLOCK < c.rows ? ROW_BLOCK : c.rows - row;
-      const long step = AHEAD * PANEL * (long)sizeof(T) / ((rows + FLOAT_TILE - 1) / FLOAT_TILE);
+      const long rows = row + row_block < c.rows ? row_block : c.rows - row;
       const long count = first + most < c.inputs ? most : c.inputs - first;
       const bool last = first + count == c.inputs;
-      const float* x = c.x + row * c.inputs + first;
-      // A panel is always the same thread's. Where each has few, what it fetched would be another's too often.
-      const bool fetches = panels > 4 * c.threads;
-#pragma omp for schedule(static) nowait
-      for (long p = 0; p < panels; p++) {
+      const X* x = (const X*)c.x + row * c.inputs + first;
+      // Where each thread has few panels, what it fetched would be another's too often.
+      const long step = panels > 4 * c.threads ? AHEAD * PANEL * (long)sizeof(T) : 0;
+      const Share own = share_of(panels);
+      for (long p = own.first, next; p < own.last; p = next) {
+        const long o = p * PANEL, at_once = p + PANELS <= own.last && p + PANELS <= whole ? PANELS : 1;
+        next = p + at_once;
         const T* weight = (const T*)c.weight + p * panel + first * PANEL;
-        const long o = p * PANEL;
-        const float *scales = last && c.scales ? c.scales + o : nullptr, *bias = last && c.bias ? c.bias + o : nullptr;
-        const char* next = (const char*)(fetches ? weight + panel : weight);
-        Columns<K> columns{weight, count, c.inputs, c.outputs, scales, bias, first == 0, next, fetches ? step : 0};
-        float* y = c.y + row * c.outputs + o;
-        if (c.outputs - o < PANEL)
+        const char* ahead = (const char*)(step ? weight + at_once * panel : weight);
+        const float* scales = last && c.scales ? c.scales + o : nullptr;
+        const Y* bias = last && c.bias ? (const Y*)c.bias + o : nullptr;
+        Columns<K> columns{weight, panel, count, c.inputs, c.outputs, scales, bias, first == 0, ahead, step};
+        Y* y = (Y*)c.y + row * c.outputs + o;
+        if (p >= whole)
           add_narrow(columns, x, y, rows, c.outputs - o);
+        else if (at_once == PANELS)
+          add_all<K, PANELS>(columns, x, y, rows);
         else
-          add_all(columns, x, y, rows);
+          add_all<K, 1>(columns, x, y, rows);
       }
     }
 }

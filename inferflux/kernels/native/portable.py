@@ -36,6 +36,12 @@ _AVX2: Final = frozenset(("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm")
 _AVX512: Final = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 # The best first.
 LEVELS: Final = (
+    Level(
+        "avx512bf16",
+        "x86_64",
+        ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
+        _AVX512 | {"avx512_vnni", "avx512_bf16"},
+    ),
     Level("avx512vnni", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512 | {"avx512_vnni"}),
     Level("avx512", "x86_64", ("-march=x86-64-v4",), _AVX512),
     Level("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),

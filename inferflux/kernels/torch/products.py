@@ -44,10 +44,10 @@ def float_layouts(dtype: torch.dtype) -> tuple[Layout, ...]:
     widened = () if dtype == torch.float32 else (WIDENED,)
     plain = Layout("plain", _contiguous, (LINEAR, *widened))
     onednn = (Layout("onednn", _reorder, (ONEDNN,)),) if cpu_features.has_onednn() else ()
-    # By themselves panels are as fast as oneDNN in float32 (GFLOP/s of [3072, 576] at 1, 8, 32, 256 rows: 12, 60, 101,
-    # 148 to 10, 52, 101, 145; two cores of a Zen 3 EPYC), and decode steps need no Python for them. bfloat16 they
-    # multiply at float32's speed, which of two cores of a Xeon with AVX-512 BF16 is 273 to oneDNN's 165: only AMX is
-    # faster. A start may have no time to measure all, and one product of oneDNN's keeps the whole step off its tape.
+    # By themselves panels are as fast as oneDNN or faster (GFLOP/s of [3072, 576] at 1, 8, 32, 256 rows of float32: 12,
+    # 60, 101, 148 to 10, 52, 101, 145 on two cores of a Zen 3 EPYC; of bfloat16 at 1, 8, 32, 512 rows, Zen 5: 48, 379,
+    # 907, 984 to 44, 306, 662, 963), and decode steps need no Python for them. Only AMX is faster. A start may have no
+    # time to measure all, and one product of oneDNN's keeps the whole step off its tape.
     is_best = platform.machine() == "x86_64" and not (dtype == torch.bfloat16 and cpu_features.multiplies_tiles())
     return (*native, *onednn, plain) if is_best else (*onednn, plain, *native)
 
