@@ -49,11 +49,21 @@ alone = Paging(((699, 700),)).metadata(draw)
 alone.page_table.copy_(metadata.page_table[:1, : alone.page_table.shape[1]])
 one = attention(query[:1], pages, alone, scale=0.125, window=None, soft_cap=None)
 assert torch.equal(one[0], both[0])
+
+from inferflux.kernels.triton.sizes import HEAD_DIMS, AttentionTile, Decode, Sizes, Split
+from inferflux.kernels.triton.tuning import SHIPPED
+
+# Its splits are merged by the last program, the other row's by a launch.
+split = Split(256, 16, 16, last_merges=4)
+changed = Sizes(decode=dict.fromkeys(HEAD_DIMS, Decode(AttentionTile(16, 32, 4, 3), split))).over(SHIPPED)
+ways = [(query, metadata), (query[:1], alone)]
+both, one = (attention(q, pages, m, scale=0.125, window=None, soft_cap=None, sizes=changed) for q, m in ways)
+assert torch.equal(one[0], both[0])
 """
 
 
-# Attention with sizes that `tune` tries: page numbers read ahead, splits that double where a row has too many, and a
-# row of which two turns merge three splits.
+# Attention with sizes that `tune` tries: page numbers read ahead, splits that double where a row has too many, rows
+# that two turns of the merge or the last of their programs merge, beside each other.
 OTHER_SIZES = """
 import functools
 import torch
@@ -67,6 +77,8 @@ tile = AttentionTile(16, 32, 4, 3, pages_ahead=1)
 SOME = {
     Split(512, 2, 16): ("decode, long", "decode, long, window, soft cap", "decode, one key head", "decode, window"),
     Split(256, 32, 16): ("decode, long", "prefill after a long prefix", "mixed, window, soft cap"),
+    Split(256, 32, 16, last_merges=8): ("decode, long", "decode, long, window, soft cap", "decode, 7 queries a key"),
+    Split(512, 16, 16, last_merges=16): ("decode, long",),
 }
 for split, names in SOME.items():
     changed = Sizes(decode=dict.fromkeys(HEAD_DIMS, Decode(tile, split)), prefill=dict.fromkeys(HEAD_DIMS, tile))
@@ -76,6 +88,17 @@ for split, names in SOME.items():
     for case in cases:
         result = check_case(op, case, torch.float32, torch.device("cpu"))
         assert result.ok, (split, result)
+
+# Layer after layer of a step, and replay after replay of a recorded one: the counters are ready for the next.
+(long,) = (case for case in cases_of("attention") if case.name == "decode, long")
+inputs = long.inputs(torch.float32, torch.device("cpu"))
+first = op(*inputs.positional, **inputs.keywords)
+inputs.positional[2].kv_lengths[0] = 300
+op(*inputs.positional, **inputs.keywords)
+inputs.positional[2].kv_lengths[0] = 3000
+assert torch.equal(op(*inputs.positional, **inputs.keywords), first)
+(counters,) = inputs.positional[2].derived.values()
+assert not counters.any()
 """
 
 
@@ -299,6 +322,22 @@ def test_page_numbers_read_ahead_leave_the_stages_to_keys_and_values() -> None:
         waits[ahead] = max(int(left) for left in re.findall(r"cp.async.wait_group\s+(\d+)", code))
     # Copies still under way when a tile is multiplied: of keys and of values, two tiles each.
     assert waits == {0: 0, 1: 4}
+
+
+def test_the_last_program_of_a_row_counts_itself_after_all_its_threads_have_written() -> None:
+    """Else another program might read what is not there yet; no interpreter shows that."""
+    from inferflux.kernels.triton.tuning import SHIPPED
+    from tests.support.triton_compile import launches_of
+
+    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith("decode"))
+    shipped = SHIPPED.decode[128]
+    entry = dataclasses.replace(shipped, split=dataclasses.replace(shipped.split, last_merges=16))
+    call = Inputs(inputs.positional, {**inputs.keywords, "sizes": dataclasses.replace(SHIPPED, decode={128: entry})})
+    code = launches_of("attention", [call])[0].compile().asm["ptx"]
+    before, counted, after = code.partition("atom.global.gpu.acq_rel.add")
+    assert counted
+    assert "bar.sync" in before[before.rindex("st.global") :]
+    assert "bar.sync" in after[: after.index("ld.global")]
 
 
 @pytest.mark.parametrize("group", [1, 4, 7, 16])

@@ -12,7 +12,7 @@ import triton.language as tl
 from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.triton import tuning
-from inferflux.kernels.triton.merge import merge_kernel, splits_of
+from inferflux.kernels.triton.merge import is_last, merge_group, merge_kernel, splits_of
 from inferflux.kernels.triton.narrow import codes_of, scales_of
 from inferflux.kernels.triton.paged_softmax import fold, normalised
 from inferflux.kernels.triton.sizes import Sizes
@@ -122,8 +122,10 @@ def _chunk_kernel(
 
 @triton.jit(do_not_specialize=["window", "stride_table", "num_splits"])
 def _split_kernel(
-    partial,  # [B, H, S, D] float32, or the output [B, H, D] when S is 1
+    output,  # [B, H, D]
+    partial,  # [B, H, S, D] float32, or the output when S is 1
     log_sums,  # [B, H, S] float32, base 2
+    counters,  # int32 [B, K]; where LAST_MERGES
     query,
     kv_pages,
     kv_scales,
@@ -142,11 +144,13 @@ def _split_kernel(
     window,
     NUM_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
     SPLIT_TOKENS: tl.constexpr,
     MOST_SPLITS: tl.constexpr,
+    LAST_MERGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -155,7 +159,10 @@ def _split_kernel(
     PRECISION: tl.constexpr,
     PAGES_AHEAD: tl.constexpr,
 ):
-    """Program (row, kv head, split): the row's single query over one split of its context."""
+    """Program (row, kv head, split): the row's single query over one split of its context.
+
+    LAST_MERGES: the most splits of a row that the last of its programs merges.
+    """
     row = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -186,9 +193,20 @@ def _split_kernel(
         HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, False,
     )  # fmt: skip
     accumulator = normalised(accumulator, total, IS_NARROW)
-    slots = (row.to(tl.int64) * NUM_HEADS + heads) * num_splits + split
+    row_slot = row.to(tl.int64) * NUM_HEADS
+    count = tl.cdiv(kv_length - first, split_tokens)
+    if LAST_MERGES > 0 and count == 1:
+        slots = row_slot + heads
+        tl.store(output + slots[:, None] * HEAD_DIM + dims[None, :], accumulator.to(output.dtype.element_ty), mask=mask)
+        return
+    slots = (row_slot + heads) * num_splits + split
     tl.store(partial + slots[:, None] * HEAD_DIM + dims[None, :], accumulator.to(partial.dtype.element_ty), mask=mask)
     tl.store(log_sums + slots, maximum + tl.log2(total), mask=lanes < GROUP)
+    if LAST_MERGES > 0 and is_last(counters + row * (NUM_HEADS // GROUP) + kv_head, count, LAST_MERGES):
+        merge_group(
+            output, partial, log_sums, row_slot + kv_head * GROUP, count, num_splits,
+            GROUP, PADDED_GROUP, HEAD_DIM, PADDED_DIM,
+        )  # fmt: skip
 
 
 def attention(
@@ -269,24 +287,38 @@ def _decode(
     if num_splits > 1:
         partial = query.new_empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32)
     log_sums = query.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
+    counters = _counters(metadata, num_kv_heads, query.device) if split.last_merges else log_sums
+    padded_group = triton.next_power_of_2(group)
     _split_kernel[(num_rows, num_kv_heads, num_splits)](
-        partial, log_sums, query, codes_of(kv_pages), scales_of(kv_pages), metadata.page_table, metadata.kv_lengths,
-        num_splits, query.stride(0), query.stride(1),
+        output, partial, log_sums, counters, query, codes_of(kv_pages), scales_of(kv_pages), metadata.page_table,
+        metadata.kv_lengths, num_splits, query.stride(0), query.stride(1),
         kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
-        NUM_HEADS=num_heads, GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
-        SPLIT_TOKENS=split.tokens, MOST_SPLITS=split.most, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        NUM_HEADS=num_heads, GROUP=group, PADDED_GROUP=padded_group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim,
+        PAGE_TOKENS=kv_pages.shape[2], SPLIT_TOKENS=split.tokens, MOST_SPLITS=split.most,
+        LAST_MERGES=split.last_merges,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
         PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
-    if num_splits > 1:
+    if num_splits > max(split.last_merges, 1):
         merge_kernel[(num_rows, num_heads)](
             output, partial, log_sums, metadata.kv_lengths, num_splits, window or 0,
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split.tokens,
-            MOST_SPLITS=split.most, HAS_WINDOW=window is not None, BLOCK_S=split.merged,
+            MOST_SPLITS=split.most, LAST_MERGES=split.last_merges, HAS_WINDOW=window is not None, BLOCK_S=split.merged,
         )  # fmt: skip
     return output
+
+
+def _counters(metadata: AttentionMetadata, num_kv_heads: int, device: torch.device) -> torch.Tensor:
+    """One per row and KV head, for all layers of the step, one after another. The step's own, so that steps on other
+    streams have others; a recorded step's are made when it is run to get ready for its recording."""
+    key = ("splits that are done", num_kv_heads)
+    if key not in metadata.derived:
+        metadata.derived[key] = torch.zeros(metadata.num_rows * num_kv_heads, dtype=torch.int32, device=device)
+    counters: torch.Tensor = metadata.derived[key]
+    return counters
 
 
 def _precision(dtype: torch.dtype) -> str:

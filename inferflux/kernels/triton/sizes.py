@@ -28,6 +28,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "tokens": (128, 8192),
         "most": (1, 1024),
         "merged": (16, 256),
+        "last_merges": (0, 256),
         "size": (1, 8192),
     }
 )
@@ -69,11 +70,12 @@ class AttentionTile(_Bounded):
 class Split(_Bounded):
     """How a decode row's context is cut: by its own length alone, so that its sum is the same whatever else is in the
     batch. tokens: cached ones per split, doubled until the row has at most `most` splits. merged: splits that a program
-    merges at a time."""
+    merges at a time. last_merges: where a row has at most so many, its last program to end merges them; 0: never."""
 
     tokens: int
     most: int
     merged: int
+    last_merges: int = 0
 
 
 @dataclass(frozen=True)

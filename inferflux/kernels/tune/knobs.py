@@ -36,6 +36,7 @@ _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
         "num_stages": "s",
         "pages_ahead": "ahead ",
         "tokens": "split ",
+        "last_merges": "last ",
     }
 )
 
