@@ -16,7 +16,16 @@ from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workloads import workloads_of
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
-from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, ProductTiles, Sizes, Split
+from inferflux.kernels.triton.sizes import (
+    AttentionTile,
+    Block,
+    Decode,
+    ProductTile,
+    ProductTiles,
+    RowBlock,
+    Sizes,
+    Split,
+)
 
 pytest.importorskip("triton")
 
@@ -25,6 +34,7 @@ GPU_NAME = "Some GPU (80 GB)"
 MEASURED = Sizes(
     prefill={64: AttentionTile(64, 32, 8, 2)},
     decode={64: Decode(AttentionTile(16, 128, 8, 3, pages_ahead=1), Split(256, 16, 32))},
+    linear={"one tall": RowBlock(1, 4, 128, 2, 1), "few wide": RowBlock(8, 16, 64, 2, 3)},
     blocks={"activation": Block(256, 2), "sampling": Block(512, 8)},
 )
 
@@ -79,6 +89,34 @@ def test_kernels_take_the_sizes_that_were_measured_here(place: Path) -> None:
     # What the table does not have is as shipped; so is all of float32, in which nothing was measured.
     assert launch("rope", 0, torch.bfloat16)["BLOCK_HEADS"] == tuning.SHIPPED.blocks["rope"].size
     assert launch("activation", 0, torch.float32)["BLOCK"] == tuning.SHIPPED.blocks["activation"].size
+
+
+def test_the_plain_product_is_ours_where_it_was_measured_to_be_faster(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton import knobs
+
+    from inferflux.kernels.triton import linear, supports, tuning
+    from tests.support.triton_compile import catch_launches
+
+    monkeypatch.setattr(knobs.runtime, "interpret", True)  # stands for a GPU
+    assert "not measured to be faster" in str(supports("linear", CPU, torch.bfloat16))
+    size_table.write(table(), place)
+    tuning.measured_on.cache_clear()
+    tuning.sizes_on.cache_clear()
+    assert supports("linear", CPU, torch.bfloat16) is None
+    assert "not measured to be faster" in str(supports("linear", CPU, torch.float32))
+
+    def launched(num_rows: int, num_outputs: int, num_inputs: int) -> list[int]:
+        packed = linear.pack(torch.ones(num_outputs, num_inputs, dtype=torch.bfloat16), None)
+        with catch_launches(linear) as launches:
+            linear.run(packed, torch.ones(num_rows, num_inputs, dtype=torch.bfloat16))
+        return [launch.arguments["BLOCK_K"] for launch in launches]
+
+    assert launched(1, 48, 32) == [128]
+    assert launched(8, 32, 32) == [64]
+    # Not in the table, too many rows, none.
+    assert [launched(*size) for size in ((1, 32, 32), (2, 48, 32), (9, 32, 32), (0, 48, 32))] == [[]] * 4
 
 
 def without(text: str) -> bytes:
@@ -141,4 +179,11 @@ def test_what_cuts_sums_over_inputs_is_one_for_all_rows() -> None:
 
 
 def test_a_table_says_what_it_has() -> None:
-    assert list(table().entries()) == ["prefill 64", "decode 64", "blocks activation", "blocks sampling"]
+    assert list(table().entries()) == [
+        "prefill 64",
+        "decode 64",
+        "linear one tall",
+        "linear few wide",
+        "blocks activation",
+        "blocks sampling",
+    ]

@@ -102,6 +102,32 @@ assert not counters.any()
 """
 
 
+# The plain product, which serves no GPU before it was measured there: as `tune` checks it. In bfloat16 where no tensor
+# core multiplies.
+FEW_ROWS = """
+import functools
+from types import SimpleNamespace
+import torch
+from inferflux.kernels.bench.shapes import SHAPES
+from inferflux.kernels.check import check_case
+from inferflux.kernels.triton import linear
+from inferflux.kernels.triton.sizes import RowBlock
+from inferflux.kernels.triton.tuning import SHIPPED
+from inferflux.kernels.tune.knobs import subjects_of
+
+blocks = {"one": (RowBlock(1, 64, 64, 4, 1), torch.bfloat16), "few": (RowBlock(8, 64, 64, 4, 4), torch.float16)}
+knobs = [knob for subject in subjects_of(SHAPES["toy"]) for knob in subject.knobs if knob.table == "linear"]
+assert len(knobs) == 4
+for knob in knobs:
+    block, dtype = blocks[knob.key.partition(" ")[0]]
+    assert len(knob.cases) >= 2 and len(knob.proofs) >= 4
+    for case in knob.cases + knob.proofs:
+        run = functools.partial(linear.run, sizes=knob.changed(SHIPPED, block))
+        result = check_case(SimpleNamespace(pack=linear.pack, run=run), case, dtype, torch.device("cpu"))
+        assert result.ok, (block, result)
+"""
+
+
 # Bit by bit, as GPUs without instructions for it do: all codes, what lies between them, what rounds to the largest.
 FLOAT8 = """
 import torch
@@ -229,7 +255,7 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL)
+    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL, FEW_ROWS)
     interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), *programs)
 
 
@@ -340,6 +366,28 @@ def test_the_last_program_of_a_row_counts_itself_after_all_its_threads_have_writ
     assert "bar.sync" in after[: after.index("ld.global")]
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_few_rows_are_multiplied_with_wide_reads_under_way(rows: int) -> None:
+    """One row's weights are read sixteen bytes at a time; of several a tile is copied while another is multiplied."""
+    from inferflux.kernels.triton import linear
+    from inferflux.kernels.triton.sizes import RowBlock, Sizes
+    from tests.support.triton_compile import catch_launches
+
+    block = RowBlock(1, 4, 1024, 4, 1) if rows == 1 else RowBlock(8, 32, 256, 4, 4)
+    sizes = Sizes(linear={"one tall": block, "few tall": block})
+    packed = linear.pack(torch.ones(6144, 4096, dtype=torch.bfloat16), None)
+    with catch_launches(linear) as launches:
+        linear.run(packed, torch.ones(rows, 4096, dtype=torch.bfloat16), sizes)
+    code = launches[0].compile().asm["ptx"]
+    loads = re.findall(r"ld\.global\S*", code)
+    if rows == 1:
+        assert loads
+        assert all(".v4." in load for load in loads), loads
+    else:
+        assert not loads
+        assert max(int(left) for left in re.findall(r"cp.async.wait_group\s+(\d+)", code)) == 4
+
+
 @pytest.mark.parametrize("group", [1, 4, 7, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kilobytes", [99, 163, 227])
@@ -394,7 +442,17 @@ def test_no_length_specialises_a_compile() -> None:
     from triton.runtime.jit import JITFunction
 
     lengths = {"num_pairs", "num_rows", "num_splits", "window", "stride_table", "vocab_size"}
-    for name in ("attention", "quantized_linear", "moe", "quantized_moe", "sampling", "norm", "rope", "activation"):
+    for name in (
+        "attention",
+        "linear",
+        "quantized_linear",
+        "moe",
+        "quantized_moe",
+        "sampling",
+        "norm",
+        "rope",
+        "activation",
+    ):
         module = importlib.import_module(f"inferflux.kernels.triton.{name}")
         for kernel in (value for value in vars(module).values() if isinstance(value, JITFunction)):
             if kernel.__name__.endswith("_kernel"):

@@ -5,6 +5,7 @@ Times and processes are played; the whole way of one op under Triton's interpret
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import json
 import sys
@@ -17,12 +18,13 @@ import pytest
 import torch
 
 from inferflux.cli import main
+from inferflux.kernels.backends import OPS
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import Result
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
-from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, Sizes, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, RowBlock, Sizes, Split
 from inferflux.kernels.tune import command, trial
 from inferflux.kernels.tune.apart import NO_TIME, Limits, Outcome, try_apart
 from inferflux.kernels.tune.child import FileTurns
@@ -233,7 +235,7 @@ def test_every_knob_has_several_entries_cases_and_workloads(size: str) -> None:
     subjects = subjects_of(SHAPES[size])
     knobs = [knob for subject in subjects for knob in subject.knobs]
     assert len({knob.name for knob in knobs}) == len(knobs)
-    assert {op for subject in subjects for op in subject.ops} == set(command.TUNED_OPS)
+    assert {op for subject in subjects for op in subject.ops} == set(OPS)
     for knob in knobs:
         choices = knob.choices(shipped())
         assert len(choices) > 3, knob.name
@@ -261,13 +263,18 @@ def test_what_is_kept_is_what_differs_from_the_shipped_sizes() -> None:
         blocks={"rope": Block(4, 2), "norm": Block(1024, 16)},
     )
     few = ProductTile(16, 64, 128, 4, 4)
+    tall = RowBlock(1, 4, 1024, 4, 1)
+    earlier = dataclasses.replace(earlier, linear={"few wide": RowBlock(8, 32, 256, 4, 4)})
     outcomes = {
         "decode 64": outcome_of(describe(shipped_decode), describe(shipped_decode)),  # the shipped one again
         "blocks rope": Outcome(problem=NO_TIME),
+        "linear one tall": outcome_of(describe(tall), describe(None)),
+        "linear few wide": outcome_of(describe(None), describe(None)),  # no longer faster than the vendor's library
         "products int4, few rows": outcome_of("m16 n64 k128 w4 s4", "m16 n32 k128 w4 s4"),
     }
     kept = merged(earlier, [knobs[name] for name in outcomes], outcomes, shipped())
     assert (kept.decode, kept.blocks) == ({}, earlier.blocks)
+    assert kept.linear == {"one tall": tall}
     assert kept.products["int4"].few == few
     assert kept.products["int4"].many == shipped().products["int4"].many
     assert set(kept.products) == {"int4"}
@@ -296,7 +303,7 @@ def test_without_a_gpu_it_says_so_and_exits_1(capsys: pytest.CaptureFixture[str]
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("argv", [["--op", "linear"], ["--size", "toy"], ["--seconds", "0"]])
+@pytest.mark.parametrize("argv", [["--op", "gather"], ["--size", "toy"], ["--seconds", "0"]])
 def test_usage_errors_exit_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["kernels", "tune", *argv])

@@ -72,6 +72,7 @@ def _linear(shape: LayerShape) -> Iterator[Workload]:
     all_heads = shape.num_heads + 2 * shape.num_kv_heads
     sizes = {
         "qkv": (all_heads * shape.head_dim, shape.hidden),
+        "out": (shape.hidden, shape.num_heads * shape.head_dim),
         "gate_up": (2 * shape.intermediate, shape.hidden),
         "down": (shape.hidden, shape.intermediate),
     }

@@ -1,4 +1,4 @@
-"""Triton kernels for NVIDIA GPUs: every op but the plain `linear`, which is left to the vendor's library.
+"""Triton kernels for NVIDIA GPUs: every op; the plain `linear` where it is faster than the vendor's library.
 
 Correct under Triton's interpreter (TRITON_INTERPRET=1) and compiled for an H100, the hardest of them for an A10, by
 the tests; sizes in `tuning`.
@@ -28,11 +28,14 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"not written for {dtype_name(dtype)}"
     from triton import knobs
 
-    if knobs.runtime.interpret:
-        return None
-    if device.type != "cuda":
-        return "Triton needs a CUDA device (or TRITON_INTERPRET=1)"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return f"needs compute capability 8.0 or newer (this is {capability[0]}.{capability[1]})"
+    if not knobs.runtime.interpret:
+        if device.type != "cuda":
+            return "Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MIN_CAPABILITY:
+            return f"needs compute capability 8.0 or newer (this is {capability[0]}.{capability[1]})"
+    from inferflux.kernels.triton import tuning
+
+    if op == "linear" and not tuning.sizes_for(device, dtype).linear:
+        return "not measured to be faster than the vendor's library (`inferflux kernels tune` measures it)"
     return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, RowBlock, Split
 
 # By head size: (block_m, block_n, warps, stages, pages ahead). Where page numbers and what they lead to are read in the
 # same turn, each has half of the stages: (128, 32, 4, 5) and (128, 32, 4, 7) ask for tiles a turn or two ahead, and the
@@ -75,6 +75,30 @@ DECODE: Final[Mapping[int, tuple[Decode, ...]]] = MappingProxyType(
             *_decodes((Split(512, 128, 128), Split(1024, 128, 64), Split(256, 128, 64)), (32, 2, 4)),
         ),
     }
+)
+# Of `linear`, by rows and shape: (rows, outputs, inputs, warps, stages). Beside them stands the vendor's library.
+_ONE: Final = (
+    RowBlock(1, 1, 4096, 8, 1),
+    RowBlock(1, 2, 2048, 8, 1),
+    RowBlock(1, 4, 1024, 4, 1),
+    RowBlock(1, 4, 1024, 8, 1),
+    RowBlock(1, 8, 512, 4, 1),
+    RowBlock(1, 16, 256, 4, 1),
+    RowBlock(8, 16, 256, 4, 4),
+    RowBlock(8, 32, 256, 4, 4),
+    RowBlock(8, 64, 128, 4, 5),
+)
+_FEW: Final = (
+    RowBlock(8, 16, 256, 2, 5),
+    RowBlock(8, 16, 256, 4, 4),
+    RowBlock(8, 32, 256, 4, 4),
+    RowBlock(8, 32, 512, 4, 3),
+    RowBlock(8, 64, 128, 4, 5),
+    RowBlock(8, 64, 256, 4, 4),
+    RowBlock(8, 128, 128, 8, 4),
+)
+LINEAR: Final[Mapping[str, tuple[RowBlock, ...]]] = MappingProxyType(
+    {"one tall": _ONE, "one wide": _ONE, "few tall": _FEW, "few wide": _FEW}
 )
 # Of weights in few bits, by rows of x. block_k is that of the shipped ones: one for all.
 PRODUCTS: Final[Mapping[str, tuple[ProductTile, ...]]] = MappingProxyType(

@@ -16,6 +16,9 @@ HEAD_DIMS: Final = (64, 128, 256)
 SCHEMES: Final = ("int8", "int4", "fp8")
 # Experts' weights: those, and the model's own type.
 EXPERTS: Final = ("floats", *SCHEMES)
+# Of `linear`: one row of x or few, up to MOST_ROWS; matrices with more outputs than inputs, and all others.
+ROWS: Final = ("one tall", "one wide", "few tall", "few wide")
+MOST_ROWS: Final = 8
 # Powers of two but for stages. The least that `tl.dot` takes is 16; a tile of int4 has half as many bytes as inputs.
 _BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {
@@ -30,6 +33,9 @@ _BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "merged": (16, 256),
         "last_merges": (0, 256),
         "size": (1, 8192),
+        "rows": (1, 8),
+        "outputs": (1, 256),
+        "inputs": (64, 8192),
     }
 )
 # What a program of these ops takes at a time.
@@ -113,6 +119,17 @@ class ProductTiles:
 
 
 @dataclass(frozen=True)
+class RowBlock(_Bounded):
+    """rows of x and outputs per program; inputs per inner step."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
 class Block(_Bounded):
     """size: what a program takes at a time, in the op's own terms (see `tuning`), and the warps that share it."""
 
@@ -122,10 +139,12 @@ class Block(_Bounded):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tables by head size, scheme or op. One that lists only some entries is laid `over` one that has all."""
+    """Tables by head size, scheme or op. One that lists only some entries is laid `over` one that has all; those of
+    `linear` that nobody lists are the vendor's library's to multiply."""
 
     prefill: Mapping[int, AttentionTile] = field(default_factory=dict)
     decode: Mapping[int, Decode] = field(default_factory=dict)
+    linear: Mapping[str, RowBlock] = field(default_factory=dict)
     products: Mapping[str, ProductTiles] = field(default_factory=dict)
     experts: Mapping[str, ProductTile] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
@@ -148,6 +167,7 @@ _KEYS: Final[Mapping[str, tuple[int, ...] | tuple[str, ...]]] = MappingProxyType
     {
         "prefill": HEAD_DIMS,
         "decode": HEAD_DIMS,
+        "linear": ROWS,
         "products": SCHEMES,
         "experts": EXPERTS,
         "blocks": tuple(_BLOCK_BOUNDS),

@@ -28,14 +28,13 @@ from inferflux.kernels.tune.report import Found, as_json, merged, outcome_table,
 
 SECONDS: Final = 120
 MODEL_SIZES: Final = tuple(name for name in SHAPES if name != "toy")
-TUNED_OPS: Final = tuple(op for op in OPS if op != "linear")
 CHILD: Final = ("-P", "-m", "inferflux.kernels.tune.child")
 # Processes that compile and check at once; each takes some hundreds of MB of the device.
 MOST_PROCESSES: Final = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--op", action="append", choices=TUNED_OPS, help="only this op's sizes; may be repeated")
+    parser.add_argument("--op", action="append", choices=OPS, help="only this op's sizes; may be repeated")
     parser.add_argument("--size", choices=MODEL_SIZES, default="large",
                         help="of the model whose layer is measured, as of `bench` (default: large)")  # fmt: skip
     parser.add_argument("--seconds", type=positive, default=SECONDS, help=f"for all of it (default: {SECONDS})")

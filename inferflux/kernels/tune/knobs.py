@@ -13,11 +13,12 @@ import torch
 from inferflux.kernels.bench.shapes import LayerShape, Span
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import NUM_LAYERS, workloads_of
+from inferflux.kernels.cases import cases_of
 from inferflux.kernels.cases.case import Case, Draw, Inputs
 from inferflux.kernels.cases.paged import Paging, attention_case
 from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import candidates
-from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, SCHEMES, Sizes
+from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, MOST_ROWS, SCHEMES, Sizes
 
 # Rows on both sides of the edges of splits and pages; the last has several splits of any length that is tried, and
 # longer ones where a row has at most 32.
@@ -25,6 +26,8 @@ _DECODES: Final = ((0, 1), (15, 16), (299, 300), (1023, 1024), (1024, 1025), (19
 _PREFILLS: Final = ((0, 5), (64, 333), (30, 31), (200, 700))
 # What is timed takes the same code with fewer rows: these reach across a tile of every size.
 _CHECKED_ROWS: Final = (1, 70)
+# Of `linear`: sizes that no block divides, rows and weights that lie apart.
+_ODD_PRODUCTS: Final = ("1000x577, 1 rows", "1000x577, 3 rows", "64x48, 2 rows", "lie apart")
 # The rows that few, some and many are timed on; many: those of the layer's largest step.
 _ROWS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType({"few": (1, 16), "some": (64,)})
 _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -43,7 +46,8 @@ _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Knob:
-    """The entry `key` of the table `table` (see `Sizes`); of products its `part`: few, some or many rows.
+    """The entry `key` of the table `table` (see `Sizes`), None where it has none; of products its `part`: few, some or
+    many rows.
 
     entries: what is tried beside the present one. cases: checked with each. proofs: with what is chosen, besides.
     """
@@ -62,14 +66,15 @@ class Knob:
 
     def present(self, sizes: Sizes) -> Any:
         """Returns the entry as these sizes have it."""
-        entry = getattr(sizes, self.table)[self.key]
+        entry = getattr(sizes, self.table).get(self.key)
         return getattr(entry, self.part) if self.part else entry
 
     def changed(self, sizes: Sizes, entry: Any) -> Sizes:
         """Returns the sizes with this entry."""
         table = getattr(sizes, self.table)
         whole = replace(table[self.key], **{self.part: entry}) if self.part else entry
-        return replace(sizes, **{self.table: {**table, self.key: whole}})
+        others = {key: each for key, each in table.items() if key != self.key}
+        return replace(sizes, **{self.table: others if whole is None else {**others, self.key: whole}})
 
     def choices(self, sizes: Sizes) -> dict[str, Any]:
         """Returns entries by name, the present one first."""
@@ -88,6 +93,8 @@ class Subject:
 
 def describe(entry: Any) -> str:
     """`m128 n64 w4 s4 ahead 0`: an entry in few letters."""
+    if entry is None:
+        return "the vendor's library"
     return " ".join(
         describe(value) if is_dataclass(value) else f"{_LETTERS.get(name, name + ' ')}{value}"
         for name, value in vars(entry).items()
@@ -98,6 +105,7 @@ def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
     """Returns what there is to measure for a layer, what matters most first."""
     return (
         *_attention(shape),
+        *_linear(shape),
         *_products(shape),
         _blocks("sampling", shape),
         _blocks("norm", shape, "norm", "add_norm"),
@@ -126,6 +134,22 @@ def _attention(shape: LayerShape) -> Iterator[Subject]:
         timed = tuple(each for each in workloads if each.name.startswith(table))
         knob = Knob(table, size, tried.get(size, ()), timed, cases, proofs)
         yield Subject(f"attention {table}", ("attention",), (knob,))
+
+
+def _linear(shape: LayerShape) -> Iterator[Subject]:
+    odd = tuple(case for case in cases_of("linear") if any(name in case.name for name in _ODD_PRODUCTS))
+    for rows, counts in (("one", (1,)), ("few", (2, MOST_ROWS))):
+        knobs = []
+        for kind, names in (("tall", ("qkv", "gate_up")), ("wide", ("out", "down"))):
+            workloads = tuple(
+                each
+                for each in workloads_of("linear", replace(shape, batches=counts))
+                if each.name.partition(" ")[0] in names
+            )
+            cases = tuple(Case("linear", each.name, _drawn(each)) for each in workloads)
+            key = f"{rows} {kind}"
+            knobs.append(Knob("linear", key, candidates.LINEAR[key], workloads, cases, odd))
+        yield Subject(f"linear {rows}", ("linear",), tuple(knobs))
 
 
 def _products(shape: LayerShape) -> Iterator[Subject]:

@@ -43,7 +43,7 @@ def merged(earlier: Sizes, knobs: Iterable[Knob], outcomes: Mapping[str, Outcome
     tables = {each.name: (getattr(sizes, each.name), getattr(shipped, each.name)) for each in fields(sizes)}
     return Sizes(
         **{
-            name: {key: entry for key, entry in ours.items() if entry != theirs[key]}
+            name: {key: entry for key, entry in ours.items() if entry != theirs.get(key)}
             for name, (ours, theirs) in tables.items()
         }
     )
