@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.gpu.bars import bars
+
 TOTAL_SECONDS = 465
 
 
@@ -34,7 +36,7 @@ SECTIONS = {
     "tune": Section("tune:measure", 130),
     "collectives": Section("correctness:collectives", 80),
     "decode": Section("whole_model:decode", 110),
-    "attention": Section("attention:measure", 60),
+    "attention": Section("attention:measure", 75),
     "workload": Section("whole_model:workload", 90),
     "kernels": Section("correctness:kernels", 150),
     "rival": Section("whole_model:rival", 120),
@@ -74,9 +76,11 @@ def run_all(names: list[str], out: Path, toy: bool) -> int:
         figures = _read(out / f"{name}.json")
         seconds = round(time.monotonic() - started, 1)
         report["sections"][name] = {"status": status, "seconds": seconds, "figures": figures}
+        report["bars"] = bars(report["sections"])
         (out / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
         print(f"{name}: {status}, {seconds} s", flush=True)
         print(json.dumps(figures, indent=1), flush=True)
+    print(json.dumps({"bars": report["bars"]}, indent=1))
     sections = report["sections"].values()
     ended = all(section["status"] == "ok" for section in sections)
     passed = all(figure.get("ok", True) for section in sections for figure in section["figures"].values())

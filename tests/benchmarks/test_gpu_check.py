@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from benchmarks.gpu import attention, check, correctness, tune, whole_model
+from benchmarks.gpu.bars import BARS, bars
 from benchmarks.gpu.check import run_all
+from inferflux.kernels.bench.shapes import SHAPES
+from inferflux.kernels.bench.workloads import workloads_of
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -34,7 +37,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.parametrize(
     ("section", "names"),
     [
-        (whole_model.decode, {"graphs on", "graphs off"}),
+        (whole_model.decode, {"graphs on", "graphs on, shipped sizes", "graphs off"}),
         (whole_model.workload, {"inferflux, 4 requests", "inferflux, 1 requests"}),
         (whole_model.rival, {"transformers"}),
         (attention.measure, {"roofline", "decode 3x40", "prefill 24 after 8"}),
@@ -48,6 +51,27 @@ def test_a_section_yields_its_figures(
     figures = dict(section(CPU, True))
     assert figures.keys() == names
     assert json.loads(json.dumps(figures)) == figures
+
+
+def test_the_bars_stand_beside_each_other_with_measured_and_with_shipped_sizes() -> None:
+    ways = {"graphs on": 4.0, "graphs on, shipped sizes": 5.0}
+    decode = {way: {"share_of_roofline": 3.5 / ms, "ms_per_token": ms, "recorded": True} for way, ms in ways.items()}
+    attention = {"decode 1x65536": {"us": 70.0, "us_with_shipped_sizes": 84.0, "share_of_copy": 0.9, "gb_per_s": 1.0}}
+    sections = {"decode": {"figures": decode}, "attention": {"figures": attention}, "tune": {"figures": {}}}
+    found = bars(sections)
+    assert [each["reached_by"] for each in found.values()] == [["tuned"], ["tuned"]]
+    one_row, whole = found.values()
+    assert one_row["shipped"] == {"share_of_copy": pytest.approx(0.75), "us": 84.0}
+    assert (whole["tuned"]["ms_per_token"], whole["shipped"]["share_of_roofline"]) == (4.0, pytest.approx(0.7))
+    assert bars({}) == {}
+    # Cut off before the other, or measured on another backend.
+    del decode["graphs on, shipped sizes"], attention["decode 1x65536"]["us_with_shipped_sizes"]
+    assert [each["shipped"] for each in bars(sections).values()] == [None, None]
+
+
+def test_the_bars_are_of_workloads_that_are_measured() -> None:
+    attention_names = {each.name for each in workloads_of("attention", SHAPES["large"])}
+    assert {bar.figures for bar in BARS.values() if bar.section == "attention"} <= attention_names
 
 
 def test_a_section_that_fails_keeps_its_figures_and_the_others_run(
