@@ -315,7 +315,7 @@ def test_kernels_compile_for_an_h100(op: str) -> None:
         assert launch.compile().metadata.shared <= MAX_SHARED_BYTES, launch.kernel.__name__
 
 
-def test_rows_are_read_sixteen_bytes_at_a_time() -> None:
+def test_rows_are_read_sixteen_bytes_at_a_time_and_all_at_once() -> None:
     """The compiler reads two bytes at a time where it is not told that rows lie multiples of 16 apart."""
     from tests.support.triton_compile import launches_of
 
@@ -327,9 +327,23 @@ def test_rows_are_read_sixteen_bytes_at_a_time() -> None:
     }
     for op, inputs in calls.items():
         for launch in launches_of(op, [inputs]):
-            loads = re.findall(r"ld\.global\S*", launch.compile().asm["ptx"])
+            code = launch.compile().asm["ptx"]
+            loads = re.findall(r"ld\.global\S*", code)
             assert loads, op
             assert all(".v4." in load for load in loads), (op, loads)
+            # None waits for what others of the program have read.
+            assert "ld.global" not in code.partition("bar.sync")[2], op
+
+
+def test_rope_writes_when_all_is_read() -> None:
+    """A read behind a write, which might be of the same place, waits for all that is written: 32 times a step."""
+    from tests.support.triton_compile import launches_of
+
+    calls = [_inputs_of(workload) for workload in workloads_of("rope", SHAPE)]
+    for launch in launches_of("rope", calls):
+        code = launch.compile().asm["ptx"]
+        assert "ld.global" in code
+        assert "ld.global" not in code.partition("st.global")[2]
 
 
 def test_page_numbers_read_ahead_leave_the_stages_to_keys_and_values() -> None:

@@ -48,6 +48,8 @@ def _few_rows_kernel(
     rows = first_row + tl.arange(0, ROWS)
     is_output = (outputs < NUM_OUTPUTS) | (NUM_OUTPUTS % BLOCK_N == 0)
     weight_rows = weight + outputs.to(tl.int64)[:, None] * stride_weight
+    if HAS_BIAS:
+        added = tl.load(bias + outputs, mask=is_output, other=0.0).to(tl.float32)
     if ROWS == 1:
         products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     else:
@@ -66,7 +68,7 @@ def _few_rows_kernel(
     if ROWS == 1:
         sums = tl.sum(products, 1)[:, None]
     if HAS_BIAS:
-        sums += tl.load(bias + outputs, mask=is_output, other=0.0).to(tl.float32)[:, None]
+        sums += added[:, None]
     target = output + rows[None, :] * NUM_OUTPUTS + outputs[:, None]
     tl.store(target, sums.to(output.dtype.element_ty), mask=is_output[:, None] & (rows < num_rows)[None, :])
 

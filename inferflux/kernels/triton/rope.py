@@ -43,6 +43,7 @@ def _rope_kernel(
 ):
     """Program (token, block of heads): heads below NUM_HEADS are queries, then come the keys, then the values."""
     token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)  # before anything is written, else it waits for what that waits for
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     dims = tl.arange(0, BLOCK_DIM)
     inside = (heads < NUM_HEADS + 2 * NUM_KV_HEADS)[:, None] & (dims < HEAD_DIM)[None, :]
@@ -63,7 +64,6 @@ def _rope_kernel(
     targets = output + (token * NUM_HEADS + heads[:, None]) * HEAD_DIM
     tl.store(targets + dims[None, :], values, mask=inside & is_query)
     kv_heads = heads - NUM_HEADS
-    slot = tl.load(slots + token)
     places = slot // PAGE_TOKENS * stride_page + slot % PAGE_TOKENS * stride_slot
     places += (kv_heads // NUM_KV_HEADS) * stride_value + kv_heads % NUM_KV_HEADS * stride_kv_head
     is_cached = (heads >= NUM_HEADS) & (heads < NUM_HEADS + 2 * NUM_KV_HEADS)
