@@ -1,35 +1,18 @@
-"""The Triton kernels agree with the reference on every case, run by Triton's interpreter; and compile for an H100.
+"""The Triton kernels agree with the reference on every case, run by Triton's interpreter.
 
-The interpreter takes the place of the compiler for a whole process, so what it runs runs in a process of its own; in
-one of two, since each imports torch and Triton for seconds. It cannot multiply matrices in bfloat16: ops that do are
-interpreted in the other types.
+It takes the place of the compiler for a whole process, so what it runs runs in a process of its own; in one of two,
+since each imports torch and Triton for seconds. It cannot multiply matrices in bfloat16: ops that do are interpreted in
+the other types. What the compiler makes of them is in `test_triton_code`.
 """
 
-import dataclasses
-import importlib
 import importlib.util
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import torch
-
-from inferflux.kernels.bench.shapes import SHAPES
-from inferflux.kernels.bench.workload import Workload
-from inferflux.kernels.bench.workloads import workloads_of
-from inferflux.kernels.cases import cases_of
-from inferflux.kernels.cases.case import Draw, Inputs
-from inferflux.kernels.cases.quantized import SCHEMES
-from inferflux.kernels.narrow_kv import SCALE_BYTES
-from inferflux.kernels.quantized_weight import quantize
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton")
-
-# What fits into an H100's or H200's multiprocessor.
-MAX_SHARED_BYTES = 227 * 1024
 
 # A row of 700 cached tokens (two splits) alone and beside one of 1200 (three): the same bits.
 ALONE_AND_BESIDE = """
@@ -204,6 +187,25 @@ assert sizes == (SHIPPED if chosen["entry"] == chosen["present"] else knob.chang
 """
 
 
+# What `tune` measures early starts on, once recorded and once by the reference.
+CHAIN = """
+import torch
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.bench.shapes import SHAPES
+from inferflux.kernels.triton.tuning import SHIPPED
+from inferflux.kernels.tune.chain import LAYERS, Chain, chain_workload, run_chain
+
+x, residual, weight, eps = chain_workload(SHAPES["toy"]).build(torch.float32, torch.device("cpu")).positional
+ours = run_chain(SHIPPED, x, residual, weight, eps)
+Chain(SHIPPED)(x, residual, weight, eps)
+reference = find_backend("reference")
+for _ in range(LAYERS):
+    x, residual = reference.find("add_norm")(x, residual, weight, eps)
+    x = reference.find("norm")(x, weight, eps)
+assert torch.allclose(ours, x + residual, rtol=1e-4, atol=1e-4)
+"""
+
+
 CHECK = """
 from inferflux.cli import main
 
@@ -255,220 +257,5 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL, FEW_ROWS)
+    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL, FEW_ROWS, CHAIN)
     interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), *programs)
-
-
-SHAPE = dataclasses.replace(
-    SHAPES["large"],
-    decodes=((2, 1100),),
-    prefills=((0, 40),),
-    batches=(1, 70),
-    vocab=2000,
-    hidden=512,
-    intermediate=256,
-)
-
-
-# Which of an op's arguments is the pages.
-PAGES = {"attention": 1, "rope": 3}
-
-
-def launched(op: str) -> Iterator[tuple[str, Inputs]]:
-    """Calls that between them launch every kernel of the op, in every variant that differs much."""
-    seen = {
-        "sampling": ("greedy",),
-        "quantized_linear": ("int4 gate_up 1", "fp8 gate_up 70"),
-        "quantized_moe": ("int8 2 of 8, 1", "int4 2 of 8, 70"),
-    }
-    for workload in workloads_of(op, SHAPE):
-        if workload.name.startswith(seen.get(op, "")):
-            yield workload.name, _inputs_of(workload)
-        if op in PAGES:
-            yield workload.name, _with_narrow_pages(op, _inputs_of(workload), torch.float8_e4m3fn)
-    if op == "attention":
-        for case in cases_of(op):
-            if case.name in ("mixed, head size 256, soft cap", "decode, window"):
-                for dtype in (torch.bfloat16, torch.float32):
-                    yield case.name, case.inputs(dtype, torch.device("cpu"))
-
-
-def _with_narrow_pages(op: str, inputs: Inputs, kind: torch.dtype) -> Inputs:
-    arguments = list(inputs.positional)
-    shape = arguments[PAGES[op]].shape
-    arguments[PAGES[op]] = torch.zeros(*shape[:-1], shape[-1] + SCALE_BYTES, dtype=torch.int8).view(kind)
-    return Inputs(tuple(arguments), inputs.keywords)
-
-
-def _inputs_of(workload: Workload) -> Inputs:
-    return workload.build(torch.bfloat16, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    "op",
-    ["attention", "rope", "norm", "add_norm", "activation", "quantized_linear", "moe", "quantized_moe", "sampling"],
-)
-def test_kernels_compile_for_an_h100(op: str) -> None:
-    from tests.support.triton_compile import launches_of
-
-    for launch in launches_of(op, [inputs for _, inputs in launched(op)]):
-        assert launch.compile().metadata.shared <= MAX_SHARED_BYTES, launch.kernel.__name__
-
-
-def test_rows_are_read_sixteen_bytes_at_a_time_and_all_at_once() -> None:
-    """The compiler reads two bytes at a time where it is not told that rows lie multiples of 16 apart."""
-    from tests.support.triton_compile import launches_of
-
-    x, weight = torch.ones(2, 4096, dtype=torch.bfloat16), torch.ones(4096, dtype=torch.bfloat16)
-    calls = {
-        "norm": Inputs((x, weight, 1e-6)),
-        "add_norm": Inputs((x, x, weight, 1e-6)),
-        "activation": Inputs((torch.ones(2, 8192, dtype=torch.bfloat16), "silu")),
-    }
-    for op, inputs in calls.items():
-        for launch in launches_of(op, [inputs]):
-            code = launch.compile().asm["ptx"]
-            loads = re.findall(r"ld\.global\S*", code)
-            assert loads, op
-            assert all(".v4." in load for load in loads), (op, loads)
-            # None waits for what others of the program have read.
-            assert "ld.global" not in code.partition("bar.sync")[2], op
-
-
-def test_rope_writes_when_all_is_read() -> None:
-    """A read behind a write, which might be of the same place, waits for all that is written: 32 times a step."""
-    from tests.support.triton_compile import launches_of
-
-    calls = [_inputs_of(workload) for workload in workloads_of("rope", SHAPE)]
-    for launch in launches_of("rope", calls):
-        code = launch.compile().asm["ptx"]
-        assert "ld.global" in code
-        assert "ld.global" not in code.partition("st.global")[2]
-
-
-def test_page_numbers_read_ahead_leave_the_stages_to_keys_and_values() -> None:
-    """Else one tile waits for the next one's page numbers, which is what the sizes are told to avoid."""
-    from inferflux.kernels.triton.sizes import AttentionTile, Decode
-    from inferflux.kernels.triton.tuning import SHIPPED
-    from tests.support.triton_compile import launches_of
-
-    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith("decode"))
-    waits = {}
-    for ahead in (0, 1):
-        entry = Decode(AttentionTile(16, 32, 2, 4, ahead), SHIPPED.decode[128].split)
-        sizes = dataclasses.replace(SHIPPED, decode={128: entry})
-        call = Inputs(inputs.positional, {**inputs.keywords, "sizes": sizes})
-        code = launches_of("attention", [call])[0].compile().asm["ptx"]
-        waits[ahead] = max(int(left) for left in re.findall(r"cp.async.wait_group\s+(\d+)", code))
-    # Copies still under way when a tile is multiplied: of keys and of values, two tiles each.
-    assert waits == {0: 0, 1: 4}
-
-
-def test_the_last_program_of_a_row_counts_itself_after_all_its_threads_have_written() -> None:
-    """Else another program might read what is not there yet; no interpreter shows that."""
-    from inferflux.kernels.triton.tuning import SHIPPED
-    from tests.support.triton_compile import launches_of
-
-    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith("decode"))
-    shipped = SHIPPED.decode[128]
-    entry = dataclasses.replace(shipped, split=dataclasses.replace(shipped.split, last_merges=16))
-    call = Inputs(inputs.positional, {**inputs.keywords, "sizes": dataclasses.replace(SHIPPED, decode={128: entry})})
-    code = launches_of("attention", [call])[0].compile().asm["ptx"]
-    before, counted, after = code.partition("atom.global.gpu.acq_rel.add")
-    assert counted
-    assert "bar.sync" in before[before.rindex("st.global") :]
-    assert "bar.sync" in after[: after.index("ld.global")]
-
-
-@pytest.mark.parametrize("rows", [1, 8])
-def test_a_few_rows_are_multiplied_with_wide_reads_under_way(rows: int) -> None:
-    """One row's weights are read sixteen bytes at a time; of several a tile is copied while another is multiplied."""
-    from inferflux.kernels.triton import linear
-    from inferflux.kernels.triton.sizes import RowBlock, Sizes
-    from tests.support.triton_compile import catch_launches
-
-    block = RowBlock(1, 4, 1024, 4, 1) if rows == 1 else RowBlock(8, 32, 256, 4, 4)
-    sizes = Sizes(linear={"one tall": block, "few tall": block})
-    packed = linear.pack(torch.ones(6144, 4096, dtype=torch.bfloat16), None)
-    with catch_launches(linear) as launches:
-        linear.run(packed, torch.ones(rows, 4096, dtype=torch.bfloat16), sizes)
-    code = launches[0].compile().asm["ptx"]
-    loads = re.findall(r"ld\.global\S*", code)
-    if rows == 1:
-        assert loads
-        assert all(".v4." in load for load in loads), loads
-    else:
-        assert not loads
-        assert max(int(left) for left in re.findall(r"cp.async.wait_group\s+(\d+)", code)) == 4
-
-
-@pytest.mark.parametrize("group", [1, 4, 7, 16])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kilobytes", [99, 163, 227])
-def test_attention_fits_into_every_gpus_shared_memory(group: int, dtype: torch.dtype, kilobytes: int) -> None:
-    """99 KiB: GeForce RTX 30, 40 and 50, A10, L4, L40. 163: A100. 227: H100 and newer, which gets what was measured."""
-    from inferflux.kernels.triton import tuning
-
-    gpu = tuning.Gpu(kilobytes * 1024, has_float8=True)
-    shipped = tuning.SHIPPED
-    for table in (shipped.prefill, {size: each.tile for size, each in shipped.decode.items()}):
-        for size, listed in table.items():
-            tile = tuning.attention_tile(listed, size, group, dtype, gpu)
-            assert tuning.attention_bytes(tile, size, dtype) <= gpu.shared_bytes
-            assert tile.block_m >= max(group, tuning.SMALLEST_BLOCK)
-            assert tile.block_n >= tuning.SMALLEST_BLOCK
-            if kilobytes == 227 and dtype == torch.bfloat16:
-                assert tile == listed
-
-
-def _for_smaller_gpus() -> Iterator[tuple[str, Inputs]]:
-    """What takes most shared memory, and what reads or writes float8."""
-    draw = Draw(torch.bfloat16, torch.device("cpu"), torch.Generator())
-    (attention,) = (case for case in cases_of("attention") if case.name == "mixed, head size 256, soft cap")
-    yield "attention", attention.inputs(torch.bfloat16, draw.device)
-    for op, name in (("attention", "decode, long"), ("rope", "mixed")):
-        (case,) = (each for each in cases_of(op, narrow_kv=True) if each.name == f"float8_e4m3fn pages, {name}")
-        yield op, case.inputs(torch.bfloat16, draw.device)
-    weight = quantize(torch.ones(64, 128), "fp8")
-    yield "quantized_linear", Inputs((weight, None, draw.normal(70, 128)))
-    for scheme in SCHEMES:
-        yield "quantized_linear", Inputs((quantize(torch.ones(64, 128), scheme), None, torch.ones(70, 128)))
-    settings = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), "silu"
-    yield "quantized_moe", Inputs(([weight], [quantize(torch.ones(128, 32), "fp8")], draw.normal(2, 128), *settings))
-
-
-def test_kernels_compile_for_gpus_with_less_shared_memory_and_without_float8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As A10 and RTX 30; Triton does not compile float8 for them, nor for the A100."""
-    from triton.backends.compiler import GPUTarget
-
-    from inferflux.kernels.triton import tuning
-    from tests.support.triton_compile import launches_of
-
-    gpu = tuning.Gpu(99 * 1024, has_float8=False)
-    monkeypatch.setattr(tuning, "gpu_of", lambda device: gpu)
-    for op, inputs in _for_smaller_gpus():
-        for launch in launches_of(op, [inputs]):
-            assert launch.compile(GPUTarget("cuda", 86, 32)).metadata.shared <= gpu.shared_bytes, launch.kernel.__name__
-
-
-def test_no_length_specialises_a_compile() -> None:
-    """What counts requests, tokens or pages, or strides over them, is one type to the compiler, whatever its value."""
-    from triton.runtime.jit import JITFunction
-
-    lengths = {"num_pairs", "num_rows", "num_splits", "window", "stride_table", "vocab_size"}
-    for name in (
-        "attention",
-        "linear",
-        "quantized_linear",
-        "moe",
-        "quantized_moe",
-        "sampling",
-        "norm",
-        "rope",
-        "activation",
-    ):
-        module = importlib.import_module(f"inferflux.kernels.triton.{name}")
-        for kernel in (value for value in vars(module).values() if isinstance(value, JITFunction)):
-            if kernel.__name__.endswith("_kernel"):
-                specialised = {each.name for each in kernel.params if not each.do_not_specialize}
-                assert not specialised & lengths, kernel.__name__

@@ -10,11 +10,21 @@ import triton.language as tl
 from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.sizes import Sizes
+from inferflux.kernels.triton.start import begin
 
 
 @triton.jit
-def _gate_kernel(output, gate_up, stride_row, SIZE: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_kernel(
+    output,
+    gate_up,
+    stride_row,
+    SIZE: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     """Program (row, block of columns)."""
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
@@ -37,8 +47,10 @@ def activation(gate_up: torch.Tensor, kind: ActivationKind, sizes: Sizes | None 
     num_tokens, double = gate_up.shape
     size = double // 2
     output = gate_up.new_empty((num_tokens, size))
-    block = (sizes or tuning.sizes_for(gate_up.device, gate_up.dtype)).blocks["activation"]
+    sizes = sizes or tuning.sizes_for(gate_up.device, gate_up.dtype)
+    block = sizes.blocks["activation"]
     _gate_kernel[(num_tokens, triton.cdiv(size, block.size))](
-        output, gate_up, gate_up.stride(0), SIZE=size, KIND=kind, BLOCK=block.size, num_warps=block.num_warps
-    )
+        output, gate_up, gate_up.stride(0), SIZE=size, KIND=kind, BLOCK=block.size, num_warps=block.num_warps,
+        **tuning.start_of(sizes, gate_up.device),
+    )  # fmt: skip
     return output

@@ -16,6 +16,7 @@ from inferflux.kernels.triton.merge import is_last, merge_group, merge_kernel, s
 from inferflux.kernels.triton.narrow import codes_of, scales_of
 from inferflux.kernels.triton.paged_softmax import fold, normalised
 from inferflux.kernels.triton.sizes import Sizes
+from inferflux.kernels.triton.start import begin
 
 MIN_DOT_ROWS = 16  # tl.dot's smallest tile side
 MAX_HEAD_DIM = 256
@@ -158,11 +159,13 @@ def _split_kernel(
     IS_NARROW: tl.constexpr,
     PRECISION: tl.constexpr,
     PAGES_AHEAD: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (row, kv head, split): the row's single query over one split of its context.
 
     LAST_MERGES: the most splits of a row that the last of its programs merges.
     """
+    begin(EARLY)
     row = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -278,6 +281,7 @@ def _decode(
     num_kv_heads = kv_pages.shape[3]
     group = num_heads // num_kv_heads
     padded_dim = max(triton.next_power_of_2(head_dim), MIN_DOT_ROWS)
+    start = tuning.start_of(sizes, query.device)
     listed = tuning.listed(sizes.decode, padded_dim)
     split = listed.split
     tile = tuning.attention_tile(listed.tile, padded_dim, group, query.dtype, tuning.gpu_of(query.device))
@@ -300,13 +304,14 @@ def _decode(
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
         PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, **start,
     )  # fmt: skip
     if num_splits > max(split.last_merges, 1):
         merge_kernel[(num_rows, num_heads)](
             output, partial, log_sums, metadata.kv_lengths, num_splits, window or 0,
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, SPLIT_TOKENS=split.tokens,
-            MOST_SPLITS=split.most, LAST_MERGES=split.last_merges, HAS_WINDOW=window is not None, BLOCK_S=split.merged,
+            MOST_SPLITS=split.most, LAST_MERGES=split.last_merges, HAS_WINDOW=window is not None,
+            BLOCK_S=split.merged, **start,
         )  # fmt: skip
     return output
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, RowBlock, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, Launch, ProductTile, RowBlock, Split
 
 # By head size: (block_m, block_n, warps, stages, pages ahead). Where page numbers and what they lead to are read in the
 # same turn, each has half of the stages: (128, 32, 4, 5) and (128, 32, 4, 7) ask for tiles a turn or two ahead, and the
@@ -139,3 +139,4 @@ BLOCKS: Final[Mapping[str, tuple[Block, ...]]] = MappingProxyType(
         "sampling": (Block(512, 8), Block(512, 16), Block(1024, 8), Block(2048, 8), Block(2048, 16)),
     }
 )
+LAUNCHES: Final = (Launch(early=1),)

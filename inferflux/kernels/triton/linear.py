@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.sizes import MOST_ROWS, Sizes
+from inferflux.kernels.triton.start import begin
 
 Tensor = torch.Tensor
 
@@ -41,6 +42,7 @@ def _few_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (block of outputs, block of rows). ROWS: 1, or those of a tile of the tensor cores."""
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -50,6 +52,7 @@ def _few_rows_kernel(
     weight_rows = weight + outputs.to(tl.int64)[:, None] * stride_weight
     if HAS_BIAS:
         added = tl.load(bias + outputs, mask=is_output, other=0.0).to(tl.float32)
+    begin(EARLY)
     if ROWS == 1:
         products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     else:
@@ -90,7 +93,8 @@ def run(packed: PackedWeight, x: Tensor, sizes: Sizes | None = None) -> Tensor:
     weight, bias = packed
     num_rows, (num_outputs, num_inputs) = x.shape[0], weight.shape
     entry = entry_of(num_rows, num_outputs, num_inputs)
-    block = None if entry is None else (sizes or tuning.sizes_for(x.device, x.dtype)).linear.get(entry)
+    sizes = sizes or tuning.sizes_for(x.device, x.dtype)
+    block = None if entry is None else sizes.linear.get(entry)
     if block is None:
         return functional.linear(x, weight, bias)
     if x.stride(-1) != 1:
@@ -100,6 +104,6 @@ def run(packed: PackedWeight, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         output, x, weight, weight if bias is None else bias, num_rows, x.stride(0), weight.stride(0),
         NUM_OUTPUTS=num_outputs, NUM_INPUTS=num_inputs, HAS_BIAS=bias is not None, ROWS=block.rows,
         BLOCK_N=block.outputs, BLOCK_K=block.inputs, PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=block.num_warps, num_stages=block.num_stages,
+        num_warps=block.num_warps, num_stages=block.num_stages, **tuning.start_of(sizes, x.device),
     )  # fmt: skip
     return output

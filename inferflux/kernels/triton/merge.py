@@ -7,6 +7,8 @@ own length, and so is the order of the sum: the result is the same whoever is la
 import triton
 import triton.language as tl
 
+from inferflux.kernels.triton.start import begin
+
 
 @triton.jit
 def splits_of(kv_length, window, SPLIT_TOKENS: tl.constexpr, MOST_SPLITS: tl.constexpr, HAS_WINDOW: tl.constexpr):
@@ -89,9 +91,11 @@ def merge_kernel(
     LAST_MERGES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (row, head): the weighted mean of the row's splits, BLOCK_S of them at a time, in their order; where they
     are more than LAST_MERGES, else they are merged already."""
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     slot = row * NUM_HEADS + tl.program_id(1)
     dims = tl.arange(0, PADDED_DIM)

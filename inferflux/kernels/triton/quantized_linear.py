@@ -15,6 +15,7 @@ from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.narrow import codes_of, widened
 from inferflux.kernels.triton.sizes import Sizes
+from inferflux.kernels.triton.start import begin
 
 Tensor = torch.Tensor
 
@@ -57,8 +58,10 @@ def _byte_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (block of outputs, block of rows)."""
+    begin(EARLY)
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     x_rows = x + rows.to(tl.int64)[:, None] * stride_x
@@ -92,8 +95,10 @@ def _nibble_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (block of outputs, block of rows). BLOCK_K columns are BLOCK_K / 2 bytes."""
+    begin(EARLY)
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     x_rows = x + rows.to(tl.int64)[:, None] * stride_x
@@ -129,18 +134,19 @@ def run(packed: PackedWeight, x: Tensor, sizes: Sizes | None = None) -> Tensor:
     output = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     if not num_rows:
         return output
-    tiles = (sizes or tuning.sizes_for(x.device, x.dtype)).products[weight.scheme]
-    tile = tuning.product_tile(tiles, num_rows, x.dtype)
+    sizes = sizes or tuning.sizes_for(x.device, x.dtype)
+    tile = tuning.product_tile(sizes.products[weight.scheme], num_rows, x.dtype)
     grid = (triton.cdiv(num_outputs, tile.block_n), triton.cdiv(num_rows, tile.block_m))
-    sizes = {"NUM_OUTPUTS": num_outputs, "NUM_INPUTS": weight.num_inputs}
+    shape = {"NUM_OUTPUTS": num_outputs, "NUM_INPUTS": weight.num_inputs}
     kernel = _byte_kernel
     if weight.scheme == "int4":
         kernel = _nibble_kernel
-        sizes |= {"NUM_GROUPS": weight.scales.shape[1], "GROUP": INT4_GROUP}
+        shape |= {"NUM_GROUPS": weight.scales.shape[1], "GROUP": INT4_GROUP}
     kernel[grid](
         output, x, codes_of(weight.values), weight.scales, weight.scales if bias is None else bias,
         num_rows, x.stride(0),
-        **sizes, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        **shape, HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tile.num_warps, num_stages=tile.num_stages,
+        **tuning.start_of(sizes, x.device),
     )  # fmt: skip
     return output

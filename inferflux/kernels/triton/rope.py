@@ -12,6 +12,7 @@ from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import tuning
 from inferflux.kernels.triton.narrow import codes_of, rounded_to_float8, scales_of
 from inferflux.kernels.triton.sizes import Sizes
+from inferflux.kernels.triton.start import begin
 
 SMALLEST = tl.constexpr(narrow_kv.SMALLEST)
 
@@ -40,8 +41,10 @@ def _rope_kernel(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     LARGEST_CODE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (token, block of heads): heads below NUM_HEADS are queries, then come the keys, then the values."""
+    begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)  # before anything is written, else it waits for what that waits for
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
@@ -101,7 +104,8 @@ def rope(
     # Without rotation the tables are never read; any tensor serves as the pointer.
     cos_table, sin_table = (qkv, qkv) if cos is None or sin is None else (cos, sin)
     assert cos_table.stride(0) == sin_table.stride(0)
-    block = (sizes or tuning.sizes_for(qkv.device, qkv.dtype)).blocks["rope"]
+    sizes = sizes or tuning.sizes_for(qkv.device, qkv.dtype)
+    block = sizes.blocks["rope"]
     block_heads = tuning.rope_heads(block.size, all_heads)
     _rope_kernel[(num_tokens, triton.cdiv(all_heads, block_heads))](
         output, qkv, cos_table, sin_table, codes_of(kv_pages), scales_of(kv_pages), slots,
@@ -110,5 +114,6 @@ def rope(
         NUM_HEADS=num_heads, NUM_KV_HEADS=kv_pages.shape[3], HEAD_DIM=head_dim, ROTARY_DIM=rotary_dim,
         PAGE_TOKENS=kv_pages.shape[2], BLOCK_HEADS=block_heads, BLOCK_DIM=triton.next_power_of_2(head_dim),
         LARGEST_CODE=LARGEST_CODE.get(kv_pages.dtype, 0.0), num_warps=block.num_warps,
+        **tuning.start_of(sizes, qkv.device),
     )  # fmt: skip
     return output

@@ -36,6 +36,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "rows": (1, 8),
         "outputs": (1, 256),
         "inputs": (64, 8192),
+        "early": (0, 1),
     }
 )
 # What a program of these ops takes at a time.
@@ -138,6 +139,13 @@ class Block(_Bounded):
 
 
 @dataclass(frozen=True)
+class Launch(_Bounded):
+    """early: 1 where the kernels of a decode step start before the one ahead of them has ended (see `start`)."""
+
+    early: int
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Tables by head size, scheme or op. One that lists only some entries is laid `over` one that has all; those of
     `linear` that nobody lists are the vendor's library's to multiply."""
@@ -148,6 +156,7 @@ class Sizes:
     products: Mapping[str, ProductTiles] = field(default_factory=dict)
     experts: Mapping[str, ProductTile] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
+    launches: Mapping[str, Launch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, known in _KEYS.items():
@@ -171,5 +180,6 @@ _KEYS: Final[Mapping[str, tuple[int, ...] | tuple[str, ...]]] = MappingProxyType
         "products": SCHEMES,
         "experts": EXPERTS,
         "blocks": tuple(_BLOCK_BOUNDS),
+        "launches": ("all",),
     }
 )

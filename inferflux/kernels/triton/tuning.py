@@ -7,28 +7,30 @@ lies over what is shipped here (see `size_table`).
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from triton import __version__, knobs, next_power_of_2
 
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
-from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, ProductTiles, Sizes, Split
+from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, Launch, ProductTile, ProductTiles, Sizes, Split
 
 Entry = TypeVar("Entry")
 
 
 class Gpu(NamedTuple):
     """What sizes and kernels depend on. shared_bytes: what a program may have of a multiprocessor's shared memory.
-    has_float8: whether there are instructions for it (Ada, Hopper and newer). name: None where nothing was measured."""
+    has_float8: whether there are instructions for it (Ada, Hopper and newer). starts_early: whether kernels can be
+    started so (see `start`; Hopper and newer). name: None where nothing was measured."""
 
     shared_bytes: int
     has_float8: bool
+    starts_early: bool = False
     name: str | None = None
 
 
-H100: Final = Gpu(227 * 1024, has_float8=True)
+H100: Final = Gpu(227 * 1024, has_float8=True, starts_early=True)
 
 
 @functools.cache
@@ -39,7 +41,7 @@ def gpu_of(device: torch.device) -> Gpu:
     if device.type != "cuda":
         return H100  # to be compiled for
     facts = torch.cuda.get_device_properties(device)
-    return Gpu(facts.shared_memory_per_block_optin, (facts.major, facts.minor) >= (8, 9), facts.name)
+    return Gpu(facts.shared_memory_per_block_optin, (facts.major, facts.minor) >= (8, 9), facts.major >= 9, facts.name)
 
 
 # Attention by head size.
@@ -96,6 +98,8 @@ SHIPPED: Final = Sizes(
         "fp8": _QUANTIZED_EXPERTS,
     },
     blocks=_BLOCKS,
+    # Not yet measured on a GPU.
+    launches={"all": Launch(early=0)},
 )
 
 # float32 tiles are twice as large in shared memory.
@@ -132,6 +136,13 @@ def sizes_for(device: torch.device, dtype: torch.dtype) -> Sizes:
     """Returns the sizes for an op on values in `dtype`. Measured are those of 16 bits: with float32, twice as large,
     tiles that are as good as they can be might not fit."""
     return SHIPPED if dtype == torch.float32 else sizes_on(device)
+
+
+def start_of(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Returns what kernels are launched with to start as these sizes say, where the GPU can."""
+    if sizes.launches["all"].early and gpu_of(device).starts_early:
+        return {"EARLY": True, "launch_pdl": True}
+    return {"EARLY": False}
 
 
 def listed(table: Mapping[int, Entry], padded_head_dim: int) -> Entry:

@@ -19,6 +19,7 @@ from inferflux.kernels.cases.paged import Paging, attention_case
 from inferflux.kernels.narrow_kv import LARGEST_CODE
 from inferflux.kernels.triton import candidates
 from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, MOST_ROWS, SCHEMES, Sizes
+from inferflux.kernels.tune.chain import chain_workload
 
 # Rows on both sides of the edges of splits and pages; the last has several splits of any length that is tried, and
 # longer ones where a row has at most 32.
@@ -26,6 +27,8 @@ _DECODES: Final = ((0, 1), (15, 16), (299, 300), (1023, 1024), (1024, 1025), (19
 _PREFILLS: Final = ((0, 5), (64, 333), (30, 31), (200, 700))
 # What is timed takes the same code with fewer rows: these reach across a tile of every size.
 _CHECKED_ROWS: Final = (1, 70)
+# Whose kernels may start early (see `triton.start`); besides attention's of decode steps.
+_EARLY_OPS: Final = ("norm", "add_norm", "rope", "activation", "quantized_linear")
 # Of `linear`: sizes that no block divides, rows and weights that lie apart.
 _ODD_PRODUCTS: Final = ("1000x577, 1 rows", "1000x577, 3 rows", "64x48, 2 rows", "lie apart")
 # The rows that few, some and many are timed on; many: those of the layer's largest step.
@@ -106,6 +109,7 @@ def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
     return (
         *_attention(shape),
         *_linear(shape),
+        _launches(shape),
         *_products(shape),
         _blocks("sampling", shape),
         _blocks("norm", shape, "norm", "add_norm"),
@@ -150,6 +154,13 @@ def _linear(shape: LayerShape) -> Iterator[Subject]:
             key = f"{rows} {kind}"
             knobs.append(Knob("linear", key, candidates.LINEAR[key], workloads, cases, odd))
         yield Subject(f"linear {rows}", ("linear",), tuple(knobs))
+
+
+def _launches(shape: LayerShape) -> Subject:
+    cases = [case for op in _EARLY_OPS for case in cases_of(op)[:2]]
+    cases += [case for case in cases_of("attention") if case.name.startswith("decode")]
+    knob = Knob("launches", "all", candidates.LAUNCHES, (chain_workload(shape),), tuple(cases))
+    return Subject("launches", (*_EARLY_OPS, "attention"), (knob,))
 
 
 def _products(shape: LayerShape) -> Iterator[Subject]:

@@ -14,6 +14,7 @@ import torch
 
 from inferflux.kernels.backends import PACKED_OPS, find_backend
 from inferflux.kernels.triton.sizes import Sizes
+from inferflux.kernels.tune.chain import CHAIN, Chain
 
 
 class Turns(Protocol):
@@ -57,7 +58,10 @@ class Setting:
 
 
 def implementation(op: str, sizes: Sizes, packed: Any = None) -> Any:
-    """Returns Triton's op with these sizes. packed: weights packed before, which are the same for all sizes."""
+    """Returns Triton's op with these sizes, or the chain of some. packed: weights packed before, which are the same for
+    all sizes."""
+    if op == CHAIN:
+        return Chain(sizes)
     found = find_backend("triton").find(op)
     if op not in PACKED_OPS:
         return partial(found, sizes=sizes)
