@@ -128,6 +128,16 @@ def test_where_the_shipped_one_fails_another_takes_its_place(play: Play) -> None
     assert play([{}], {PRESENT: "OutOfResources", SECOND: "OutOfResources"})[0] == FIRST
 
 
+def test_the_vendors_library_stays_however_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a shipped entry fails, another takes its place whatever its time; not in the place of a library."""
+    (knob, _) = next(each for each in subjects_of(SHAPES["small"]) if each.name == "linear one").knobs
+    told: list[tuple[str, Any]] = []
+    setting = Setting(CPU, torch.float32, Turns(), lambda event, **facts: told.append((event, facts)), time.time() + 60)
+    monkeypatch.setattr(trial, "check_case", lambda op, case, dtype, _: Result(case.op, "", dtype, 1.0, "error 0.02"))
+    assert trial.try_knob(knob, shipped(), {}, setting) == shipped()
+    assert [facts["problem"] is None for event, facts in told if event == "checked"][:2] == [True, False]
+
+
 def test_a_case_that_finds_no_memory_says_nothing_of_an_entry(play: Play) -> None:
     with pytest.raises(MemoryError, match="CUDA out of memory"):
         play([FASTER], {PRESENT: "OutOfMemoryError: CUDA out of memory"})

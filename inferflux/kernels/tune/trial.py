@@ -57,7 +57,7 @@ def _check(knob: Knob, sizes: Sizes, known: Mapping[str, str], setting: Setting)
         problem = known.get(name)
         if problem is None and number and time.time() > setting.check_until:
             problem = NO_TIME
-        elif problem is None:
+        elif problem is None and entry is not None:  # the vendor's library is not ours to judge
             problem = _attempt(knob, knob.cases, name, changed, setting)
         setting.say("checked", knob=knob.name, entry=name, problem=problem)
         if problem is None:
