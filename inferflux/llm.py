@@ -175,8 +175,7 @@ class LLM:
                 self._start(running, ids, one, name) for ids, one, name in zip(tokens, each, adapters, strict=True)
             ]
             for request_id, output in self._run(running, progress):
-                _apply(running[request_id], output)
-                if running[request_id].completion.finish_reason is not None:
+                if _apply(running[request_id], output).finish_reason is not None:
                     self._stop([request_id])
                     del running[request_id]
         finally:
@@ -247,7 +246,7 @@ class LLM:
     ) -> Generation:
         generation = Generation(prompt, [])
         for choice in range(params.n):
-            completion = Completion(logprobs=[] if params.logprobs is not None else None)
+            completion = Completion()
             generation.outputs.append(completion)
             request_id = next(self._ids)
             with self._alone():
@@ -260,17 +259,19 @@ class LLM:
 
         Several of these may take turns on one engine (interleaved streams): what is others' waits in `_unread`.
         """
-        total = len(running)
+        num_left = len(running)
         with Progress(console=Console(stderr=True), disable=_hide_bar(progress), transient=True) as bar:
-            task = bar.add_task("generating", total=total)
+            task = bar.add_task("generating", total=num_left)
             while running:
                 for output in self._next_outputs(running):
                     if output.request_id in running:
                         yield output.request_id, output
-                bar.update(task, completed=total - len(running))
+                if len(running) < num_left:
+                    bar.advance(task, num_left - len(running))
+                    num_left = len(running)
 
     def _next_outputs(self, request_ids: Container[int]) -> list[Output]:
-        """Returns the unread outputs of these requests; if there are none, runs a step and returns nothing."""
+        """Returns the unread outputs of these requests; if there are none, runs a step and returns those it had."""
         with self._alone():
             # Iterates over what came, not over what was asked for: of thousands of requests few have outputs.
             ready = [request_id for request_id in self._unread if request_id in request_ids]
@@ -278,7 +279,10 @@ class LLM:
             if not own:
                 assert self.engine.has_work, "requests are running, yet the engine has nothing to do"
                 for output in self.engine.step():
-                    self._unread.setdefault(output.request_id, []).append(output)
+                    if output.request_id in request_ids:
+                        own.append(output)
+                    else:
+                        self._unread.setdefault(output.request_id, []).append(output)
             return own
 
     def _stop(self, request_ids: list[int]) -> None:
@@ -315,16 +319,15 @@ class LLM:
 def _apply(run: _Running, output: Output) -> TextDelta:
     if output.finish_reason == "error":
         raise request_failure(output)
-    delta = run.stream.feed(output)
-    completion = run.completion
-    completion.text += delta.text
-    completion.token_ids += delta.token_ids
-    completion.finish_reason = delta.finish_reason
-    if completion.logprobs is not None and delta.logprobs:
-        completion.logprobs += delta.logprobs
+    stream, completion = run.stream, run.completion
+    delta = stream.feed(output)
+    if delta.finish_reason is not None:
+        completion.text, completion.token_ids, completion.logprobs = stream.text, stream.token_ids, stream.logprobs
+        completion.finish_reason = delta.finish_reason
     if output.prompt_logprobs is not None:
         run.generation.prompt_logprobs = output.prompt_logprobs
-    run.generation.num_cached_tokens = max(run.generation.num_cached_tokens, output.num_cached_tokens)
+    if output.num_cached_tokens:
+        run.generation.num_cached_tokens = max(run.generation.num_cached_tokens, output.num_cached_tokens)
     return delta
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from inferflux.kernels.native import activation, norm, panels
 from inferflux.kernels.native.calls import NORM
-from inferflux.kernels.native.tape import Recording, _lay_out, record
+from inferflux.kernels.native.tape import Recording, Tape, _lay_out, record
 
 SIZE = 48
 TWICE = panels.arrange_floats(torch.ones(2 * SIZE, SIZE))
-NOT_WHOLE = "the result is not all of something that a native call wrote"
+NOT_WHOLE = "a result is not all of something that a native call wrote"
 
 
 def twice(x: torch.Tensor) -> torch.Tensor:
@@ -34,23 +34,30 @@ def recording_of(recorded: Recording | str) -> Recording:
     return recorded
 
 
+def played(tape: Tape, garbage: int = 0) -> torch.Tensor:
+    """The last result, in an arena that held garbage."""
+    arena = torch.full((tape.num_bytes,), garbage, dtype=torch.uint8)
+    tape.play(arena)
+    return tape.results(arena)[-1]
+
+
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 7])
 def test_a_tape_computes_what_its_inputs_hold_by_then_for_any_number_of_rows(num_rows: int) -> None:
     """Two products, a gate and a norm: as computed op by op."""
     up, down = (panels.arrange_floats(torch.randn(size)) for size in ((2 * SIZE, SIZE), (SIZE, SIZE)))
     weight, x, residual = torch.randn(SIZE), torch.randn(7, SIZE), torch.randn(7, SIZE)
 
-    def compute(rows: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    def compute(rows: torch.Tensor, stream: torch.Tensor) -> tuple[torch.Tensor]:
         gated = activation.activation(panels.multiply(up, rows, None), "silu")
-        return norm.add_norm(panels.multiply(down, gated, None), stream, weight, 1e-5)[0]
+        return (norm.add_norm(panels.multiply(down, gated, None), stream, weight, 1e-5)[0],)
 
     with torch.inference_mode():
         tape = recording_of(record(lambda: compute(x[:2], residual[:2]), 2)).tape(num_rows)
         x.copy_(torch.randn(7, SIZE))
         residual.copy_(torch.randn(7, SIZE))
         stream = residual.clone()
-        expected = compute(x[:num_rows].clone(), stream[:num_rows])
-        assert torch.equal(tape.play(torch.full((tape.num_bytes,), 255, dtype=torch.uint8)), expected)
+        (expected,) = compute(x[:num_rows].clone(), stream[:num_rows])
+        assert torch.equal(played(tape, 255), expected)
         assert torch.equal(residual, stream), "what is overwritten in place is too, and no more"
 
 
@@ -59,27 +66,43 @@ def test_rows_are_copied_on_a_tape() -> None:
     weight, x = torch.randn(2, 16), torch.randn(3, 4, 16)
     identity = panels.arrange_floats(torch.eye(64))
 
-    def compute(values: torch.Tensor) -> torch.Tensor:
+    def compute(values: torch.Tensor) -> tuple[torch.Tensor]:
         heads = panels.multiply(identity, values.flatten(1), None).view(-1, 4, 16)
         heads[:, :2].copy_(norm.norm(heads[:, :2], weight, 1e-5))
-        return heads
+        return (heads,)
 
     with torch.inference_mode():
         tape = recording_of(record(lambda: compute(x[:2]), 2)).tape(3)
         x.copy_(torch.randn(3, 4, 16))
         expected = x.clone()
         expected[:, :2] = norm.norm(x[:, :2], weight, 1e-5)
-        assert torch.equal(tape.play(torch.empty(tape.num_bytes, dtype=torch.uint8)), expected)
+        assert torch.equal(played(tape), expected)
+
+
+def test_a_result_that_others_are_made_of_stays() -> None:
+    """As hidden states do, whose place nothing on the tape reads any more once the logits are there."""
+    x, weight = torch.randn(3, SIZE), torch.randn(SIZE)
+
+    def compute(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = norm.norm(rows, weight, 1e-5)
+        return hidden, norm.norm(norm.norm(hidden, weight, 1e-5), weight, 1e-5)
+
+    with torch.inference_mode():
+        tape = recording_of(record(lambda: compute(x[:2]), 2)).tape(3)
+        arena = torch.empty(tape.num_bytes, dtype=torch.uint8)
+        tape.play(arena)
+        assert all(map(torch.equal, tape.results(arena), compute(x)))
 
 
 def test_its_calls_can_be_made_one_by_one() -> None:
     x, weight = torch.randn(2, SIZE), torch.ones(SIZE)
-    tape = recording_of(record(lambda: norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5), 2)).tape(2)
+    tape = recording_of(record(lambda: (norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5),), 2)).tape(2)
     arena = torch.zeros(tape.num_bytes, dtype=torch.uint8)
     parts = list(tape.calls())
     assert [number for number, _ in parts] == [NORM.number] * 2
-    results = [part.play(arena) for _, part in parts]
-    assert torch.equal(results[-1], norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5))
+    for _, part in parts:
+        part.play(arena)
+    assert torch.equal(tape.results(arena)[0], norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +128,7 @@ def test_what_cannot_be_on_a_tape_is_why_there_is_none(
 ) -> None:
     x, weight = torch.randn(2, SIZE), torch.randn(SIZE)
     with torch.inference_mode():
-        assert record(lambda: compute(x, weight), 2) == reason
+        assert record(lambda: (compute(x, weight),), 2) == reason
 
 
 def test_a_start_that_records_does_not_wait_for_torchs_compiler() -> None:
@@ -116,7 +139,7 @@ from inferflux.kernels.native import norm
 from inferflux.kernels.native.tape import Recording, record
 x = torch.randn(2, 8)
 weight = torch.ones(8)
-assert isinstance(record(lambda: norm.norm(x, weight, 1e-5), 2), Recording)
+assert isinstance(record(lambda: (norm.norm(x, weight, 1e-5),), 2), Recording)
 assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -125,9 +148,9 @@ assert "torch._dynamo" not in sys.modules
 
 def test_nothing_listens_once_the_recording_has_failed() -> None:
     with pytest.raises(ZeroDivisionError):
-        record(lambda: torch.zeros(1 // 0), 2)
+        record(lambda: (torch.zeros(1 // 0),), 2)
     x, weight = torch.randn(2, SIZE), torch.ones(SIZE)
-    recording = recording_of(record(lambda: norm.norm(x, weight, 1e-5), 2))
+    recording = recording_of(record(lambda: (norm.norm(x, weight, 1e-5),), 2))
     norm.norm(x, weight, 1e-5)
     assert len(recording.calls) == 1
 

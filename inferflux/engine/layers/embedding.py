@@ -1,8 +1,12 @@
 """Embedding: token ids to vectors, the vocabulary shared among ranks."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
 from inferflux.dist.context import ParallelContext
+from inferflux.engine.transfer import Array, bits_of
 from inferflux.kernels.quantized_weight import QuantizedWeight, dequantize
 
 
@@ -25,6 +29,33 @@ class Embedding:
         """token_ids int64 [T]. Returns [T, hidden], a new tensor."""
         hidden = self._look_up(token_ids)
         return hidden if self._scale == 1.0 else hidden.mul_(self._scale)
+
+    def writer(self, hidden: torch.Tensor) -> Callable[[Array], None]:
+        """Returns what writes the embeddings of tokens, int64 [T], into `hidden` [T, hidden], on one rank's CPU: what
+        calling it returns, with less of torch."""
+        weight, scale = self._weight, self._scale
+        if not isinstance(weight, QuantizedWeight):
+            table, bits = bits_of(weight), bits_of(hidden)
+
+            def write(token_ids: Array) -> None:
+                table.take(token_ids, axis=0, out=bits, mode="clip")
+
+        elif weight.scheme == "int8" and hidden.dtype == torch.float32:
+            values, scales, floats = weight.values.numpy(), weight.scales.numpy(), hidden.numpy()
+
+            def write(token_ids: Array) -> None:
+                np.multiply(values.take(token_ids, axis=0), scales.take(token_ids, axis=0), out=floats)
+
+        else:
+
+            def write(token_ids: Array) -> None:
+                hidden.copy_(self._rows(torch.from_numpy(token_ids)))
+
+        def write_scaled(token_ids: Array) -> None:
+            write(token_ids)
+            hidden.mul_(scale)
+
+        return write if scale == 1.0 else write_scaled
 
     def _look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self._context.size == 1:

@@ -17,6 +17,7 @@ from inferflux.engine.layers.mixture import Mixture
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import Angles, RopeTable
 from inferflux.engine.models.spec import ModelSpec
+from inferflux.engine.transfer import Array
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
 
@@ -128,6 +129,19 @@ class Decoder:
         """Returns what the layers start from: the tokens' embeddings [T, hidden], and their angles, see `Step`."""
         return self._embedding(token_ids), tuple(rope.gather(positions) for rope in self._ropes)
 
+    def writer(self, hidden: Tensor, angles: tuple[Tensor, ...]) -> Callable[[Array, Array], None]:
+        """Returns what writes, for tokens and positions, int64 [T] each, what `embed` returns into `hidden` [T, hidden]
+        and `angles`, [T, 2, R] of each rope; on one rank's CPU, with less of torch."""
+        write_tokens = self._embedding.writer(hidden)
+        write_positions = [rope.writer(own) for rope, own in zip(self._ropes, angles, strict=True)]
+
+        def write(token_ids: Array, positions: Array) -> None:
+            write_tokens(token_ids)
+            for write_angles in write_positions:
+                write_angles(positions)
+
+        return write
+
     def through_layers(self, hidden: Tensor, kv_pool: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """hidden [T, hidden], which is overwritten. Returns the stream behind the last layer, as two addends."""
         residual = None
@@ -148,7 +162,19 @@ class Decoder:
         """
         if not hidden.shape[0]:
             return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
-        # Every rank has scored its part of the vocabulary, the last part padded.
-        logits = self.context.gather(self._lm_head(hidden))[:, : self.spec.vocab_size].float().contiguous()
+        return self.as_logits(self.scores(hidden))
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """hidden [S, hidden]. Returns this rank's part of what logits are made of, the last rank's padded."""
+        return self._lm_head(hidden)
+
+    def are_logits(self, scores: Tensor) -> bool:
+        """Whether one rank's scores, contiguous, are their logits as they stand."""
+        is_whole = scores.dtype == torch.float32 and scores.shape[1] == self.spec.vocab_size
+        return is_whole and self.spec.final_soft_cap is None
+
+    def as_logits(self, scores: Tensor) -> Tensor:
+        """Returns the logits, see there, that these scores are made into, which may be in the same memory."""
+        logits = self.context.gather(scores)[:, : self.spec.vocab_size].float().contiguous()
         cap = self.spec.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -18,7 +18,7 @@ import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.runner.inputs import Batch
-from inferflux.engine.runner.static_inputs import StaticInputs, only_decodes, static_inputs
+from inferflux.engine.runner.static_inputs import StaticInputs, static_inputs
 from inferflux.errors import EngineDeadError, InferFluxError, ModelLoadError
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
@@ -105,10 +105,10 @@ class DecodeGraphs:
 
     def run(self, batch: Batch) -> Decoded | None:
         """Runs a step that only decodes. None: it is of another kind, or larger than what was recorded."""
-        num_rows = batch.metadata.num_rows
+        num_rows, longest = len(batch.lengths), int(batch.ends.max(initial=0))
         size = next((size for size in self._sizes if size >= num_rows), None)
-        length = next((length for length in self._lengths if length >= batch.metadata.max_kv_length), None)
-        if not only_decodes(batch) or batch.adapted is not None or size is None or length is None:
+        length = next((length for length in self._lengths if length >= longest), None)
+        if not batch.only_decodes or batch.adapters is not None or size is None or length is None:
             return None
         graph = self._graphs[size, length]
         graph.inputs.fill(batch)

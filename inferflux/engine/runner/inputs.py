@@ -1,10 +1,12 @@
-"""From a plan's rows to the tensors of one forward.
+"""From a plan's rows to the arrays of one forward, and their tensors.
 
 Keeps each slot's page table from step to step; everything else is computed anew with a handful of numpy calls, so the
 cost hardly grows with the number of rows. Knows no model and no sampling.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from inferflux.engine.transfer import to_device
 from inferflux.kernels.metadata import AttentionMetadata
 
 Ints = npt.NDArray[np.int64]
+Ints32 = npt.NDArray[np.int32]
 
 
 class ScoredSpan(NamedTuple):
@@ -43,29 +46,66 @@ class Following(NamedTuple):
     slots: torch.Tensor
 
 
-class Batch(NamedTuple):
-    """One step, ready for the decoder, once the tokens that follow the step before are filled in.
+class Adapters(NamedTuple):
+    """numbers int32 [T]: see `Adapted`. places: of each adapter's tokens; None: one adapter has them all."""
 
-    token_ids int64 [T]. logit_indices int64 [S + Q + P + W]: first the last token of each of the S sampling rows, in
-    order of rows, then every scored, every pooled and every watched token. sampled: the numbers of those rows; slots,
-    ends int64 [S]: their slots, and the position their next token will have; sampled_slots: the slots once more, on the
-    device. spans: who the Q scored tokens belong to; pooled: the same of the P pooled ones; watched: of the W from
-    which nothing is drawn, but whose hidden states must be numbers, for others will find what they wrote. following:
-    None when there are none. adapted: the tokens that are computed with adapters; None when there are none.
-    """
+    numbers: Ints32
+    places: dict[int, Ints | None]
+
+
+class Arrays(NamedTuple):
+    """One step on the host. token_ids int64 [T]. logit_indices: see `Batch`. query_starts, kv_lengths, page_table,
+    kv_slots, positions: as in AttentionMetadata, kv_slots being its slots. slots int64 [S]: of the sampling rows."""
+
+    token_ids: Ints
+    logit_indices: Ints
+    query_starts: Ints32
+    kv_lengths: Ints32
+    page_table: Ints32
+    kv_slots: Ints
+    positions: Ints
+    slots: Ints
+
+
+class Tensors(NamedTuple):
+    """One step on the device. following: None when there are no such tokens; adapted: None when no token is computed
+    with an adapter; see `Batch` for the rest."""
 
     token_ids: torch.Tensor
-    metadata: AttentionMetadata
     logit_indices: torch.Tensor
-    sampled: Sequence[int]
-    slots: Ints
-    ends: Ints
+    metadata: AttentionMetadata
     sampled_slots: torch.Tensor
-    spans: list[ScoredSpan]
-    pooled: list[TokenSpan]
-    watched: list[TokenSpan]
     following: Following | None
-    adapted: Adapted | None = None
+    adapted: Adapted | None
+
+
+@dataclass(eq=False)
+class Batch:
+    """One step, ready for the decoder, once the tokens that follow the step before are filled in.
+
+    lengths: tokens of each row. logit_indices int64 [S + Q + P + W]: first the last token of each of the S sampling
+    rows, in order of rows, then every scored, every pooled and every watched token. sampled: the numbers of those rows;
+    ends int64 [S]: the position their next token will have. only_decodes: every row computes one token and samples
+    behind it, and nothing else is wanted. spans: who the Q scored tokens belong to; pooled: the same of the P pooled
+    ones; watched: of the W from which nothing is drawn, but whose hidden states must be numbers, for others will find
+    what they wrote. following: places and slots, see `Following`; nothing when there are none.
+    """
+
+    device: torch.device
+    arrays: Arrays
+    lengths: tuple[int, ...]
+    sampled: Sequence[int]
+    ends: Ints
+    only_decodes: bool
+    spans: Sequence[ScoredSpan] = ()
+    pooled: Sequence[TokenSpan] = ()
+    watched: Sequence[TokenSpan] = ()
+    following: Sequence[Ints] = ()
+    adapters: Adapters | None = None
+
+    @property
+    def slots(self) -> Ints:
+        return self.arrays.slots
 
     @property
     def num_scored(self) -> int:
@@ -79,23 +119,44 @@ class Batch(NamedTuple):
     def num_watched(self) -> int:
         return sum(span.num_tokens for span in self.watched)
 
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The step on the device, made when first asked for: a tape reads the arrays. On a CPU they share memory."""
+        arrays: list[npt.NDArray[Any]] = [*self.arrays, *self.following]
+        if self.adapters is not None:
+            arrays += [self.adapters.numbers, *(one for one in self.adapters.places.values() if one is not None)]
+        token_ids, logit_indices, query_starts, kv_lengths, page_table, kv_slots, positions, slots, *others = to_device(
+            arrays, self.device
+        )
+        metadata = AttentionMetadata(
+            query_starts=query_starts,
+            kv_lengths=kv_lengths,
+            page_table=page_table,
+            slots=kv_slots,
+            positions=positions,
+            query_lengths_host=self.lengths,
+            kv_lengths_host=tuple(self.arrays.kv_lengths.tolist()),
+        )
+        following, others = others[: len(self.following)], others[len(self.following) :]
+        return Tensors(
+            token_ids,
+            logit_indices,
+            metadata,
+            slots,
+            Following(*following) if following else None,
+            None if self.adapters is None else _adapted(self.adapters.places, others),
+        )
+
 
 class _Layout(NamedTuple):
-    """Where the step's tokens stand. slots, ends [B], query_starts [B + 1]: by row; owners (slots), positions [T]: by
-    token."""
+    """Where the step's tokens stand. slots, ends [B], query_starts int32 [B + 1]: by row; owners (slots), positions
+    [T]: by token."""
 
     slots: Ints
-    query_starts: Ints
+    query_starts: Ints32
     ends: Ints
     owners: Ints
     positions: Ints
-
-
-class _Adapters(NamedTuple):
-    """numbers int32 [T]: see `Adapted`. places: of each adapter's tokens; None: one adapter has them all."""
-
-    numbers: npt.NDArray[np.int32]
-    places: dict[int, Ints | None]
 
 
 class InputBuilder:
@@ -105,8 +166,9 @@ class InputBuilder:
         self._page_tokens = page_tokens
         self._device = device
         self._page_table = np.zeros((max_batch_size, max_pages_per_row), np.int32)
-        self._num_pages = np.zeros(max_batch_size, np.int64)
-        self._counting = np.arange(max_batch_size + 1, dtype=np.int64)
+        self._num_pages = [0] * max_batch_size
+        self._counting = np.arange(max_batch_size, dtype=np.int64)
+        self._starts_of_one = np.arange(max_batch_size + 1, dtype=np.int32)
         self._adapters: dict[int, int] = {}
 
     def clear(self, slot: int, adapter: int = 0) -> None:
@@ -118,9 +180,16 @@ class InputBuilder:
 
     def build(self, rows: Sequence[Row]) -> Batch:
         """Takes the rows' new pages into the tables and lays the step out."""
+        last = 0
         for row in rows:
             if row.new_pages:
                 self._append(row.slot, row.new_pages)
+            end = row.start + len(row.token_ids)
+            assert end <= self._num_pages[row.slot] * self._page_tokens, "a row has fewer pages than tokens"
+            last = max(last, end)
+        num_pages = -(-last // self._page_tokens)
+        if all(len(row.token_ids) == 1 and row.sample and not (row.score or row.pool) for row in rows):
+            return self._decodes(rows, num_pages)
         lengths = [len(row.token_ids) for row in rows]
         layout = self._lay_out(rows, lengths)
         sampled = [index for index, row in enumerate(rows) if row.sample]
@@ -130,46 +199,50 @@ class InputBuilder:
         # The logits of all other tokens are looked at.
         is_watched = [not row.score and (n > 1 or not row.sample) for row, n in zip(rows, lengths, strict=True)]
         watched, seen = _tokens_of(rows, is_watched, layout.query_starts)
-        logit_indices = np.concatenate((layout.query_starts[1:][sampled] - 1, *scored, *summed, *seen))
-        slots = layout.slots[sampled]
-        following = _following(rows, layout)
-        adapters = self._adapters_of(rows, lengths) if self._adapters else None
-        arrays = [token_ids, logit_indices, *self._geometry(layout), slots, *following]
-        if adapters is not None:
-            arrays += [adapters.numbers, *(tokens for tokens in adapters.places.values() if tokens is not None)]
-        tensors = to_device(arrays, self._device)
-        metadata = AttentionMetadata(
-            query_starts=tensors[2],
-            kv_lengths=tensors[3],
-            page_table=tensors[4],
-            slots=tensors[5],
-            positions=tensors[6],
-            query_lengths_host=tuple(lengths),
-            kv_lengths_host=tuple(layout.ends.tolist()),
-        )
+        last_tokens = layout.query_starts[1:][sampled] - 1
+        logit_indices = np.concatenate((last_tokens, *scored, *summed, *seen), dtype=np.int64)
         return Batch(
-            token_ids=tensors[0],
-            metadata=metadata,
-            logit_indices=tensors[1],
+            self._device,
+            self._arrays(layout, num_pages, token_ids, logit_indices, layout.slots[sampled]),
+            tuple(lengths),
             sampled=sampled,
-            slots=slots,
             ends=layout.ends[sampled],
-            sampled_slots=tensors[7],
+            only_decodes=False,
             spans=spans,
             pooled=pooled,
             watched=watched,
-            following=Following(*tensors[8:10]) if following else None,
-            adapted=None if adapters is None else _adapted(adapters.places, tensors[8 + len(following) :]),
+            following=_following(rows, layout),
+            adapters=self._adapters_of(rows, lengths) if self._adapters else None,
+        )
+
+    def _decodes(self, rows: Sequence[Row], num_pages: int) -> Batch:
+        """Most steps: every row computes one token and samples."""
+        num_rows = len(rows)
+        slots = np.array([row.slot for row in rows], np.int64)
+        positions = np.array([row.start for row in rows], np.int64)
+        ends = positions + 1
+        layout = _Layout(slots, self._starts_of_one[: num_rows + 1], ends, slots, positions)
+        token_ids = np.array([row.token_ids[0] for row in rows], np.int64)
+        lengths = (1,) * num_rows
+        return Batch(
+            self._device,
+            self._arrays(layout, num_pages, token_ids, self._counting[:num_rows], slots),
+            lengths,
+            sampled=range(num_rows),
+            ends=ends,
+            only_decodes=True,
+            following=_following(rows, layout),
+            adapters=self._adapters_of(rows, lengths) if self._adapters else None,
         )
 
     def _append(self, slot: int, pages: list[int]) -> None:
-        first = int(self._num_pages[slot])
+        first = self._num_pages[slot]
         end = first + len(pages)
         assert end <= self._page_table.shape[1], "a row has more pages than a request can use"
         self._page_table[slot, first:end] = pages
         self._num_pages[slot] = end
 
-    def _adapters_of(self, rows: Sequence[Row], lengths: list[int]) -> "_Adapters | None":
+    def _adapters_of(self, rows: Sequence[Row], lengths: Sequence[int]) -> Adapters | None:
         """Returns None where all rows are the model's own."""
         numbers = [self._adapters.get(row.slot, 0) for row in rows]
         used = set(numbers)
@@ -177,32 +250,33 @@ class InputBuilder:
             return None
         by_token = np.repeat(np.array(numbers, np.int32), lengths)
         places = {one: np.flatnonzero(by_token == one) if len(used) > 1 else None for one in sorted(used) if one}
-        return _Adapters(by_token, places)
+        return Adapters(by_token, places)
 
     def _lay_out(self, rows: Sequence[Row], lengths: list[int]) -> _Layout:
         slots = np.array([row.slot for row in rows], np.int64)
         starts = np.array([row.start for row in rows], np.int64)
-        if max(lengths) == 1:
-            # Most steps: every row computes one token.
-            return _Layout(slots, self._counting[: len(rows) + 1], starts + 1, slots, starts)
         counts = np.array(lengths, np.int64)
-        query_starts = np.zeros(len(rows) + 1, np.int64)
+        query_starts = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(counts, out=query_starts[1:])
         positions = np.arange(query_starts[-1]) + np.repeat(starts - query_starts[:-1], counts)
         return _Layout(slots, query_starts, starts + counts, np.repeat(slots, counts), positions)
 
-    def _geometry(self, layout: _Layout) -> list[npt.NDArray[Any]]:
-        """Returns AttentionMetadata's arrays, in the order of its fields."""
-        page_tokens = self._page_tokens
-        assert (self._num_pages[layout.slots] * page_tokens >= layout.ends).all(), "a row has fewer pages than tokens"
-        pages = self._page_table[layout.owners, layout.positions // page_tokens].astype(np.int64)
-        return [
-            layout.query_starts.astype(np.int32),
-            layout.ends.astype(np.int32),
-            self._page_table[layout.slots, : -(-int(layout.ends.max()) // page_tokens)],
-            pages * page_tokens + layout.positions % page_tokens,
-            layout.positions,
-        ]
+    def _arrays(
+        self, layout: _Layout, num_pages: int, token_ids: Ints, logit_indices: Ints, sampled_slots: Ints
+    ) -> Arrays:
+        """num_pages: of the longest row."""
+        places, offsets = np.divmod(layout.positions, self._page_tokens)
+        pages = self._page_table[layout.owners, places]
+        return Arrays(
+            token_ids=token_ids,
+            logit_indices=logit_indices,
+            query_starts=layout.query_starts,
+            kv_lengths=layout.ends.astype(np.int32),
+            page_table=self._page_table[layout.slots, :num_pages],
+            kv_slots=np.multiply(pages, self._page_tokens, dtype=np.int64) + offsets,
+            positions=layout.positions,
+            slots=sampled_slots,
+        )
 
 
 def _adapted(places: Mapping[int, Ints | None], tensors: list[torch.Tensor]) -> Adapted:
@@ -216,10 +290,10 @@ def _adapted(places: Mapping[int, Ints | None], tensors: list[torch.Tensor]) -> 
 def _following(rows: Sequence[Row], layout: _Layout) -> list[Ints]:
     """Where the tokens of rows that follow the step before stand, and their slots; nothing when there are none."""
     indices = [index for index, row in enumerate(rows) if row.follows]
-    return [layout.query_starts[indices], layout.slots[indices]] if indices else []
+    return [layout.query_starts[indices].astype(np.int64), layout.slots[indices]] if indices else []
 
 
-def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[ScoredSpan], list[Ints]]:
+def _scored_tokens(rows: Sequence[Row], query_starts: Ints32) -> tuple[list[ScoredSpan], list[Ints]]:
     """The tokens whose logits score the one that follows: all of a scored row but a last one nothing follows."""
     spans: list[ScoredSpan] = []
     tokens: list[Ints] = []
@@ -233,7 +307,7 @@ def _scored_tokens(rows: Sequence[Row], query_starts: Ints) -> tuple[list[Scored
     return spans, tokens
 
 
-def _tokens_of(rows: Sequence[Row], chosen: Sequence[bool], query_starts: Ints) -> tuple[list[TokenSpan], list[Ints]]:
+def _tokens_of(rows: Sequence[Row], chosen: Sequence[bool], query_starts: Ints32) -> tuple[list[TokenSpan], list[Ints]]:
     """All tokens of the chosen rows."""
     spans: list[TokenSpan] = []
     tokens: list[Ints] = []

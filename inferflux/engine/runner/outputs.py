@@ -5,6 +5,7 @@ error of its own; the other rows are not affected.
 """
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ from inferflux.engine.runner.inputs import Batch
 from inferflux.engine.runner.pooling import Vectors
 from inferflux.engine.sampling.logprobs import Scores, describe
 from inferflux.engine.sampling.sampler import Draw
-from inferflux.engine.sampling.state import CONSTRAINED, SamplerTable
-from inferflux.engine.step import Row, RowOutput, TokenLogprobs
+from inferflux.engine.sampling.state import SamplerTable
+from inferflux.engine.step import Row, RowOutput
 from inferflux.engine.transfer import start_to_host
 
 Array = npt.NDArray[Any]
@@ -54,8 +55,8 @@ def start_collecting(
     if sums is not None:
         tensors.append(sums)
     wait = start_to_host(tensors)
-    num_top = [] if draw is None else table.num_logprobs[batch.slots[draw.scored]].tolist()
-    refused = {} if draw is None else _refused_by_grammar(batch, table)
+    num_top = [] if draw is None or not draw.scored else table.num_logprobs[batch.slots[draw.scored]].tolist()
+    refused = _refused_by_grammar(batch, table) if draw is not None and draw.has_grammars else {}
     num_prompt_top = [int(table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans]
 
     def finish() -> list[RowOutput]:
@@ -78,23 +79,19 @@ def start_collecting(
 
 def _refused_by_grammar(batch: Batch, table: SamplerTable) -> dict[int, str]:
     """Rows whose grammar could not say what may come next, each with the reason."""
-    if not (table.flags[batch.slots] & CONSTRAINED).any():
-        return {}
     grammars = ((row, table.grammars[slot]) for row, slot in zip(batch.sampled, batch.slots.tolist(), strict=True))
     return {row: grammar.error for row, grammar in grammars if grammar is not None and grammar.error is not None}
 
 
 def _fill_drawn(outputs: list[RowOutput], batch: Batch, draw: Draw, arrays: list[Array], num_top: list[int]) -> None:
     token_ids, peaks, *scores = arrays
-    logprobs: dict[int, TokenLogprobs] = {}
+    for row, token_id, peak in zip(batch.sampled, token_ids.tolist(), peaks.tolist(), strict=True):
+        outputs[row] = RowOutput(token_id) if isfinite(peak) else RowOutput(error=BROKEN)
     if scores:
-        logprobs = dict(zip(draw.scored, describe(scores, num_top), strict=True))
-    for index, (row, token_id) in enumerate(zip(batch.sampled, token_ids.tolist(), strict=True)):
-        outputs[row] = RowOutput(token_id, logprobs.get(index))
-    finite = np.isfinite(peaks)
-    if not finite.all():
-        for index in np.flatnonzero(~finite).tolist():
-            outputs[batch.sampled[index]] = RowOutput(error=BROKEN)
+        for index, logprobs in zip(draw.scored, describe(scores, num_top), strict=True):
+            row = batch.sampled[index]
+            if outputs[row].error is None:
+                outputs[row] = RowOutput(logprobs.token_id, logprobs)
 
 
 def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], num_tops: list[int]) -> None:

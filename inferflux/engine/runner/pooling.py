@@ -38,7 +38,8 @@ class Pooler:
             self._poolings[start.slot] = start.sampling.pooling
 
     def pool(self, sampled: Tensor, pooled: Tensor, rows: list[Row], batch: Batch) -> Vectors | None:
-        """sampled [S, hidden]: states of batch.sampled's last tokens; pooled [P, hidden]: of batch.pooled's tokens.
+        """sampled [S or more, hidden]: first the states of batch.sampled's last tokens; pooled [P, hidden]: those of
+        batch.pooled's tokens.
 
         Returns the vectors that are complete with this step, None when none is.
         """

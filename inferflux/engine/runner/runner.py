@@ -21,7 +21,7 @@ from inferflux.engine.runner.pooling import Pooler
 from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
 from inferflux.engine.sampling.logprobs import Scores, score
 from inferflux.engine.sampling.sampler import Sampler
-from inferflux.engine.sampling.state import SamplerTable
+from inferflux.engine.sampling.state import READS_TOKENS, SamplerTable
 from inferflux.engine.step import Row, RowOutput, RowStart, StepOutput, StepPlan
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.transfer import to_device
@@ -145,15 +145,16 @@ class Runner:
 
     def _compute(self, batch: Batch) -> Decoded:
         """The forward of a step, which every rank computes."""
-        if batch.following is not None:
-            places, slots = batch.following
-            newest = self.decoder.context.broadcast(self._newest.index_select(0, slots))
-            batch.token_ids.index_copy_(0, places, newest)
+        following = batch.tensors.following if batch.following else None
+        if following is not None:
+            newest = self.decoder.context.broadcast(self._newest.index_select(0, following.slots))
+            batch.tensors.token_ids.index_copy_(0, following.places, newest)
         decoded = None if self._graphs is None else self._graphs.run(batch)
         if decoded is not None:
             return decoded
-        inputs = (batch.token_ids, batch.metadata, self._kv_pool, batch.logit_indices)
-        adapted = () if batch.adapted is None else (batch.adapted,)
+        tensors = batch.tensors
+        inputs = (tensors.token_ids, tensors.metadata, self._kv_pool, tensors.logit_indices)
+        adapted = () if tensors.adapted is None else (tensors.adapted,)
         hidden = self.decoder.hidden_states(*inputs, *adapted)
         return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
 
@@ -180,17 +181,28 @@ class Runner:
     def _finish(self, rows: list[Row], batch: Batch, decoded: Decoded) -> Callable[[], list[RowOutput]]:
         """Samples, scores and pools; returns what waits for the results."""
         num_sampled = len(batch.sampled)
-        hidden, draw = decoded.hidden, None
+        hidden, draw, prompt, sums = decoded.hidden, None, None, None
         if num_sampled:
-            self._observe(rows, batch)
-            draw = self._sampler.draw(decoded.logits, batch.slots, batch.ends)
-            self._newest.index_copy_(0, batch.sampled_slots, draw.token_ids)
-        sizes = batch.num_scored, batch.num_pooled, batch.num_watched
-        scored, pooled, watched = hidden[num_sampled:].split(sizes)
-        prompt = self._score_prompts(scored, rows, batch) if batch.spans else None
-        vectors = self._pooler.pool(hidden[:num_sampled], pooled, rows, batch)
-        sums = watched.sum(dim=1, dtype=torch.float32) if batch.watched else None
+            asked = self._table.asked(batch.slots)
+            if asked & READS_TOKENS:
+                self._observe(rows, batch)
+            draw = self._sampler.draw(decoded.logits, batch.slots, batch.ends, asked)
+            self._note_newest(batch, draw.token_ids)
+        # A step that only decodes has none of them.
+        pooled = hidden
+        if not batch.only_decodes:
+            sizes = batch.num_scored, batch.num_pooled, batch.num_watched
+            scored, pooled, watched = hidden[num_sampled:].split(sizes)
+            prompt = self._score_prompts(scored, rows, batch) if batch.spans else None
+            sums = watched.sum(dim=1, dtype=torch.float32) if batch.watched else None
+        vectors = self._pooler.pool(hidden, pooled, rows, batch)
         return start_collecting(rows, batch, Results(draw, prompt, vectors, sums), self._table)
+
+    def _note_newest(self, batch: Batch, token_ids: torch.Tensor) -> None:
+        if self._newest.device.type == "cpu":
+            self._newest.numpy()[batch.slots] = token_ids.numpy()
+        else:
+            self._newest.index_copy_(0, batch.tensors.sampled_slots, token_ids)
 
     def _begin(self, start: RowStart) -> None:
         self._inputs.clear(start.slot, start.adapter)

@@ -38,10 +38,10 @@ class StaticInputs(NamedTuple):
 
     def fill(self, batch: Batch) -> None:
         """Copies the batch in, its first row once more for every row that is missing."""
-        given, target = batch.metadata, self.metadata
+        given, target = batch.tensors.metadata, self.metadata
         num_rows, num_pages = given.num_rows, given.page_table.shape[1]
         pairs = [
-            (self.token_ids, batch.token_ids),
+            (self.token_ids, batch.tensors.token_ids),
             (target.kv_lengths, given.kv_lengths),
             (target.page_table[:, :num_pages], given.page_table),
             (target.slots, given.slots),
@@ -69,10 +69,3 @@ def static_inputs(size: int, num_pages: int, device: torch.device) -> StaticInpu
         kv_lengths_host=(1,) * size,
     )
     return StaticInputs(zeros(size), metadata, torch.arange(size, device=device))
-
-
-def only_decodes(batch: Batch) -> bool:
-    """Whether every row computes one token and samples behind it, and nothing else is wanted."""
-    metadata = batch.metadata
-    samples_all = len(batch.sampled) == metadata.num_rows == len(batch.logit_indices)
-    return metadata.max_query_length == 1 and samples_all

@@ -13,11 +13,10 @@ import torch
 from inferflux.engine.layers.attention import Attention, Step
 from inferflux.engine.layers.low_rank import Adapted
 from inferflux.engine.layers.mlp import GatedMlp
-from inferflux.engine.layers.rope import Angles
 from inferflux.engine.models.decoder import Decoder, DecoderLayer
 from inferflux.engine.runner.graphs import Decoded
 from inferflux.engine.runner.inputs import Batch
-from inferflux.engine.runner.static_inputs import StaticInputs, only_decodes, static_inputs
+from inferflux.engine.runner.static_inputs import StaticInputs, static_inputs
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.native import activation, attention, norm, rope
 from inferflux.kernels.native.tape import Recording, Tape, record
@@ -29,7 +28,7 @@ Tensor = torch.Tensor
 # Rows of the step that is recorded: a prime, so that what does not grow with them shows (see `record`).
 _RECORDED: Final = 13
 # What a tape stands for: on a decoder itself, rather than its class, they are somebody's own.
-_METHODS: Final = frozenset(("hidden_states", "through_layers", "last_norm"))
+_METHODS: Final = frozenset(("hidden_states", "embed", "through_layers", "last_norm", "scores", "logits"))
 # What a tape can hold: whoever brings an op of their own wants it called.
 _OPS: Final[dict[str, Any]] = {
     "attention": attention.attention,
@@ -43,27 +42,59 @@ _OPS: Final[dict[str, Any]] = {
 
 
 class _Inputs(NamedTuple):
-    """Where the layers of a step of some number of rows read what they are given. angles: see `Step`. adapters int32:
-    each row's, see `Adapted`."""
+    """Where the layers of a step of some number of rows read what they are given. angles [T, 2, R]: the cosines and
+    sines of each rope. adapters int32: each row's, see `Adapted`."""
 
     static: StaticInputs
     hidden: Tensor
-    angles: tuple[Angles, ...]
+    angles: tuple[Tensor, ...]
     adapters: Tensor
-
-    def fill(self, batch: Batch, hidden: Tensor, angles: tuple[Angles, ...]) -> None:
-        self.static.fill(batch)
-        self.hidden.copy_(hidden)
-        for (cos, sin), (new_cos, new_sin) in zip(self.angles, angles, strict=True):
-            cos.copy_(new_cos)
-            sin.copy_(new_sin)
-        if batch.adapted is not None:
-            self.adapters.copy_(batch.adapted.numbers)
 
     def first(self, size: int) -> "_Inputs":
         """Of its first rows; how long those are is read in each step."""
-        angles = tuple((cos[:size], sin[:size]) for cos, sin in self.angles)
+        angles = tuple(own[:size] for own in self.angles)
         return _Inputs(self.static.first(size, 1), self.hidden[:size], angles, self.adapters[:size])
+
+
+class _Filler:
+    """Writes steps of one number of rows where their tape reads them."""
+
+    def __init__(self, decoder: Decoder, inputs: _Inputs) -> None:
+        metadata = inputs.static.metadata
+        self._embed = decoder.writer(inputs.hidden, inputs.angles)
+        self._kv_lengths = metadata.kv_lengths.numpy()
+        self._page_table = metadata.page_table.numpy()
+        self._kv_slots = metadata.slots.numpy()
+        self._positions = metadata.positions.numpy()
+        self._adapters = inputs.adapters.numpy()
+
+    def fill(self, batch: Batch) -> None:
+        arrays = batch.arrays
+        self._kv_lengths[:] = arrays.kv_lengths
+        self._page_table[:, : arrays.page_table.shape[1]] = arrays.page_table
+        self._kv_slots[:] = arrays.kv_slots
+        self._positions[:] = arrays.positions
+        if batch.adapters is not None:
+            self._adapters[:] = batch.adapters.numbers
+        self._embed(arrays.token_ids, arrays.positions)
+
+
+class _Playable(NamedTuple):
+    """hidden, scores: what a play leaves in the arena; None: no scores are on the tape. decoded: both, if the scores
+    are logits already."""
+
+    filler: _Filler
+    tape: Tape
+    hidden: Tensor
+    scores: Tensor | None
+    decoded: Decoded | None
+
+    def decode(self, decoder: Decoder) -> Decoded:
+        """Returns what the last play computed."""
+        if self.decoded is not None:
+            return self.decoded
+        hidden, scores = self.hidden, self.scores
+        return Decoded(hidden, decoder.logits(hidden) if scores is None else decoder.as_logits(scores))
 
 
 def decode_tapes(
@@ -78,7 +109,7 @@ def decode_tapes(
     static = static_inputs(max(max_batch_size, _RECORDED), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
     with torch.inference_mode():
         hidden, angles = decoder.embed(static.token_ids, static.metadata.positions)
-        own_angles = tuple((cos.clone(), sin.clone()) for cos, sin in angles)
+        own_angles = tuple(torch.stack(pair, dim=1) for pair in angles)
         inputs = _Inputs(static, hidden.clone(), own_angles, torch.zeros(len(hidden), dtype=torch.int32))
         recording = _hindrance(decoder, kernels) or _record(decoder, kv_pool, inputs.first(_RECORDED), adapted=False)
         if isinstance(recording, str):
@@ -103,36 +134,50 @@ class DecodeTapes:
         self._decoder = decoder
         self._inputs = inputs
         self._recordings = {False: recording, True: with_adapters}
-        self._tapes: dict[tuple[int, bool], tuple[_Inputs, Tape]] = {}
+        self._tapes: dict[tuple[int, bool], _Playable] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
         # As they are on the tapes.
-        self._parts = _parts(decoder)
+        self._layers = decoder.layers.copy()
+        layers: list[Any] = decoder.layers
+        self._parts = [(layer, layer.attention, layer.mlp) for layer in layers]
         self._num_threads = torch.get_num_threads()
         self._has_changed = False
 
     def run(self, batch: Batch) -> Decoded | None:
         """Runs a step that only decodes. None: it is of another kind, or the model is not what it was."""
-        is_adapted = batch.adapted is not None
+        is_adapted = batch.adapters is not None
         recording = self._recordings[is_adapted]
-        if recording is None or not only_decodes(batch) or not self._is_as_recorded():
+        if recording is None or not batch.only_decodes or not self._is_as_recorded():
             return None
-        inputs, tape = self._tape_of(batch.metadata.num_rows, is_adapted, recording)
-        inputs.fill(batch, *self._decoder.embed(batch.token_ids, batch.metadata.positions))
-        hidden = tape.play(self._arena)
-        return Decoded(hidden, self._decoder.logits(hidden))
+        key = len(batch.lengths), is_adapted
+        playable = self._tapes.get(key) or self._add(key, recording)
+        playable.filler.fill(batch)
+        playable.tape.play(self._arena)
+        return playable.decode(self._decoder)
 
-    def _tape_of(self, num_rows: int, is_adapted: bool, recording: Recording) -> tuple[_Inputs, Tape]:
-        found = self._tapes.get((num_rows, is_adapted))
-        if found is None:
-            found = self._inputs.first(num_rows), recording.tape(num_rows)
-            self._tapes[num_rows, is_adapted] = found
-            if len(self._arena) < found[1].num_bytes:
-                self._arena = torch.empty(found[1].num_bytes, dtype=torch.uint8)
-        return found
+    def _add(self, key: tuple[int, bool], recording: Recording) -> _Playable:
+        num_rows, _ = key
+        tape = recording.tape(num_rows)
+        if len(self._arena) < tape.num_bytes:
+            self._arena = torch.empty(tape.num_bytes, dtype=torch.uint8)
+            for other, known in self._tapes.items():
+                self._tapes[other] = self._playable(known.filler, known.tape)
+        added = self._tapes[key] = self._playable(_Filler(self._decoder, self._inputs.first(num_rows)), tape)
+        return added
+
+    def _playable(self, filler: _Filler, tape: Tape) -> _Playable:
+        hidden, *others = tape.results(self._arena)
+        scores = others[0] if others else None
+        decoded = Decoded(hidden, scores) if scores is not None and self._decoder.are_logits(scores) else None
+        return _Playable(filler, tape, hidden, scores, decoded)
 
     def _is_as_recorded(self) -> bool:
         decoder = self._decoder
-        same_model = _METHODS.isdisjoint(vars(decoder)) and _parts(decoder) == self._parts
+        same_model = (
+            _METHODS.isdisjoint(vars(decoder))
+            and decoder.layers == self._layers
+            and all(layer.attention is attention and layer.mlp is mlp for layer, attention, mlp in self._parts)
+        )
         same = same_model and torch.get_num_threads() == self._num_threads
         if not same and not self._has_changed:
             what = "the number of threads" if same_model else "the model"
@@ -150,19 +195,22 @@ def _hindrance(decoder: Decoder, kernels: KernelSet) -> str | None:
 
 
 def _record(decoder: Decoder, kv_pool: Tensor, inputs: _Inputs, *, adapted: bool) -> Recording | str:
-    def compute() -> Tensor:
-        step = Step(inputs.static.metadata, inputs.angles, Adapted(inputs.adapters, ()) if adapted else None)
-        return decoder.last_norm(*decoder.through_layers(inputs.hidden, kv_pool, step))
+    """The output matrix may be one that only torch multiplies by."""
+
+    def compute() -> tuple[Tensor, ...]:
+        angles = tuple((own[:, 0], own[:, 1]) for own in inputs.angles)
+        step = Step(inputs.static.metadata, angles, Adapted(inputs.adapters, ()) if adapted else None)
+        return (decoder.last_norm(*decoder.through_layers(inputs.hidden, kv_pool, step)),)
+
+    def compute_scores() -> tuple[Tensor, ...]:
+        (hidden,) = compute()
+        return hidden, decoder.scores(hidden)
 
     try:
-        return record(compute, len(inputs.hidden))
+        whole = record(compute_scores, len(inputs.hidden))
+        return whole if isinstance(whole, Recording) else record(compute, len(inputs.hidden))
     except RuntimeError as error:  # computing for so many tokens at once was not asked for
         return str(error)
-
-
-def _parts(decoder: Decoder) -> list[tuple[Any, ...]]:
-    """What somebody may have replaced."""
-    return [(layer, getattr(layer, "attention", None), getattr(layer, "mlp", None)) for layer in decoder.layers]
 
 
 def _is_plain(layer: Any) -> bool:

@@ -5,6 +5,7 @@ grammars -> the sampling kernel (temperature, top_k, top_p, min_p, draw). The no
 request's seed and the position of the token alone, so neither the batch, nor chunking, nor a preemption changes it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,12 +37,14 @@ class Draw(NamedTuple):
 
     token_ids int64 [S]. peaks float32 [S]: each row's largest raw logit; not finite when the row is broken, and then
     its token means nothing. scores: of the drawn tokens of rows `scored` (row numbers), or None when none asked.
+    has_grammars: some rows have one.
     """
 
     token_ids: torch.Tensor
     peaks: torch.Tensor
-    scored: list[int]
-    scores: Scores | None
+    scored: Sequence[int] = ()
+    scores: Scores | None = None
+    has_grammars: bool = False
 
 
 class Sampler:
@@ -51,26 +54,27 @@ class Sampler:
         self._kernel = kernel
         self._table = table
 
-    def draw(self, logits: torch.Tensor, slots: Ints, positions: Ints) -> Draw:
+    def draw(self, logits: torch.Tensor, slots: Ints, positions: Ints, asked: int) -> Draw:
         """Draws one token per row of logits [S, V] float32 (overwritten).
 
-        slots [S]: each row's slot. positions [S]: where in its sequence the new token will stand.
+        slots [S]: each row's slot. positions [S]: where in its sequence the new token will stand. asked: the union of
+        the slots' flags.
         """
-        flags = self._table.flags[slots]
-        asked = int(np.bitwise_or.reduce(flags))
         if not asked:
-            return Draw(*_argmax(logits), [], None)
+            return Draw(*_argmax(logits))
+        flags = self._table.flags[slots]
         peaks = logits.amax(dim=1)
         _blank_broken_rows(logits, peaks)
         scored = np.flatnonzero(flags & LOGPROBS)
         logprobs = self._raw_logprobs(logits, scored) if asked & LOGPROBS else None
         self._edit(logits, flags, slots, positions)
         token_ids = self._choose(logits, slots, positions) if asked & DRAWS else _argmax(logits)[0]
+        has_grammars = bool(asked & CONSTRAINED)
         if logprobs is None:
-            return Draw(token_ids, peaks, [], None)
+            return Draw(token_ids, peaks, has_grammars=has_grammars)
         drawn = token_ids if len(scored) == len(slots) else token_ids[_rows(scored, logits.device)]
         num_top = int(self._table.num_logprobs[slots[scored]].max())
-        return Draw(token_ids, peaks, scored.tolist(), score(logprobs, drawn, num_top))
+        return Draw(token_ids, peaks, scored.tolist(), score(logprobs, drawn, num_top), has_grammars)
 
     def _raw_logprobs(self, logits: torch.Tensor, rows: Ints) -> torch.Tensor:
         chosen = logits if len(rows) == len(logits) else logits[_rows(rows, logits.device)]

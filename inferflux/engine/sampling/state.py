@@ -25,6 +25,8 @@ PENALISED = 4
 HOLDS_BACK = 8
 LOGPROBS = 16
 CONSTRAINED = 32
+# Of these, what has to see each token that came.
+READS_TOKENS = PENALISED | CONSTRAINED
 
 # Below this the division overflows before the noise matters.
 MIN_TEMPERATURE = 1e-5
@@ -44,7 +46,9 @@ class SamplerTable:
     def __init__(self, num_slots: int, vocab_size: int, compiled: Grammars | None = None) -> None:
         self.vocab_size = vocab_size
         self._compiled = compiled
-        self.flags = np.zeros(num_slots, np.uint8)
+        # Once more as bytes, which a step reads without numpy.
+        self._flags = bytearray(num_slots)
+        self.flags = np.frombuffer(self._flags, np.uint8)
         self.floats = np.zeros((3, num_slots), np.float32)
         self.integers = np.zeros((2, num_slots), np.int64)
         self.min_length = np.zeros(num_slots, np.int64)
@@ -78,6 +82,13 @@ class SamplerTable:
             | LOGPROBS * (params.logprobs is not None)
             | CONSTRAINED * (self.grammars[slot] is not None)
         )
+
+    def asked(self, slots: Ints) -> int:
+        """Returns the union of these slots' flags."""
+        flags, asked = self._flags, 0
+        for slot in slots.tolist():
+            asked |= flags[slot]
+        return asked
 
     def forget(self, request_ids: Collection[int]) -> None:
         """These requests have ended: lets go of what is large, their grammars' matchers."""

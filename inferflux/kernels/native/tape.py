@@ -33,24 +33,26 @@ _ALLOCATIONS: Final = frozenset(("aten::empty", "aten::empty_like", "aten::empty
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """entries: the calls. num_bytes: of the arena. kept: what the calls use that does not lie there. result: a slice of
-    the arena, with its type and shape."""
+    """entries: the calls. num_bytes: of the arena. kept: what the calls use that does not lie there. places: of each
+    result, a slice of the arena, with its type and shape."""
 
     entries: bytes
     num_calls: int
     num_bytes: int
     kept: Sequence[Tensor]
-    result: tuple[slice, torch.dtype, torch.Size]
+    places: Sequence[tuple[slice, torch.dtype, torch.Size]]
 
-    def play(self, arena: Tensor) -> Tensor:
-        """Makes the calls. arena: uint8, of num_bytes at least. Returns the result, a view of it.
+    def play(self, arena: Tensor) -> None:
+        """Makes the calls. arena: uint8, of num_bytes at least.
 
         Raises MemoryError when there is none for what they compute with.
         """
         if not library().replay(self.entries, self.num_calls, arena.data_ptr()):
             raise MemoryError("no memory for what a decode step computes with")
-        place, dtype, shape = self.result
-        return arena[place].view(dtype).view(shape)
+
+    def results(self, arena: Tensor) -> tuple[Tensor, ...]:
+        """Returns views of the arena where each play leaves its results."""
+        return tuple(arena[place].view(dtype).view(shape) for place, dtype, shape in self.places)
 
     def calls(self) -> Iterator[tuple[int, "Tape"]]:
         """One by one, for measuring: each call's function, by its number, and a tape of that call alone."""
@@ -78,14 +80,14 @@ class _Address(NamedTuple):
 @dataclass(slots=True)
 class Recording:
     """A computation of num_tokens tokens. sizes: the bytes of each allocation that a call uses; spans: the first and
-    the last call that does, by their numbers. result: its place, type and shape."""
+    the last call that does, by their numbers. results: the allocation, the type and the shape of each."""
 
     num_tokens: int
     calls: list[_Call] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)
-    result: tuple[int, torch.dtype, torch.Size] = (0, torch.float32, torch.Size())
+    results: list[tuple[int, torch.dtype, torch.Size]] = field(default_factory=list)
 
     def tape(self, num_tokens: int) -> Tape:
         """Returns a tape of the same computation of so many tokens."""
@@ -102,10 +104,15 @@ class Recording:
                 relative |= 1 << index
                 words[index] = offsets[address] + offset
             entries.append(_ENTRY.pack(function.number, kind, relative, *words))
-        address, dtype, shape = self.result
-        place = slice(offsets[address], offsets[address] + scaled(self.sizes[address]))
-        shape = torch.Size((scaled(shape[0]), *shape[1:]))
-        return Tape(b"".join(entries), len(entries), num_bytes, self.kept, (place, dtype, shape))
+        results = [
+            (
+                slice(offsets[address], offsets[address] + scaled(self.sizes[address])),
+                dtype,
+                torch.Size((scaled(shape[0]), *shape[1:])),
+            )
+            for address, dtype, shape in self.results
+        ]
+        return Tape(b"".join(entries), len(entries), num_bytes, self.kept, results)
 
 
 class _Recorder(Listener):
@@ -139,16 +146,17 @@ class _Recorder(Listener):
             self._refuse("a call's rows are not a multiple of the tokens")
         recording.calls.append(_Call(function, kind, words, places))
 
-    def finish(self, result: Tensor) -> Recording | str:
+    def finish(self, results: Sequence[Tensor]) -> Recording | str:
         """Returns what was recorded, or why that is nothing."""
-        address = _address(result)
-        if not result.is_contiguous() or self.recording.sizes.get(address) != result.nbytes:
-            self._refuse("the result is not all of something that a native call wrote")
-        if self.problem is not None:
-            return self.problem
-        self._use(address, len(self.recording.calls))
-        self.recording.result = address, result.dtype, result.shape
-        return self.recording
+        recording = self.recording
+        for result in results:
+            address = _address(result)
+            if not result.is_contiguous() or recording.sizes.get(address) != result.nbytes:
+                self._refuse("a result is not all of something that a native call wrote")
+            else:
+                self._use(address, len(recording.calls))
+                recording.results.append((address, result.dtype, result.shape))
+        return recording if self.problem is None else self.problem
 
     def __torch_dispatch__(
         self, op: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -180,19 +188,19 @@ class _Recorder(Listener):
         self.problem = self.problem or problem
 
 
-def record(compute: Callable[[], Tensor], num_tokens: int) -> Recording | str:
+def record(compute: Callable[[], Sequence[Tensor]], num_tokens: int) -> Recording | str:
     """Computes, for num_tokens tokens, and returns a recording of it, or why there is none.
 
     What does not grow with the tokens is told from what does by not being a multiple of their number: let that be a
     prime that no size of the model is a multiple of.
 
-    The result is all of a tensor that the computation allocated. What it reads, weights and inputs, is read again at
+    Each result is all of a tensor that the computation allocated. What it reads, weights and inputs, is read again at
     the same addresses whenever a tape is played, and must be large enough for its tokens.
     """
     recorder = _Recorder(num_tokens)
     with recorder:
-        result = compute()
-    return recorder.finish(result)
+        results = compute()
+    return recorder.finish(results)
 
 
 def _lay_out(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from inferflux.config.tree import KernelsConfig
 from inferflux.dist.context import ParallelContext
-from inferflux.engine.layers.low_rank import Adapted, AdaptedTokens
 from inferflux.engine.runner import graphs as graphs_module
 from inferflux.engine.runner.graphs import DecodeGraphs, lengths_to, record_decode_graphs, sizes_to
-from inferflux.engine.runner.inputs import Batch, InputBuilder
+from inferflux.engine.runner.inputs import Adapters, Batch, InputBuilder
 from inferflux.engine.step import Row
 from inferflux.errors import ModelLoadError
 from inferflux.kernels.kernel_set import select
@@ -82,7 +82,10 @@ def test_a_padded_step_says_what_the_plain_one_says(graphs: DecodeGraphs, length
     decoded = graphs.run(batch)
     assert decoded is not None
     plain = FixedDecoder().hidden_states(
-        batch.token_ids, batch.metadata, torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1), batch.logit_indices
+        batch.tensors.token_ids,
+        batch.tensors.metadata,
+        torch.zeros(40, 1, 1, PAGE_TOKENS, 1, 1),
+        batch.tensors.logit_indices,
     )
     assert torch.equal(decoded.hidden, plain)
     assert torch.equal(decoded.logits, 2 * plain)
@@ -138,8 +141,8 @@ def test_other_steps_are_not_for_graphs(graphs: DecodeGraphs) -> None:
     assert graphs.run(batch_of(33)) is None, "longer than was recorded"
     assert graphs.run(batch_of(9, token_ids=[1, 2], start=7)) is None, "several tokens of a row"
     assert graphs.run(batch_of(9, sample=False)) is None, "the last token of a chunk, but not of its prompt"
-    adapted = Adapted(torch.ones(1, dtype=torch.int32), (AdaptedTokens(1, None),))
-    assert graphs.run(batch_of(9)._replace(adapted=adapted)) is None, "an adapter's token"
+    adapters = Adapters(np.ones(1, np.int32), {1: None})
+    assert graphs.run(dataclasses.replace(batch_of(9), adapters=adapters)) is None, "an adapter's token"
 
 
 def test_sizes_and_lengths() -> None:

@@ -27,7 +27,7 @@ DECODES = [
 @pytest.mark.parametrize("rows", [MIXED, DECODES, MIXED[1:2]], ids=["mixed", "decodes", "one chunk"])
 def test_tensors_equal_a_plain_loop(rows: list[Row]):
     batch = make_builder().build(rows)
-    metadata = batch.metadata
+    metadata = batch.tensors.metadata
     token_ids, positions, slots, starts, last = [], [], [], [0], []
     for row in rows:
         for position, token_id in enumerate(row.token_ids, row.start):
@@ -36,7 +36,7 @@ def test_tensors_equal_a_plain_loop(rows: list[Row]):
             slots.append(row.new_pages[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS)
         starts.append(len(token_ids))
         last.append(len(token_ids) - 1)
-    assert batch.token_ids.tolist() == token_ids
+    assert batch.tensors.token_ids.tolist() == token_ids
     assert metadata.positions.tolist() == positions
     assert metadata.slots.tolist() == slots
     assert metadata.query_starts.tolist() == starts
@@ -50,7 +50,7 @@ def test_tensors_equal_a_plain_loop(rows: list[Row]):
     assert list(batch.sampled) == sampled
     unfinished = [index for index, row in enumerate(rows) if len(row.token_ids) > 1 or not row.sample]
     watched = [token for index in unfinished for token in range(starts[index], starts[index + 1])]
-    assert batch.logit_indices.tolist() == [last[index] for index in sampled] + watched
+    assert batch.tensors.logit_indices.tolist() == [last[index] for index in sampled] + watched
     assert [span.row for span in batch.watched] == unfinished
     assert batch.num_watched == len(watched)
     assert batch.slots.tolist() == [rows[index].slot for index in sampled]
@@ -59,8 +59,8 @@ def test_tensors_equal_a_plain_loop(rows: list[Row]):
 
 def test_types_are_those_the_kernels_are_promised():
     batch = make_builder().build(MIXED)
-    metadata = batch.metadata
-    for tensor in (batch.token_ids, batch.logit_indices, metadata.slots, metadata.positions):
+    metadata = batch.tensors.metadata
+    for tensor in (batch.tensors.token_ids, batch.tensors.logit_indices, metadata.slots, metadata.positions):
         assert tensor.dtype == torch.int64
     for tensor in (metadata.query_starts, metadata.kv_lengths, metadata.page_table):
         assert tensor.dtype == torch.int32
@@ -70,11 +70,11 @@ def test_pages_are_appended_and_a_new_owner_starts_afresh():
     builder = make_builder()
     builder.build([Row(3, 0, [1, 2, 3, 4], [7], True)])
     batch = builder.build([Row(3, 4, [5], [2], True)])
-    assert batch.metadata.page_table.tolist() == [[7, 2]]
-    assert batch.metadata.slots.tolist() == [2 * PAGE_TOKENS]
+    assert batch.tensors.metadata.page_table.tolist() == [[7, 2]]
+    assert batch.tensors.metadata.slots.tolist() == [2 * PAGE_TOKENS]
     builder.clear(3)
     batch = builder.build([Row(3, 0, [6], [1], True)])
-    assert batch.metadata.page_table.tolist() == [[1]]
+    assert batch.tensors.metadata.page_table.tolist() == [[1]]
 
 
 def adapted(rows: list[Row], adapters: dict[int, int]) -> list[tuple[int, list[int] | None]]:
@@ -82,11 +82,11 @@ def adapted(rows: list[Row], adapters: dict[int, int]) -> list[tuple[int, list[i
     for row in rows:
         builder.clear(row.slot, adapters.get(row.slot, 0))
     batch = builder.build(rows)
-    if batch.adapted is None:
+    if batch.tensors.adapted is None:
         return []
     own = [adapters.get(row.slot, 0) for row in rows for _ in row.token_ids]
-    assert batch.adapted.numbers.tolist() == own
-    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.adapted.groups]
+    assert batch.tensors.adapted.numbers.tolist() == own
+    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.tensors.adapted.groups]
 
 
 def test_adapters_get_the_tokens_of_their_rows() -> None:
@@ -99,9 +99,9 @@ def test_adapters_get_the_tokens_of_their_rows() -> None:
 def test_a_new_owner_of_a_slot_has_an_adapter_of_its_own() -> None:
     builder = make_builder()
     builder.clear(3, adapter=1)
-    assert builder.build([Row(3, 0, [6], [1], True)]).adapted
+    assert builder.build([Row(3, 0, [6], [1], True)]).adapters
     builder.clear(3)
-    assert not builder.build([Row(3, 0, [6], [1], True)]).adapted
+    assert not builder.build([Row(3, 0, [6], [1], True)]).adapters
 
 
 def test_a_token_without_a_page_is_our_mistake():
@@ -117,5 +117,5 @@ def test_scored_tokens_follow_the_sampled_ones():
         Row(3, 0, [8], [3], sample=True, score=True),
     ]
     batch = make_builder().build(rows)
-    assert batch.logit_indices.tolist() == [3, 5, 6, 0, 1, 2, 4]
+    assert batch.tensors.logit_indices.tolist() == [3, 5, 6, 0, 1, 2, 4]
     assert [tuple(span) for span in batch.spans] == [(0, 0, [2, 3, 9]), (2, 3, [6]), (3, 4, [])]

@@ -35,7 +35,8 @@ class Rows:
         self.table.set(RowStart(slot, slot, sampling, sampling.seed or 0, list(history), len(history), list(eos)))
 
     def draw(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> Draw:
-        return self.sampler.draw(logits.clone(), np.array(slots), np.array(positions))
+        asked = self.table.asked(np.array(slots))
+        return self.sampler.draw(logits.clone(), np.array(slots), np.array(positions), asked)
 
     def tokens(self, logits: torch.Tensor, slots: list[int], positions: list[int]) -> list[int]:
         return self.draw(logits, slots, positions).token_ids.tolist()
