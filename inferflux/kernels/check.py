@@ -19,6 +19,7 @@ from inferflux.kernels.cases import cases_of
 from inferflux.kernels.cases.case import Case, Inputs, pack
 from inferflux.kernels.guard import Guard
 from inferflux.kernels.narrow_kv import LARGEST_CODE, as_bytes, is_narrow, widen
+from inferflux.kernels.quantized_weight import QuantizedWeight, Scheme
 
 Tensor = torch.Tensor
 
@@ -28,8 +29,9 @@ TOLERANCES: Final[Mapping[torch.dtype, float]] = MappingProxyType(
     {torch.float64: 1e-13, torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 )
 
-# Allowed of an op that says it `rounds_inputs`: x in two halves of 7 bits.
-ROUNDED_INPUTS_TOLERANCE: Final = 1e-3
+# Allowed of an op that says it `rounds_inputs`, by the weights' scheme: x in two halves of 7 bits; beside weights of 4
+# bits, whose own error is 9 % of a product (a mixture multiplies twice), in blocks of 8.
+ROUNDED_INPUTS_TOLERANCES: Final[Mapping[Scheme, float]] = MappingProxyType({"int8": 1e-3, "fp8": 1e-3, "int4": 3e-2})
 
 # How far a draw's uniform number may seem to be off: rounding of float32 probabilities summed over a vocabulary.
 UNIFORM_SLACK: Final = 1e-6
@@ -42,13 +44,14 @@ _OVERWRITES: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """error: the largest, relative as in TOLERANCES (for sampling the share of rows with another token).
-    problem: what is wrong, in words; None: nothing."""
+    """error: the largest, relative as in TOLERANCES (for sampling the share of rows with another token). allowed: the
+    largest that would do. problem: what is wrong, in words; None: nothing."""
 
     op: str
     case: str
     dtype: torch.dtype
     error: float
+    allowed: float
     problem: str | None
 
     @property
@@ -61,12 +64,15 @@ def dtypes_of(op: str) -> tuple[torch.dtype, ...]:
     return (torch.float32,) if op == "sampling" else (torch.float32, torch.bfloat16, torch.float16)
 
 
-def tolerance_of(implementation: Any, op: str, dtype: torch.dtype) -> float:
+def tolerance_of(implementation: Any, op: str, inputs: Inputs, dtype: torch.dtype) -> float:
     """Returns the largest error allowed; a draw may have none."""
     if op == "sampling":
         return 0.0
-    rounds = getattr(implementation, "rounds_inputs", False)
-    return max(TOLERANCES[dtype], ROUNDED_INPUTS_TOLERANCE if rounds else 0.0)
+    if not getattr(implementation, "rounds_inputs", False):
+        return TOLERANCES[dtype]
+    weights = inputs.positional[0]
+    scheme = (weights if isinstance(weights, QuantizedWeight) else weights[0]).scheme
+    return max(TOLERANCES[dtype], ROUNDED_INPUTS_TOLERANCES[scheme])
 
 
 def check_op(
@@ -81,6 +87,7 @@ def check_case(implementation: Any, case: Case, dtype: torch.dtype, device: torc
     """Runs one case. An exception in the implementation is a problem like others."""
     reference = find_backend("reference").find(case.op)
     inputs = case.inputs(dtype, device)
+    tolerance = tolerance_of(implementation, case.op, inputs, dtype)
     guard = Guard(inputs.positional, _OVERWRITES.get(case.op, ()))
     expected = _call(case.op, reference, _widened(case.inputs(dtype, device)))
     try:
@@ -91,21 +98,20 @@ def check_case(implementation: Any, case: Case, dtype: torch.dtype, device: torc
                 # Errors of the device are raised by the next call that waits for it.
                 torch.cuda.synchronize()
     except Exception as failure:
-        return Result(case.op, case.name, dtype, float("inf"), f"{type(failure).__name__}: {failure}")
+        return Result(case.op, case.name, dtype, float("inf"), tolerance, f"{type(failure).__name__}: {failure}")
     # Pages are nothing that rope returns.
     count = 1 if case.op == "rope" else None
     problem = (
         _form_problem(inputs, actual[:count], expected[:count], dtype) or guard.problem() or _reused(earlier, actual)
     )
     if problem is not None:
-        return Result(case.op, case.name, dtype, float("inf"), problem)
-    tolerance = tolerance_of(implementation, case.op, dtype)
+        return Result(case.op, case.name, dtype, float("inf"), tolerance, problem)
     if case.op == "sampling":
         error = _draw_error(actual[0], reference, case.inputs(dtype, device))
     else:
         error = max(map(_relative_error, actual, expected, _roundings(case.op, inputs, expected)))
     problem = None if error <= tolerance else f"error {error:.2g} exceeds {tolerance:.2g}"
-    return Result(case.op, case.name, dtype, error, problem)
+    return Result(case.op, case.name, dtype, error, tolerance, problem)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from rich.table import Table
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, KV_OPS, OPS, Backend, find_backend, installed_names
 from inferflux.kernels.bench import command as bench
-from inferflux.kernels.check import Result, check_op, dtypes_of, tolerance_of
+from inferflux.kernels.check import Result, check_op, dtypes_of
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.kernel_set import Choice, select
 from inferflux.kernels.native.loading import build_now
@@ -143,15 +143,13 @@ def _as_json(listed: Listed) -> dict[str, Any]:
 
 
 class Line(NamedTuple):
-    """One op of one backend in one dtype. skipped: why it was not checked. tolerance: the largest
-    error allowed. narrow_kv: with pages of 8 bits."""
+    """One op of one backend in one dtype. skipped: why it was not checked. narrow_kv: with pages of 8 bits."""
 
     backend: str
     op: str
     dtype: torch.dtype
     results: tuple[Result, ...]
     skipped: str | None = None
-    tolerance: float = 0.0
     narrow_kv: bool = False
 
     @property
@@ -191,7 +189,7 @@ def _run_line(backend: Backend, op: str, dtype: torch.dtype, device: torch.devic
         return Line(backend.name, op, dtype, (), reason, narrow_kv=narrow_kv)
     implementation = backend.find(op)
     results = tuple(check_op(implementation, op, dtype, device, narrow_kv=narrow_kv))
-    return Line(backend.name, op, dtype, results, None, tolerance_of(implementation, op, dtype), narrow_kv)
+    return Line(backend.name, op, dtype, results, narrow_kv=narrow_kv)
 
 
 def _result_json(line: Line, result: Result) -> dict[str, Any]:
@@ -206,9 +204,9 @@ def _print_lines(lines: list[Line], *, asked: bool) -> None:
     for column in ("backend", "op", "dtype", "cases", "largest error", "allowed", ""):
         table.add_column(column, no_wrap=column == "op", overflow="fold")  # half a name could be another's
     for line in (line for line in lines if line.results):
-        error = max(result.error for result in line.results)
+        error, allowed = (max(getattr(result, name) for result in line.results) for name in ("error", "allowed"))
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
-        numbers = (str(len(line.results)), f"{error:.1e}", f"{line.tolerance:.1e}")
+        numbers = (str(len(line.results)), f"{error:.1e}", f"{allowed:.1e}")
         op = _on_narrow(line.op) if line.narrow_kv else line.op
         table.add_row(escape(line.backend), op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()

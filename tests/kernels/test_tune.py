@@ -67,7 +67,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
             block = op.keywords["sizes"].blocks["activation"]
             problem = wrong.get(f"size {block.size} w{block.num_warps}")
             known = problem is not None and (problem != "proof" or case is KNOB.proofs[0])
-            return Result(case.op, case.name, dtype, 1.0, problem if known else None)
+            return Result(case.op, case.name, dtype, 1.0, 0.0, problem if known else None)
 
         def take(knob: Knob, right: Mapping[str, Sizes], setting: Setting) -> dict[str, Times]:
             seconds = next(following, {})
@@ -146,7 +146,7 @@ def test_a_case_that_finds_no_memory_says_nothing_of_an_entry(play: Play) -> Non
 def test_what_is_not_reached_in_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Any]] = []
     setting = Setting(CPU, torch.float32, Turns(), lambda event, **facts: told.append((event, facts)), time.time() - 1)
-    monkeypatch.setattr(trial, "check_case", lambda op, case, dtype, device: Result(case.op, "", dtype, 0.0, None))
+    monkeypatch.setattr(trial, "check_case", lambda op, case, dtype, device: Result(case.op, "", dtype, 0.0, 0.0, None))
     assert trial.try_knob(KNOB, shipped(), {}, setting) == shipped()
     left_out = {facts["entry"] for event, facts in told if event == "checked" and facts["problem"] == trial.NO_TIME}
     assert left_out == {FIRST, SECOND}

@@ -1,15 +1,15 @@
-// y = x @ weight.T for weights of 8 or 4 bits, computed in integers: twice the products per instruction that floats allow.
+// y = x @ weight.T for weights of 8 or 4 bits, computed in integers: twice or four times the products per instruction that
+// floats allow.
 //
-// Inputs are rounded to 16 bits, each BLOCK columns of a row to a scale of their own, so that neither another row nor an
-// outlier far off costs digits: the error is 1/65534 of the block's largest input. Weights lie in panels of PANEL
-// outputs, two columns of an output side by side, because the processor multiplies pairs and adds them to 32 bits.
+// Inputs are rounded, each block of a row's columns to a scale of their own, so that neither another row nor an outlier far
+// off costs digits; so finely that the weights' own error is what is left. Weights lie in panels of PANEL outputs, a few
+// columns of an output side by side, because the processor adds the products of so many to 32 bits at once.
 #pragma once
 #include <cmath>
 
 #include "matmul.h"
 
-constexpr long BLOCK = 512, INT4_GROUP = 32, STEPS = 32767;
-static_assert(127 * STEPS * BLOCK < (1L << 31), "a block's sum must fit 32 bits");
+constexpr long INT4_GROUP = 32;
 // A tile's sums stay in registers: TILE rows of PANELS * VECTORS each. GOP/s of int8 [3072, 576] x 120 rows, one core of a
 // Zen 3 EPYC: 4 rows 131, 5 rows 127, 6 rows 101 (float32 in oneDNN: 75). Fewer than MANY rows meet one panel at a time.
 // [3072, 576] x 1, 4, 8, 32, 512 rows, two cores of a Zen 5 EPYC: 8 rows of 3 panels 105, 291, 494, 727, 898, 12 of 1 161,
@@ -21,22 +21,46 @@ constexpr bool FETCHES = W == 16;
 constexpr long ROUNDED_BYTES = 192 * 1024;
 typedef int16_t Shorts __attribute__((vector_size(4 * W)));
 
-// IS_FEW: sums are so few that each waits for itself, 5 cycles for VNNI's instruction that does both, 1 for an addition.
+// Inputs of 16 bits, two columns at once: the error is 1/65534 of the block's largest input.
+struct Inputs16 {
+  typedef int16_t T;
+  static constexpr long TOGETHER = 2, BLOCK = 512, STEPS = 32767;
+  static_assert(127 * STEPS * BLOCK < (1L << 31), "a block's sum must fit 32 bits");
+};
+// Inputs of 8 bits, four columns at once: 1/254.
+struct Inputs8 {
+  typedef int8_t T;
+  static constexpr long TOGETHER = 4, BLOCK = INT4_GROUP, STEPS = 127;
+};
+
+// FEW: sums are so few that each waits for itself, 5 cycles for VNNI's instruction that does both, 1 for an addition.
 constexpr int FEW = 4;
 #if defined(__AVX512BW__)
-template <bool IS_FEW> static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
+template <bool IS_FEW> static inline Ints add_products(Ints to, int16_t, Ints x, Shorts weight) {
 #if defined(__AVX512VNNI__)
-  if constexpr (!IS_FEW) return (Ints)_mm512_dpwssd_epi32((__m512i)to, (__m512i)a, (__m512i)b);
+  if constexpr (!IS_FEW) return (Ints)_mm512_dpwssd_epi32((__m512i)to, (__m512i)x, (__m512i)weight);
 #endif
-  return to + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+  return to + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)weight);
 }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-template <bool> static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
-  return to + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+template <bool> static inline Ints add_products(Ints to, int16_t, Ints x, Shorts weight) {
+  return to + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)weight);
 }
 #else
-template <bool> static inline Ints add_pairs(Ints to, Shorts a, Shorts b) {
-  return to + ((Ints)a << 16 >> 16) * ((Ints)b << 16 >> 16) + ((Ints)a >> 16) * ((Ints)b >> 16);
+template <bool> static inline Ints add_products(Ints to, int16_t, Ints x, Shorts weight) {
+  Ints w = (Ints)weight;
+  return to + (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16);
+}
+#endif
+#if defined(__AVX512VNNI__)
+#define MULTIPLIES_BYTES
+template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)weight, (__m512i)x);
+}
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+#define MULTIPLIES_BYTES
+template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)to, (__m256i)weight, (__m256i)x);
 }
 #endif
 
@@ -53,151 +77,208 @@ static inline Shorts widen_pairs(const int8_t* p) { return __builtin_convertvect
 static inline Shorts widen_pairs(const uint8_t* p) { return __builtin_convertvector(load<UBytePairs>(p), Shorts); }
 #endif
 
-// How a panel holds four columns, as pairs 0 and 1. SUMMED: columns whose products share the weights' scale.
+// How a panel holds 2 * X::TOGETHER columns in BYTES, as halves 0 and 1. SUMMED: columns whose products are added before they
+// are scaled. GROUPED: as many share a scale of the weights; else a row does. ZERO: what is added to a weight.
 struct Packed8 {
-  static constexpr long BYTES = 4 * PANEL, SUMMED = BLOCK;
-  template <int PAIR> static inline Shorts read(const uint8_t* p, int v) {
-    return widen_pairs((const int8_t*)p + PAIR * 2 * PANEL + v * 2 * W);
+  typedef Inputs16 X;
+  typedef Shorts Weights;
+  static constexpr bool GROUPED = false;
+  static constexpr long BYTES = 4 * PANEL, SUMMED = X::BLOCK, ZERO = 0;
+  template <int HALF> static inline Weights read(const uint8_t* p, int v) {
+    return widen_pairs((const int8_t*)p + HALF * 2 * PANEL + v * 2 * W);
   }
 };
-struct Packed4 {  // pair 0 in the low halves of the bytes, 1 in the high ones
-  static constexpr long BYTES = 2 * PANEL, SUMMED = INT4_GROUP;
-  template <int PAIR> static inline Shorts read(const uint8_t* p, int v) {
-    Shorts both = widen_pairs(p + v * 2 * W);
-    return (PAIR ? both >> 4 : both & 15) - 8;
+#if defined(MULTIPLIES_BYTES)
+struct Packed4 {  // half 0 in the low halves of the bytes, 1 in the high ones
+  typedef Inputs8 X;
+  typedef Ints Weights;
+  static constexpr bool GROUPED = true;
+  static constexpr long BYTES = 4 * PANEL, SUMMED = INT4_GROUP, ZERO = 8;
+  template <int HALF> static inline Weights read(const uint8_t* p, int v) {
+    Ints both = load<Ints>(p + v * 4 * W);
+    return (HALF ? both >> 4 : both) & 0x0f0f0f0f;
   }
+};
+#else
+struct Packed4 {
+  typedef Inputs16 X;
+  typedef Shorts Weights;
+  static constexpr bool GROUPED = true;
+  static constexpr long BYTES = 2 * PANEL, SUMMED = INT4_GROUP, ZERO = 0;
+  template <int HALF> static inline Weights read(const uint8_t* p, int v) {
+    Shorts both = widen_pairs(p + v * 2 * W);
+    return (HALF ? both >> 4 : both & 15) - 8;
+  }
+};
+#endif
+
+// Of a ProductCall with integers for weights, uint8 [panels, columns / (2 * X::TOGETHER), K::BYTES], and scales
+// [panels, groups, PANEL].
+static inline long columns_of(const ProductCall& c) { return (c.inputs + INT4_GROUP - 1) / INT4_GROUP * INT4_GROUP; }
+
+template <class K> static inline long groups_of(long columns) { return K::GROUPED ? columns / K::SUMMED : 1; }
+
+// zero: what a sum of the block begins with, since each weight is K::ZERO too large.
+struct BlockScale {
+  float scale;
+  int32_t zero;
 };
 
-// Of a ProductCall with integers for weights, uint8 [panels, columns / 4, K::BYTES], and scales [panels, PANEL] (8 bits) or
-// [panels, groups, PANEL] (4 bits).
-static inline long columns_of(const ProductCall& c) { return (c.inputs + INT4_GROUP - 1) / INT4_GROUP * INT4_GROUP; }
-static inline long blocks_of(const ProductCall& c) { return (c.inputs + BLOCK - 1) / BLOCK; }
+// values [rows, columns], scales [rows, blocks].
+template <class K> struct RoundedRows {
+  typedef typename K::X X;
+  const long columns, blocks;
+  std::unique_ptr<typename X::T[]> values;
+  std::unique_ptr<BlockScale[]> scales;
+  RoundedRows(long rows, long columns_)
+      : columns(columns_),
+        blocks((columns + X::BLOCK - 1) / X::BLOCK),
+        values(new typename X::T[rows * columns]),
+        scales(new BlockScale[rows * blocks]) {}
+};
 
 // Returns the largest size among x[0..count); not a number if any is not one, or infinite.
-static inline float largest_of(const float* x, long count) {
-  Floats most = {}, nothing = {};
+template <class E> static inline float largest_of(const typename E::T* x, long count) {
+  // As integers, sizes are ordered alike; infinity is larger than every number, and what is no number larger still.
+  Ints sizes = {};
   long i = 0;
-  for (; i + W <= count; i += W) {
-    Floats v = load<Floats>(x + i), size = (Floats)(bits(v) & 0x7fffffff);
-    most = size > most ? size : most;
-    nothing += v * 0.0f;
+  for (; i + W <= count; i += W) sizes = larger(sizes, bits(E::read(x + i)) & 0x7fffffff);
+  if (i < count) {
+    typename E::T rest[W] = {};
+    memcpy(rest, x + i, (count - i) * sizeof(*x));
+    sizes = larger(sizes, bits(E::read(rest)) & 0x7fffffff);
   }
-  float largest = 0, none = sum(nothing);
-  for (int k = 0; k < W; k++) largest = fmaxf(largest, most[k]);
-  for (; i < count; i++) largest = fmaxf(largest, fabsf(x[i])), none += x[i] * 0.0f;
-  return largest + none;
+  const int32_t size = largest(sizes);
+  float largest;
+  memcpy(&largest, &size, sizeof size);
+  return largest + largest * 0.0f;
 }
 
 // A block that holds no number, or an infinity, gets a scale that is none either, whatever its steps are.
-static void round_row(const float* x, long inputs, long columns, int16_t* to, float* scales) {
-  for (long first = 0; first < columns; first += BLOCK) {
-    long last = first + BLOCK < columns ? first + BLOCK : columns, end = last < inputs ? last : inputs;
-    float largest = largest_of(x + first, end - first), steps = largest > 1e-30f ? STEPS / largest : 0.0f;
-    *scales++ = largest / STEPS;
-    for (long i = first; i < end; i++) {
-      float step = x[i] * steps;
-      to[i] = (int16_t)(int32_t)(step + (step < 0 ? -0.5f : 0.5f));
+template <class K, class E>
+static void round_row(const typename E::T* x, long inputs, const RoundedRows<K>& rows, long row) {
+  typedef typename K::X X;
+  typename X::T* to = rows.values.get() + row * rows.columns;
+  BlockScale* scales = rows.scales.get() + row * rows.blocks;
+  for (long first = 0; first < rows.columns; first += X::BLOCK) {
+    const long last = first + X::BLOCK < rows.columns ? first + X::BLOCK : rows.columns, end = last < inputs ? last : inputs;
+    const float largest = largest_of<E>(x + first, end - first), steps = largest > 1e-30f ? X::STEPS / largest : 0.0f;
+    Ints sums = {};
+    auto round = [&](const typename E::T* from, typename X::T* rounded) {
+      Floats step = E::read(from) * steps;
+      Ints whole = __builtin_convertvector(step + (step < 0 ? splat(-0.5f) : splat(0.5f)), Ints);
+      narrow(rounded, whole);
+      if (K::ZERO) sums += whole;
+    };
+    long i = first;
+    for (; i + W <= end; i += W) round(x + i, to + i);
+    for (; i < last; i += W) {  // blocks are multiples of W
+      typename E::T rest[W] = {};
+      if (i < end) memcpy(rest, x + i, (end - i) * sizeof(*x));
+      round(rest, to + i);
     }
-    for (long i = end; i < last; i++) to[i] = 0;
+    *scales++ = {largest / X::STEPS, K::ZERO ? -(int32_t)K::ZERO * sum(sums) : 0};
   }
 }
 
 template <class K, int NUM, int ROWS>
-static inline void sum_tile(const uint8_t* panel, const float* scales, const int16_t* x, const float* x_scales, long columns,
-                            long blocks, Floats sums[ROWS][NUM * VECTORS]) {
+static inline void sum_tile(const uint8_t* panel, const float* scales, const RoundedRows<K>& x, long row,
+                            Floats sums[ROWS][NUM * VECTORS]) {
+  typedef typename K::X X;
   constexpr int NUM_V = NUM * VECTORS;
-  const long groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1, bytes = columns / 4 * K::BYTES;
+  constexpr long EACH = 2 * X::TOGETHER;
+  const long columns = x.columns, groups = groups_of<K>(columns), bytes = columns / EACH * K::BYTES;
+  const BlockScale* x_scales = x.scales.get() + row * x.blocks;
   for (long first = 0, last; first < columns; first = last) {
     last = first + K::SUMMED < columns ? first + K::SUMMED : columns;
     Ints acc[ROWS][NUM_V];
     UNROLLED for (int m = 0; m < ROWS; m++)
-      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] = Ints{};
-    TileRows<int16_t, ROWS> rows(x + first, columns);
-    for (const uint8_t *p = panel + first / 4 * K::BYTES, *end = panel + last / 4 * K::BYTES; p < end; p += K::BYTES) {
+      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] = Ints{} + x_scales[m * x.blocks + first / X::BLOCK].zero;
+    TileRows<typename X::T, ROWS> rows(x.values.get() + row * columns + first, columns);
+    for (const uint8_t *p = panel + first / EACH * K::BYTES, *end = panel + last / EACH * K::BYTES; p < end; p += K::BYTES) {
       if (FETCHES)
         UNROLLED for (int v = 0; v < NUM; v++) __builtin_prefetch(p + (v + NUM) * bytes);
-      UNROLLED for (int pair = 0; pair < 2; pair++) {
-        Shorts w[NUM_V];
+      UNROLLED for (int half = 0; half < 2; half++) {
+        typename K::Weights w[NUM_V];
         UNROLLED for (int v = 0; v < NUM_V; v++) {
           const uint8_t* from = p + v / VECTORS * bytes;
-          w[v] = pair ? K::template read<1>(from, v % VECTORS) : K::template read<0>(from, v % VECTORS);
+          w[v] = half ? K::template read<1>(from, v % VECTORS) : K::template read<0>(from, v % VECTORS);
         }
         UNROLLED for (int m = 0; m < ROWS; m++) {
-          Ints both = Ints{} + load<int32_t>(rows.at(m, 2 * pair));
+          Ints both = Ints{} + load<int32_t>(rows.at(m, half * X::TOGETHER));
           UNROLLED for (int v = 0; v < NUM_V; v++) {
-            acc[m][v] = add_pairs<(ROWS < FEW)>(acc[m][v], (Shorts)both, w[v]);
+            acc[m][v] = add_products<(ROWS < FEW)>(acc[m][v], typename X::T{}, both, w[v]);
             keep(acc[m][v]);
           }
         }
       }
-      rows.move(4);
+      rows.move(EACH);
     }
     UNROLLED for (int m = 0; m < ROWS; m++)
       UNROLLED for (int v = 0; v < NUM_V; v++) {
-        Floats scale = splat(x_scales[m * blocks + first / BLOCK]);
-        if (K::SUMMED < BLOCK)
+        Floats scale = splat(x_scales[m * x.blocks + first / X::BLOCK].scale);
+        if (K::GROUPED)
           scale *= load<Floats>(scales + (v / VECTORS * groups + first / K::SUMMED) * PANEL + v % VECTORS * W);
         sums[m][v] += __builtin_convertvector(acc[m][v], Floats) * scale;
       }
   }
 }
 
-template <class K, int NUM, int ROWS>
-static void store_tile(const ProductCall& c, long p, long row, const int16_t* x, const float* x_scales) {
+template <class K, class E, int NUM, int ROWS>
+static void store_tile(const ProductCall& c, long p, const RoundedRows<K>& x, long row) {
+  typedef typename E::T T;
   constexpr int NUM_V = NUM * VECTORS;
-  const long columns = columns_of(c), first = p * PANEL, groups = K::SUMMED < BLOCK ? columns / K::SUMMED : 1;
-  const float* scales = c.scales + p * groups * PANEL;
+  const long columns = x.columns, first = p * PANEL, bytes = columns / (2 * K::X::TOGETHER) * K::BYTES;
+  const float* scales = c.scales + p * groups_of<K>(columns) * PANEL;
   Floats sums[ROWS][NUM_V] = {};
-  sum_tile<K, NUM, ROWS>((const uint8_t*)c.weight + p * columns / 4 * K::BYTES, scales, x + row * columns,
-                         x_scales + row * blocks_of(c), columns, blocks_of(c), sums);
+  sum_tile<K, NUM, ROWS>((const uint8_t*)c.weight + p * bytes, scales, x, row, sums);
   const long count = c.outputs - first < NUM * PANEL ? c.outputs - first : NUM * PANEL;
-  float bias[NUM * PANEL] = {}, part[NUM * PANEL];
-  if (c.bias) memcpy(bias, c.bias + first, count * sizeof(float));
+  T bias[NUM * PANEL] = {}, part[NUM * PANEL];
+  if (c.bias) memcpy(bias, (const T*)c.bias + first, count * sizeof(T));
   for (int m = 0; m < ROWS; m++) {
-    float* y = c.y + (row + m) * c.outputs + first;
-    float* to = count < NUM * PANEL ? part : y;
+    T* y = (T*)c.y + (row + m) * c.outputs + first;
+    T* to = count < NUM * PANEL ? part : y;
     for (int v = 0; v < NUM_V; v++) {
-      Floats sum = K::SUMMED < BLOCK ? sums[m][v] : sums[m][v] * load<Floats>(scales + v * W);
-      store(to + v * W, sum + load<Floats>(bias + v * W));
+      Floats sum = K::GROUPED ? sums[m][v] : sums[m][v] * load<Floats>(scales + v * W);
+      E::write(to + v * W, sum + E::read(bias + v * W));
     }
-    if (count < NUM * PANEL) memcpy(y, part, count * sizeof(float));
+    if (count < NUM * PANEL) memcpy(y, part, count * sizeof(T));
   }
 }
 
-template <class K, int NUM, int ROWS = TILE>
-static void store_rows(const ProductCall& c, long p, long row, long count, const int16_t* x, const float* x_scales) {
+template <class K, class E, int NUM, int ROWS = TILE>
+static void store_rows(const ProductCall& c, long p, const RoundedRows<K>& x, long row, long count) {
   if (count == ROWS)
-    store_tile<K, NUM, ROWS>(c, p, row, x, x_scales);
+    store_tile<K, E, NUM, ROWS>(c, p, x, row);
   else if constexpr (ROWS > 1)
-    store_rows<K, NUM, ROWS - 1>(c, p, row, count, x, x_scales);
+    store_rows<K, E, NUM, ROWS - 1>(c, p, x, row, count);
 }
 
-template <class K, int NUM>
-static void store_all(const ProductCall& c, long p, long first, long rows, const int16_t* x, const float* x_scales) {
+template <class K, class E, int NUM>
+static void store_all(const ProductCall& c, long p, const RoundedRows<K>& x, long first, long rows) {
   const long tiles = tiles_of(rows, TILE);
   for (long t = 0, m = first, end; t < tiles; t++, m = end) {
     end = first + (t + 1) * rows / tiles;
-    store_rows<K, NUM>(c, p, m, end - m, x, x_scales);
+    store_rows<K, E, NUM>(c, p, x, m, end - m);
   }
 }
 
-template <class K>
+// E: what bias, x and y are made of.
+template <class K, class E>
 static void multiply_integers(const ProductCall& c) {
   const long columns = columns_of(c), panels = (c.outputs + PANEL - 1) / PANEL;
-  const long near = ROUNDED_BYTES / (2 * columns) / TILE * TILE, most = near < TILE ? TILE : near;
-  std::unique_ptr<int16_t[]> x(new int16_t[c.rows * columns]);
-  std::unique_ptr<float[]> x_scales(new float[c.rows * blocks_of(c)]);
+  const long near = ROUNDED_BYTES / (columns * (long)sizeof(typename K::X::T)) / TILE * TILE, most = near < TILE ? TILE : near;
+  RoundedRows<K> x(c.rows, columns);
 #pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 40000)
   {
 #pragma omp for schedule(static)
-    for (long m = 0; m < c.rows; m++)
-      round_row(c.x + m * c.inputs, c.inputs, columns, x.get() + m * columns, x_scales.get() + m * blocks_of(c));
+    for (long m = 0; m < c.rows; m++) round_row<K, E>((const typename E::T*)c.x + m * c.inputs, c.inputs, x, m);
     const Share own = share_of(panels);
     for (long first = 0; first < c.rows; first += most) {
       const long rows = first + most < c.rows ? most : c.rows - first;
       for (long p = own.first, next; p < own.last; p = next) {
         next = rows >= MANY && p + PANELS <= own.last ? p + PANELS : p + 1;
-        (next == p + PANELS ? store_all<K, PANELS> : store_all<K, 1>)(c, p, first, rows, x.get(), x_scales.get());
+        (next == p + PANELS ? store_all<K, E, PANELS> : store_all<K, E, 1>)(c, p, x, first, rows);
       }
     }
   }

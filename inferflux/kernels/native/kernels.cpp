@@ -143,18 +143,16 @@ static void attend_all(int type, const void* call) {
   (type ? prefill<BF16> : prefill<F32>)(c);
 }
 
+// By the weights' type, then by that of bias, x and y.
 static void multiply(int type, const void* call) {
-  static void (*const by_weight[])(const ProductCall&) = {multiply_floats<Panel32>, multiply_floats<Panel16>,
-                                                          multiply_integers<Packed8>, multiply_floats<Panel8>,
-                                                          multiply_integers<Packed4>};
+  static void (*const by_types[][2])(const ProductCall&) = {
+      {multiply_floats<Panel32>, multiply_widened<Panel32>},
+      {multiply_floats<Panel16>, multiply_pairs},
+      {multiply_integers<Packed8, F32>, multiply_integers<Packed8, BF16>},
+      {multiply_floats<Panel8>, multiply_widened<Panel8>},
+      {multiply_integers<Packed4, F32>, multiply_integers<Packed4, BF16>}};
   const ProductCall& c = *(const ProductCall*)call;
-#if defined(__AVX512BF16__)
-  if (c.type && type == 1 && c.inputs % 2 == 0) return multiply_floats<Pairs16>(c);
-#endif
-  if (c.type)
-    multiply_widened(c, by_weight[type]);
-  else
-    by_weight[type](c);
+  by_types[type][c.type](c);
 }
 
 static void copy_rows(int, const void* call) {
@@ -182,6 +180,9 @@ static_assert(all_fit<NormCall, RopeCall, GateCall, AttentionCall, ProductCall, 
               "an entry holds any call");
 
 extern "C" {
+
+// How many columns of an output lie side by side in a panel of 4 bits.
+int inferflux_int4_together() { return Packed4::X::TOGETHER; }
 
 // Both return whether there was memory for what is computed.
 int inferflux_call(int function, int type, const void* call) {

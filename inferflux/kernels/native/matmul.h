@@ -28,27 +28,12 @@ constexpr long AHEAD = 8, LINE = 64;
 struct ProductCall {
   const void* weight;   // floats: [panels, inputs / TOGETHER, PANEL, TOGETHER]; integers: see integers.h
   const float* scales;  // floats: [outputs] or null
-  const float* bias;    // [outputs] or null
-  const float* x;       // [rows, inputs]
-  float* y;             // [rows, outputs]
+  const void* bias;     // [outputs] or null
+  const void* x;        // [rows, inputs]
+  void* y;              // [rows, outputs]
   int64_t rows, outputs, inputs;
-  int32_t type, threads;  // type: what bias, x and y are made of; what multiplies wants floats
+  int32_t type, threads;  // type: what bias, x and y are made of
 };
-
-// For bias, x and y of bfloat16.
-static void multiply_widened(const ProductCall& given, void (*multiply)(const ProductCall&)) {
-  const long num_x = given.rows * given.inputs, num_y = given.rows * given.outputs;
-  std::unique_ptr<float[]> floats(new float[num_x + num_y + given.outputs]);
-  ProductCall c = given;
-  c.x = floats.get(), c.y = floats.get() + num_x, c.type = 0;
-  convert<BF16, F32>(floats.get(), given.x, num_x, c.threads);
-  if (given.bias) {
-    c.bias = floats.get() + num_x + num_y;
-    convert<BF16, F32>(floats.get() + num_x + num_y, given.bias, c.outputs, 1);
-  }
-  multiply(c);
-  convert<F32, BF16>(given.y, c.y, num_y, c.threads);
-}
 
 // How a panel holds COLUMNS columns of an output side by side, and FACTORS registers of a panel's outputs that are made of
 // them: to[factor]. Columns are filled up to a multiple of COLUMNS. X and Y: what x and y are made of.
@@ -250,4 +235,28 @@ static void multiply_floats(const ProductCall& c) {
           add_all<K, 1>(columns, x, y, rows);
       }
     }
+}
+
+// For bias, x and y of bfloat16.
+template <class K>
+static void multiply_widened(const ProductCall& given) {
+  const long num_x = given.rows * given.inputs, num_y = given.rows * given.outputs;
+  std::unique_ptr<float[]> floats(new float[num_x + num_y + given.outputs]);
+  ProductCall c = given;
+  c.x = floats.get(), c.y = floats.get() + num_x, c.type = 0;
+  convert<BF16, F32>(floats.get(), given.x, num_x, c.threads);
+  if (given.bias) {
+    c.bias = floats.get() + num_x + num_y;
+    convert<BF16, F32>(floats.get() + num_x + num_y, given.bias, c.outputs, 1);
+  }
+  multiply_floats<K>(c);
+  convert<F32, BF16>(given.y, c.y, num_y, c.threads);
+}
+
+// For weights, bias, x and y of bfloat16.
+static void multiply_pairs(const ProductCall& c) {
+#if defined(__AVX512BF16__)
+  if (c.inputs % 2 == 0) return multiply_floats<Pairs16>(c);
+#endif
+  multiply_widened<Panel16>(c);
 }

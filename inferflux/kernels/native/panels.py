@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from inferflux.kernels.native.calls import PRODUCT, TYPES, call, expect_same
+from inferflux.kernels.native.loading import library
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 
 Tensor = torch.Tensor
@@ -20,8 +21,9 @@ class Panels(NamedTuple):
     float32, fp8: values [panels, columns, 16] in their own type; scales float32 [outputs], or None.
     bfloat16: values [panels, columns / 2, 16, 2], filled up to an even number of columns.
     int8: values [panels, columns / 2, 16, 2], each output's columns in pairs, filled up to a multiple of 32 columns.
-    int4: uint8 [panels, columns / 4, 16, 2], the pair of columns 4i, 4i + 1 in the low halves of the bytes, the pair
-    4i + 2, 4i + 3 in the high ones. Both: scales float32 [panels, groups, 16].
+    int4: uint8 [panels, columns / (2 * n), 16, n], where n, 2 or 4, is what this CPU's instructions add up at once:
+    columns 2ni to 2ni + n - 1 in the low halves of the bytes, the next n in the high ones. Both: scales float32
+    [panels, groups, 16].
     """
 
     values: Tensor
@@ -44,15 +46,16 @@ def arrange(weight: QuantizedWeight) -> Panels:
     values = weight.values
     if weight.scheme not in INTEGERS:
         return Panels(_panels(values, 1), weight.scales.flatten(), num_outputs, num_inputs)
+    together = 2
     if weight.scheme == "int8":
         unfilled = -num_inputs % INT4_GROUP
         values = functional.pad(values, (0, unfilled)) if unfilled else values
     else:
+        together = library().int4_together()
         # A byte here holds columns 2i, 2i + 1.
-        both = values.view(num_outputs, -1, 2)
-        low, high = both & 0xF, both >> 4
-        values = torch.stack((low[..., 0] | low[..., 1] << 4, high[..., 0] | high[..., 1] << 4), dim=-1).flatten(1)
-    return Panels(_panels(values, 2), _panels(weight.scales, 1), num_outputs, num_inputs)
+        columns = torch.stack((values & 0xF, values >> 4), dim=-1).view(num_outputs, -1, 2, together)
+        values = (columns[:, :, 0] | columns[:, :, 1] << 4).flatten(1)
+    return Panels(_panels(values, together), _panels(weight.scales, 1), num_outputs, num_inputs)
 
 
 def _panels(matrix: Tensor, together: int) -> Tensor:
@@ -66,8 +69,8 @@ def _panels(matrix: Tensor, together: int) -> Tensor:
 
 
 def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x [T, in] -> [T, out], in x's dtype, summed in float32; integers: x is rounded to 16 bits, each row's every 512
-    columns to their own scale."""
+    """x [T, in] -> [T, out], in x's dtype, summed in float32; integers: x is rounded, each row's every 512 columns to
+    16 bits with a scale of their own, or, for int4 where the CPU multiplies bytes, every 32 to 8 bits."""
     expect_same("columns of x", x.shape[1], panels.num_inputs)
     dtype = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else torch.float32
     rows = x.to(dtype).contiguous()

@@ -44,6 +44,7 @@ LEVELS: Final = (
     ),
     Level("avx512vnni", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512 | {"avx512_vnni"}),
     Level("avx512", "x86_64", ("-march=x86-64-v4",), _AVX512),
+    Level("avx2vnni", "x86_64", ("-march=x86-64-v3", "-mavxvnni"), _AVX2 | {"avx_vnni"}),
     Level("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),
     Level("armv8", "aarch64", ("-march=armv8-a",), frozenset(("asimd",))),
 )

@@ -30,8 +30,9 @@ static inline Ints widen(const uint16_t* p) { return (Ints)_mm256_cvtepu16_epi32
 static inline Ints widen(const int8_t* p) { return __builtin_convertvector(load<Bytes>(p), Ints); }
 static inline Ints widen(const uint16_t* p) { return __builtin_convertvector(load<Halves>(p), Ints); }
 #endif
-// The low halves of 32-bit integers, to memory.
+// The low halves or quarters of 32-bit integers, to memory.
 #if defined(__AVX512F__)
+static inline void narrow(int8_t* p, Ints v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v)); }
 static inline void narrow(uint16_t* p, Ints v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v)); }
 #elif defined(__AVX2__)
 static inline void narrow(uint16_t* p, Ints v) {
@@ -43,6 +44,12 @@ static inline void narrow(uint16_t* p, Ints v) {
   for (int i = 0; i < W; i++) p[i] = (uint16_t)v[i];
 }
 #endif
+#if !defined(__AVX512F__)
+static inline void narrow(int8_t* p, Ints v) {
+  for (int i = 0; i < W; i++) p[i] = (int8_t)v[i];
+}
+#endif
+static inline void narrow(int16_t* p, Ints v) { narrow((uint16_t*)p, v); }
 static inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
 static inline Floats splat(float x) { return x - Floats{}; }  // x + 0 would be an addition: -0 + 0 is 0
 // Has the compiler hold a value in a register here. GCC 12 else reads a factor from memory at each use, and puts sums aside
@@ -60,7 +67,7 @@ template <class T> static inline void keep_apart(const T*&) {}
 #endif
 static inline Ints bits(Floats v) { return (Ints)v; }
 
-static inline float sum(Floats v) {
+template <class V> static inline auto sum(V v) {
 #if defined(__AVX512F__)
   v += __builtin_shuffle(v, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
   v += __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
@@ -72,9 +79,9 @@ static inline float sum(Floats v) {
   return v[0] + v[1];
 }
 
-static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+template <class V> static inline V larger(V a, V b) { return a > b ? a : b; }
 // The largest of v, none of which is not a number.
-static inline float largest(Floats v) {
+template <class V> static inline auto largest(V v) {
 #if defined(__AVX512F__)
   v = larger(v, __builtin_shuffle(v, Ints{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
   v = larger(v, __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
