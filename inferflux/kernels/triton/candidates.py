@@ -53,8 +53,10 @@ def _decodes(splits: tuple[Split, ...], *tiles: tuple[int, ...]) -> tuple[Decode
 # Of Llama-3-8B's row of 65,536 tokens: 1024, 512, 256 and 128 programs. An H200 has 132 multiprocessors, each of which
 # must have some 30 KB under way: two programs with two tiles of 64 do, and five of the shipped with one of 32.
 _128, _64, _32, _16 = (Split(512, most, 64) for most in (128, 64, 32, 16))
-# Merged by the last program, at most one's share of a row after another: no launch, and nobody else at work meanwhile.
+# Merged by the last program, one split after another: no launch, and nobody else at work meanwhile.
 _128_LAST, _32_LAST, _16_LAST = Split(512, 128, 64, 16), Split(512, 32, 64, 32), Split(512, 16, 64, 16)
+# A row of some hundred tokens is read by a few programs in place of one, and one of 8192 is cut as the shipped does it.
+_SHORT_32, _SHORT_16 = Split(128, 32, 64, 32), Split(128, 16, 64, 16)
 # block_m is that of 16 query heads at most: (block_n, warps, stages, pages ahead).
 DECODE: Final[Mapping[int, tuple[Decode, ...]]] = MappingProxyType(
     {
@@ -63,6 +65,7 @@ DECODE: Final[Mapping[int, tuple[Decode, ...]]] = MappingProxyType(
             *_decodes((_128,), (64, 2, 5), (64, 4, 3), (128, 4, 5), (32, 2, 5), (64, 2, 3, 1)),
             *_decodes((_16,), (128, 4, 4, 1)),
             *_decodes((_128_LAST, _32_LAST), (64, 2, 4), (64, 2, 4, 1)),
+            *_decodes((_SHORT_32, _SHORT_16), (64, 4, 4, 1)),
             *_decodes((Split(512, 128, 128), Split(1024, 128, 64), Split(256, 128, 64)), (64, 2, 4)),
         ),
         128: (
@@ -71,6 +74,7 @@ DECODE: Final[Mapping[int, tuple[Decode, ...]]] = MappingProxyType(
             *_decodes((_32, _16), (64, 4, 4, 1), (128, 8, 3, 1)),
             *_decodes((_128_LAST, _32_LAST), (32, 2, 4), (64, 4, 3, 1)),
             *_decodes((_32_LAST, _16_LAST), (64, 4, 4, 1)),
+            *_decodes((_SHORT_32, _SHORT_16), (64, 4, 3, 1), (64, 4, 4, 1)),
             *_decodes((_128,), (32, 2, 5), (64, 2, 3), (64, 4, 3), (64, 4, 5)),
             *_decodes((Split(512, 128, 128), Split(1024, 128, 64), Split(256, 128, 64)), (32, 2, 4)),
         ),

@@ -52,24 +52,32 @@ def _few_rows_kernel(
     weight_rows = weight + outputs.to(tl.int64)[:, None] * stride_weight
     if HAS_BIAS:
         added = tl.load(bias + outputs, mask=is_output, other=0.0).to(tl.float32)
-    begin(EARLY)
     if ROWS == 1:
+        inputs = tl.arange(0, BLOCK_K)
         products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    else:
-        sums = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    for start in range(0, NUM_INPUTS, BLOCK_K):
-        inputs = start + tl.arange(0, BLOCK_K)
-        inside = (inputs < NUM_INPUTS) | (NUM_INPUTS % BLOCK_K == 0)
-        tile = tl.load(weight_rows + inputs[None, :], mask=is_output[:, None] & inside[None, :], other=0.0)
-        if ROWS == 1:
-            row = tl.load(x + first_row * stride_x + inputs, mask=inside, other=0.0)
+        # Weights are read a turn ahead and, where the kernel before is still at work, while it is.
+        tile = tl.load(
+            weight_rows + inputs[None, :], mask=is_output[:, None] & (inputs < NUM_INPUTS)[None, :], other=0.0
+        )
+        begin(EARLY)
+        for start in range(0, NUM_INPUTS, BLOCK_K):
+            row = tl.load(x + first_row * stride_x + start + inputs, mask=start + inputs < NUM_INPUTS, other=0.0)
+            following = start + BLOCK_K + inputs
+            mask = is_output[:, None] & (following < NUM_INPUTS)[None, :]
+            next_tile = tl.load(weight_rows + following[None, :], mask=mask, other=0.0)
             products += tile.to(tl.float32) * row.to(tl.float32)[None, :]
-        else:
+            tile = next_tile
+        sums = tl.sum(products, 1)[:, None]
+    else:
+        begin(EARLY)
+        sums = tl.zeros([BLOCK_N, ROWS], tl.float32)
+        for start in range(0, NUM_INPUTS, BLOCK_K):
+            inputs = start + tl.arange(0, BLOCK_K)
+            inside = (inputs < NUM_INPUTS) | (NUM_INPUTS % BLOCK_K == 0)
+            tile = tl.load(weight_rows + inputs[None, :], mask=is_output[:, None] & inside[None, :], other=0.0)
             mask = (rows < num_rows)[None, :] & inside[:, None]
             columns = tl.load(x + rows[None, :] * stride_x + inputs[:, None], mask=mask, other=0.0)
             sums += tl.dot(tile, columns, input_precision=PRECISION)
-    if ROWS == 1:
-        sums = tl.sum(products, 1)[:, None]
     if HAS_BIAS:
         sums += added[:, None]
     target = output + rows[None, :] * NUM_OUTPUTS + outputs[:, None]

@@ -26,7 +26,7 @@ from inferflux.kernels.tune.apart import Limits, try_apart
 from inferflux.kernels.tune.knobs import Subject, subjects_of
 from inferflux.kernels.tune.report import Found, as_json, merged, outcome_table, remarks
 
-SECONDS: Final = 120
+SECONDS: Final = 180
 MODEL_SIZES: Final = tuple(name for name in SHAPES if name != "toy")
 CHILD: Final = ("-P", "-m", "inferflux.kernels.tune.child")
 # Processes that compile and check at once; each takes some hundreds of MB of the device.
