@@ -187,7 +187,7 @@ assert sizes == (SHIPPED if chosen["entry"] == chosen["present"] else knob.chang
 """
 
 
-# What `tune` measures early starts on, once recorded and once by the reference.
+# What `tune` measures early starts on, by the interpreter and by the reference.
 CHAIN = """
 import torch
 from inferflux.kernels.backends import find_backend
@@ -195,13 +195,16 @@ from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.triton.tuning import SHIPPED
 from inferflux.kernels.tune.chain import LAYERS, Chain, chain_workload, run_chain
 
-x, residual, weight, eps = chain_workload(SHAPES["toy"]).build(torch.float32, torch.device("cpu")).positional
-ours = run_chain(SHIPPED, x, residual, weight, eps)
-Chain(SHIPPED)(x, residual, weight, eps)
+arguments = chain_workload(SHAPES["toy"]).build(torch.float32, torch.device("cpu")).positional
+ours = run_chain(SHIPPED, *arguments)
+Chain(SHIPPED)(*arguments)
+x, residual, weight, matrices, eps = arguments
 reference = find_backend("reference")
+add_norm, activation = reference.find("add_norm"), reference.find("activation")
 for _ in range(LAYERS):
-    x, residual = reference.find("add_norm")(x, residual, weight, eps)
-    x = reference.find("norm")(x, weight, eps)
+    x, residual = add_norm(x, residual, weight, eps)
+    x, residual = add_norm((x @ matrices["qkv"].T)[:, :64] @ matrices["out"].T, residual, weight, eps)
+    x = activation(x @ matrices["gate_up"].T, "silu") @ matrices["down"].T
 assert torch.allclose(ours, x + residual, rtol=1e-4, atol=1e-4)
 """
 

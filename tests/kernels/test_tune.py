@@ -130,7 +130,7 @@ def test_where_the_shipped_one_fails_another_takes_its_place(play: Play) -> None
 
 def test_the_vendors_library_stays_however_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a shipped entry fails, another takes its place whatever its time; not in the place of a library."""
-    (knob, _) = next(each for each in subjects_of(SHAPES["small"]) if each.name == "linear one").knobs
+    knob, *_ = next(each for each in subjects_of(SHAPES["small"]) if each.name == "linear one").knobs
     told: list[tuple[str, Any]] = []
     setting = Setting(CPU, torch.float32, Turns(), lambda event, **facts: told.append((event, facts)), time.time() + 60)
     monkeypatch.setattr(trial, "check_case", lambda op, case, dtype, _: Result(case.op, "", dtype, 1.0, "error 0.02"))

@@ -109,7 +109,6 @@ def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
     return (
         *_attention(shape),
         *_linear(shape),
-        _launches(shape),
         *_products(shape),
         _blocks("sampling", shape),
         _blocks("norm", shape, "norm", "add_norm"),
@@ -153,14 +152,16 @@ def _linear(shape: LayerShape) -> Iterator[Subject]:
             cases = tuple(Case("linear", each.name, _drawn(each)) for each in workloads)
             key = f"{rows} {kind}"
             knobs.append(Knob("linear", key, candidates.LINEAR[key], workloads, cases, odd))
+        if rows == "one":
+            # Products that start early read their weights while the kernel before is at work.
+            knobs.append(_launches(shape))
         yield Subject(f"linear {rows}", ("linear",), tuple(knobs))
 
 
-def _launches(shape: LayerShape) -> Subject:
+def _launches(shape: LayerShape) -> Knob:
     cases = [case for op in _EARLY_OPS for case in cases_of(op)[:2]]
     cases += [case for case in cases_of("attention") if case.name.startswith("decode")]
-    knob = Knob("launches", "all", candidates.LAUNCHES, (chain_workload(shape),), tuple(cases))
-    return Subject("launches", (*_EARLY_OPS, "attention"), (knob,))
+    return Knob("launches", "all", candidates.LAUNCHES, (chain_workload(shape),), tuple(cases))
 
 
 def _products(shape: LayerShape) -> Iterator[Subject]:
