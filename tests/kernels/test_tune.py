@@ -6,7 +6,6 @@ Times and processes are played; the whole way of one op under Triton's interpret
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import json
 import sys
 import time
@@ -27,7 +26,6 @@ from inferflux.kernels.triton.size_table import SizeTable
 from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, RowBlock, Sizes, Split
 from inferflux.kernels.tune import command, trial
 from inferflux.kernels.tune.apart import NO_TIME, Limits, Outcome, try_apart
-from inferflux.kernels.tune.child import FileTurns
 from inferflux.kernels.tune.knobs import Knob, Subject, describe, subjects_of
 from inferflux.kernels.tune.report import Found, is_decided, merged, outcome_table, remarks
 from inferflux.kernels.tune.setting import Setting
@@ -227,17 +225,6 @@ def test_time_that_is_up_ends_it() -> None:
     outcome = tried("time.sleep(60)", seconds=0.4)
     assert time.monotonic() - started < 20
     assert (outcome.entry, outcome.problem) == (None, NO_TIME)
-
-
-def test_who_takes_times_is_alone(tmp_path: Path) -> None:
-    place = tmp_path / "lock"
-    place.touch()
-    told: list[Any] = []
-    one, other = (FileTurns(place, told.append) for _ in range(2))
-    with one.shared(), other.shared():
-        assert told == ["waiting"] * 2
-    with one.alone(), pytest.raises(BlockingIOError):
-        fcntl.flock(other._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])

@@ -28,12 +28,12 @@ NO_TIME: Final = "there was no time left"
 
 
 class Request(msgspec.Struct):
-    """What a process is asked. subject, model_size: what to try. lock: a file for turns. check_until: see `Setting`.
+    """What a process is asked. subject, model_size: what to try. turns: a folder for them. check_until: see `Setting`.
     From processes before it: problems by knob and entry, what was chosen by knob, and knobs to leave alone."""
 
     subject: str
     model_size: str
-    lock: str
+    turns: str
     check_until: float
     problems: dict[str, dict[str, str]] = {}
     chosen: dict[str, str] = {}
@@ -72,10 +72,10 @@ async def try_apart(
     deadline = time.monotonic() + limits.seconds
     check_until = time.time() + CHECKS_SHARE * limits.seconds
 
-    with tempfile.NamedTemporaryFile(prefix="inferflux-tune-") as lock:
+    with tempfile.TemporaryDirectory(prefix="inferflux-tune-") as turns:
 
         async def run(subject: Subject) -> dict[str, Outcome]:
-            request = Request(subject.name, model_size, lock.name, check_until)
+            request = Request(subject.name, model_size, turns, check_until)
             watched = Watched(subject, request, tell)
             async with slots:
                 await watched.run(command, limits.silence_s, deadline)

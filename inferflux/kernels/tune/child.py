@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +26,11 @@ LOST: Final = 3
 
 
 class FileTurns:
-    """Turns of several processes by a lock on a file, which the system takes from one that dies."""
+    """Turns of several processes by locks on files, which the system takes from one that dies. Who waits to be alone
+    waits at the gate, and lets nobody by: among many who share it would not come before they are all done."""
 
-    def __init__(self, path: Path, say: "Say") -> None:
-        self._file = path.open()
+    def __init__(self, folder: Path, say: Callable[[str], object]) -> None:
+        self._gate, self._turn = ((folder / name).open("w") for name in ("gate", "turn"))
         self._say = say
 
     def shared(self) -> contextlib.AbstractContextManager[None]:
@@ -41,11 +42,15 @@ class FileTurns:
     @contextlib.contextmanager
     def _held(self, kind: int) -> Iterator[None]:
         self._say("waiting")
-        fcntl.flock(self._file, kind)
+        fcntl.flock(self._gate, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._turn, kind)
+        finally:
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
         try:
             yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
 class Say:
@@ -63,7 +68,7 @@ def main() -> int:
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     say = Say()
     device = torch.device("cuda", torch.cuda.current_device())
-    setting = Setting(device, torch.bfloat16, FileTurns(Path(request.lock), say), say, request.check_until)
+    setting = Setting(device, torch.bfloat16, FileTurns(Path(request.turns), say), say, request.check_until)
     (subject,) = (each for each in subjects_of(SHAPES[request.model_size]) if each.name == request.subject)
     try:
         try_subject(subject, request, setting)
