@@ -120,6 +120,8 @@ def attention_cases() -> NamedCases:
             yield f"{step}, {name}", _attention(Paging(spans), (9, 3, 64), soft_cap=soft_cap, size=100.0)
     yield "mixed", _attention(Paging(MIXED), (9, 3, 64))
     yield "mixed, 20 queries a key", _attention(Paging(FEW), (40, 2, 32))
+    # A multiple of no register of AVX-512: what is read of a head fills its last one only in part.
+    yield "mixed, head size 72", _attention(Paging(FEW), (6, 2, 72))
     yield "mixed, pages of one token", _attention(Paging(MIXED, page_tokens=1), (4, 2, 32))
     yield "mixed, head size 256, soft cap", _attention(Paging(MIXED), (8, 4, 256), soft_cap=5.0)
     yield "mixed, window, soft cap", _attention(Paging(MIXED, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0)

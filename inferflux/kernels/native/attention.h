@@ -5,7 +5,11 @@
 #pragma once
 #include <omp.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "vector.h"
@@ -23,15 +27,15 @@ struct AttentionCall {
   int32_t threads;
 };
 
-constexpr long SPLIT = 128, CHUNK = 16, MAX_HEAD_DIM = 256;
+constexpr long SPLIT = 128, CHUNK = 16;
+// How many heads that share a key head meet a key at once: sums of four keys with each stay in registers. Where keys or
+// values are bfloat16, and the processor multiplies these in pairs, weights are rounded to it as well.
+constexpr int MOST_HEADS = W == 16 ? 4 : 3;
 
 // Positions first..last-1 of one row, for all its heads: a page's keys and values lie together and are read in order.
 struct Part {
   long row, token, first, last;
 };
-
-// How many registers of sums a loop holds: of 16, some are for what is added.
-constexpr int SUMS = W == 16 ? 24 : 12;
 
 // What is read next, fetched in the order of its addresses, some of it with each piece of work: asked for all at once, it
 // would be waited for. 32 rows of 208 tokens, 9 heads of 64 over 3, float32, two cores of a Zen 3 EPYC: 750 us, 900 when
@@ -44,183 +48,250 @@ struct Ahead {
   }
 };
 
-// NT keys against GT query heads that share a key head, at once: a key is widened once for all of them, and enough sums
-// grow side by side that none waits for the one before. scores[g][n].
-template <class E, int GT, int NT>
-static inline void score_keys(const typename E::T* keys, long stride, Ahead& ahead, const float* query, long D,
-                              float (*scores)[CHUNK], long first) {
-  Floats acc[GT][NT] = {};
-  ahead.fetch(NT * D * sizeof(typename E::T));
-  long d = 0;
-  for (; d + W <= D; d += W) {
-    Floats k[NT];
-    for (int n = 0; n < NT; n++) {
-      const typename E::T* key = keys + (first + n) * stride + d;
-      k[n] = E::read(key);
-    }
-    for (int g = 0; g < GT; g++) {
-      Floats q = load<Floats>(query + g * D + d);
-      for (int n = 0; n < NT; n++) acc[g][n] += k[n] * q;
-    }
+// What one part is computed with. Heads are padded, since lanes may be heads; so are `columns` of a head, and `units` of
+// its query (see Operands).
+template <class E> struct Work {
+  long heads, columns, units;
+  // A part's result: values mixed by weights [heads, columns], their largest scores and the weights' sums [heads].
+  float *mixed, *peaks, *sums;
+  // A thread's: query [heads, units]; scores, then weights [heads, CHUNK]; weights' sums lane by lane [heads, W]; what is
+  // taken from scores before they become weights, and what this makes of older sums [heads].
+  float *query, *scores, *totals, *froms, *shrinks;
+  explicit Work(const AttentionCall& c)
+      : heads(padded(c.num_heads, W)),
+        columns(padded(c.head_dim, Operands<E>::COUNT)),
+        units(columns / Operands<E>::TOGETHER) {}
+  long result_lines() const { return padded(heads * (columns + 2), LINE_FLOATS) / LINE_FLOATS; }
+  long scratch_lines() const { return padded(heads * (units + CHUNK + W + 2), LINE_FLOATS) / LINE_FLOATS; }
+  void place(Line* result, Line* scratch) {
+    mixed = result->floats, peaks = mixed + heads * columns, sums = peaks + heads;
+    query = scratch->floats, scores = query + heads * units, totals = scores + heads * CHUNK;
+    froms = totals + heads * W, shrinks = froms + heads;
   }
-  for (int g = 0; g < GT; g++) sum_each<NT>(acc[g], scores[g] + first);
-  for (; d < D; d++)
-    for (int g = 0; g < GT; g++)
-      for (int n = 0; n < NT; n++)
-        scores[g][first + n] += E::read1(keys + (first + n) * stride + d) * query[g * D + d];
+};
+
+// A chunk's keys or values, of one key head; and what is fetched meanwhile.
+template <class E> struct Chunk {
+  const typename E::T* first;
+  long stride, count, D;
+  Ahead* shared;
+};
+
+// scores[g][n] of GT heads that share a key head: a key is read once for all of them, and enough sums grow side by side
+// that none waits for the one before. WHOLE: no register is filled up with zeros.
+template <class E, int GT, bool WHOLE>
+static inline void score(const Chunk<E> keys, const float* query, long units, float* scores) {
+  typedef Operands<E> O;
+  const long D = keys.D, count = keys.count;
+  Ahead ahead = *keys.shared;
+  Floats folded[GT][CHUNK / W][W / 4];
+  for (long n = 0; n < CHUNK; n += 4) {
+    Floats acc[GT][4];
+    UNROLLED for (int g = 0; g < GT; g++)
+      UNROLLED for (int i = 0; i < 4; i++) acc[g][i] = Floats{};
+    if (n < count) {
+      ahead.fetch(4 * D * sizeof(typename E::T));
+      // In place of keys behind the last it is read again: what comes of that does not count.
+      const typename E::T* key[4] = {keys.first + n * keys.stride};
+      UNROLLED for (int i = 1; i < 4; i++) key[i] = key[i - 1] + (n + i < count ? keys.stride : 0);
+      const float* q = query;
+      for (long d = 0; d < D; d += O::COUNT, q += W) {
+        Floats k[4];
+        UNROLLED for (int i = 0; i < 4; i++) {
+          k[i] = WHOLE ? O::read(key[i] + d) : read_up_to<E>(key[i] + d, D - d);
+          hold(k[i]);
+        }
+        UNROLLED for (int g = 0; g < GT; g++) {
+          const Floats x = load<Floats>(q + g * units);
+          UNROLLED for (int i = 0; i < 4; i++) acc[g][i] = O::add(acc[g][i], k[i], x);
+        }
+      }
+    }
+    UNROLLED for (int g = 0; g < GT; g++) folded[g][n / W][n % W / 4] = fold<added>(acc[g]);
+  }
+  for (int g = 0; g < GT; g++)
+    for (int n = 0; n < CHUNK / W; n++) store(scores + g * CHUNK + n * W, join<added>(folded[g][n]));
+  *keys.shared = ahead;
 }
 
-template <class E, int GT>
-static inline int score_heads(const typename E::T* keys, long stride, Ahead& ahead, const float* query, long D, long count,
-                              float (*scores)[CHUNK]) {
-  constexpr int NT = SUMS / GT < 4 ? 2 : 4;
-  long n = 0;
-  for (; n + NT <= count; n += NT) score_keys<E, GT, NT>(keys, stride, ahead, query, D, scores, n);
-  for (; n < count; n++) score_keys<E, GT, 1>(keys, stride, ahead, query, D, scores, n);
-  return GT;
-}
-
-// DT registers' worth of each value, from column d on.
-template <class E, int GT, int DT>
-static inline void mix_columns(const typename E::T* values, long stride, Ahead& ahead, float* mixed, long D,
-                               long count, const float (*scores)[CHUNK], long d) {
+// mixed = mixed * shrinks + weights @ values, of DT registers of columns from d on.
+template <class E, int GT, int DT, bool WHOLE>
+static inline void mix_columns(const Chunk<E> values, const float* weights, const float* shrinks, long d, float* mixed,
+                               long columns) {
+  typedef Operands<E> O;
   Floats acc[GT][DT];
-  for (int g = 0; g < GT; g++)
-    for (int i = 0; i < DT; i++) acc[g][i] = load<Floats>(mixed + g * D + d + i * W);
-  for (long n = 0; n < count; n++) {
-    ahead.fetch(DT * W * sizeof(typename E::T));
+  UNROLLED for (int g = 0; g < GT; g++)
+    UNROLLED for (int i = 0; i < DT; i++) acc[g][i] = load<Floats>(mixed + g * columns + d + i * W) * shrinks[g];
+  const typename E::T* value = values.first + d;
+  Ahead ahead = *values.shared;
+  for (long n = 0; n < values.count; n += O::TOGETHER, value += O::TOGETHER * values.stride, weights++) {
+    ahead.fetch(O::TOGETHER * DT * W * sizeof(typename E::T));
     Floats v[DT];
-    for (int i = 0; i < DT; i++) {
-      const typename E::T* value = values + n * stride + d + i * W;
-      v[i] = E::read(value);
+    UNROLLED for (int i = 0; i < DT; i += O::TOGETHER) {
+      Floats rows[O::TOGETHER], pairs[O::TOGETHER];
+      UNROLLED for (int t = 0; t < O::TOGETHER; t++) {
+        const typename E::T* row = value + (n + t < values.count ? t * values.stride : 0) + i * W;
+        rows[t] = WHOLE ? O::read(row) : O::read(row, values.D - d);
+      }
+      O::pair(rows, pairs);
+      UNROLLED for (int t = 0; t < O::TOGETHER; t++) v[i + t] = pairs[t], hold(v[i + t]);
     }
-    for (int g = 0; g < GT; g++) {
-      Floats weight = splat(scores[g][n]);
-      for (int i = 0; i < DT; i++) acc[g][i] += v[i] * weight;
+    UNROLLED for (int g = 0; g < GT; g++) {
+      const Floats weight = splat_unit(weights + g * CHUNK);
+      UNROLLED for (int i = 0; i < DT; i++) acc[g][i] = O::add(acc[g][i], weight, v[i]);
     }
   }
-  for (int g = 0; g < GT; g++)
-    for (int i = 0; i < DT; i++) store(mixed + g * D + d + i * W, acc[g][i]);
+  UNROLLED for (int g = 0; g < GT; g++)
+    UNROLLED for (int i = 0; i < DT; i++) store(mixed + g * columns + d + i * W, acc[g][i]);
+  *values.shared = ahead;
 }
 
 template <class E, int GT>
-static inline int mix_heads(const typename E::T* values, long stride, Ahead& ahead, float* mixed, long D, long count,
-                            const float (*scores)[CHUNK]) {
-  constexpr int DT = SUMS / GT < 4 ? 2 : 4;
+static inline void mix(const Chunk<E> values, const float* weights, const float* shrinks, float* mixed, long columns) {
+  constexpr int DT = 4, LEAST = Operands<E>::TOGETHER;
   long d = 0;
-  for (; d + DT * W <= D; d += DT * W) mix_columns<E, GT, DT>(values, stride, ahead, mixed, D, count, scores, d);
-  for (; d + W <= D; d += W) mix_columns<E, GT, 1>(values, stride, ahead, mixed, D, count, scores, d);
-  for (; d < D; d++)
-    for (int g = 0; g < GT; g++)
-      for (long n = 0; n < count; n++) mixed[g * D + d] += E::read1(values + n * stride + d) * scores[g][n];
-  return GT;
+  for (; d + DT * W <= values.D; d += DT * W) mix_columns<E, GT, DT, true>(values, weights, shrinks, d, mixed, columns);
+  for (; d + LEAST * W <= values.D; d += LEAST * W)
+    mix_columns<E, GT, LEAST, true>(values, weights, shrinks, d, mixed, columns);
+  if (d < values.D) mix_columns<E, GT, LEAST, false>(values, weights, shrinks, d, mixed, columns);
 }
 
-// Both return how many of the `left` heads they did.
+// A chunk's scores join the running peaks and totals, and become weights in place.
 template <class E>
-static inline int score(const typename E::T* keys, long stride, Ahead& ahead, const float* query, long D, long count,
-                        float (*scores)[CHUNK], long left) {
-  switch (left) {
-    case 1: return score_heads<E, 1>(keys, stride, ahead, query, D, count, scores);
-    case 2: return score_heads<E, 2>(keys, stride, ahead, query, D, count, scores);
-    case 3: return score_heads<E, 3>(keys, stride, ahead, query, D, count, scores);
-    default: return score_heads<E, 4>(keys, stride, ahead, query, D, count, scores);
+static void weigh(const AttentionCall& c, int count, const Work<E> w) {
+  for (long first = 0; first < w.heads; first += W) {
+    Floats tops[W / 4];
+    for (long h = 0; h < W; h += 4) {
+      Floats most[4] = {splat(-INFINITY), splat(-INFINITY), splat(-INFINITY), splat(-INFINITY)};
+      for (int i = 0; i < 4; i++)
+        for (int n = 0; n < CHUNK; n += W) {
+          float* at = w.scores + (first + h + i) * CHUNK + n;
+          Floats s = load<Floats>(at) * c.scale;
+          if (c.soft_cap > 0) s = tanh(s / c.soft_cap) * c.soft_cap;
+          s = LANES + n < count ? s : splat(-INFINITY);
+          store(at, s);
+          most[i] = larger(s, most[i]);
+        }
+      tops[h / 4] = fold<larger<Floats>>(most);
+    }
+    const Floats peak = load<Floats>(w.peaks + first), most = larger(join<larger<Floats>>(tops), peak);
+    // Nothing was seen yet: all weights are 0, not 0 / 0.
+    const Floats from = most == -INFINITY ? Floats{} : most;
+    store(w.shrinks + first, exp(peak - from));
+    store(w.froms + first, from);
+    store(w.peaks + first, most);
+  }
+  for (long h = 0; h < c.num_heads; h++) {
+    Floats total = load<Floats>(w.totals + h * W) * w.shrinks[h];
+    for (int n = 0; n < CHUNK; n += W) {
+      // Rounded before they are added up, too: then each value counts for what it is divided by.
+      const Floats weights = Operands<E>::round_row(exp(load<Floats>(w.scores + h * CHUNK + n) - w.froms[h]));
+      store(w.scores + h * CHUNK + n, weights);
+      total = Operands<E>::add_up(total, weights);
+    }
+    store(w.totals + h * W, total);
   }
 }
 
-template <class E>
-static inline int mix(const typename E::T* values, long stride, Ahead& ahead, float* mixed, long D, long count,
-                      const float (*scores)[CHUNK], long left) {
-  switch (left) {
-    case 1: return mix_heads<E, 1>(values, stride, ahead, mixed, D, count, scores);
-    case 2: return mix_heads<E, 2>(values, stride, ahead, mixed, D, count, scores);
-    case 3: return mix_heads<E, 3>(values, stride, ahead, mixed, D, count, scores);
-    default: return mix_heads<E, 4>(values, stride, ahead, mixed, D, count, scores);
+// f(how many, the first of them) for all heads, as many at once as share a key head, but at most MOST_HEADS; one alone,
+// for which keys are read again, only where there is but one.
+template <class F>
+static inline void by_heads(long num_heads, long group, F f) {
+  for (long h = 0, left, num; h < num_heads; h += num) {
+    left = group - h % group;
+    num = left <= MOST_HEADS ? left : left % MOST_HEADS == 1 ? 2 : MOST_HEADS;
+    switch (num) {
+      case 1: f(std::integral_constant<int, 1>(), h); break;
+      case 2: f(std::integral_constant<int, 2>(), h); break;
+      case 3: f(std::integral_constant<int, 3>(), h); break;
+      default: f(std::integral_constant<int, MOST_HEADS>(), h);
+    }
   }
 }
 
-// One head's new scores, -infinity where nothing is seen, join its running peak and sum; they become weights in place.
-// Returns what shrinks the old sums.
-template <long MOST> static inline float weigh(float* scores, long count, float* peak, float* total) {
-  for (long n = count; n < MOST; n++) scores[n] = -INFINITY;
-  Floats mosts = splat(*peak);
-  for (long n = 0; n < MOST; n += W) mosts = larger(load<Floats>(scores + n), mosts);
-  const float most = largest(mosts);
-  Floats added = {};
-  // Nothing was seen yet: all weights are 0, not 0 / 0.
-  const float from = most == -INFINITY ? 0.0f : most;
-  for (long n = 0; n < MOST; n += W) {
-    Floats weights = exp(load<Floats>(scores + n) - from);
-    store(scores + n, weights);
-    added += weights;
-  }
-  float shrink = *peak == most ? 1.0f : *peak == -INFINITY ? 0.0f : expf(*peak - most);
-  *total = *total * shrink + sum(added);
-  *peak = most;
-  return shrink;
+// Where a token's keys lie.
+template <class E>
+static inline const typename E::T* place_of(const AttentionCall& c, long row, long position) {
+  const long N = c.page_tokens, page = c.table[row * c.table_stride + position / N];
+  return (const typename E::T*)c.pages + page * c.page_stride + position % N * c.token_stride;
 }
 
-// state: [H, D] sums of values, then H peaks and H totals. query: [H, D], scores: [H, CHUNK], both to compute with.
+// A chunk lies in one page.
+static inline long chunk_end(const AttentionCall& c, const Part& part, long start) {
+  const long page_end = (start / c.page_tokens + 1) * c.page_tokens;
+  const long stop = page_end < start + CHUNK ? page_end : start + CHUNK;
+  return stop < part.last ? stop : part.last;
+}
+
+// following: what this thread computes next, or null.
 template <class E>
-static void attend(const AttentionCall& c, const Part& part, float* state, float* query, float (*scores)[CHUNK]) {
+static void attend(const AttentionCall& c, const Part& part, const Part* following, const Work<E> w) {
   typedef typename E::T T;
-  const long D = c.head_dim, H = c.num_heads, G = H / c.num_kv_heads, N = c.page_tokens;
-  const T* q = (const T*)c.query + part.token * c.query_stride;
-  const int32_t* pages = c.table + part.row * c.table_stride;
-  float *mixed = state, *peaks = state + H * D, *totals = peaks + H;
-  for (long i = 0; i < H * D; i++) query[i] = E::read1(q + i) * c.scale, mixed[i] = 0;
-  for (long h = 0; h < H; h++) peaks[h] = -INFINITY, totals[h] = 0;
+  typedef Operands<E> O;
+  const long D = c.head_dim, H = c.num_heads, G = H / c.num_kv_heads;
+  const T* query = (const T*)c.query + part.token * c.query_stride;
+  for (long h = 0; h < H; h++)
+    for (long d = 0; d < D; d += O::COUNT)
+      store(w.query + h * w.units + d / O::TOGETHER, read_up_to<E>(query + h * D + d, D - d));
+  std::fill(w.mixed, w.mixed + H * w.columns, 0.0f);
+  std::fill(w.peaks, w.peaks + w.heads, -INFINITY);
+  std::fill(w.totals, w.totals + H * W, 0.0f);
+  std::fill(w.scores + H * CHUNK, w.scores + w.heads * CHUNK, 0.0f);
   for (long start = part.first, stop; start < part.last; start = stop) {
-    // A chunk lies in one page.
-    stop = (start / N + 1) * N;
-    if (stop > start + CHUNK) stop = start + CHUNK;
-    if (stop > part.last) stop = part.last;
-    const long count = stop - start;
-    const T* keys = (const T*)c.pages + pages[start / N] * c.page_stride + (start % N) * c.token_stride;
+    stop = chunk_end(c, part, start);
+    const T* keys = place_of<E>(c, part.row, start);
     const T* values = keys + c.part_stride;
+    const long count = stop - start, size = c.token_stride * sizeof(T);
+    Ahead ahead{(const char*)values, (const char*)values + count * size};
+    by_heads(H, G, [&](auto num, long h) {
+      const Chunk<E> chunk{keys + h / G * D, c.token_stride, count, D, &ahead};
+      const auto score_heads = D % O::COUNT ? score<E, num, false> : score<E, num, true>;
+      score_heads(chunk, w.query + h * w.units, w.units, w.scores + h * CHUNK);
+    });
+    weigh<E>(c, count, w);
     // Pages lie anywhere, so the processor cannot guess the next one.
-    const long after = stop < part.last ? stop : start, bytes = count * c.token_stride * sizeof(T);
-    const char* next = (const char*)((const T*)c.pages + pages[after / N] * c.page_stride + after % N * c.token_stride);
-    Ahead ahead_values{(const char*)values, (const char*)values + bytes}, ahead_keys{next, next + bytes};
-    for (long h = 0; h < H;) {
-      long left = G - h % G;
-      h += score<E>(keys + h / G * D, c.token_stride, ahead_values, query + h * D, D, count, scores + h, left);
+    const Part* next = stop < part.last ? &part : following;
+    if (next) {
+      const long after = next == &part ? stop : next->first;
+      ahead.next = (const char*)place_of<E>(c, next->row, after);
+      ahead.end = ahead.next + (chunk_end(c, *next, after) - after) * size;
     }
-    for (long h = 0; h < H; h++) {
-      if (c.soft_cap > 0)
-        for (long n = 0; n < CHUNK; n += W)
-          store(scores[h] + n, tanh(load<Floats>(scores[h] + n) / c.soft_cap) * c.soft_cap);
-      float shrink = weigh<CHUNK>(scores[h], count, peaks + h, totals + h);
-      if (shrink != 1.0f)
-        for (long d = 0; d < D; d++) mixed[h * D + d] *= shrink;
-    }
-    for (long h = 0; h < H;) {
-      long left = G - h % G;
-      h += mix<E>(values + h / G * D, c.token_stride, ahead_keys, mixed + h * D, D, count, scores + h, left);
-    }
+    by_heads(H, G, [&](auto num, long h) {
+      const Chunk<E> chunk{values + h / G * D, c.token_stride, count, D, &ahead};
+      mix<E, num>(chunk, w.scores + h * CHUNK, w.shrinks + h, w.mixed + h * w.columns, w.columns);
+    });
   }
+  for (long h = 0; h < H; h++) w.sums[h] = sum(load<Floats>(w.totals + h * W));
 }
 
+// first: of a row's `count` parts, whose peaks become what each counts for.
 template <class E>
-static void merge(const AttentionCall& c, const Part& part, long count, const float* states, long size) {
-  const long D = c.head_dim, H = c.num_heads;
+static void merge(const AttentionCall& c, const Part& part, long count, const Work<E> first) {
+  const long D = c.head_dim, H = c.num_heads, size = first.result_lines() * LINE_FLOATS;
   typename E::T* out = (typename E::T*)c.out + part.token * H * D;
-  for (long h = 0; h < H; h++) {
-    float peak = -INFINITY, total = 0, mixed[MAX_HEAD_DIM] = {};
-    for (long p = 0; p < count; p++) peak = fmaxf(peak, states[p * size + H * D + h]);
+  for (long h = 0; h < H; h += W) {
+    Floats peak = splat(-INFINITY), total = {};
+    for (long p = 0; p < count; p++) peak = larger(load<Floats>(first.peaks + p * size + h), peak);
     for (long p = 0; p < count; p++) {
-      const float* state = states + p * size;
-      float weight = expf(state[H * D + h] - peak);
-      total += weight * state[H * D + H + h];
-      for (long d = 0; d < D; d++) mixed[d] += weight * state[h * D + d];
+      const Floats weight = exp(load<Floats>(first.peaks + p * size + h) - peak);
+      store(first.peaks + p * size + h, weight);
+      total += weight * load<Floats>(first.sums + p * size + h);
     }
-    for (long d = 0; d < D; d++) E::write1(out + h * D + d, mixed[d] / total);
+    store(first.sums + h, 1.0f / total);
+  }
+  for (long h = 0; h < H; h++) {
+    float* mixed = first.mixed + h * first.columns;
+    for (long d = 0; d < D; d += W) {
+      Floats all = load<Floats>(mixed + d) * first.peaks[h];
+      for (long p = 1; p < count; p++) all += load<Floats>(mixed + p * size + d) * first.peaks[p * size + h];
+      store(mixed + d, all);
+    }
+    write_scaled<E>(out + h * D, mixed, first.sums[h], D);
   }
 }
 
 template <class E>
 static void decode(const AttentionCall& c) {
-  const long size = c.num_heads * (c.head_dim + 2);
   std::vector<Part> parts;
   std::vector<long> firsts;
   for (long r = 0; r < c.num_rows; r++) {
@@ -237,18 +308,25 @@ static void decode(const AttentionCall& c) {
   firsts.push_back(parts.size());
   const long num_parts = parts.size(), num_rows = firsts.size() - 1;
   if (!num_rows) return;
-  std::vector<float> states(num_parts * size);
-  // Each thread's. They are made here, because a thread that finds no memory can only end the process.
-  const long query_size = c.num_heads * c.head_dim, buffer_size = query_size + c.num_heads * CHUNK;
-  std::vector<float> buffers((num_parts > 1 ? c.threads : 1) * buffer_size);
-#pragma omp parallel num_threads(c.threads) if (num_parts > 1)
+  Work<E> work(c);
+  const long num_threads = num_parts > 1 ? c.threads : 1, result = work.result_lines(), scratch = work.scratch_lines();
+  // Made here, because a thread that finds no memory can only end the process.
+  const std::unique_ptr<Line[]> memory(new Line[num_parts * result + num_threads * scratch]);
+  Line *results = memory.get(), *scratches = results + num_parts * result;
+  std::atomic<long> taken(0);
+#pragma omp parallel num_threads(num_threads) firstprivate(work) if (num_parts > 1)
   {
-    float* query = buffers.data() + omp_get_thread_num() * buffer_size;
-#pragma omp for schedule(dynamic, 1)
-    for (long p = 0; p < num_parts; p++)
-      attend<E>(c, parts[p], states.data() + p * size, query, (float(*)[CHUNK])(query + query_size));
+    // A part is taken before the one before it is computed, so that its first keys are fetched in time.
+    for (long p = taken++, next; p < num_parts; p = next) {
+      next = taken++;
+      work.place(&results[p * result], &scratches[omp_get_thread_num() * scratch]);
+      attend<E>(c, parts[p], next < num_parts ? &parts[next] : nullptr, work);
+    }
+#pragma omp barrier
 #pragma omp for schedule(static)
-    for (long r = 0; r < num_rows; r++)
-      merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], states.data() + firsts[r] * size, size);
+    for (long r = 0; r < num_rows; r++) {
+      work.place(&results[firsts[r] * result], scratches);
+      merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], work);
+    }
   }
 }

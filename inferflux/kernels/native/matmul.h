@@ -21,9 +21,6 @@ constexpr long ROW_BLOCK = 256, COLUMN_BLOCK = 640, L2_BYTES = (W == 16 ? 512 : 
 // While rows meet a panel, the next one is fetched, a little for every AHEAD columns: else the first rows wait for memory.
 // GFLOP/s of float32 [.., 576] x 32 rows, two cores of a Zen 3 EPYC: 139 to 144, 107 without; x 512 rows 142, 134 without.
 constexpr long AHEAD = 8, LINE = 64;
-// GCC 12 keeps sums in registers only if every loop over them is unrolled before it looks: else it stores all of them in each
-// round (bfloat16 in pairs: 947 to 652 GFLOP/s).
-#define UNROLLED _Pragma("GCC unroll 32")
 
 struct ProductCall {
   const void* weight;   // floats: [panels, inputs / TOGETHER, PANEL, TOGETHER]; integers: see integers.h
