@@ -66,8 +66,8 @@ class LowerTiers:
 
     def __init__(self, settings: TierSettings) -> None:
         self._settings = settings
-        self._host = TierIndex(settings.host_pages, EVICTION[settings.eviction]())
-        self._file = TierIndex(0, EVICTION[settings.eviction]())
+        self._host = TierIndex(settings.host_pages, EVICTION[settings.eviction])
+        self._file = TierIndex(0, EVICTION[settings.eviction])
         self._state: FileState = "off"
         # Host slots whose pages the file does not have yet, oldest first.
         self._unstored: OrderedDict[int, None] = OrderedDict()
@@ -123,7 +123,7 @@ class LowerTiers:
         # Moves that read the slot are started later, so it counts as filled.
         self._host.settle(slot, ok=True)
         if self._settings.has_file and not self._file.knows(name):
-            self._unstored[slot] = None
+            self._queue(slot)
         self._issue("demote", name, slot, device=page)
         return True
 
@@ -159,12 +159,16 @@ class LowerTiers:
         while self.has_unstored and self._num_under_way["store"] < self._max_stores:
             host, _ = self._unstored.popitem(last=False)
             name = self._host.name_of(host)
-            if name is None or self._file.knows(name):
+            if name is None:
+                continue
+            if self._file.knows(name):
+                self._host.keep(host, kept=False)
                 continue
             slot = self._file.reserve(name)
             if slot is None:
                 self._unstored[host] = None
                 return
+            self._host.keep(host, kept=False)
             self._host.pin(host)
             self._issue("store", name, host, file=slot)
 
@@ -215,7 +219,12 @@ class LowerTiers:
         else:
             self._file.resize(change.num_slots)
         # Including those whose stores failed.
-        self._unstored = OrderedDict.fromkeys(slot for slot, name in self._host if not self._file.knows(name))
+        self._unstored.clear()
+        for slot, name in self._host:
+            if self._file.knows(name):
+                self._host.keep(slot, kept=False)
+            else:
+                self._queue(slot)
 
     def clear(self) -> None:
         """Forgets every page in both tiers, and has the file forget them, too."""
@@ -257,6 +266,12 @@ class LowerTiers:
         assert pins["cpu"] == self._host.pins, "host slots are pinned for nothing, or not pinned"
         assert pins["nvme"] == self._file.pins, "file slots are pinned for nothing, or not pinned"
         assert all(self._host.name_of(slot) is not None for slot in self._unstored), "a page to store is gone"
+
+    def _queue(self, host: int) -> None:
+        """Has a page of host memory written to the file. Until then another goes first, if one has to go: of what the
+        file has nothing is lost."""
+        self._unstored[host] = None
+        self._host.keep(host, kept=True)
 
     def _index(self, tier: Tier) -> TierIndex:
         return self._host if tier == "cpu" else self._file

@@ -3,13 +3,13 @@
 A slot is in exactly one of these states:
   free        its bytes mean nothing
   arriving    its page is on the way in: known, not to be read
-  resident    readable under its name, and evictable unless pinned
+  resident    readable under its name, and evictable unless pinned: those that are kept after all others
   orphaned    pinned, but its name is forgotten: free as soon as nothing reads or writes it
 Knows names and slot numbers; no bytes, no requests, no other tier. Every operation takes the same time however many
 pages there are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from inferflux.engine.kv.eviction import EvictionOrder
 
@@ -17,10 +17,13 @@ from inferflux.engine.kv.eviction import EvictionOrder
 class TierIndex:
     """The states of up to `num_slots` slots. Mutated by LowerTiers only, from the scheduler's thread."""
 
-    def __init__(self, num_slots: int, order: EvictionOrder) -> None:
+    def __init__(self, num_slots: int, new_order: Callable[[], EvictionOrder]) -> None:
         self.num_slots = num_slots
         self.num_evictions = 0
-        self._order = order
+        self._order = new_order()
+        # Of slots that are kept (see `keep`), whether or not they are pinned now.
+        self._kept: set[int] = set()
+        self._kept_order = new_order()
         self._resident: dict[bytes, int] = {}
         self._arriving: dict[bytes, int] = {}
         self._names: dict[int, bytes] = {}
@@ -83,7 +86,7 @@ class TierIndex:
         """Keeps a slot's bytes as they are until `unpin`; may be nested."""
         pins = self._pins.get(slot, 0)
         if not pins:
-            self._order.remove(slot)
+            self._order_of(slot).remove(slot)
         self._pins[slot] = pins + 1
 
     def unpin(self, slot: int) -> None:
@@ -93,14 +96,28 @@ class TierIndex:
             return
         del self._pins[slot]
         if slot in self._names:
-            self._order.add(slot)
+            self._order_of(slot).add(slot)
         else:
             self._free.append(slot)
+
+    def keep(self, slot: int, *, kept: bool) -> None:
+        """Has a resident page evicted only when no other can be; or like any other, as it is at first."""
+        if kept == (slot in self._kept):
+            return
+        is_evictable = slot not in self._pins
+        if is_evictable:
+            self._order_of(slot).remove(slot)
+        if kept:
+            self._kept.add(slot)
+        else:
+            self._kept.remove(slot)
+        if is_evictable:
+            self._order_of(slot).add(slot)
 
     def touch(self, slot: int) -> None:
         """Records a use of a resident page."""
         if slot not in self._pins:
-            self._order.touch(slot)
+            self._order_of(slot).touch(slot)
 
     def forget(self, slot: int) -> None:
         """Takes the name off a resident page; the slot is free once it is not pinned."""
@@ -109,14 +126,16 @@ class TierIndex:
             return
         del self._resident[name]
         if slot not in self._pins:
-            self._order.remove(slot)
+            self._order_of(slot).remove(slot)
             self._free.append(slot)
+        self._kept.discard(slot)
 
     def clear(self) -> None:
         """Forgets every page. Slots in use by a move become free when it ends."""
-        self._free += self._order
-        self._order.clear()
-        for names in (self._resident, self._arriving, self._names):
+        for order in (self._order, self._kept_order):
+            self._free += order
+            order.clear()
+        for names in (self._resident, self._arriving, self._names, self._kept):
             names.clear()
 
     def refill(self, num_slots: int, pages: Iterable[tuple[int, bytes]]) -> None:
@@ -149,10 +168,17 @@ class TierIndex:
         assert {slot: name for name, slot in named.items()} == self._names, "names and slots disagree"
         assert all(slot in self._pins for slot in self._arriving.values()), "an arriving page is not pinned"
         for slot in range(self._num_touched):
-            states = (slot in free, slot in self._pins, slot in self._order)
+            states = (slot in free, slot in self._pins, slot in self._order, slot in self._kept_order)
             assert sum(states) == 1, f"slot {slot} is lost or in two states: {states}"
             assert slot not in free or slot not in self._names, f"slot {slot} is free and has a name"
-        assert len(free) + len(self._pins) + len(self._order) == self._num_touched
+            assert slot not in self._order_of(slot) or slot in self._names, f"slot {slot} holds nothing to evict"
+        assert all(slot in self._pins or slot in self._kept_order for slot in self._kept), "a slot is kept for nothing"
+        assert self._kept <= self._names.keys(), "a slot without a page is kept"
+        num_evictable = len(self._order) + len(self._kept_order)
+        assert len(free) + len(self._pins) + num_evictable == self._num_touched
+
+    def _order_of(self, slot: int) -> EvictionOrder:
+        return self._kept_order if slot in self._kept else self._order
 
     def _take(self) -> int | None:
         while self._free:
@@ -163,9 +189,11 @@ class TierIndex:
         if self._num_touched < self.num_slots:
             self._num_touched += 1
             return self._num_touched - 1
-        if not len(self._order):
+        order = self._order if len(self._order) else self._kept_order
+        if not len(order):
             return None
-        slot = self._order.pop()
+        slot = order.pop()
+        self._kept.discard(slot)
         del self._resident[self._names.pop(slot)]
         self.num_evictions += 1
         return slot

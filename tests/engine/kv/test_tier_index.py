@@ -3,8 +3,10 @@
 import pytest
 
 from inferflux.engine.kv.eviction import MAX_SWEEP, Clock, Lru
+from inferflux.engine.kv.lower_tiers import LowerTiers, TierSettings
 from inferflux.engine.kv.rates import RETRY_S, Rates
 from inferflux.engine.kv.tier_index import TierIndex
+from inferflux.engine.step import FileChange, MoveResult
 
 A, B, C, D = (letter * 32 for letter in (b"a", b"b", b"c", b"d"))
 
@@ -21,7 +23,7 @@ def stored(index: TierIndex, *names: bytes) -> list[int]:
 
 
 def test_a_page_is_found_once_it_has_arrived():
-    index = TierIndex(2, Lru())
+    index = TierIndex(2, Lru)
     slot = index.reserve(A)
     assert slot is not None
     assert (index.find(A), index.knows(A), len(index)) == (None, True, 0)
@@ -36,7 +38,7 @@ def test_a_page_is_found_once_it_has_arrived():
 
 
 def test_the_least_recently_used_goes_and_pinned_ones_stay():
-    index = TierIndex(3, Lru())
+    index = TierIndex(3, Lru)
     a, b, c = stored(index, A, B, C)
     index.touch(a)
     index.pin(b)
@@ -50,8 +52,43 @@ def test_the_least_recently_used_goes_and_pinned_ones_stay():
     assert index.num_evictions == 1
 
 
+def test_what_is_kept_goes_after_all_others_the_least_recently_used_first():
+    index = TierIndex(3, Lru)
+    a, b, c = stored(index, A, B, C)
+    for slot in (a, b):
+        index.keep(slot, kept=True)
+    index.pin(a)
+    index.unpin(a)
+    index.check_integrity()
+    assert index.reserve(D) == c
+    assert index.reserve(C) == b, "a was used since"
+    index.keep(a, kept=False)
+    index.check_integrity()
+    assert index.find(A) == a
+
+
+def test_a_page_that_the_file_has_gives_way_to_one_that_it_has_not():
+    """Also if it was used last, by the very write: host memory is where pages wait for the disk."""
+    tiers = LowerTiers(TierSettings(4, has_file=True, queue_depth=4))
+    tiers.note_file(FileChange("on", 100, pages=[]))
+
+    pages = [bytes([number]) * 32 for number in range(6)]
+    for page, name in enumerate(pages[:4]):
+        assert tiers.demote(name, page)
+    moves = tiers.take_moves()
+    tiers.store()
+    moves += tiers.take_moves()
+    assert [move.name for move in moves if move.kind == "store"] == pages[:2]
+    for move in moves:
+        tiers.end(MoveResult(move.id, 0.0))
+    for page, name in enumerate(pages[4:]):
+        assert tiers.demote(name, page)
+    assert [tiers.locate(name) is not None for name in pages] == [True] * 6
+    tiers.check_integrity([])
+
+
 def test_what_is_forgotten_while_it_is_read_is_free_only_afterwards():
-    index = TierIndex(1, Lru())
+    index = TierIndex(1, Lru)
     (slot,) = stored(index, A)
     index.pin(slot)
     index.clear()
@@ -62,7 +99,7 @@ def test_what_is_forgotten_while_it_is_read_is_free_only_afterwards():
 
 
 def test_a_tier_that_shrank_and_grew_again():
-    index = TierIndex(4, Lru())
+    index = TierIndex(4, Lru)
     a, b, c = stored(index, A, B, C)
     index.resize(1)
     index.forget(b)
@@ -75,7 +112,7 @@ def test_a_tier_that_shrank_and_grew_again():
 
 
 def test_refilling_leaves_alone_what_a_move_still_uses():
-    index = TierIndex(4, Lru())
+    index = TierIndex(4, Lru)
     slot = index.reserve(A)
     assert slot == 0
     index.refill(3, [(2, B), (0, C), (1, D), (9, A)])
