@@ -210,6 +210,32 @@ assert torch.allclose(ours, x + residual, rtol=1e-4, atol=1e-4)
 """
 
 
+# Rows of many blocks, as GPUs have them; the interpreter's own are as large as most vocabularies here. The largest
+# logit comes three times, and draws fall into all parts of a row.
+SMALL_SAMPLING_BLOCKS = """
+import torch
+from inferflux.kernels.backends import find_backend
+from inferflux.kernels.triton import tuning
+
+tuning.INTERPRETED_SAMPLING_BLOCK = 16
+logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+logits[0, [37, 53, 250]] = 4.0
+uniform = torch.tensor([0.5, 0.02, 0.4, 0.6, 0.8, 0.97, 0.9999, 0.9, 0.95], dtype=torch.float64)
+count = len(uniform)
+temperature = torch.tensor([0.0] + [2.0] * (count - 1))
+top_k = torch.tensor([0] * (count - 2) + [60, 0])
+top_p = torch.tensor([1.0] * (count - 1) + [0.8])
+drawn = [
+    find_backend(name).find("sampling")(
+        logits.repeat(count, 1), temperature, top_k, top_p, torch.zeros(count), uniform
+    ).tolist()
+    for name in ("reference", "triton")
+]
+assert drawn[0] == drawn[1], drawn
+assert drawn[0][0] == 37 and max(drawn[0]) > 256 and len(set(drawn[0])) > 5, drawn
+"""
+
+
 CHECK = """
 from inferflux.cli import main
 
@@ -261,5 +287,5 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL, FEW_ROWS, CHAIN)
+    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL, FEW_ROWS, CHAIN, SMALL_SAMPLING_BLOCKS)
     interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), *programs)

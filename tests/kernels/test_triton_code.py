@@ -100,6 +100,15 @@ def test_rows_are_read_sixteen_bytes_at_a_time_and_all_at_once() -> None:
             assert "ld.global" not in code.partition("bar.sync")[2], op
 
 
+def test_a_greedy_row_is_read_several_blocks_at_a_time() -> None:
+    """A meeting of all threads at every block of a thousand logits is a trip to memory for each of 126 blocks."""
+    from tests.support.triton_compile import launches_of
+
+    (inputs,) = (_inputs_of(each) for each in workloads_of("sampling", SHAPE) if each.name.startswith("greedy"))
+    code = launches_of("sampling", [inputs])[0].compile().asm["ptx"]
+    assert code.partition("bar.sync")[0].count("ld.global") >= 8
+
+
 def test_rope_writes_when_all_is_read() -> None:
     """A read behind a write, which might be of the same place, waits for all that is written: 32 times a step."""
     from tests.support.triton_compile import launches_of

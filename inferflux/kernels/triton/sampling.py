@@ -3,6 +3,9 @@
 Logits are compared as integers that order like the floats do. The threshold of top_k (or top_p) is the largest integer
 above which there are still k tokens (or the mass wanted), found four bits at a time: eight passes over a row that lies
 in the L2 cache. A row pays only for the filters it has. Masses are summed in float64, as the op demands.
+
+Loops over the vocabulary have no sum or largest over the program's threads but for the draw's: each thread keeps its
+own, so that several blocks are on their way at once, and they meet at the end.
 """
 
 import torch
@@ -40,7 +43,7 @@ def _weights(values, largest, temperature, least):
 @triton.jit
 def _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, vocab_size, BLOCK):
+    for start in tl.range(0, vocab_size, BLOCK, loop_unroll_factor=4):
         total += _weights(_load(row_pointer, start, vocab_size, BLOCK), largest, temperature, least)
     return tl.sum(total, 0)
 
@@ -48,15 +51,14 @@ def _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK: tl.conste
 @triton.jit
 def _largest(row_pointer, vocab_size, BLOCK: tl.constexpr):
     """The largest logit, and the first token that has it."""
-    largest = float("-inf")
-    token = 0
-    for start in range(0, vocab_size, BLOCK):
+    peaks = tl.full([BLOCK], float("-inf"), tl.float32)
+    starts = tl.zeros([BLOCK], tl.int32)
+    for start in tl.range(0, vocab_size, BLOCK, loop_unroll_factor=8):
         values = _load(row_pointer, start, vocab_size, BLOCK)
-        peak = tl.max(values, 0)
-        first = tl.min(tl.where(values == peak, start + tl.arange(0, BLOCK), vocab_size), 0)
-        token = tl.where(peak > largest, first, token)
-        largest = tl.maximum(largest, peak)
-    return largest, token
+        starts = tl.where(values > peaks, start, starts)
+        peaks = tl.maximum(peaks, values)
+    largest = tl.max(peaks, 0)
+    return largest, tl.min(tl.where(peaks == largest, starts + tl.arange(0, BLOCK), vocab_size), 0)
 
 
 @triton.jit
@@ -66,14 +68,14 @@ def _least_of_top_k(row_pointer, vocab_size, top_k, BLOCK: tl.constexpr):
     least = tl.zeros([], tl.uint32)
     for step in tl.static_range(8):
         candidates = least + (digits << (28 - 4 * step))
-        counts = tl.zeros([16], tl.int32)
+        counts = tl.zeros([BLOCK, 16], tl.int32)
         for start in range(0, vocab_size, BLOCK):
             columns = start + tl.arange(0, BLOCK)
             keys = _keys(_load(row_pointer, start, vocab_size, BLOCK))
             reached = (keys[:, None] >= candidates[None, :]) & (columns < vocab_size)[:, None]
-            counts += tl.sum(reached.to(tl.int32), 0)
+            counts += reached.to(tl.int32)
         # Candidates grow and counts fall: those that pass are the first ones, and the first of all always does.
-        passed = tl.sum((counts >= top_k).to(tl.int32), 0)
+        passed = tl.sum((tl.sum(counts, 0) >= top_k).to(tl.int32), 0)
         least += (passed - 1).to(tl.uint32) << (28 - 4 * step)
     return least
 
@@ -85,13 +87,13 @@ def _least_of_top_p(row_pointer, vocab_size, largest, temperature, least, wanted
     found = tl.zeros([], tl.uint32)
     for step in tl.static_range(8):
         candidates = found + (digits << (28 - 4 * step))
-        masses = tl.zeros([16], tl.float64)
+        masses = tl.zeros([BLOCK, 16], tl.float64)
         for start in range(0, vocab_size, BLOCK):
             values = _load(row_pointer, start, vocab_size, BLOCK)
             weights = _weights(values, largest, temperature, least)
             reached = _keys(values)[:, None] >= candidates[None, :]
-            masses += tl.sum(tl.where(reached, weights[:, None], 0.0), 0)
-        passed = tl.maximum(tl.sum((masses >= wanted).to(tl.int32), 0), 1)
+            masses += tl.where(reached, weights[:, None], 0.0)
+        passed = tl.maximum(tl.sum((tl.sum(masses, 0) >= wanted).to(tl.int32), 0), 1)
         found += (passed - 1).to(tl.uint32) << (28 - 4 * step)
     return tl.maximum(least, found)
 
@@ -101,6 +103,13 @@ def _draw(row_pointer, vocab_size, largest, temperature, least, target, BLOCK: t
     """The first token, in order of ids, with which the running sum exceeds `target`."""
     start = 0
     passed = tl.zeros([], tl.float64)
+    # Eight blocks at a time up to the eight that have it.
+    WIDE: tl.constexpr = 8 * BLOCK
+    mass = tl.sum(_weights(_load(row_pointer, start, vocab_size, WIDE), largest, temperature, least), 0)
+    while (passed + mass <= target) & (start + WIDE < vocab_size):
+        passed += mass
+        start += WIDE
+        mass = tl.sum(_weights(_load(row_pointer, start, vocab_size, WIDE), largest, temperature, least), 0)
     weights = _weights(_load(row_pointer, start, vocab_size, BLOCK), largest, temperature, least)
     mass = tl.sum(weights, 0)
     while (passed + mass <= target) & (start + BLOCK < vocab_size):
@@ -146,7 +155,8 @@ def _sampling_kernel(
             # Never nothing: the likeliest token, whose weight is 1, has some mass however little is wanted.
             share = tl.maximum(top_p - TOP_P_TOLERANCE, SMALLEST_SHARE)
             wanted = share * _mass(row_pointer, vocab_size, largest, temperature, least, BLOCK)
-            least = _least_of_top_p(row_pointer, vocab_size, largest, temperature, least, wanted, BLOCK)
+            # 16 sums in float64 for each logit of a block: of whole ones they would not stay in registers.
+            least = _least_of_top_p(row_pointer, vocab_size, largest, temperature, least, wanted, BLOCK // 2)
         if min_p > 0.0:
             # exp((x - largest) / temperature) >= min_p, as a bound on x.
             least = tl.maximum(least, _keys(largest + temperature * tl.log(min_p)))
