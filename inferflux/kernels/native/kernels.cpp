@@ -147,9 +147,9 @@ static void attend_all(int type, const void* call) {
 static void multiply(int type, const void* call) {
   static void (*const by_types[][2])(const ProductCall&) = {
       {multiply_floats<Panel32>, multiply_widened<Panel32>},
-      {multiply_floats<Panel16>, multiply_pairs},
+      {multiply_floats<Panel16>, multiply_pairs<Pairs16, Panel16>},
       {multiply_integers<Packed8, F32>, multiply_integers<Packed8, BF16>},
-      {multiply_floats<Panel8>, multiply_widened<Panel8>},
+      {multiply_floats<Panel8>, multiply_pairs<Pairs8, Panel8>},
       {multiply_integers<Packed4, F32>, multiply_integers<Packed4, BF16>}};
   const ProductCall& c = *(const ProductCall*)call;
   by_types[type][c.type](c);

@@ -18,8 +18,8 @@ INTEGERS: Final = ("int8", "int4")
 class Panels(NamedTuple):
     """A matrix, 16 outputs a panel; outputs are filled up to a multiple of 16.
 
-    float32, fp8: values [panels, columns, 16] in their own type; scales float32 [outputs], or None.
-    bfloat16: values [panels, columns / 2, 16, 2], filled up to an even number of columns.
+    float32: values [panels, columns, 16]. bfloat16, fp8: values [panels, columns / 2, 16, 2], filled up to an even
+    number of columns. All: scales float32 [outputs], or None.
     int8: values [panels, columns / 2, 16, 2], each output's columns in pairs, filled up to a multiple of 32 columns.
     int4: uint8 [panels, columns / (2 * n), 16, n], where n, 2 or 4, is what this CPU's instructions add up at once:
     columns 2ni to 2ni + n - 1 in the low halves of the bytes, the next n in the high ones. Both: scales float32
@@ -33,11 +33,9 @@ class Panels(NamedTuple):
 
 
 def arrange_floats(weight: Tensor) -> Panels:
-    """weight [out, in] of float32, bfloat16 or fp8, on the CPU. Copies it."""
-    together = 2 if weight.dtype == torch.bfloat16 else 1
-    missing = -weight.shape[1] % together
-    padded = functional.pad(weight, (0, missing)) if missing else weight
-    return Panels(_panels(padded, together), None, weight.shape[0], weight.shape[1])
+    """weight [out, in] of float32 or bfloat16, on the CPU. Copies it."""
+    panels = _panels(weight, 1) if weight.dtype == torch.float32 else _panels(_filled(weight, 2), 2)
+    return Panels(panels, None, weight.shape[0], weight.shape[1])
 
 
 def arrange(weight: QuantizedWeight) -> Panels:
@@ -45,17 +43,23 @@ def arrange(weight: QuantizedWeight) -> Panels:
     num_outputs, num_inputs = weight.shape
     values = weight.values
     if weight.scheme not in INTEGERS:
-        return Panels(_panels(values, 1), weight.scales.flatten(), num_outputs, num_inputs)
+        return Panels(_panels(_filled(values, 2), 2), weight.scales.flatten(), num_outputs, num_inputs)
     together = 2
     if weight.scheme == "int8":
-        unfilled = -num_inputs % INT4_GROUP
-        values = functional.pad(values, (0, unfilled)) if unfilled else values
+        values = _filled(values, INT4_GROUP)
     else:
         together = library().int4_together()
         # A byte here holds columns 2i, 2i + 1.
         columns = torch.stack((values & 0xF, values >> 4), dim=-1).view(num_outputs, -1, 2, together)
         values = (columns[:, :, 0] | columns[:, :, 1] << 4).flatten(1)
     return Panels(_panels(values, together), _panels(weight.scales, 1), num_outputs, num_inputs)
+
+
+def _filled(matrix: Tensor, multiple: int) -> Tensor:
+    """[out, in] with columns of zeros behind, up to a multiple of so many."""
+    missing = -matrix.shape[1] % multiple
+    bytes_ = matrix.view(torch.uint8) if matrix.element_size() == 1 else matrix  # of fp8 torch fills nothing up
+    return functional.pad(bytes_, (0, missing)).view(matrix.dtype) if missing else matrix
 
 
 def _panels(matrix: Tensor, together: int) -> Tensor:

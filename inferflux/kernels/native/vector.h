@@ -14,7 +14,6 @@ constexpr int W = 8;
 #endif
 typedef float Floats __attribute__((vector_size(4 * W)));
 typedef int32_t Ints __attribute__((vector_size(4 * W)));
-typedef int8_t Bytes __attribute__((vector_size(W)));
 typedef uint16_t Halves __attribute__((vector_size(2 * W)));
 
 // GCC 12 keeps sums in registers only if every loop over them is unrolled before it looks: else it stores all of them in each
@@ -25,13 +24,10 @@ template <class V> static inline V load(const void* p) { V v; memcpy(&v, p, size
 // Small integers from memory to a register of 32-bit ones. GCC 12 takes __builtin_convertvector apart byte by byte: 790 us
 // against 170 for int8 [3072, 576] x 1 row, one core of a Zen 3 EPYC.
 #if defined(__AVX512F__)
-static inline Ints widen(const int8_t* p) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 static inline Ints widen(const uint16_t* p) { return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 #elif defined(__AVX2__)
-static inline Ints widen(const int8_t* p) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 static inline Ints widen(const uint16_t* p) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
 #else
-static inline Ints widen(const int8_t* p) { return __builtin_convertvector(load<Bytes>(p), Ints); }
 static inline Ints widen(const uint16_t* p) { return __builtin_convertvector(load<Halves>(p), Ints); }
 #endif
 // The low halves or quarters of 32-bit integers, to memory.
@@ -223,20 +219,6 @@ struct BF16 {
     *p = x != x ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
   }
 };
-struct F8 {
-  typedef uint8_t T;
-  static inline Floats read(const T* p) {
-    // The exponent moves from bias 7 to bias 127; subnormals come out right too. The sign's copies are cut away.
-    return (Floats)(widen((const int8_t*)p) << 20 & (int)0x87ffffff) * 0x1p120f;
-  }
-  static inline float read1(const T* p) {
-    uint32_t u = ((uint32_t)(*p & 0x7f) << 20) | ((uint32_t)(*p & 0x80) << 24);
-    float f;
-    memcpy(&f, &u, 4);
-    return f * 0x1p120f;
-  }
-};
-
 // Elements as they are multiplied with others: in units of 32 bits, TOGETHER of them in each.
 template <class E> struct Operands {
   typedef typename E::T T;
