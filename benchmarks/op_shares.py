@@ -64,7 +64,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
-        self._parts: dict[int, list[tuple[str, Tape]]] = {}
+        self._parts: dict[bytes, list[tuple[str, Tape]]] = {}
 
     def timed(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -89,9 +89,9 @@ class Stopwatch:
 
     def play(self, tape: Tape, arena: torch.Tensor) -> None:
         """Makes a tape's calls, timed one by one."""
-        if id(tape) not in self._parts:
-            self._parts[id(tape)] = [(ON_TAPE[number], part) for number, part in tape.calls()]
-        for op, part in self._parts[id(tape)]:
+        if tape.entries not in self._parts:
+            self._parts[tape.entries] = [(ON_TAPE[number], part) for number, part in tape.calls()]
+        for op, part in self._parts[tape.entries]:
             start = time.perf_counter()
             library().replay(part.entries, 1, arena.data_ptr())
             self.seconds[op] += time.perf_counter() - start

@@ -18,7 +18,7 @@ from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.isolation import Isolation
 from inferflux.engine.runner.outputs import Results, start_collecting
 from inferflux.engine.runner.pooling import Pooler
-from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
+from inferflux.engine.runner.tapes import StepTapes, step_tapes
 from inferflux.engine.sampling.logprobs import Scores, score
 from inferflux.engine.sampling.sampler import Sampler
 from inferflux.engine.sampling.state import READS_TOKENS, SamplerTable
@@ -83,7 +83,7 @@ class Runner:
         self.decoder = decoder
         self._kernels = kernels
         self._kv_pool = kv_pool
-        self._graphs: DecodeGraphs | DecodeTapes | None = None
+        self._graphs: DecodeGraphs | StepTapes | None = None
         self._inputs = InputBuilder(max_batch_size, max_pages_per_row, kv_pool.shape[3], kv_pool.device)
         self._table = SamplerTable(max_batch_size, decoder.spec.vocab_size, grammars)
         self._sampler = Sampler(kernels.sampling, self._table)
@@ -126,7 +126,7 @@ class Runner:
         """
         sizes = (len(self._newest), max_model_len)
         if self._kv_pool.device.type == "cpu":
-            self._graphs = decode_tapes(self.decoder, self._kernels, self._kv_pool, *sizes)
+            self._graphs = step_tapes(self.decoder, self._kernels, self._kv_pool, *sizes)
         else:
             self._graphs = record_decode_graphs(self.decoder, self._kernels, self._kv_pool, *sizes, agree)
 

@@ -21,17 +21,18 @@ TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8
 
 class Function(NamedTuple):
     """number: its place in FUNCTIONS of kernels.cpp. layout: its struct there, in words of eight bytes. rows: the word
-    that grows with the tokens of a step, each of which has as many rows."""
+    that grows with the tokens of a step, each of which has as many rows; counts_requests: with its requests."""
 
     number: int
     layout: struct.Struct
     rows: int
+    counts_requests: bool = False
 
 
 NORM: Final = Function(0, struct.Struct("8qfi"), rows=4)
 ROPE: Final = Function(1, struct.Struct("16qi4x"), rows=10)
 GATE: Final = Function(2, struct.Struct("4q2i"), rows=2)
-ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"), rows=11)
+ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"), rows=11, counts_requests=True)
 PRODUCT: Final = Function(4, struct.Struct("8q2i"), rows=5)
 COPY: Final = Function(5, struct.Struct("6q"), rows=2)
 LOW_RANK: Final = Function(6, struct.Struct("9qi4x"), rows=5)

@@ -79,8 +79,9 @@ class _Address(NamedTuple):
 
 @dataclass(slots=True)
 class Recording:
-    """A computation of num_tokens tokens. sizes: the bytes of each allocation that a call uses; spans: the first and
-    the last call that does, by their numbers. results: the allocation, the type and the shape of each."""
+    """A computation of num_tokens tokens, each of another request. sizes: the bytes of each allocation that a call
+    uses; spans: the first and the last call that does, by their numbers. results: the allocation, the type and the
+    shape of each."""
 
     num_tokens: int
     calls: list[_Call] = field(default_factory=list)
@@ -89,17 +90,25 @@ class Recording:
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)
     results: list[tuple[int, torch.dtype, torch.Size]] = field(default_factory=list)
 
-    def tape(self, num_tokens: int) -> Tape:
-        """Returns a tape of the same computation of so many tokens."""
+    def first_result(self) -> "Recording":
+        """Returns it without what is computed for its other results alone, which is what writes to them."""
+        others = {address for address, _, _ in self.results[1:]}
+        calls = [one for one in self.calls if others.isdisjoint(place.allocation for place in one.places.values())]
+        spans = {address: span for address, span in self.spans.items() if address not in others}
+        return replace(self, calls=calls, spans=spans, results=self.results[:1])
 
-        def scaled(count: int) -> int:
-            return count // self.num_tokens * num_tokens
+    def tape(self, num_tokens: int, num_requests: int | None = None) -> Tape:
+        """Returns a tape of the same computation of so many tokens, of as many requests unless that is said."""
 
-        offsets, num_bytes = _lay_out(self.spans, {address: scaled(size) for address, size in self.sizes.items()})
+        def scaled(count: int, number: int = num_tokens) -> int:
+            return count // self.num_tokens * number
+
+        offsets, num_bytes = _lay_out(self.spans, {address: scaled(self.sizes[address]) for address in self.spans})
         entries = []
         for function, kind, recorded, places in self.calls:
             words, relative = list(recorded), 0
-            words[function.rows] = scaled(words[function.rows])
+            counted = num_requests if num_requests is not None and function.counts_requests else num_tokens
+            words[function.rows] = scaled(words[function.rows], counted)
             for index, (address, offset) in places.items():
                 relative |= 1 << index
                 words[index] = offsets[address] + offset

@@ -1,4 +1,4 @@
-"""Decode tapes: the very tokens that are computed op by op, and nothing that somebody replaced goes uncalled."""
+"""Tapes of steps: the very tokens that are computed op by op, and nothing that somebody replaced goes uncalled."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,9 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
 from inferflux.engine.runner import runner as runner_module
-from inferflux.engine.runner.tapes import DecodeTapes, decode_tapes
+from inferflux.engine.runner import tapes as tapes_module
+from inferflux.engine.runner.inputs import Batch
+from inferflux.engine.runner.tapes import StepTapes, step_tapes
 from inferflux.sampling_params import SamplingParams
 from tests.support.adapters import write_adapter
 from tests.support.engines import Result, adapter_configs, run_requests, start_engine
@@ -31,15 +33,15 @@ def built(true_library: Path) -> None:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[DecodeTapes | None]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[StepTapes | None]:
     """What engines got when they were started."""
-    tapes: list[DecodeTapes | None] = []
+    tapes: list[StepTapes | None] = []
 
-    def spy(*arguments) -> DecodeTapes | None:
-        tapes.append(decode_tapes(*arguments))
+    def spy(*arguments) -> StepTapes | None:
+        tapes.append(step_tapes(*arguments))
         return tapes[-1]
 
-    monkeypatch.setattr(runner_module, "decode_tapes", spy)
+    monkeypatch.setattr(runner_module, "step_tapes", spy)
     return tapes
 
 
@@ -56,7 +58,7 @@ def answers(engine: Engine) -> list[Result]:
     return list(results.values())
 
 
-def on_tape(tapes: list[DecodeTapes | None]) -> list[int]:
+def on_tape(tapes: list[StepTapes | None]) -> list[int]:
     """Rows of the steps that are on tape."""
     (only,) = tapes
     assert only is not None
@@ -65,7 +67,7 @@ def on_tape(tapes: list[DecodeTapes | None]) -> list[int]:
 
 @pytest.mark.parametrize("name", DENSE)
 def test_every_dense_family_says_on_tape_what_it_says_without(
-    name: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    name: str, tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     folder = tiny_model(name).folder
     plain = answers(start_engine(folder, cuda_graphs="off"))
@@ -74,13 +76,46 @@ def test_every_dense_family_says_on_tape_what_it_says_without(
     assert on_tape(made) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("limit", [512, 14])
+def test_steps_with_chunks_are_played_unless_they_are_large(
+    limit: int, tiny_model: Callable[[str], TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say what is said op by op, to the bit, and score their prompts: rows of one token beside chunks of many."""
+    played: list[tuple[int, bool]] = []
+    run = StepTapes.run
+
+    def spy(tapes: StepTapes, batch: Batch) -> Any:
+        decoded = run(tapes, batch)
+        if not batch.only_decodes:
+            played.append((len(batch.arrays.token_ids), decoded is not None))
+        return decoded
+
+    monkeypatch.setattr(tapes_module, "_MOST_TOKENS", limit)
+    monkeypatch.setattr(StepTapes, "run", spy)
+    params = [SamplingParams(max_tokens=9, temperature=0, ignore_eos=True, logprobs=1, prompt_logprobs=k)
+              for k in (None, 1, None, 2)]  # fmt: skip
+    said = []
+    for graphs in ("off", "auto"):
+        scheduler = {"chunked_prefill_tokens": 12, "max_batch_tokens": 16}
+        engine = start_engine(tiny_model("qwen3").folder, cuda_graphs=graphs, scheduler=scheduler)
+        for index, (prompt, one) in enumerate(zip(PROMPTS, params, strict=True)):
+            engine.submit(Submit(index, prompt, one))
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+        said.append([(one.request_id, one.token_ids, one.logprobs, one.prompt_logprobs) for one in outputs])
+    assert said[0] == said[1]
+    assert {is_played for size, is_played in played if size <= limit} == {True}
+    assert {is_played for size, is_played in played if size > limit} == ({False} if limit < 16 else set())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_steps_with_adapters_have_tapes_of_their_own(
     dtype: str,
     quantization: Any,
     tiny_model: Callable[[str], TinyModel],
-    made: list[DecodeTapes | None],
+    made: list[StepTapes | None],
     tmp_path: Path,
 ) -> None:
     """They say what is said op by op, to the bit: rows of two adapters, one of which leaves most alone, and of none."""
@@ -106,7 +141,7 @@ def test_steps_with_adapters_have_tapes_of_their_own(
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_a_mixture_is_computed_op_by_op(
-    name: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    name: str, tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     run_requests(start_engine(tiny_model(name).folder), PROMPTS[:1], PARAMS)
     assert made == [None]
@@ -115,7 +150,7 @@ def test_a_mixture_is_computed_op_by_op(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
 def test_narrow_models_say_on_tape_what_they_say_without(
-    dtype: str, quantization: Any, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    dtype: str, quantization: Any, tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     """Biased too, and with norms of heads."""
     for name in ("qwen2", "qwen3"):
@@ -127,14 +162,14 @@ def test_narrow_models_say_on_tape_what_they_say_without(
 
 
 def test_keys_and_values_of_8_bits_are_torchs(
-    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     run_requests(start_engine(tiny_model("llama").folder, paged_kv={"dtype": "int8"}), PROMPTS, PARAMS)
     assert made == [None]
 
 
 def test_where_a_kernel_is_somebodys_own_there_are_no_tapes(
-    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None], tmp_path: Path
+    tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None], tmp_path: Path
 ) -> None:
     """Even if it calls the library's, so that torch would never see it."""
     own = tmp_path / "own_norm.py"
@@ -146,7 +181,7 @@ def test_where_a_kernel_is_somebodys_own_there_are_no_tapes(
 
 @pytest.mark.parametrize("part", ["layer", "mlp", "decoder"])
 def test_a_part_that_is_replaced_later_is_called_in_every_step(
-    part: str, tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    part: str, tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     engine = start_engine(tiny_model("llama").folder)
     before = run_requests(engine, PROMPTS[:1], PARAMS)
@@ -174,7 +209,7 @@ def test_a_part_that_is_replaced_later_is_called_in_every_step(
 
 
 def test_another_number_of_threads_is_computed_op_by_op(
-    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     engine = start_engine(tiny_model("llama").folder)
     run_requests(engine, PROMPTS[:2], PARAMS)
@@ -189,7 +224,7 @@ def test_another_number_of_threads_is_computed_op_by_op(
 
 
 def test_a_model_for_one_request_at_a_time_has_tapes_too(
-    tiny_model: Callable[[str], TinyModel], made: list[DecodeTapes | None]
+    tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     folder, scheduler = tiny_model("llama").folder, {"max_batch_size": 1}
     plain = run_requests(start_engine(folder, scheduler=scheduler, cuda_graphs="off"), PROMPTS, PARAMS)
