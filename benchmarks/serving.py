@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving --shape S --mode burst            # 32 requests at once, as benchmarks.offline's batch
     python -m benchmarks.serving --shape S --mode poisson --rate 4 --requests 100
-    python -m benchmarks.serving --shape S --mode closed --concurrency 16 --requests 100
+    python -m benchmarks.serving --shape S --mode closed --concurrency 16 --requests 100 --quantization int8
 
 Starts the server itself (or takes --url of one that runs), streams every answer, counts tokens by the server's usage
 figures and writes benchmarks/results/serving.json unless --out says otherwise.
@@ -133,11 +133,12 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def server(folder: Path, dtype: str) -> AsyncIterator[tuple[str, float]]:
+async def server(folder: Path, dtype: str, quantization: str | None) -> AsyncIterator[tuple[str, float]]:
     """Starts a server on a free port; yields its URL and the seconds it took to be ready."""
     port = free_port()
+    kind = {"dtype": dtype, "quantization": quantization}
     config = {
-        "models": [{"id": MODEL_ID, "path": str(folder), "default": True, "dtype": dtype, "max_model_len": 2048}],
+        "models": [{"id": MODEL_ID, "path": str(folder), "default": True, "max_model_len": 2048, **kind}],
         "auth": {"allow_anonymous": True},
         "logging": {"level": "warning"},
     }
@@ -187,7 +188,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         answers, seconds = await drive(arguments.url, jobs_for(arguments, 0), arguments)
         return summarise(answers, seconds, arguments.goodput_ttft_s)
     write_model(folder, SHAPES[arguments.shape], getattr(torch, arguments.dtype))
-    async with server(folder, arguments.dtype) as (url, ready_s):
+    async with server(folder, arguments.dtype, arguments.quantization) as (url, ready_s):
         await drive(url, batch(999)[:2], arguments)  # warm-up
         offline = offline_twin(folder, arguments)
         rounds = []
@@ -203,7 +204,7 @@ def offline_twin(folder: Path, arguments: argparse.Namespace) -> Run | None:
     """Returns what runs a round's very jobs without a server, in turns with it; None where that is not asked for."""
     if arguments.mode != "burst" or arguments.no_offline:
         return None
-    offline = inferflux(folder, arguments.dtype)
+    offline = inferflux(folder, arguments.dtype, arguments.quantization)
     offline(batch(999)[:2])
     return offline
 
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--url", help="a running server that serves a model under the id 'bench'")
     parser.add_argument("--shape", choices=list(SHAPES), default="S")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--quantization", choices=["int8", "int4", "fp8"])
     parser.add_argument("--mode", choices=["burst", "closed", "poisson"], default="burst")
     parser.add_argument("--rate", type=float, default=2.0, help="poisson: requests per second")
     parser.add_argument("--concurrency", type=int, default=16, help="closed: requests in flight")
@@ -223,7 +225,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "inferflux-bench-models")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    results = {"mode": arguments.mode, "shape": arguments.shape, "dtype": arguments.dtype}
+    kind = {"dtype": arguments.dtype, "quantization": arguments.quantization}
+    results = {"mode": arguments.mode, "shape": arguments.shape, **kind}
     results |= asyncio.run(run(arguments))
     pairs = [(one["output_tok_s"], one[OFFLINE]) for one in results.get("rounds", []) if OFFLINE in one]
     if pairs:
