@@ -23,7 +23,7 @@ struct AttentionCall {
   const int32_t* starts;   // [B + 1]: each row's first token
   int64_t query_stride, page_stride, part_stride, token_stride, table_stride;
   int64_t num_rows, num_heads, num_kv_heads, head_dim, page_tokens, window;  // window 0: all
-  float scale, soft_cap;  // soft_cap 0: off
+  float scale, soft_cap;  // scale: above 0; soft_cap 0: off
   int32_t threads;
 };
 
@@ -156,6 +156,12 @@ static inline void mix(const Chunk<E> values, const float* weights, const float*
   if (d < values.D) mix_columns<E, GT, LEAST, false>(values, weights, shrinks, d, mixed, columns);
 }
 
+// Scores in units in which 2^score is a weight.
+constexpr float LOG2_E = 1.44269504f;
+static inline Floats capped(const AttentionCall& c, Floats score) {
+  return tanh(score * (c.scale / c.soft_cap)) * (c.soft_cap * LOG2_E);
+}
+
 // A chunk's scores join the running peaks and totals, and become weights in place.
 template <class E>
 static void weigh(const AttentionCall& c, int count, const Work<E> w) {
@@ -166,8 +172,8 @@ static void weigh(const AttentionCall& c, int count, const Work<E> w) {
       for (int i = 0; i < 4; i++)
         for (int n = 0; n < CHUNK; n += W) {
           float* at = w.scores + (first + h + i) * CHUNK + n;
-          Floats s = load<Floats>(at) * c.scale;
-          if (c.soft_cap > 0) s = tanh(s / c.soft_cap) * c.soft_cap;
+          Floats s = load<Floats>(at);
+          s = c.soft_cap > 0 ? capped(c, s) : s * (c.scale * LOG2_E);
           s = LANES + n < count ? s : splat(-INFINITY);
           store(at, s);
           most[i] = larger(s, most[i]);
@@ -177,7 +183,7 @@ static void weigh(const AttentionCall& c, int count, const Work<E> w) {
     const Floats peak = load<Floats>(w.peaks + first), most = larger(join<larger<Floats>>(tops), peak);
     // Nothing was seen yet: all weights are 0, not 0 / 0.
     const Floats from = most == -INFINITY ? Floats{} : most;
-    store(w.shrinks + first, exp(peak - from));
+    store(w.shrinks + first, exp2(peak - from));
     store(w.froms + first, from);
     store(w.peaks + first, most);
   }
@@ -185,7 +191,7 @@ static void weigh(const AttentionCall& c, int count, const Work<E> w) {
     Floats total = load<Floats>(w.totals + h * W) * w.shrinks[h];
     for (int n = 0; n < CHUNK; n += W) {
       // Rounded before they are added up, too: then each value counts for what it is divided by.
-      const Floats weights = Operands<E>::round_row(exp(load<Floats>(w.scores + h * CHUNK + n) - w.froms[h]));
+      const Floats weights = Operands<E>::round_row(exp2(load<Floats>(w.scores + h * CHUNK + n) - w.froms[h]));
       store(w.scores + h * CHUNK + n, weights);
       total = Operands<E>::add_up(total, weights);
     }
@@ -273,7 +279,7 @@ static void merge(const AttentionCall& c, const Part& part, long count, const Wo
     Floats peak = splat(-INFINITY), total = {};
     for (long p = 0; p < count; p++) peak = larger(load<Floats>(first.peaks + p * size + h), peak);
     for (long p = 0; p < count; p++) {
-      const Floats weight = exp(load<Floats>(first.peaks + p * size + h) - peak);
+      const Floats weight = exp2(load<Floats>(first.peaks + p * size + h) - peak);
       store(first.peaks + p * size + h, weight);
       total += weight * load<Floats>(first.sums + p * size + h);
     }

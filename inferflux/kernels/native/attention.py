@@ -24,7 +24,7 @@ def attention(
     num_heads, num_kv_heads, head_dim = query.shape[1], *kv_pages.shape[3:]
     strides = kv_pages.stride()
     is_plain = query.dtype == kv_pages.dtype and strides[4] == 1 and strides[3] == head_dim
-    if not is_plain or head_dim > MAX_HEAD_DIM or num_heads // num_kv_heads > MAX_GROUP:
+    if not is_plain or scale <= 0 or head_dim > MAX_HEAD_DIM or num_heads // num_kv_heads > MAX_GROUP:
         return fallback.attention(query, kv_pages, metadata, scale=scale, window=window, soft_cap=soft_cap)
     expect_same("tokens of the queries", query.shape[0], metadata.num_tokens)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)

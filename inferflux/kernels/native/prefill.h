@@ -7,13 +7,15 @@
 #pragma once
 #include "attention.h"
 
-// Queries of a block and keys of one: with 64 columns the buffers fill the second cache by a sixth. 16 prompts of 128
-// tokens, 9 heads of 64 over 3, float32, two cores of a Zen 3 EPYC: 5.4 ms; with 64 keys, of which more are hidden, 6.2 ms.
-constexpr long QUERIES = 96, KEYS = 32;
-// What stays in registers: scores of KT keys by QV registers of queries; sums of QT queries by DV registers of columns.
+// Queries of a block and keys of one. 16 prompts of 128 tokens, 9 heads of 64 over 3, float32, two cores of a Zen 3 EPYC:
+// 5.4 ms; with 64 keys, of which more are hidden, 6.2 ms. One of 1024 on two cores of a Zen 5 EPYC in float32 and bfloat16:
+// 3.15 and 1.81 ms, with 96 queries 3.34 and 1.86, with 64 keys 3.10 and 1.76, but 32 rows of 5 tokens then 345 us, not 314.
+constexpr long QUERIES = W == 16 ? 192 : 96, KEYS = 32;
+// What stays in registers: scores of KT keys by QV registers of queries; sums of QT queries by DV registers of columns. QV
+// registers of queries are a panel: it meets a block's keys while they, its scores and what it mixes are in the first cache.
 constexpr int KT = W == 16 ? 8 : 4, QV = 3, QT = W == 16 ? 12 : 6, DV = 2;
 constexpr long PANEL_QUERIES = QV * W;
-static_assert(KEYS % KT == 0 && PANEL_QUERIES % QT == 0 && KEYS % 2 == 0, "the products' loops have no rest");
+static_assert(KEYS % KT == 0 && KT % 2 == 0 && PANEL_QUERIES % QT == 0, "the products' loops have no rest");
 
 // Queries first..first+count-1 of a row, of which token `token` is the first; head: the key head.
 struct Block {
@@ -21,8 +23,9 @@ struct Block {
 };
 
 // What a block is computed with; `units` and `columns` of a head and `lanes` of queries, padded. In units of E (see
-// Operands): query [lanes / PANEL_QUERIES, units, PANEL_QUERIES], keys [KEYS, units], weights [KEYS / TOGETHER, lanes] in
-// the place of scores [KEYS, lanes], values [KEYS / TOGETHER, columns]. mixed [lanes, columns], the rest [lanes].
+// Operands): query [lanes / PANEL_QUERIES, units, PANEL_QUERIES], keys [KEYS, units], weights [KEYS / TOGETHER,
+// PANEL_QUERIES] in the place of scores [KEYS, PANEL_QUERIES], values [KEYS / TOGETHER, columns]. mixed [lanes, columns],
+// peaks, totals, places (of queries, in their row) [lanes], shrinks [PANEL_QUERIES].
 template <class E> struct Buffers {
   long lanes, units, columns;
   std::unique_ptr<Line[]> memory;
@@ -32,10 +35,11 @@ template <class E> struct Buffers {
       : lanes(padded(queries, PANEL_QUERIES)),
         units(padded(D, Operands<E>::COUNT) / Operands<E>::TOGETHER),
         columns(padded(D, DV * W)),
-        memory(new Line[(lanes * (units + KEYS + columns + 4) + KEYS * (units + columns)) / LINE_FLOATS + 1]) {
+        memory(new Line[(lanes * (units + columns + 3) + KEYS * (units + columns + PANEL_QUERIES) + PANEL_QUERIES) /
+                            LINE_FLOATS + 1]) {
     query = memory[0].floats, mixed = query + lanes * units, keys = mixed + lanes * columns;
-    values = keys + KEYS * units, scores = values + KEYS * columns, peaks = scores + KEYS * lanes;
-    totals = peaks + lanes, shrinks = totals + lanes, places = (int32_t*)(shrinks + lanes);
+    values = keys + KEYS * units, scores = values + KEYS * columns, shrinks = scores + KEYS * PANEL_QUERIES;
+    peaks = shrinks + PANEL_QUERIES, totals = peaks + lanes, places = (int32_t*)(totals + lanes);
   }
 };
 
@@ -45,13 +49,13 @@ static inline const typename E::T* key_at(const AttentionCall& c, const Block& b
   return place_of<E>(c, block.row, position) + block.head * c.head_dim;
 }
 
-// Number r of a block's queries, counted head by head: its token in the row, and its place in the step's query or output.
+// Number r of a block's queries, counted token by token: its token in the row, and its place in the step's query or output.
 struct Query {
   long token, offset;
 };
 static inline Query query_at(const AttentionCall& c, const Block& block, long r, long stride) {
-  const long token = r % block.count, head = block.head * (c.num_heads / c.num_kv_heads) + r / block.count;
-  return {block.first + token, (block.token + token) * stride + head * c.head_dim};
+  const long G = c.num_heads / c.num_kv_heads;
+  return {block.first + r / G, (block.token + r / G) * stride + (block.head * G + r % G) * c.head_dim};
 }
 
 // The block's queries, as they are; zeros in lanes behind the last.
@@ -81,7 +85,7 @@ template <class E>
 static void fetch(const AttentionCall& c, const Block& block, long first, long seen, long last, Buffers<E>& b) {
   typedef Operands<E> O;
   const long D = c.head_dim;
-  for (long n = 0; n < KEYS; n += O::TOGETHER) {
+  for (long n = 0; n < KEYS && n < padded(last - first, KT); n += O::TOGETHER) {
     float *key = b.keys + n * b.units, *value = b.values + n / O::TOGETHER * b.columns;
     const typename E::T* from[O::TOGETHER];
     for (int i = 0; i < O::TOGETHER; i++)
@@ -98,9 +102,9 @@ static void fetch(const AttentionCall& c, const Block& block, long first, long s
   }
 }
 
-// scores = keys @ query, of the queries of a panel and KT keys.
+// scores = keys @ query, of KT keys and the queries of a panel.
 template <class E>
-static inline void score_tile(const float* keys, const float* query, long units, float* scores, long stride) {
+static inline void score_tile(const float* keys, const float* query, long units, float* scores) {
   Floats acc[KT][QV];
   UNROLLED for (int k = 0; k < KT; k++)
     UNROLLED for (int v = 0; v < QV; v++) acc[k][v] = Floats{};
@@ -116,76 +120,61 @@ static inline void score_tile(const float* keys, const float* query, long units,
     }
   }
   UNROLLED for (int k = 0; k < KT; k++)
-    UNROLLED for (int v = 0; v < QV; v++) store(scores + k * stride + v * W, acc[k][v]);
+    UNROLLED for (int v = 0; v < QV; v++) store(scores + k * PANEL_QUERIES + v * W, acc[k][v]);
 }
 
-// Has the keys from `next` on fetched meanwhile, of which there are `count`.
+// New scores of `count` keys join the running peaks and totals of the panel that begins at q, and become weights in place.
+// all_seen: no query lacks one of these keys. Lanes behind the last query hold what nobody reads.
 template <class E>
-static void score_block(const AttentionCall& c, const Block& block, long next, long count, long lanes, Buffers<E>& b) {
-  const long D = c.head_dim;
-  long k = 0;
-  for (long q = 0; q < lanes; q += PANEL_QUERIES)
-    for (long n = 0; n < KEYS; n += KT) {
-      // As many keys at a time as it takes to have fetched all by the end.
-      for (const long end = (q / PANEL_QUERIES * KEYS + n + KT) * PANEL_QUERIES / lanes; k < end && k < count; k++) {
-        const typename E::T* key = key_at<E>(c, block, next + k);
-        for (long d = 0; d < D; d += 64 / sizeof(*key)) {
-          __builtin_prefetch(key + d);
-          __builtin_prefetch(key + c.part_stride + d);
-        }
-      }
-      score_tile<E>(b.keys + n * b.units, b.query + q * b.units, b.units, b.scores + n * b.lanes + q, b.lanes);
-    }
-}
-
-// New scores join the running peaks and totals, and become weights in place. all_seen: no query lacks one of these keys.
-// Lanes behind the last query hold what nobody reads.
-template <class E>
-static void weigh_block(const AttentionCall& c, long first, bool all_seen, long lanes, Buffers<E>& b) {
+static void weigh_panel(const AttentionCall& c, long first, long count, bool all_seen, long q, Buffers<E>& b) {
+  typedef Operands<E> O;
   const int32_t window = c.window < INT32_MAX ? (int32_t)c.window : 0;
-  const bool is_stored = c.soft_cap > 0 || !all_seen;
-  const float scale = is_stored ? 1.0f : c.scale;
-  for (long q = 0; q < lanes; q += W) {
-    float* scores = b.scores + q;
-    const Floats peak = load<Floats>(b.peaks + q);
-    const Ints places = load<Ints>(b.places + q);
-    Floats most = peak, added = {};
-    for (long n = 0; n < KEYS; n++) {
-      Floats s = load<Floats>(scores + n * b.lanes) * c.scale;
-      if (c.soft_cap > 0) s = tanh(s / c.soft_cap) * c.soft_cap;
+  const float factor = c.soft_cap > 0 ? 1.0f : c.scale * LOG2_E;
+  for (long v = 0; v < PANEL_QUERIES; v += W) {
+    float *scores = b.scores + v, *peaks = b.peaks + q + v, *totals = b.totals + q + v;
+    const Floats peak = load<Floats>(peaks);
+    const Ints places = load<Ints>(b.places + q + v);
+    Floats most = splat(-INFINITY);
+    for (long n = 0; n < count; n++) {
+      Floats s = load<Floats>(scores + n * PANEL_QUERIES);
+      if (c.soft_cap > 0) s = capped(c, s);
       if (!all_seen) {
         const int32_t place = (int32_t)(first + n);
         s = places < place ? splat(-INFINITY) : s;
         if (window) s = places - window >= place ? splat(-INFINITY) : s;
       }
-      if (is_stored) store(scores + n * b.lanes, s);
+      if (c.soft_cap > 0 || !all_seen) store(scores + n * PANEL_QUERIES, s);
       most = larger(s, most);
     }
+    most = larger(most * factor, peak);
     // Nothing was seen yet: all weights are 0, not 0 / 0.
-    const Floats from = most == -INFINITY ? Floats{} : most, shrink = exp(peak - from);
-    for (long n = 0; n < KEYS; n += Operands<E>::TOGETHER) {
-      Floats rows[Operands<E>::TOGETHER];
-      for (int i = 0; i < Operands<E>::TOGETHER; i++) rows[i] = exp(load<Floats>(scores + (n + i) * b.lanes) * scale - from);
-      const Floats weights = Operands<E>::round(rows);
-      store(scores + n / Operands<E>::TOGETHER * b.lanes, weights);
-      added = Operands<E>::add_up(added, weights);
+    const Floats from = most == -INFINITY ? Floats{} : most, shrink = exp2(peak - from);
+    Floats added = {};
+    for (long n = 0; n < count; n += O::TOGETHER) {
+      Floats rows[O::TOGETHER];
+      for (int i = 0; i < O::TOGETHER; i++)
+        rows[i] = exp2(load<Floats>(scores + (n + i) * PANEL_QUERIES) * factor - from);
+      const Floats weights = O::round(rows);
+      store(scores + n / O::TOGETHER * PANEL_QUERIES, weights);
+      added = O::add_up(added, weights);
     }
-    store(b.totals + q, load<Floats>(b.totals + q) * shrink + added);
-    store(b.peaks + q, most);
-    store(b.shrinks + q, shrink);
+    store(totals, load<Floats>(totals) * shrink + added);
+    store(peaks, most);
+    store(b.shrinks + v, shrink);
   }
 }
 
-// mixed = mixed * shrinks + weights.T @ values, of QT queries from q on and DV registers of columns from d on.
+// mixed = mixed * shrinks + weights.T @ values, of QT queries from lane m of a panel on, and DV registers of columns from
+// d on. mixed: of the panel; count: of rows of units.
 template <class E>
-static inline void mix_tile(long q, long d, Buffers<E>& b) {
-  const long lanes = b.lanes, columns = b.columns;
-  const float *weights = b.scores + q, *values = b.values + d, *shrinks = b.shrinks + q;
-  float* mixed = b.mixed + q * columns + d;
+static inline void mix_tile(const Buffers<E>& b, float* mixed, long count, long m, long d) {
+  const long columns = b.columns;
+  const float *weights = b.scores + m, *values = b.values + d, *shrinks = b.shrinks + m;
+  mixed += m * columns + d;
   Floats acc[QT][DV];
   UNROLLED for (int m = 0; m < QT; m++)
     UNROLLED for (int v = 0; v < DV; v++) acc[m][v] = load<Floats>(mixed + m * columns + v * W) * shrinks[m];
-  for (long n = 0; n < KEYS / Operands<E>::TOGETHER; n++, weights += lanes, values += columns) {
+  for (long n = 0; n < count; n++, weights += PANEL_QUERIES, values += columns) {
     Floats x[DV];
     UNROLLED for (int v = 0; v < DV; v++) {
       x[v] = load<Floats>(values + v * W);
@@ -200,6 +189,36 @@ static inline void mix_tile(long q, long d, Buffers<E>& b) {
     UNROLLED for (int v = 0; v < DV; v++) store(mixed + m * columns + v * W, acc[m][v]);
 }
 
+// Queries from q on meet the keys that were fetched, of which those from `first` on are seen by some of them.
+template <class E>
+static void attend_panel(const AttentionCall& c, const Block& block, long first, long q, Buffers<E>& b) {
+  const long G = c.num_heads / c.num_kv_heads, used = G * block.count, lanes = padded(used, PANEL_QUERIES);
+  const long last_lane = q + PANEL_QUERIES < used ? q + PANEL_QUERIES - 1 : used - 1;
+  const long first_token = block.first + q / G, last_token = block.first + last_lane / G;
+  const long last = block.first + block.count;
+  // Keys behind the last query's own are seen by none.
+  const long seen = last_token - first + 1, count = seen < KEYS ? padded(seen, KT) : KEYS;
+  if (seen <= 0) return;
+  long next = first + KEYS + q * KEYS / lanes;
+  for (long n = 0; n < count; n += KT) {
+    // Of the next keys, too, each panel's share has been fetched when it is done.
+    const long end = first + KEYS + (q * count + (n + KT) * PANEL_QUERIES) * KEYS / (lanes * count);
+    for (; next < end && next < last; next++) {
+      const typename E::T* key = key_at<E>(c, block, next);
+      for (long d = 0; d < c.head_dim; d += 64 / sizeof(*key)) {
+        __builtin_prefetch(key + d);
+        __builtin_prefetch(key + c.part_stride + d);
+      }
+    }
+    score_tile<E>(b.keys + n * b.units, b.query + q * b.units, b.units, b.scores + n * PANEL_QUERIES);
+  }
+  const bool all_seen = first + count <= first_token + 1 && (!c.window || first > last_token - c.window);
+  weigh_panel<E>(c, first, count, all_seen, q, b);
+  for (long d = 0; d < b.columns; d += DV * W)
+    for (long m = 0; m < PANEL_QUERIES && q + m < used; m += QT)
+      mix_tile<E>(b, b.mixed + q * b.columns, count / Operands<E>::TOGETHER, m, d);
+}
+
 template <class E>
 static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>& b) {
   const long D = c.head_dim, used = c.num_heads / c.num_kv_heads * block.count, lanes = padded(used, PANEL_QUERIES);
@@ -211,10 +230,7 @@ static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>&
   std::fill(b.totals, b.totals + lanes, 0.0f);
   for (long first = seen / KEYS * KEYS; first < last; first += KEYS) {
     fetch<E>(c, block, first, seen, last, b);
-    score_block<E>(c, block, first + KEYS, last - first - KEYS, lanes, b);
-    weigh_block<E>(c, first, first + KEYS <= block.first + 1 && (!c.window || first > last - 1 - c.window), lanes, b);
-    for (long d = 0; d < b.columns; d += DV * W)
-      for (long q = 0; q < used; q += QT) mix_tile<E>(q, d, b);
+    for (long q = 0; q < lanes; q += PANEL_QUERIES) attend_panel<E>(c, block, first, q, b);
   }
   for (long r = 0; r < used; r++) {
     typename E::T* to = (typename E::T*)c.out + query_at(c, block, r, c.num_heads * D).offset;
@@ -224,12 +240,17 @@ static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>&
 
 template <class E>
 static void prefill(const AttentionCall& c) {
-  const long G = c.num_heads / c.num_kv_heads, most = QUERIES / G > 0 ? QUERIES / G : 1;
+  const long G = c.num_heads / c.num_kv_heads, K = c.num_kv_heads;
+  long num_tokens = 0, most = QUERIES / G;
+  for (long r = 0; r < c.num_rows; r++)
+    if (c.starts[r + 1] - c.starts[r] > 1) num_tokens += c.starts[r + 1] - c.starts[r];
+  // Smaller blocks where threads would have few each, and wait for the last.
+  while (most * G > PANEL_QUERIES && num_tokens * K < most * c.threads * 4) most /= 2;
   std::vector<Block> blocks;
   for (long r = 0; r < c.num_rows; r++) {
     const long token = c.starts[r], count = c.starts[r + 1] - token;
     for (long q = 0; count > 1 && q < count; q += most)
-      for (long head = 0; head < c.num_kv_heads; head++)
+      for (long head = 0; head < K; head++)
         blocks.push_back({r, token + q, c.lengths[r] - count + q, count - q < most ? count - q : most, head});
   }
   const long num_blocks = blocks.size();

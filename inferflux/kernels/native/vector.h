@@ -174,6 +174,34 @@ static inline Floats exp(Floats x) {
 #endif
 }
 
+// 2^x for x <= 0 to 2e-7 of it, if x is exact; 0 far below: under -126, with AVX-512 -150. In a softmax what x is rounded
+// by does not matter: it counts for little where x is large.
+static inline Floats exp2(Floats x) {
+#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
+  const Floats rest = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n = x - rest;
+#else
+  x = larger(splat(-150.0f), x);
+  const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), rest = x - n;
+#endif
+#else
+  const Floats low = splat(-126.0f);
+  const Ints tiny = x < low, whole = __builtin_convertvector((tiny ? low : x) - 0.5f, Ints);
+  const Floats rest = x - __builtin_convertvector(whole, Floats);
+#endif
+  Floats p = splat(1.3276471e-3f);
+  p = p * rest + 9.6755410e-3f;
+  p = p * rest + 5.5507131e-2f;
+  p = p * rest + 2.4022120e-1f;
+  p = p * rest + 6.9314694e-1f;
+  p = p * rest + 1.0f;
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return tiny ? Floats{} : (Floats)(bits(p) + (whole << 23));
+#endif
+}
+
 static inline Floats tanh(Floats x) {
   Ints negative = x < 0;
   Floats size = negative ? -x : x;
