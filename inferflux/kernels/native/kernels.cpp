@@ -109,19 +109,20 @@ static void gate_rows(const GateCall& c) {
   for (long r = 0; r < c.rows; r++) {
     const T *gate = (const T*)c.in + r * 2 * I, *up = gate + I;
     T* out = (T*)c.out + r * I;
-    for (long i = 0; i < I; i += W) {
-      long count = I - i < W ? I - i : W;
-      T last[2 * W] = {};
-      if (count < W) {
-        memcpy(last, gate + i, count * sizeof(T));
-        memcpy(last + W, up + i, count * sizeof(T));
-      }
-      Floats g = E::read(count < W ? last : gate + i), u = E::read(count < W ? last + W : up + i);
-      Floats inner = g * 0.7978845608f * (1.0f + 0.044715f * g * g);
-      Floats half = c.kind ? 0.5f * g * (1.0f + tanh(inner)) : g / (1.0f + exp(g < -87.0f ? splat(87.0f) : -g));
-      T result[W];
-      E::write(count < W ? result : out + i, half * u);
-      if (count < W) memcpy(out + i, result, count * sizeof(T));
+    const auto gated = [&](const T* g_at, const T* u_at, T* to) {
+      const Floats g = E::read(g_at), u = E::read(u_at);
+      const Floats inner = g * 0.7978845608f * (1.0f + 0.044715f * g * g);
+      const Floats half = c.kind ? 0.5f * g * (1.0f + tanh(inner)) : g / (1.0f + exp(g < -87.0f ? splat(87.0f) : -g));
+      E::write(to, half * u);
+    };
+    long i = 0;
+    for (; i + W <= I; i += W) gated(gate + i, up + i, out + i);
+    if (i < I) {
+      T last[2 * W] = {}, result[W];
+      memcpy(last, gate + i, (I - i) * sizeof(T));
+      memcpy(last + W, up + i, (I - i) * sizeof(T));
+      gated(last, last + W, result);
+      memcpy(out + i, result, (I - i) * sizeof(T));
     }
   }
 }
