@@ -12,9 +12,11 @@ import torch
 
 from inferflux.kernels import native
 from inferflux.kernels.backends import find_backend
+from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.check import check_op
 from inferflux.kernels.native import build, loading, low_rank, panels, proof
 from inferflux.kernels.native.loading import Library
+from inferflux.kernels.quantized_weight import Scheme, quantize
 from tests.support.paged import PAGE_TOKENS, step_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +164,22 @@ def test_only_one_process_builds_and_one_that_was_killed_does_not_count(
         assert build.build(tmp_path / "native.so", "libgomp.so") == "another process is building it"
     assert str(build.build(tmp_path / "native.so", "libgomp.so")).startswith("false failed")
     assert [path.name for path in tmp_path.iterdir()] == [build.LOCK]
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("scheme", [None, *SCHEMES])
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+def test_a_rows_product_has_the_same_bits_beside_any_number_of_rows(dtype: torch.dtype, scheme: Scheme | None) -> None:
+    """A bias that takes all digits away but the last shows where tiles of some rows round once and others twice."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(shape, generator=generator) for shape in ((999, 512), (1, 512)))
+    arranged = panels.arrange_floats(weight.to(dtype)) if scheme is None else panels.arrange(quantize(weight, scheme))
+    x = x.to(dtype)
+    bias = -panels.multiply(arranged, x, None)[0]
+    alone = panels.multiply(arranged, x, bias)
+    for num_rows in (2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 300):
+        together = panels.multiply(arranged, x.expand(num_rows, -1), bias)
+        assert torch.equal(together, alone.expand(num_rows, -1)), num_rows
 
 
 @pytest.mark.usefixtures("built")

@@ -219,7 +219,7 @@ static inline void sum_tile(const uint8_t* panel, const float* scales, const Rou
         Floats scale = splat(x_scales[m * x.blocks + first / X::BLOCK].scale);
         if (K::GROUPED)
           scale *= load<Floats>(scales + (v / VECTORS * groups + first / K::SUMMED) * PANEL + v % VECTORS * W);
-        sums[m][v] += __builtin_convertvector(acc[m][v], Floats) * scale;
+        sums[m][v] = fused(__builtin_convertvector(acc[m][v], Floats), scale, sums[m][v]);
       }
   }
 }
@@ -239,8 +239,8 @@ static void store_tile(const ProductCall& c, long p, const RoundedRows<K>& x, lo
     T* y = (T*)c.y + (row + m) * c.outputs + first;
     T* to = count < NUM * PANEL ? part : y;
     for (int v = 0; v < NUM_V; v++) {
-      Floats sum = K::GROUPED ? sums[m][v] : sums[m][v] * load<Floats>(scales + v * W);
-      E::write(to + v * W, sum + E::read(bias + v * W));
+      const Floats added = E::read(bias + v * W);
+      E::write(to + v * W, K::GROUPED ? sums[m][v] + added : fused(sums[m][v], load<Floats>(scales + v * W), added));
     }
     if (count < NUM * PANEL) memcpy(y, part, count * sizeof(T));
   }

@@ -188,12 +188,12 @@ static void add_tile(Columns<K>& c, const typename K::X::T* x, typename K::Y::T*
   c.ahead = ahead;
   for (long left = c.count % AHEAD; left > 0; left -= K::COLUMNS, rows.move(K::COLUMNS), w += K::COLUMNS * PANEL)
     add(rows, w, left < K::FACTORS ? left : K::FACTORS);
-  if (c.scales)
-    UNROLLED for (int m = 0; m < ROWS; m++)
-      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] *= load<Floats>(c.scales + v * W);
-  if (c.bias)
-    UNROLLED for (int m = 0; m < ROWS; m++)
-      UNROLLED for (int v = 0; v < NUM_V; v++) acc[m][v] += Y::read(c.bias + v * W);
+  if (c.scales || c.bias)
+    UNROLLED for (int v = 0; v < NUM_V; v++) {
+      const Floats scale = c.scales ? load<Floats>(c.scales + v * W) : splat(1.0f);
+      const Floats added = c.bias ? Y::read(c.bias + v * W) : splat(-0.0f);
+      UNROLLED for (int m = 0; m < ROWS; m++) acc[m][v] = fused(acc[m][v], scale, added);
+    }
   UNROLLED for (int m = 0; m < ROWS; m++)
     UNROLLED for (int v = 0; v < NUM_V; v++) Y::write(y + m * outputs + v * W, acc[m][v]);
 }

@@ -73,6 +73,17 @@ template <class T> static inline void keep_apart(const T*& p) { asm("" : "+r"(p)
 template <class T> static inline void keep_apart(const T*&) {}
 #endif
 static inline Ints bits(Floats v) { return (Ints)v; }
+// a * b + c, rounded once. Written so, the compiler may round twice, and GCC 12 does in some tiles of a product alone.
+static inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  for (int i = 0; i < W; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#endif
+}
 
 template <class V> static inline auto sum(V v) {
 #if defined(__AVX512F__)
