@@ -177,7 +177,7 @@ static void round_row(const typename E::T* x, long inputs, const RoundedRows<K>&
       if (i < end) memcpy(rest, x + i, (end - i) * sizeof(*x));
       round(rest, to + i);
     }
-    *scales++ = {largest / X::STEPS, K::ZERO ? -(int32_t)K::ZERO * sum(sums) : 0};
+    *scales++ = {largest / X::STEPS, K::ZERO && steps > 0 ? -(int32_t)K::ZERO * sum(sums) : 0};
   }
 }
 
