@@ -148,8 +148,10 @@ def status(key):
 cpu = torch.device("cpu")
 for dtype in (torch.bfloat16, torch.float32):
     kernels = select(cpu, dtype)
-    weight, x = torch.ones(1024, 1024, dtype=dtype), torch.ones(1, 1024, dtype=dtype)
-    kernels.linear.run(kernels.linear.pack(weight, None), x)  # what the first packing sets up is no weight
+    # What packing a matrix of some size for the first time sets up and measures is no weight.
+    for num_outputs, num_inputs in ((1024, 1024), (1536, 1024), (5632, 1024), (1024, 2816)):
+        weight, x = torch.ones(num_outputs, num_inputs, dtype=dtype), torch.ones(1, num_inputs, dtype=dtype)
+        kernels.linear.run(kernels.linear.pack(weight, None), x)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
     context = ParallelContext(0, 1, cpu)
