@@ -26,6 +26,16 @@ class LayerShape:
     prefills: tuple[Span, ...]
     batches: tuple[int, ...]
 
+    def matrices(self) -> dict[str, Span]:
+        """(outputs, inputs) of the layer's products, by name."""
+        all_heads = self.num_heads + 2 * self.num_kv_heads
+        return {
+            "qkv": (all_heads * self.head_dim, self.hidden),
+            "out": (self.hidden, self.num_heads * self.head_dim),
+            "gate_up": (2 * self.intermediate, self.hidden),
+            "down": (self.hidden, self.intermediate),
+        }
+
 
 # toy: for tests, its figures mean nothing. small: SmolLM2-135M. medium: Qwen2.5-0.5B. large: Llama-3-8B.
 SHAPES: Final[Mapping[str, LayerShape]] = MappingProxyType(

@@ -69,13 +69,7 @@ def _attention_inputs(shape: LayerShape, paging: Paging) -> Build:
 
 
 def _linear(shape: LayerShape) -> Iterator[Workload]:
-    all_heads = shape.num_heads + 2 * shape.num_kv_heads
-    sizes = {
-        "qkv": (all_heads * shape.head_dim, shape.hidden),
-        "out": (shape.hidden, shape.num_heads * shape.head_dim),
-        "gate_up": (2 * shape.intermediate, shape.hidden),
-        "down": (shape.hidden, shape.intermediate),
-    }
+    sizes = shape.matrices()
     for name, (rows, columns) in sizes.items():
         for count in shape.batches:
             cost = Cost(rows * columns + count * (rows + columns), 2 * count * rows * columns)

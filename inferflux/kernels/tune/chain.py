@@ -90,13 +90,7 @@ def run_chain(
 
 
 def chain_workload(shape: LayerShape) -> Workload:
-    all_heads = shape.num_heads + 2 * shape.num_kv_heads
-    sizes = {
-        "qkv": (all_heads * shape.head_dim, shape.hidden),
-        "out": (shape.hidden, shape.num_heads * shape.head_dim),
-        "gate_up": (2 * shape.intermediate, shape.hidden),
-        "down": (shape.hidden, shape.intermediate),
-    }
+    sizes = shape.matrices()
 
     def build(dtype: torch.dtype, device: torch.device) -> Inputs:
         def normal(*size: int) -> torch.Tensor:

@@ -77,14 +77,22 @@ async function loadModel() {
 export async function refreshGuardrails() {
   if (!isAdmin) return;
   rulesTag = null;
-  const response = await send("GET", "/v1/admin/guardrails");
-  const rules = await response.json();
-  if (!isAdmin) return; // signed out meanwhile
-  rulesTag = tagOf(response);
-  byId("blocklist").value = rules.blocklist.join("\n");
-  byId("opa-endpoint").value = rules.opa_endpoint ?? "";
-  byId("on-error").value = rules.on_error;
-  byId("check-output").checked = rules.check_output;
+  // What was typed before they are read would be lost under them.
+  const fields = [...byId("guardrails-form").elements].filter((field) => field.type !== "submit");
+  const setDisabled = (disabled) => fields.forEach((field) => { field.disabled = disabled; });
+  setDisabled(true);
+  try {
+    const response = await send("GET", "/v1/admin/guardrails");
+    const rules = await response.json();
+    if (!isAdmin) return; // signed out meanwhile
+    rulesTag = tagOf(response);
+    byId("blocklist").value = rules.blocklist.join("\n");
+    byId("opa-endpoint").value = rules.opa_endpoint ?? "";
+    byId("on-error").value = rules.on_error;
+    byId("check-output").checked = rules.check_output;
+  } finally {
+    setDisabled(false);
+  }
 }
 
 async function saveGuardrails() {
