@@ -225,6 +225,19 @@ async def test_guardrails_that_somebody_else_has_changed_are_not_overwritten(ope
     assert site.policy.document.guardrails.blocklist == ("theirs", "mine")
 
 
+async def test_what_is_typed_while_the_guardrails_are_read_is_not_lost(opened: Open) -> None:
+    async def late(route: Any) -> None:
+        await asyncio.sleep(0.5)
+        await route.continue_()
+
+    async with opened() as page:
+        await page.route("**/v1/admin/guardrails", late)
+        await page.click("#tab-guardrails")
+        await page.fill("#blocklist", "mine")  # waits until it can be typed into
+        await asyncio.sleep(1)
+        assert await page.input_value("#blocklist") == "mine"
+
+
 async def test_guardrails_that_could_not_be_read_are_not_overwritten(opened: Open, site: Site) -> None:
     async with opened() as page:
         refusal = {"error": {"message": "not now"}}
