@@ -12,13 +12,13 @@ import msgspec
 
 from inferflux.config import FairnessConfig, ModelConfig, RuntimeConfig, SchedulerConfig
 from inferflux.config.tree import AdapterConfig, DistributedConfig
-from inferflux.engine.acceptance import check_pooling, check_prompt
 from inferflux.engine.executor import Executor, Launched
 from inferflux.engine.interface import ModelInfo, Output, Submit
 from inferflux.engine.kv.lower_tiers import tier_settings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.pending_grammars import PendingGrammars
 from inferflux.engine.request import Request
+from inferflux.engine.request_checks import check_pooling, check_prompt
 from inferflux.engine.request_outputs import refused_output
 from inferflux.engine.scheduler import Scheduler
 from inferflux.engine.speculator import Speculator, leave_open, look_up

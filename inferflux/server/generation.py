@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from inferflux.engine import acceptance
+from inferflux.engine import request_checks
 from inferflux.engine.interface import ModelInfo, Output
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import TextDelta, TextStream
@@ -223,7 +223,7 @@ def check_prompt(
     is to be continued by a model that does not do that. embeds: it is to become a vector; ends: nothing follows it."""
     if not embeds:
         check_generates(info)
-    acceptance.check_prompt(prompt_token_ids, info, param=param, ends=ends or embeds)
+    request_checks.check_prompt(prompt_token_ids, info, param=param, ends=ends or embeds)
 
 
 def fit_max_tokens(num_prompt_tokens: int, asked: int | None, default: int | None, info: ModelInfo) -> int:

@@ -2,8 +2,8 @@
 
 from aiohttp import web
 
-from inferflux.engine.acceptance import check_pooling
 from inferflux.engine.interface import ModelInfo
+from inferflux.engine.request_checks import check_pooling
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.generation import check_prompt
