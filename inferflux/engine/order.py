@@ -13,10 +13,10 @@ from math import inf
 from operator import attrgetter
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.favour import Favour, SharedStep
-from inferflux.engine.pace import Load
-from inferflux.engine.policies import Books, Policy, policy_named
+from inferflux.engine.fair_share import FairShare, SharedStep
+from inferflux.engine.policies import Policy, PolicyContext, policy_named
 from inferflux.engine.request import Request
+from inferflux.engine.step_time import StepSize
 from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
 
 # Tier, the policy's number, turn.
@@ -30,7 +30,7 @@ _URGENT, _FAVOURED, _USUAL = 0, 1, 2
 
 
 class Order:
-    """num_cached: returns how many tokens of a waiting request's prefix are cached. favour: which tenants go first.
+    """num_cached: returns how many tokens of a waiting request's prefix are cached. fair_share: which tenants go first.
 
     Raises ConfigError for an unknown policy.
     """
@@ -46,7 +46,7 @@ class Order:
         self._clock = clock
         self._tenants = TenantCounters()
         self._turns = count()
-        self.favour = Favour(config)
+        self.fair_share = FairShare(config)
         self.configure(config.policy, fairness)
 
     def configure(self, policy: str | Policy, fairness: FairnessConfig) -> None:
@@ -56,18 +56,18 @@ class Order:
         """
         self._policy = policy if isinstance(policy, Policy) else policy_named(policy)
         self._fairness = fairness
-        if not self._policy.shares:
-            self.favour.end()
+        if not self._policy.by_tenant:
+            self.fair_share.end()
 
     @property
-    def moves(self) -> bool:
+    def is_dynamic(self) -> bool:
         """Whether ranks change while requests wait, so that they have to be sorted before each step."""
-        return self._policy.moves
+        return self._policy.is_dynamic
 
     @property
-    def shares(self) -> bool:
+    def by_tenant(self) -> bool:
         """Whether a request that starts changes who goes next."""
-        return self._policy.shares
+        return self._policy.by_tenant
 
     def enter(self, request: Request) -> None:
         """Registers a new request and ranks it."""
@@ -94,25 +94,25 @@ class Order:
 
     def sort(self, *queues: list[Request]) -> None:
         """Ranks every request again and sorts the queues."""
-        books, unread = self._books(self._num_cached), self._books(lambda _request: 0)
+        context, without_cache = self._context(self._num_cached), self._context(lambda _request: 0)
         for queue in queues:
-            if self._policy.looks_up:
+            if self._policy.reads_cache:
                 queue.sort(key=attrgetter("queued_time"))
-                self._rank(queue[:MAX_LOOKED_UP], books)
-                self._rank(queue[MAX_LOOKED_UP:], unread)
+                self._rank(queue[:MAX_LOOKED_UP], context)
+                self._rank(queue[MAX_LOOKED_UP:], without_cache)
             else:
-                self._rank(queue, unread)
+                self._rank(queue, without_cache)
             queue.sort(key=by_rank)
 
     def rank(self, request: Request) -> None:
         """Ranks a request again; its turn stays."""
-        self._rank([request], self._books(self._num_cached))
+        self._rank([request], self._context(self._num_cached))
 
     def lane_key(self, request: Request) -> Rank:
         """Returns the key that a waiting request is sorted by in its lane. Where places are shared, a lane is a
         tenant's, and so is the policy's number: it is left out, as it changes and the order in the lane does not."""
         tier, _, turn = request.rank
-        return (min(tier, _FAVOURED), 0.0, turn) if self._policy.shares else request.rank
+        return (min(tier, _FAVOURED), 0.0, turn) if self._policy.by_tenant else request.rank
 
     def spent(self, front: Callable[[int], list[Request]], running: Sequence[Request]) -> list[Request]:
         """Returns the running requests that have used up their timeslice and, if they queued again now, would rank
@@ -131,16 +131,16 @@ class Order:
                 spent.append(request)
         return spent
 
-    def update_favour(self) -> bool:
+    def update_favoured(self) -> bool:
         """Decides which tenants are favoured from now on; called before each step. Returns whether any is: then all
         requests have to be sorted again."""
-        if not self._policy.shares:
+        if not self._policy.by_tenant:
             return False
-        self.favour.update(self._tenants, self._clock())
-        return bool(self.favour.tenants)
+        self.fair_share.update(self._tenants, self._clock())
+        return bool(self.fair_share.tenants)
 
     def is_favoured(self, request: Request) -> bool:
-        return request.tenant in self.favour.tenants
+        return request.tenant in self.fair_share.tenants
 
     def goes_first(self, request: Request) -> bool:
         """Whether a request gets a row in every step: it is urgent, or its tenant is favoured."""
@@ -150,15 +150,15 @@ class Order:
         """Returns how many of the running requests go first; they are at the front of the list."""
         return bisect_left(running, _USUAL, key=lambda request: request.rank[0])
 
-    def note_step(self, load: Load, shared: SharedStep | None, seconds: float) -> None:
-        """Learns from a step's time. shared: as `Favour.plan` returned it when the step was planned."""
-        if self._policy.shares:
-            self.favour.note(load, shared, seconds)
+    def note_step(self, size: StepSize, shared: SharedStep | None, seconds: float) -> None:
+        """Learns from a step's time. shared: as `FairShare.plan` returned it when the step was planned."""
+        if self._policy.by_tenant:
+            self.fair_share.note(size, shared, seconds)
 
     def may_displace(self, first: Request) -> bool:
         """Whether a waiting request may preempt a running one; if not, the order of the waiting ones does not matter
         until a slot is free. first: the first waiting request; one of high priority is always in front."""
-        if self._policy.shares or self._fairness.max_timeslice_tokens:
+        if self._policy.by_tenant or self._fairness.max_timeslice_tokens:
             return True
         return self._fairness.enable_preemption and self._is_high(first)
 
@@ -173,26 +173,26 @@ class Order:
         lower = [other for other in reversed(running) if other.rank > request.rank]
         if self._is_high(request):
             return next((other for other in lower if not self._is_high(other)), None)
-        if not self._policy.shares:
+        if not self._policy.by_tenant:
             return None
         places = Counter(other.tenant for other in running)
         few = places[request.tenant] + (1 if self.is_favoured(request) else 2)
         return next((other for other in lower if places[other.tenant] >= few and not self._is_high(other)), None)
 
-    def _rank(self, requests: Iterable[Request], books: Books) -> None:
+    def _rank(self, requests: Iterable[Request], context: PolicyContext) -> None:
         """Ranks requests; their turns stay."""
-        value, shares, favoured = self._policy.value, self._policy.shares, self.favour.tenants
+        value, by_tenant, favoured = self._policy.value, self._policy.by_tenant, self.fair_share.tenants
         # Where age counts against priority, that is all that priority does.
         urgent = self._fairness.high_priority_threshold if self._fairness.enable_preemption else inf
-        if self._policy.ages:
+        if self._policy.weighs_priority:
             urgent = inf
         numbers: dict[str, float] = {}
         for request in requests:
             tenant = request.tenant
             tier = _URGENT if request.priority >= urgent else _FAVOURED if tenant in favoured else _USUAL
             # Where slots are shared, a tenant's requests, which may be thousands, all have its number.
-            if not shares or tenant not in numbers:
-                numbers[tenant] = value(request, books)
+            if not by_tenant or tenant not in numbers:
+                numbers[tenant] = value(request, context)
             request.rank = (tier, numbers[tenant], request.rank[2])
 
     def _rank_last(self, request: Request) -> None:
@@ -203,5 +203,5 @@ class Order:
     def _is_high(self, request: Request) -> bool:
         return request.priority >= self._fairness.high_priority_threshold
 
-    def _books(self, num_cached: Callable[[Request], int]) -> Books:
-        return Books(self._clock(), self._tenants.served, num_cached)
+    def _context(self, num_cached: Callable[[Request], int]) -> PolicyContext:
+        return PolicyContext(self._clock(), self._tenants.served, num_cached)

@@ -51,13 +51,13 @@ class Queues:
         self.waiting.add(request)
         self.is_blocked = False
 
-    def update_favour(self) -> bool:
-        """Decides which tenants are favoured from now on; see `Order.update_favour`."""
-        before = self._order.favour.tenants
-        favours = self._order.update_favour()
-        for tenant in self._order.favour.tenants - before:
-            self.waiting.favour(tenant)
-        return favours
+    def update_favoured(self) -> bool:
+        """Decides which tenants are favoured from now on; see `Order.update_favoured`."""
+        before = self._order.fair_share.tenants
+        has_favoured = self._order.update_favoured()
+        for tenant in self._order.fair_share.tenants - before:
+            self.waiting.note_favoured(tenant)
+        return has_favoured
 
     def sort(self) -> None:
         """Ranks every request again."""

@@ -14,8 +14,8 @@ from inferflux.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
-# A request's `draft_chance` before any of its draft tokens has been verified.
-FIRST_CHANCE: Final = 0.6
+# A request's `draft_acceptance` before any of its draft tokens has been verified.
+INITIAL_ACCEPTANCE: Final = 0.6
 
 
 class RequestState(enum.Enum):
@@ -43,9 +43,9 @@ class Request:
     num_loads: how often its prefix was loaded since it last ran; num_loaded: pages that were loaded, by tier.
     rank: place in the scheduling policy's order, smallest first; set by `order`. queued_time: since when it waits for
         its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
-    num_turns: timeslices it has used up. last_turn: when `favour` last gave it a row in a shared step.
-    draft_chance: estimated probability that a draft token is right (see `speculator`); ngrams: index of its tokens, for
-        drafts by prompt lookup.
+    num_turns: timeslices it has used up. last_turn: when `fair_share` last gave it a row in a shared step.
+    draft_acceptance: estimated probability that a draft token is right (see `speculator`).
+    ngrams: index of its tokens, for drafts by prompt lookup.
     adapter: number of its adapter, 0 for none; adapter_name: the adapter's part in the names of pages (see
         `kv.hashing`).
     """
@@ -82,7 +82,7 @@ class Request:
     first_scheduled_time: float | None = None
     num_loads: int = 0
     num_loaded: dict[Tier, int] = field(default_factory=dict)
-    draft_chance: float = FIRST_CHANCE
+    draft_acceptance: float = INITIAL_ACCEPTANCE
     ngrams: Ngrams | None = None
 
     def __post_init__(self) -> None:

@@ -6,15 +6,15 @@ until that number has varied, it is not known. Knows numbers only.
 
 from typing import Final
 
+from inferflux.engine.smoothing import without_outlier
+
 # Weight of a step relative to the next one: the last 50 steps decide.
 FADING: Final = 0.98
 # Variance of the number of rows, in rows squared, well below which the line is taken to be flat.
-LEAST_SPREAD: Final = 0.05
+MIN_VARIANCE: Final = 0.05
 # Below this variance, or before so many steps, what a row costs is not known.
-KNOWN_SPREAD: Final = 0.1
+KNOWN_VARIANCE: Final = 0.1
 KNOWN_WEIGHT: Final = 8.0
-# A step that takes longer than this multiple of the prediction was delayed by something else, and counts as that.
-HELD_UP: Final = 4.0
 
 
 class RowCost:
@@ -26,7 +26,7 @@ class RowCost:
     def note(self, rows: int, seconds: float) -> None:
         """Learns from a step of `rows` rows that took `seconds`."""
         if self._weight > 1:
-            seconds = min(seconds, HELD_UP * self._predicted(rows))
+            seconds = without_outlier(seconds, self._predicted(rows))
         self._weight = FADING * self._weight + 1
         self._rows = FADING * self._rows + rows
         self._squares = FADING * self._squares + rows * rows
@@ -36,7 +36,7 @@ class RowCost:
     @property
     def is_known(self) -> bool:
         """Whether the number of rows has varied enough of late to tell."""
-        return self._weight >= KNOWN_WEIGHT and self._spread() >= KNOWN_SPREAD
+        return self._weight >= KNOWN_WEIGHT and self._variance() >= KNOWN_VARIANCE
 
     def share(self, rows: int) -> float:
         """Returns which part of the time of a step of `rows` rows is due to its rows, 0 to 1; the rest is fixed."""
@@ -52,10 +52,10 @@ class RowCost:
         """Seconds a row, not below 0."""
         if not self._weight:
             return 0.0
-        together = (self._products - self._rows / self._weight * self._seconds) / self._weight
-        return max(0.0, together / (self._spread() + LEAST_SPREAD))
+        covariance = (self._products - self._rows / self._weight * self._seconds) / self._weight
+        return max(0.0, covariance / (self._variance() + MIN_VARIANCE))
 
-    def _spread(self) -> float:
+    def _variance(self) -> float:
         """Variance of the number of rows."""
         mean = self._rows / self._weight
         return self._squares / self._weight - mean * mean

@@ -17,10 +17,9 @@ lies in a lower tier holds pages while it is loading, and no slot; when they are
 from collections import deque
 from collections.abc import Callable
 from copy import copy
-from itertools import chain
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.flight import Flight, is_alive, is_own, living
+from inferflux.engine.in_flight import InFlightStep, is_current
 from inferflux.engine.interface import Output
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.order import Order
@@ -59,7 +58,7 @@ class Scheduler:
         num_slots = min(config.max_batch_size, config.max_batch_tokens)
         self._stats = EngineStats()
         self._queues = Queues(num_slots, kv, self._order, self._stats, clock)
-        self._in_flight: deque[Flight] = deque()
+        self._in_flight: deque[InFlightStep] = deque()
         self._planner = StepPlanner(config, kv, self._queues, self._order, self._stats, self._in_flight)
         self._last_update = 0.0
 
@@ -112,23 +111,23 @@ class Scheduler:
 
         Pages of the plan's rows are taken here. At most one plan may be without its `update` when this is called.
         """
-        assert sum(map(is_alive, self._in_flight)) <= 1, "the update of the plan before the last one is still due"
+        assert sum(step.is_live for step in self._in_flight) <= 1, "the update of the plan before the last is still due"
         if self._must_wait():
             return None
         stats, kv = self._stats, self._kv
         for request in list(filter(kv.is_loaded, self._queues.loading)):
             self._queues.stop_loading(request)
-        favours = self._queues.update_favour()
+        has_favoured = self._queues.update_favoured()
         if self._queues.waiting:
             self._give_way()
-        elif favours:
+        elif has_favoured:
             self._queues.sort()
         step = StepBuilder()
-        alone = self._planner.fill(step, favours)
-        if self._speculator is not None and alone is None:
+        favoured = self._planner.fill(step, has_favoured)
+        if self._speculator is not None and favoured is None:
             self._speculator.extend(step, len(self._queues.running))
         planned = step.requests
-        if not planned and any(map(is_alive, self._in_flight)):
+        if not planned and any(step.is_live for step in self._in_flight):
             return None
         moves, wipe = kv.take_moves()
         if not (planned or wipe or kv.has_chores):
@@ -140,25 +139,25 @@ class Scheduler:
             if not row.is_draft:
                 request.num_planned += len(row.token_ids)
                 request.num_pending += row.sample
-        lives = [(request, request.num_preemptions) for request in planned]
-        shared = None if alone is None else self._order.favour.plan(alone, step.load)
-        self._in_flight.append(Flight(stats.steps, lives, self._clock(), step.load, shared))
+        requests = [(request, request.num_preemptions) for request in planned]
+        shared = None if favoured is None else self._order.fair_share.plan(favoured, step.size)
+        self._in_flight.append(InFlightStep(stats.steps, requests, self._clock(), step.size, shared))
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> list[Output]:
         """Applies the results of the oldest plan in flight and returns the requests' outputs. Results of requests that
         have ended or were preempted since are dropped."""
-        while (flight := self._in_flight.popleft()).step_id < plan.step_id:
-            assert not is_alive(flight), "results of an earlier step are still due"
-        assert output.step_id == plan.step_id == flight.step_id, "results of another step"
+        while (step := self._in_flight.popleft()).step_id < plan.step_id:
+            assert not step.is_live, "results of an earlier step are still due"
+        assert output.step_id == plan.step_id == step.step_id, "results of another step"
         if output.moves or output.file_changes:
             self._kv.end_moves(output.moves, output.file_changes)
             self._queues.is_blocked = False
-        self._note_time(flight, plan)
+        self._note_time(step, plan)
         commit = self._kv.commit
         outputs: list[Output] = []
-        for row, result, (request, life) in zip(plan.rows, output.rows, flight.requests, strict=True):
-            if not is_own(request, life):
+        for row, result, (request, num_preemptions) in zip(plan.rows, output.rows, step.requests, strict=True):
+            if not is_current(request, num_preemptions):
                 continue
             if row.is_draft:
                 assert self._speculator is not None
@@ -194,16 +193,16 @@ class Scheduler:
         """Asserts that every page, slot and request is accounted for. For tests and idle moments."""
         self._kv.check_integrity(self._queues.running + self._queues.loading)
         self._queues.check_integrity()
-        flown = {request.id for request in chain.from_iterable(map(living, self._in_flight))}
-        assert {request.id for request in self._queues.requests.values() if request.num_planned} == flown
+        in_flight = {request.id for step in self._in_flight for request in step.live_requests()}
+        assert {request.id for request in self._queues.requests.values() if request.num_planned} == in_flight
 
     def _give_way(self) -> None:
         """Sorts the queues. Where no request can be admitted, preempts running ones as the policy demands: all whose
         timeslice is over, or one for a waiting request that may take its slot."""
         waiting, running = self._queues.waiting, self._queues.running
-        if self._order.moves and (self._queues.has_free_slot or self._order.may_displace(waiting.first)):
+        if self._order.is_dynamic and (self._queues.has_free_slot or self._order.may_displace(waiting.first)):
             self._queues.sort()
-        elif self._order.moves:
+        elif self._order.is_dynamic:
             self._order.sort(running, self._queues.loading)
         if self._queues.has_free_slot and not self._queues.is_blocked:
             return
@@ -218,26 +217,26 @@ class Scheduler:
         """Whether the next step cannot be planned before the one in flight has its results: choosing a row's next token
         takes the value of the one still to come, or pages are so short that a request might be preempted for one that
         is about to end."""
-        for flight in self._in_flight:
-            if self._speculator is not None and is_alive(flight):
+        for step in self._in_flight:
+            if self._speculator is not None and step.is_live:
                 return True
-            if any(request.num_pending and request.sampling.reads_tokens for request, _ in flight.requests):
+            if any(request.num_pending and request.sampling.reads_tokens for request, _ in step.requests):
                 return True
-            if is_alive(flight):
+            if step.is_live:
                 num_wanted = len(self._queues.running) + self._kv.num_pages_for(self._max_batch_tokens)
                 return not self._kv.has_room(num_wanted)
         return False
 
-    def _note_time(self, flight: Flight, plan: StepPlan) -> None:
+    def _note_time(self, step: InFlightStep, plan: StepPlan) -> None:
         """Reports how long the step took to everything that predicts the time of steps."""
         now = self._clock()
         if plan.rows:
             # A step planned ahead begins when the one before it ends.
-            seconds = now - max(flight.started, self._last_update)
-            self._kv.rates.note_step(flight.load.prompt, plan.num_tokens, seconds)
-            self._order.note_step(flight.load, flight.shared, seconds)
+            seconds = now - max(step.started, self._last_update)
+            self._kv.rates.note_step(step.size.prefill_tokens, plan.num_tokens, seconds)
+            self._order.note_step(step.size, step.shared, seconds)
             if self._speculator is not None:
-                self._speculator.note_step(flight.load, seconds)
+                self._speculator.note_step(step.size, seconds)
         self._last_update = now
 
     def _append(self, request: Request, result: RowOutput) -> Output:

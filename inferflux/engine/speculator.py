@@ -17,15 +17,16 @@ from typing import Final
 from inferflux.config import SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.ngrams import Ngrams
-from inferflux.engine.pace import Load
-from inferflux.engine.request import FIRST_CHANCE, Request
+from inferflux.engine.request import INITIAL_ACCEPTANCE, Request
 from inferflux.engine.row_cost import RowCost
+from inferflux.engine.smoothing import moving_average
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import Row
 from inferflux.engine.step_builder import StepBuilder
+from inferflux.engine.step_time import StepSize
 
-# How much the newest verified draft counts: from the first chance two wrong ones halve it, five right ones bring it to
-# nine tenths.
+# How much the newest verified draft counts: from the initial acceptance two wrong ones halve it, five right ones bring
+# it to nine tenths.
 WEIGHT: Final = 0.3
 # A request without drafts forgets so much of how its last ones fared with each step: its text may have changed.
 FORGETTING: Final = 0.02
@@ -56,7 +57,7 @@ class Speculator:
             count = 0 if request.sampling.reads_tokens else min(left, self._num_worth(request, step, least))
             token_ids = self.propose(request, count)[:count] if count else []
             if not token_ids:
-                request.draft_chance += FORGETTING * (FIRST_CHANCE - request.draft_chance)
+                request.draft_acceptance = moving_average(request.draft_acceptance, INITIAL_ACCEPTANCE, FORGETTING)
             elif self._kv.has_room(num_running + self._kv.num_pages_for(len(token_ids))):
                 pages = self._kv.allocate(request, request.num_planned + 1 + len(token_ids))
                 assert pages is not None, "there is room"
@@ -69,14 +70,14 @@ class Speculator:
         if row.start != len(request.tokens) - 1:
             return False  # a draft before this one was wrong
         is_right = row.token_ids[0] == request.tokens[-1]
-        request.draft_chance += WEIGHT * (is_right - request.draft_chance)
+        request.draft_acceptance = moving_average(request.draft_acceptance, is_right, WEIGHT)
         self._num_accepted += is_right
         return is_right
 
-    def note_step(self, load: Load, seconds: float) -> None:
+    def note_step(self, size: StepSize, seconds: float) -> None:
         """Learns from the time of a step without prompts."""
-        if not load.prompt:
-            self._row_cost.note(load.rows, seconds)
+        if not size.prefill_tokens:
+            self._row_cost.note(size.decode_rows, seconds)
 
     def report(self, stats: EngineStats) -> None:
         """Fills in the numbers of drafts."""
@@ -99,10 +100,10 @@ class Speculator:
             self._limits.max_batch_size - step.num_rows,
             self._limits.max_batch_tokens - step.num_tokens,
         )
-        count, chance = 0, request.draft_chance
+        count, chance = 0, request.draft_acceptance
         while count < most and chance > least:
             count += 1
-            chance *= request.draft_chance
+            chance *= request.draft_acceptance
         return count
 
 

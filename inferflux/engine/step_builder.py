@@ -3,9 +3,9 @@
 Knows what a row looks like; who gets one is the scheduler's decision.
 """
 
-from inferflux.engine.pace import Load
 from inferflux.engine.request import Request
 from inferflux.engine.step import PageMove, Row, RowStart, StepPlan
+from inferflux.engine.step_time import StepSize
 
 
 class StepBuilder:
@@ -47,9 +47,9 @@ class StepBuilder:
         return len(self.decoding) + len(self._drafting) + len(self.prefilling)
 
     @property
-    def load(self) -> Load:
+    def size(self) -> StepSize:
         num_rows = len(self.decoding) + len(self._drafting)
-        return Load(num_rows, self.num_tokens - num_rows)
+        return StepSize(num_rows, self.num_tokens - num_rows)
 
     def add_decode(self, request: Request, new_pages: list[int]) -> None:
         """The request's last token, which may be still to come, is computed and the next one sampled."""

@@ -10,14 +10,14 @@ from itertools import chain
 from typing import Final
 
 from inferflux.config import SchedulerConfig
-from inferflux.engine.flight import Flight, living
+from inferflux.engine.in_flight import InFlightStep
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.order import Order
-from inferflux.engine.pace import Load
 from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step_builder import StepBuilder
+from inferflux.engine.step_time import StepSize
 
 # Longest time that a step may spend on prompt tokens: new requests wait for its end, and an engine that is silent for a
 # minute is taken for stuck.
@@ -27,7 +27,7 @@ MAX_PASSED_OVER: Final = 16
 
 
 class StepPlanner:
-    """One per scheduler, over its queues. flights: the steps without results so far, which the scheduler keeps."""
+    """One per scheduler, over its queues. in_flight: the steps without results so far, which the scheduler keeps."""
 
     def __init__(
         self,
@@ -36,40 +36,43 @@ class StepPlanner:
         queues: Queues,
         order: Order,
         stats: EngineStats,
-        flights: Collection[Flight],
+        in_flight: Collection[InFlightStep],
     ) -> None:
         self._kv = kv
         self._queues = queues
         self._order = order
         self._stats = stats
-        self._flights = flights
+        self._in_flight = in_flight
         self._max_batch_tokens = config.max_batch_tokens
         self._max_chunk_tokens = config.chunked_prefill_tokens
 
-    def fill(self, step: StepBuilder, favours: bool) -> Load | None:
+    def fill(self, step: StepBuilder, has_favoured: bool) -> StepSize | None:
         """Puts a step together: requests that go first, running and waiting ones, then the others. Within each group
         decodes come first in the budget, then running prefills by rank, then waiting requests.
 
-        favours: some tenants are favoured (`favour`). Returns what the requests that go first compute; None when none
-        of them is favoured.
+        has_favoured: some tenants are favoured (see `fair_share`). Returns what the requests that go first compute;
+        None when none of them is favoured.
         """
         order, queues, num_preemptions = self._order, self._queues, self._stats.preemptions
         max_prompt_tokens = self._kv.rates.tokens_within(LONGEST_STEP_S)
-        alone = self._plan_favoured(step, max_prompt_tokens) if favours else None
-        others = queues.running[order.num_first(queues.running) :] if favours else queues.running
+        favoured = self._plan_favoured(step, max_prompt_tokens) if has_favoured else None
+        others = queues.running[order.num_first(queues.running) :] if has_favoured else queues.running
         budget = self._max_batch_tokens - step.num_tokens
-        if alone is None:
+        if favoured is None:
             rows = others[:budget]
-            limits = budget - _num_decoding(rows), order.favour.max_prompt_tokens, max_prompt_tokens - step.load.prompt
-            step.prefill_budget = min(limits)
+            step.prefill_budget = min(
+                budget - _num_decoding(rows),
+                order.fair_share.max_prompt_tokens,
+                max_prompt_tokens - step.size.prefill_tokens,
+            )
         else:
-            rows, step.prefill_budget = order.favour.choose(alone, others, budget)
+            rows, step.prefill_budget = order.fair_share.choose(favoured, others, budget)
         self._plan_running(step, rows)
         if self._stats.preemptions == num_preemptions:
             self._admit(step)
-        return alone
+        return favoured
 
-    def _plan_favoured(self, step: StepBuilder, max_prompt_tokens: int) -> Load | None:
+    def _plan_favoured(self, step: StepBuilder, max_prompt_tokens: int) -> StepSize | None:
         """Plans the requests that go first, running and waiting ones. Returns as `fill`."""
         order, queues = self._order, self._queues
         first = queues.running[: order.num_first(queues.running)]
@@ -82,7 +85,7 @@ class StepPlanner:
             if victim is not None:
                 queues.preempt(victim)
                 self._admit(step, order.goes_first)
-        return step.load if any(map(order.is_favoured, step.requests)) else None
+        return step.size if any(map(order.is_favoured, step.requests)) else None
 
     def _plan_running(self, step: StepBuilder, rows: list[Request]) -> None:
         """Adds rows for these running requests, in order of rank, as far as budget and pages go."""
@@ -138,7 +141,7 @@ class StepPlanner:
         if may_start is not None and not may_start(queues.waiting.first):
             return
         kv = self._kv
-        in_flight = chain.from_iterable(map(living, self._flights))
+        in_flight = chain.from_iterable(step.live_requests() for step in self._in_flight)
         computing = {kv.computing_name(request) for request in (*step.prefilling, *in_flight)} - {None}
         num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
         num_passed_over, is_blocked = 0, False

@@ -43,7 +43,7 @@ class Waiting:
         name = self._first_lane.first()
         assert name is not None, "nobody waits"
         head = self._lanes[name][0]
-        if self._order.shares:
+        if self._order.by_tenant:
             tier, number, turn = head.rank
             head.rank = (tier, self._numbers.setdefault(name, number), turn)
         return head
@@ -86,10 +86,10 @@ class Waiting:
     def sort(self) -> None:
         """Ranks all requests again."""
         self._numbers.clear()
-        if not self._order.shares and self._num:
+        if not self._order.by_tenant and self._num:
             self._order.sort(self._lanes[_ALL])
 
-    def favour(self, tenant: str) -> None:
+    def note_favoured(self, tenant: str) -> None:
         """Records that the tenant has become a favoured one."""
         if tenant in self._lanes:
             self._first_lane.put(tenant)
@@ -119,10 +119,10 @@ class Waiting:
             assert self._first_lane.first() == first, "another lane is first"
 
     def _lane_name(self, request: Request) -> str:
-        return request.tenant if self._order.shares else _ALL
+        return request.tenant if self._order.by_tenant else _ALL
 
     def _rank_of(self, name: str) -> Rank:
         head = self._lanes[name][0]
-        if self._order.shares:
+        if self._order.by_tenant:
             self._order.rank(head)
         return head.rank

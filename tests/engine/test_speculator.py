@@ -14,12 +14,12 @@ import torch
 from inferflux.config import SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.ngrams import MAX_TOKENS, Ngrams
-from inferflux.engine.pace import Load
 from inferflux.engine.request import Request
 from inferflux.engine.row_cost import RowCost
 from inferflux.engine.speculator import Speculator
 from inferflux.engine.step import Row
 from inferflux.engine.step_builder import StepBuilder
+from inferflux.engine.step_time import StepSize
 from inferflux.errors import ConfigError, ModelLoadError
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.engines import run_requests, start_engine, tokens_of
@@ -58,7 +58,7 @@ class Drafting:
         self.speculator = Speculator(self.kv, LIMITS, max_drafts, lambda _, count: [token] * count)
         self.request = self.running(SamplingParams())
         for rows in (1, 2) * 5:
-            self.speculator.note_step(Load(rows, 0), 1.0)
+            self.speculator.note_step(StepSize(rows, 0), 1.0)
 
     def running(self, sampling: SamplingParams, max_total_tokens: int = 40) -> Request:
         request = Request(1, [5] * 6, sampling, 0, max_total_tokens, slot=0)
@@ -80,7 +80,7 @@ class Drafting:
 def test_drafts_follow_how_the_last_ones_fared() -> None:
     drafting = Drafting()
     for rows in (1, 9) * 50:
-        drafting.speculator.note_step(Load(rows, 0), 0.9 + 0.1 * rows)
+        drafting.speculator.note_step(StepSize(rows, 0), 0.9 + 0.1 * rows)
     first = drafting.num_drafts()
     for _ in range(6):
         drafting.speculator.accepts(drafting.request, _row(drafting.request, right=True))
@@ -117,7 +117,7 @@ def test_until_it_is_known_what_a_row_costs_one_draft_in_every_other_step_finds_
     found = []
     for _ in range(40):
         found.append(drafting.num_drafts(rows=3))
-        drafting.speculator.note_step(Load(3 + found[-1], 0), 1.0)
+        drafting.speculator.note_step(StepSize(3 + found[-1], 0), 1.0)
     assert found[:6] == [1, 0] * 3
     assert found[-1] == 24
 
@@ -125,7 +125,7 @@ def test_until_it_is_known_what_a_row_costs_one_draft_in_every_other_step_finds_
 def test_drafts_are_for_few_rows_where_rows_cost_time() -> None:
     drafting = Drafting()
     for rows in (1, 2, 4, 8, 16) * 20:
-        drafting.speculator.note_step(Load(rows, 0), 0.8 + 0.2 * rows)
+        drafting.speculator.note_step(StepSize(rows, 0), 0.8 + 0.2 * rows)
     assert drafting.num_drafts(rows=1) > 0
     assert drafting.num_drafts(rows=16) == 0
 

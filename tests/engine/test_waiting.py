@@ -85,7 +85,7 @@ class WaitingLife(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self.queues.update_favour()
+        self.queues.update_favoured()
 
     @rule(policy=st.sampled_from(["fcfs", "fair"]))
     def change_policy(self, policy: str) -> None:
@@ -168,4 +168,4 @@ def test_the_least_served_is_found_among_thousands_at_once() -> None:
 
 
 def test_every_policy_by_which_places_are_shared_is_compared_here() -> None:
-    assert [name for name, policy in POLICIES.items() if policy.shares] == ["fair"]
+    assert [name for name, policy in POLICIES.items() if policy.by_tenant] == ["fair"]

@@ -5,6 +5,7 @@ Knows seconds; reads no clock, knows no pages and no requests.
 
 from typing import Final
 
+from inferflux.engine.smoothing import moving_average
 from inferflux.engine.step import Tier
 
 # Weight of the newest measurement in the running mean.
@@ -28,11 +29,11 @@ class Rates:
     def note_step(self, num_prefill_tokens: int, num_tokens: int, seconds: float) -> None:
         """Records a step that computed num_tokens tokens, num_prefill_tokens of them of prompts."""
         if num_prefill_tokens >= MIN_PREFILL_TOKENS and 2 * num_prefill_tokens > num_tokens:
-            self.prefill_s_per_token = _mix(self.prefill_s_per_token, seconds / num_tokens)
+            self.prefill_s_per_token = moving_average(self.prefill_s_per_token, seconds / num_tokens, WEIGHT)
 
     def note_load(self, tier: Tier, num_pages: int, seconds: float, now: float) -> None:
         """Records that num_pages pages of one request were loaded from `tier` in `seconds`, waiting included."""
-        self.load_s_per_page[tier] = _mix(self.load_s_per_page.get(tier), seconds / num_pages)
+        self.load_s_per_page[tier] = moving_average(self.load_s_per_page.get(tier), seconds / num_pages, WEIGHT)
         self._measured_at[tier] = now
 
     def prefers_load(self, tier: Tier, page_tokens: int, now: float) -> bool:
@@ -51,7 +52,3 @@ class Rates:
     def patience_s(self, num_tokens: int) -> float:
         """Returns how many seconds a load may take before its tokens are computed instead: the file may hang."""
         return max(1.0, 2.0 * num_tokens * (self.prefill_s_per_token or 0.01))
-
-
-def _mix(mean: float | None, value: float) -> float:
-    return value if mean is None else mean + WEIGHT * (value - mean)

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.favour import EXPECTED_S, FACTOR, MOST_STEPS, Favour
-from inferflux.engine.pace import Load, StepPace
+from inferflux.engine.fair_share import ARRIVAL_WINDOW_S, LATENCY_FACTOR, MAX_CREDIT_STEPS, FairShare
 from inferflux.engine.request import Request, RequestState
 from inferflux.engine.step import StepPlan
+from inferflux.engine.step_time import StepSize, StepTimeModel
 from inferflux.engine.tenants import TenantCounters
 from inferflux.sampling_params import SamplingParams
 from tests.support.workbench import Workbench
@@ -180,7 +180,7 @@ def test_the_crowd_goes_on_meanwhile(name: str) -> None:
         if not timed.num_here("b"):
             timed.submit("b", 8, 30)
 
-    part = 0.9 if name == "GPU" else 0.85 * (FACTOR - 1) / FACTOR
+    part = 0.9 if name == "GPU" else 0.85 * (LATENCY_FACTOR - 1) / LATENCY_FACTOR
     alone = rate_of_crowd(MACHINES[name], lambda _timed: None)
     assert part * alone <= rate_of_crowd(MACHINES[name], one_more) < alone
 
@@ -205,7 +205,7 @@ def test_prompts_wait_for_no_longer_than_a_step_where_another_tenant_may_come() 
         assert timed.bench.plans[-1].num_tokens == most
         timed.bench.run()
         timed.latency("b", 4, 4)
-    timed.bench.clock += EXPECTED_S
+    timed.bench.clock += ARRIVAL_WINDOW_S
     timed.submit("a", 1500, 4)
     timed.latency("a", 1500, 4)
     assert max(plan.num_tokens for plan in timed.bench.plans[-10:]) > DEFAULT.chunked_prefill_tokens
@@ -259,9 +259,9 @@ def tenants_of(counts: dict[str, int], served: dict[str, int] | None = None) -> 
 
 
 def favoured(counts: dict[str, int], served: dict[str, int] | None = None, **config: int) -> set[str]:
-    favour = Favour(SchedulerConfig(**config))
-    favour.update(tenants_of(counts, served), 0.0)
-    return set(favour.tenants)
+    fair_share = FairShare(SchedulerConfig(**config))
+    fair_share.update(tenants_of(counts, served), 0.0)
+    return set(fair_share.tenants)
 
 
 def test_who_asks_for_less_than_its_share_beside_one_that_asks_for_more_is_favoured() -> None:
@@ -306,40 +306,40 @@ def test_under_another_policy_nobody_is_favoured() -> None:
     timed.bench.run()
 
 
-def test_the_pace_is_learnt_and_kept() -> None:
-    pace = StepPace()
+def test_the_step_time_is_learnt_and_kept() -> None:
+    step_time = StepTimeModel()
     for _ in range(20):
-        pace.note(Load(0, 2048), 0.009 + 2048 * 0.0002)
+        step_time.note(StepSize(0, 2048), 0.009 + 2048 * 0.0002)
     for number in range(60):
         rows = 1 if number % 2 else 40
-        pace.note(Load(rows, 0), 0.009 + rows * 0.0003)
-    assert pace.seconds_of(Load(1, 0)) == pytest.approx(0.0093, rel=0.05)
-    assert pace.row_s == pytest.approx(0.0003, rel=0.1)
-    assert pace.token_s == pytest.approx(0.0002, rel=0.1), "of prompts nothing was heard meanwhile"
-    pace.note(Load(1, 0), 60.0)
-    assert pace.seconds_of(Load(1, 0)) < 0.03, "a step that something held up says little"
+        step_time.note(StepSize(rows, 0), 0.009 + rows * 0.0003)
+    assert step_time.seconds_of(StepSize(1, 0)) == pytest.approx(0.0093, rel=0.05)
+    assert step_time.row_s == pytest.approx(0.0003, rel=0.1)
+    assert step_time.token_s == pytest.approx(0.0002, rel=0.1), "of prompts nothing was heard meanwhile"
+    step_time.note(StepSize(1, 0), 60.0)
+    assert step_time.seconds_of(StepSize(1, 0)) < 0.03, "a step that something held up says little"
 
 
 def test_a_long_first_step_is_soon_made_up_for() -> None:
     """The first steps meet cold caches: the mean of the first few, not a slow average that begins with the worst."""
-    pace = StepPace()
+    step_time = StepTimeModel()
     for seconds in (1.0, 0.01, 0.01):
-        pace.note(Load(1, 0), seconds)
-    assert pace.seconds_of(Load(1, 0)) == pytest.approx(0.34, rel=0.05)
+        step_time.note(StepSize(1, 0), seconds)
+    assert step_time.seconds_of(StepSize(1, 0)) == pytest.approx(0.34, rel=0.05)
 
 
 def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
-    favour = Favour(SchedulerConfig())
-    favour.update(tenants_of({"a": 9, "b": 1}), 0.0)
+    fair_share = FairShare(SchedulerConfig())
+    fair_share.update(tenants_of({"a": 9, "b": 1}), 0.0)
     one = Request(1, [1], SamplingParams(), 0, 9)
     for _ in range(20):
-        favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)
-    favour.note(Load(2, 0), favour.plan(Load(1, 0), Load(2, 0)), 60.0)
+        fair_share.note(StepSize(1, 0), fair_share.plan(StepSize(1, 0), StepSize(1, 0)), 0.01)
+    fair_share.note(StepSize(2, 0), fair_share.plan(StepSize(1, 0), StepSize(2, 0)), 60.0)
     num_steps = 0
-    while favour.choose(Load(1, 0), [one], 10) == ([], 0):
-        favour.note(Load(1, 0), favour.plan(Load(1, 0), Load(1, 0)), 0.01)
+    while fair_share.choose(StepSize(1, 0), [one], 10) == ([], 0):
+        fair_share.note(StepSize(1, 0), fair_share.plan(StepSize(1, 0), StepSize(1, 0)), 0.01)
         num_steps += 1
-    assert 0 < num_steps < 4 * MOST_STEPS / (FACTOR - 1)
+    assert 0 < num_steps < 4 * MAX_CREDIT_STEPS / (LATENCY_FACTOR - 1)
 
 
 def test_a_favoured_request_without_room_takes_that_of_nobody_who_has_a_row_already() -> None:

@@ -1,10 +1,10 @@
-"""Favour: the policy `fair` on machines where every row makes a step longer.
+"""FairShare: bounds latency under the policy `fair` where every row makes a step longer.
 
 A tenant that asks for less than its share, while another asks for more, is favoured: its requests are in every step,
 ahead of the others, and the time that the others may add to these steps is bounded. The bound is a credit in seconds,
 like a token bucket: a step with favoured requests earns a fraction of what it would take with these alone, and spends
 the time that the others added, by the clock. Without credit the others are left out of the step; with credit they take
-turns. Knows requests' sizes and tenants' counters; the queues are `order`'s.
+turns. Knows requests' sizes and tenants' counters; knows no queue.
 """
 
 from collections.abc import Sequence
@@ -13,31 +13,32 @@ from math import inf
 from typing import Final, NamedTuple
 
 from inferflux.config import SchedulerConfig
-from inferflux.engine.pace import GAIN, HELD_UP, Load, StepPace
 from inferflux.engine.request import Request
+from inferflux.engine.smoothing import moving_average, without_outlier
+from inferflux.engine.step_time import GAIN, StepSize, StepTimeModel
 from inferflux.engine.tenants import TenantCounters
 
 # How long a favoured request may take, as a multiple of what it would take alone. 2 is promised; the difference is for
 # the step that is running when a request arrives. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:
 # 1.5, 2.1 and 2.2 with 1.4; 2.0, 1.8 and 1.7 with 1.25.
-FACTOR: Final = 1.25
+LATENCY_FACTOR: Final = 1.25
 # Limit of credit and debt, in steps of the favoured alone. It bounds how long the others are left out after a step that
 # took long for another reason, and how much they may add at once after a quiet time.
-MOST_STEPS: Final = 8.0
+MAX_CREDIT_STEPS: Final = 8.0
 # After so many shared steps the favoured get one alone, to measure again how long that takes.
-MOST_TOGETHER: Final = 32
+MAX_STEPS_TOGETHER: Final = 32
 # After so long with a single tenant no other is expected to arrive, so steps may be long.
-EXPECTED_S: Final = 600.0
+ARRIVAL_WINDOW_S: Final = 600.0
 
 
 class SharedStep(NamedTuple):
-    """A step with favoured requests. alone: what it computes for them. predicted_s: what the others should add."""
+    """A step with favoured requests. favoured: what it computes for these. predicted_s: what the others should add."""
 
-    alone: Load
+    favoured: StepSize
     predicted_s: float
 
 
-class Favour:
+class FairShare:
     """tenants: the favoured ones, as of the last `update`. max_prompt_tokens: limit for a step without favoured
     requests; with several tenants about it is one chunk, since a request that arrives has to wait for the step's
     end."""
@@ -48,7 +49,7 @@ class Favour:
         self._max_rows = min(config.max_batch_size, config.max_batch_tokens)
         self._max_tokens = config.max_batch_tokens
         self._max_chunk = config.chunked_prefill_tokens
-        self._pace = StepPace()
+        self._step_time = StepTimeModel()
         self._credit_s = 0.0
         # Of steps of favoured rows alone that all decoded, by their number: what they took lately.
         self._alone_s: dict[int, float] = {}
@@ -72,7 +73,7 @@ class Favour:
             self._alone_s.clear()
         for tenant in islice(num_requests, 2):
             if tenant != self._last_tenant:
-                self._shared_until = -inf if self._last_tenant is None else now + EXPECTED_S
+                self._shared_until = -inf if self._last_tenant is None else now + ARRIVAL_WINDOW_S
                 self._last_tenant = tenant
         self.tenants = favoured
         self.max_prompt_tokens = self._max_chunk if now < self._shared_until else self._max_tokens
@@ -81,55 +82,56 @@ class Favour:
         """Favours nobody from now on."""
         self.tenants, self.max_prompt_tokens = frozenset(), self._max_tokens
 
-    def choose(self, alone: Load, others: Sequence[Request], max_tokens: int) -> tuple[list[Request], int]:
-        """Returns which of the others, in the order given, get a row in a step with the favoured requests `alone`, and
-        the step's prefill budget for them and for requests that start. max_tokens: what the step's budget has left."""
-        pace, seconds, alone_s = self._pace, self._credit_s, self._seconds_alone(alone)
-        if seconds <= 0 or alone_s is None or self._num_together >= MOST_TOGETHER:
+    def choose(self, favoured: StepSize, others: Sequence[Request], max_tokens: int) -> tuple[list[Request], int]:
+        """Returns which of the others, in the order given, get a row in a step that computes `favoured`, and the
+        prefill budget for them and for requests that start. max_tokens: what the step's token budget has left."""
+        step_time, seconds, alone_s = self._step_time, self._credit_s, self._seconds_alone(favoured)
+        if seconds <= 0 or alone_s is None or self._num_together >= MAX_STEPS_TOGETHER:
             return [], 0
-        if seconds < alone_s and seconds < pace.added_s(self._wish(others)):
+        if seconds < alone_s and seconds < step_time.added_s(self._demand(others)):
             return [], 0
         self._num_turns += 1
-        chosen, prompt = set(), 0
+        chosen, prefill_budget = set(), 0
         for request in sorted(others, key=lambda request: (request.rank[1], request.last_turn)):
             if seconds <= 0 or max_tokens <= 0:
                 break
             count = min(request.num_due, self._max_chunk, max_tokens)
             if request.num_due > 1:
                 count = min(count, max(1, self._num_affordable(seconds)))
-                prompt += count
-                seconds -= pace.token_s * count
+                prefill_budget += count
+                seconds -= step_time.token_s * count
             else:
-                seconds -= pace.row_s * count
+                seconds -= step_time.row_s * count
             max_tokens -= count
             request.last_turn = self._num_turns
             chosen.add(request.id)
         if seconds > 0 and len(chosen) == len(others):
-            prompt += min(max_tokens, self._num_affordable(seconds))
-        return [request for request in others if request.id in chosen], prompt
+            prefill_budget += min(max_tokens, self._num_affordable(seconds))
+        return [request for request in others if request.id in chosen], prefill_budget
 
-    def plan(self, alone: Load, load: Load) -> SharedStep:
+    def plan(self, favoured: StepSize, whole: StepSize) -> SharedStep:
         """Records a step with favoured requests that is launched now; spends what the others are expected to add."""
-        predicted_s = self._pace.added_s(Load(load.rows - alone.rows, load.prompt - alone.prompt))
+        others = StepSize(whole.decode_rows - favoured.decode_rows, whole.prefill_tokens - favoured.prefill_tokens)
+        predicted_s = self._step_time.added_s(others)
         self._credit_s -= predicted_s
-        self._num_together = 0 if load == alone else self._num_together + 1
-        return SharedStep(alone, predicted_s)
+        self._num_together = 0 if whole == favoured else self._num_together + 1
+        return SharedStep(favoured, predicted_s)
 
-    def note(self, load: Load, shared: SharedStep | None, seconds: float) -> None:
+    def note(self, size: StepSize, shared: SharedStep | None, seconds: float) -> None:
         """Learns from a step's time, and corrects the credit: what was spent for it was a prediction."""
-        self._pace.note(load, seconds)
+        self._step_time.note(size, seconds)
         if shared is None:
             return
-        alone_s = self._seconds_alone(shared.alone)
-        if load == shared.alone:
-            if not load.prompt:
+        alone_s = self._seconds_alone(shared.favoured)
+        if size == shared.favoured:
+            if not size.prefill_tokens:
                 known_s = seconds if alone_s is None else alone_s
-                self._alone_s[load.rows] = known_s + GAIN * (min(seconds, HELD_UP * known_s) - known_s)
+                self._alone_s[size.decode_rows] = moving_average(known_s, without_outlier(seconds, known_s), GAIN)
             alone_s = seconds
         alone_s = min(seconds, alone_s or seconds)
-        most_s = MOST_STEPS * alone_s
-        credit_s = self._credit_s + shared.predicted_s + FACTOR * alone_s - seconds
-        self._credit_s = max(-most_s, min(most_s, credit_s))
+        max_s = MAX_CREDIT_STEPS * alone_s
+        credit_s = self._credit_s + shared.predicted_s + LATENCY_FACTOR * alone_s - seconds
+        self._credit_s = max(-max_s, min(max_s, credit_s))
 
     def _favoured_of_few(self, tenants: TenantCounters) -> frozenset[str]:
         """Returns the favoured tenants when there are no more tenants than a step has rows."""
@@ -151,16 +153,18 @@ class Favour:
         singles = tenants.singles(least + self._max_tokens, self._max_rows)
         return frozenset(singles) if len(singles) < self._max_rows else frozenset()
 
-    def _seconds_alone(self, load: Load) -> float | None:
+    def _seconds_alone(self, size: StepSize) -> float | None:
         """Returns what a step of favoured requests takes without others; None while that is not known."""
-        return self._pace.seconds_of(load) if load.prompt else self._alone_s.get(load.rows)
+        if size.prefill_tokens:
+            return self._step_time.seconds_of(size)
+        return self._alone_s.get(size.decode_rows)
 
-    def _wish(self, others: Sequence[Request]) -> Load:
+    def _demand(self, others: Sequence[Request]) -> StepSize:
         """Returns what these would compute in a step of their own."""
         dues = [request.num_due for request in others]
-        prompt = sum(min(due, self._max_chunk) for due in dues if due > 1)
-        return Load(dues.count(1), min(prompt, self._max_tokens))
+        prefill_tokens = sum(min(due, self._max_chunk) for due in dues if due > 1)
+        return StepSize(dues.count(1), min(prefill_tokens, self._max_tokens))
 
     def _num_affordable(self, seconds: float) -> int:
         """Returns how many prompt tokens can be computed in so many seconds."""
-        return int(min(self._max_tokens, seconds / max(self._pace.token_s, 1e-12)))
+        return int(min(self._max_tokens, seconds / max(self._step_time.token_s, 1e-12)))
