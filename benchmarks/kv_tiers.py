@@ -163,7 +163,7 @@ def prompts(length: int) -> Iterator[Request]:
 def serve(kv: KVManager, request: Request) -> None:
     """A whole life of a request of 32 pages: what 32 decoding steps and more do to the books."""
     assert kv.admit(request, kv.match_prefix(request), len(request.tokens), 0)
-    kv.look_below(request, 0)
+    kv.match_lower_tiers(request, 0)
     kv.commit(request, request.num_uncomputed)
     kv.release(request)
     moves, _ = kv.take_moves()

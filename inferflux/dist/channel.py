@@ -1,7 +1,7 @@
 """Channel: rank 0 tells the other ranks what to do next, in bytes, over a group in host memory (gloo).
 
 One broadcast carries a header and, as nearly always, all of the message; a longer one needs a second. A message may
-also be a sign of life, which every rank answers, or the last word. Knows nothing of what a message means. A rank that
+also be a heartbeat, which every rank answers, or the end. Knows nothing of what a message means. A rank that
 is gone or silent makes every call here raise EngineDeadError within the group's timeout.
 """
 
@@ -20,13 +20,13 @@ from inferflux.dist.launch import START_TIMEOUT_S
 # A step of 32 decoding rows takes about 600 bytes.
 INLINE_BYTES: Final = 4096
 _HEADER: Final = struct.Struct("<II")
-_MESSAGE, _SIGN_OF_LIFE, _LAST_WORD = range(3)
+_MESSAGE, _HEARTBEAT, _CLOSE = range(3)
 
 
 class Channel:
     """One per rank; every rank makes its own at the same point. Alone, nothing is sent.
 
-    Rank 0 calls `send`, `beat` and `close`; the others call `receive`. One thread.
+    Rank 0 calls `send`, `heartbeat` and `close`; the others call `receive`. One thread.
     """
 
     def __init__(self, context: ParallelContext) -> None:
@@ -58,24 +58,24 @@ class Channel:
             rest = torch.frombuffer(bytearray(body[INLINE_BYTES:]), dtype=torch.uint8)
             self._broadcast(rest)
 
-    def beat(self, interval_s: float) -> None:
-        """Asks every rank for a sign of life and waits for it, unless something was sent less than interval_s ago."""
+    def heartbeat(self, interval_s: float) -> None:
+        """Asks every rank for a heartbeat and waits for it, unless something was sent less than interval_s ago."""
         if self.context.control is not None and time.monotonic() - self._last_sent >= interval_s:
-            self._announce(_SIGN_OF_LIFE, 0)
+            self._announce(_HEARTBEAT, 0)
             self._answer()
 
     def close(self) -> None:
-        """Tells the other ranks that this was all."""
+        """Tells the other ranks that no message follows."""
         if self.context.control is not None:
-            self._announce(_LAST_WORD, 0)
+            self._announce(_CLOSE, 0)
 
     def receive(self) -> bytes | None:
-        """Returns the next message, b"" for a sign of life, None for the last word."""
+        """Returns the next message, b"" for a heartbeat, None once rank 0 has closed the channel."""
         self._broadcast(self._frame)
         kind, length = _HEADER.unpack_from(self._bytes)
-        if kind == _LAST_WORD:
+        if kind == _CLOSE:
             return None
-        if kind == _SIGN_OF_LIFE:
+        if kind == _HEARTBEAT:
             self._answer()
             return b""
         message = bytes(self._bytes[_HEADER.size : _HEADER.size + min(length, INLINE_BYTES)])

@@ -48,7 +48,7 @@ def _channel_problems(channel: Channel) -> Iterator[str]:
     if channel.context.rank == 0:
         for message in messages:
             channel.send(message)
-        channel.beat(0.0)
+        channel.heartbeat(0.0)
         channel.close()
         return
     heard = []

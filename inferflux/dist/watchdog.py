@@ -23,7 +23,7 @@ def end_process() -> NoReturn:
 
 
 class Watchdog:
-    """Calls `expire` in a thread of its own once `beat` has not been called for timeout_s seconds; stop with `stop`."""
+    """Calls `expire` in a thread of its own once `feed` has not been called for timeout_s seconds; stop with `stop`."""
 
     def __init__(self, timeout_s: float, name: str, expire: Callable[[], object] = end_process) -> None:
         self._timeout_s = timeout_s
@@ -33,7 +33,7 @@ class Watchdog:
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self) -> None:
+    def feed(self) -> None:
         self._last = time.monotonic()
 
     def stop(self) -> None:

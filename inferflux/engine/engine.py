@@ -29,7 +29,7 @@ from inferflux.sampling_params import SamplingParams
 
 # How long an engine that keeps its pages may take to close: its host is killed after 5 s.
 FLUSH_S = 4.0
-SUNK_AT_ONCE = 32
+FLUSH_BATCH_PAGES = 32
 # The experts' load lies on the device: fetched now and then, it costs a step nothing.
 EXPERT_LOAD_INTERVAL_S = 1.0
 
@@ -80,9 +80,9 @@ class Engine:
         return self.scheduler.has_work or bool(self._in_flight) or len(self._pending_grammars) > 0
 
     @property
-    def has_chores(self) -> bool:
-        """True while steps are needed although no request waits: pages are on their way to a lower tier."""
-        return self.kv.has_chores
+    def has_background_work(self) -> bool:
+        """True while steps are needed although no request waits: pages are being moved to a lower tier."""
+        return self.kv.has_background_work
 
     def submit(self, submit: Submit) -> None:
         """Queues one sequence. Raises RequestError when this model cannot run it."""
@@ -152,9 +152,9 @@ class Engine:
         """Has `tell` called repeatedly during a long step, such as that of a text computed as a whole."""
         self.executor.on_progress(tell)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Checks, between steps, that the other ranks of this model are alive. Raises EngineDeadError if not."""
-        self.executor.beat()
+        self.executor.heartbeat()
 
     def close(self, flush_s: float = FLUSH_S) -> None:
         """Ends the engine and releases the other ranks.
@@ -198,19 +198,19 @@ class Engine:
         return msgspec.structs.replace(limits, chunked_prefill_tokens=limits.max_batch_tokens)
 
     def _flush(self, deadline: float) -> None:
-        """Writes cached pages to the file, last used first, until the deadline."""
+        """Writes cached pages to the file, most recently used first, until the deadline."""
         self.scheduler.abort_all()
-        for flown, launched in self._in_flight:
-            self.scheduler.update(flown, launched.result())
+        for plan, launched in self._in_flight:
+            self.scheduler.update(plan, launched.result())
         self._in_flight.clear()
-        while time.monotonic() < deadline and (self.kv.sink(SUNK_AT_ONCE) or self.kv.is_writing):
-            plan = self.scheduler.schedule()
-            if plan is None:
+        while time.monotonic() < deadline and (self.kv.flush(FLUSH_BATCH_PAGES) or self.kv.is_writing):
+            next_plan = self.scheduler.schedule()
+            if next_plan is None:
                 return
-            num_moving = self.kv.num_under_way  # the plan's own, and those that have not ended yet
-            self.scheduler.update(plan, self.executor.execute(msgspec.structs.replace(plan, wait=True)))
-            if not num_moving:
-                return  # the disk is full: what is left has no place there
+            num_moves = self.kv.num_moves_in_progress  # the plan's own, and earlier ones that have not ended
+            self.scheduler.update(next_plan, self.executor.execute(msgspec.structs.replace(next_plan, wait=True)))
+            if not num_moves:
+                return  # the file is full
 
     def _admit_prepared(self) -> list[Output]:
         """Queues the requests whose grammar is ready; returns the refusals of the others."""

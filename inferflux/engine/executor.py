@@ -15,7 +15,7 @@ import msgspec
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import AdapterConfig, DistributedConfig
-from inferflux.dist.beat import beat_interval_s
+from inferflux.dist.heartbeat import heartbeat_interval_s
 from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import FileChange, MoveResult, StepOutput, StepPlan
 from inferflux.sampling_params import Grammar, SamplingParams
@@ -87,7 +87,7 @@ class Executor:
         with self._phase("ranks"):
             self._context = launch(distributed, choose_device(model, distributed))
         self._channel = Channel(self._context)
-        self._beat_interval_s = beat_interval_s(distributed.timeout_s)
+        self._heartbeat_interval_s = heartbeat_interval_s(distributed.timeout_s)
         built = build_runner(model, adapters, runtime, self._channel, self._phase)
         self._runner, self.info, self.fingerprint, self._grammars, self._moves, self._draft, self.adapter_names = built
         self._expert_load = getattr(self._runner.decoder, "expert_load", None)
@@ -143,12 +143,12 @@ class Executor:
         self._runner.forget(request_ids)
         self._grammars.release(request_ids)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Sends the other ranks a heartbeat, which they answer, unless something was sent lately.
 
         Raises EngineDeadError when one is lost.
         """
-        self._channel.beat(self._beat_interval_s)
+        self._channel.heartbeat(self._heartbeat_interval_s)
 
     def follow(self) -> Iterator[None]:
         """Computes this rank's share of rank 0's plans until rank 0 closes the channel; yields between them.

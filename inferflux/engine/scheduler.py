@@ -130,7 +130,7 @@ class Scheduler:
         if not planned and any(step.is_live for step in self._in_flight):
             return None
         moves, wipe = kv.take_moves()
-        if not (planned or wipe or kv.has_chores):
+        if not (planned or wipe or kv.has_background_work):
             return None
         stats.steps += 1
         stats.batch_tokens = step.num_tokens

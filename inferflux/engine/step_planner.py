@@ -119,7 +119,7 @@ class StepPlanner:
                 self._queues.stop_loading(self._queues.loading[-1])
                 continue
             if len(self._queues.running) == 1:
-                assert self._kv.num_under_way, "a request alone always fits: add() saw to it"
+                assert self._kv.num_moves_in_progress, "a request alone always fits: add() saw to it"
                 return None
             victim = self._queues.running[-1]
             self._queues.preempt(victim)
@@ -142,16 +142,16 @@ class StepPlanner:
             return
         kv = self._kv
         in_flight = chain.from_iterable(step.live_requests() for step in self._in_flight)
-        computing = {kv.computing_name(request) for request in (*step.prefilling, *in_flight)} - {None}
-        num_reserved = sum(map(kv.num_pages_to_come, queues.running + queues.loading))
+        computing = {kv.next_page_name(request) for request in (*step.prefilling, *in_flight)} - {None}
+        num_reserved = sum(map(kv.num_pages_still_needed, queues.running + queues.loading))
         num_passed_over, is_blocked = 0, False
         while queues.waiting and queues.has_free_slot and step.prefill_budget > 0:
             request = queues.waiting.first
             if may_start is not None and not may_start(request):
                 break
             matched = kv.match_prefix(request)
-            awaited = kv.awaited_name(request, len(matched))
-            if awaited in computing or kv.is_coming(awaited):
+            missing = kv.first_missing_name(request, len(matched))
+            if missing in computing or kv.is_being_loaded(missing):
                 queues.waiting.set_aside(request)
                 num_passed_over += 1
                 if num_passed_over == MAX_PASSED_OVER:
@@ -160,9 +160,9 @@ class StepPlanner:
             if not self._start(step, request, matched, num_reserved):
                 is_blocked = True
                 break
-            num_reserved += kv.num_pages_to_come(request)
+            num_reserved += kv.num_pages_still_needed(request)
             if request.state is RequestState.RUNNING:
-                computing |= {kv.computing_name(request)} - {None}
+                computing |= {kv.next_page_name(request)} - {None}
         queues.waiting.take_back()
         if is_blocked:
             queues.block()
@@ -171,16 +171,16 @@ class StepPlanner:
         """Starts a waiting request, or the load of the rest of its prefix. False, and nothing changed, if there is no
         room. matched: its cached pages, as of now."""
         kv, queues = self._kv, self._queues
-        below = kv.look_below(request, len(matched))
-        if below.sources:
-            if not kv.start_load(request, matched, below, num_reserved):
+        in_tiers = kv.match_lower_tiers(request, len(matched))
+        if in_tiers.sources:
+            if not kv.start_load(request, matched, in_tiers, num_reserved):
                 return False
             queues.load(request)
             return True
         max_tokens = min(self._max_chunk_tokens, step.prefill_budget)
         if not kv.admit(request, matched, max_tokens, num_reserved):
             return False
-        kv.note_declined(below)
+        kv.note_declined(in_tiers)
         queues.start(request)
         step.add_start(request)
         count = min(request.num_uncomputed, max_tokens)

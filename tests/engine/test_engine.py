@@ -129,9 +129,9 @@ def test_an_engine_that_waits_for_its_file_rests(tiny_model: MakeModel, tmp_path
     engine = start(tiny_model("llama"), overlap=True, nvme_offload=file)
     engine.submit(Submit(0, PROMPTS[1], MIXED[0]))
     for _ in range(40):
-        if engine.has_work or engine.has_chores:
+        if engine.has_work or engine.has_background_work:
             engine.step()
-    assert engine.has_chores
+    assert engine.has_background_work
     assert not engine.has_work
     engine.close()
 

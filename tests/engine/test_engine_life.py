@@ -204,7 +204,7 @@ class Life:
         """Everything that was begun comes to its end, and nothing is left of it."""
         self.tiers.pace = 1.0
         for _ in range(3000):
-            if not (self.engine.has_work or self.engine.kv.num_under_way):
+            if not (self.engine.has_work or self.engine.kv.num_moves_in_progress):
                 break
             self.resolve()
             self.step(1)

@@ -82,7 +82,7 @@ class TieredLife(RuleBasedStateMachine):
         for _ in range(count):
             while len(self.bench.flights) >= self.bench.max_flights:
                 self.bench.land()
-            if self.bench.scheduler.has_work or self.bench.flights or self.bench.kv.has_chores:
+            if self.bench.scheduler.has_work or self.bench.flights or self.bench.kv.has_background_work:
                 self.bench.step()
 
     @rule()
@@ -112,8 +112,8 @@ class TieredLife(RuleBasedStateMachine):
             getattr(self.tiers, event)()
 
     @rule(count=st.integers(1, 5))
-    def sink(self, count: int) -> None:
-        self.bench.kv.sink(count)
+    def flush(self, count: int) -> None:
+        self.bench.kv.flush(count)
 
     @rule()
     def reset_prefix_cache(self) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_hangs_holds_up_no_request_for_good() -> None:
     for number in range(9):
         bench.submit(prompt if number == 0 else [(number * place) % 50 for place in range(30)], 4)
         bench.run()
-    while bench.kv.has_chores:
+    while bench.kv.has_background_work:
         bench.step()
     tiers.pace = 0.0
     waiting = [bench.submit([*prompt, number], 4) for number in range(2)]
@@ -150,9 +150,9 @@ def test_a_file_that_hangs_holds_up_no_request_for_good() -> None:
         if bench.scheduler.has_work:
             bench.step()
     assert all(request.state is RequestState.FINISHED for request in waiting)
-    assert bench.kv.num_under_way > 0
+    assert bench.kv.num_moves_in_progress > 0
     tiers.pace = 1.0
-    while bench.kv.has_chores:
+    while bench.kv.has_background_work:
         bench.step()
     bench.run()
 

@@ -80,7 +80,7 @@ class FakeExecutor:
     def on_progress(self, tell: Callable[[], object]) -> None:
         """No step takes long."""
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """There is no other rank."""
 
     def close(self) -> None:

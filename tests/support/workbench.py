@@ -128,7 +128,7 @@ class Workbench:
         while len(self.flights) >= self.max_flights:
             self.land()
         for _ in range(max_steps):
-            if not (self.scheduler.has_work or self.flights or self.kv.num_under_way):
+            if not (self.scheduler.has_work or self.flights or self.kv.num_moves_in_progress):
                 break
             self.step()
         assert not self.scheduler.has_work, "no end in sight"

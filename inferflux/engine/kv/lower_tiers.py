@@ -1,7 +1,7 @@
 """LowerTiers: which pages are in host memory and in the file behind it, and every page move in progress.
 
 Pages move down as they are evicted from the device: to host memory at once, to the file when it has time. They move up
-as `Arrival`s, one device page each. Knows slots, names and moves; no bytes, no requests, no device pool.
+as `PageLoad`s, one device page each. Knows slots, names and moves; no bytes, no requests, no device pool.
 A slot that a move reads or writes is pinned from the decision until the move's result.
 """
 
@@ -47,7 +47,7 @@ def num_host_pages(runtime: RuntimeConfig) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class Arrival:
+class PageLoad:
     """A page being loaded into device page `page` from `slot` of `tier`, which is pinned until the end."""
 
     name: bytes
@@ -56,9 +56,9 @@ class Arrival:
     slot: int
 
 
-class _UnderWay(NamedTuple):
+class _MoveInProgress(NamedTuple):
     move: PageMove
-    arrival: Arrival | None
+    page_load: PageLoad | None
 
 
 class LowerTiers:
@@ -72,8 +72,8 @@ class LowerTiers:
         # Host slots whose pages the file does not have yet, oldest first.
         self._unstored: OrderedDict[int, None] = OrderedDict()
         self._moves: list[PageMove] = []
-        self._under_way: dict[int, _UnderWay] = {}
-        self._num_under_way: dict[MoveKind, int] = dict.fromkeys(("demote", "promote", "store", "load"), 0)
+        self._in_progress: dict[int, _MoveInProgress] = {}
+        self._num_in_progress: dict[MoveKind, int] = dict.fromkeys(("demote", "promote", "store", "load"), 0)
         self._num_moves = 0
         self._wipe = False
         # A store pins a host slot: half of them must stay free for pages that move down and up.
@@ -83,9 +83,9 @@ class LowerTiers:
             self._stats["nvme"] = TierStats(state="off")
 
     @property
-    def num_under_way(self) -> int:
+    def num_moves_in_progress(self) -> int:
         """Moves in progress."""
-        return len(self._under_way)
+        return len(self._in_progress)
 
     @property
     def has_unstored(self) -> bool:
@@ -97,7 +97,7 @@ class LowerTiers:
         return self._settings.has_file and self._state != "on"
 
     @property
-    def sink_room(self) -> int:
+    def flush_room(self) -> int:
         """How many pages may be demoted now without evicting others that the file does not have yet."""
         return 0 if self._state == "off" else max(0, self._max_stores - len(self._unstored))
 
@@ -131,32 +131,32 @@ class LowerTiers:
         """Keeps a page where `locate` found it, until its `start` has ended, or `cancel`."""
         self._index(tier).pin(slot)
 
-    def start(self, arrival: Arrival) -> bool:
+    def start(self, page_load: PageLoad) -> bool:
         """Starts to move a pinned page up. False when it must wait for host memory or for the file's queue."""
-        if arrival.tier == "nvme" and (slot := self._host.find(arrival.name)) is not None:
+        if page_load.tier == "nvme" and (slot := self._host.find(page_load.name)) is not None:
             # It was demoted from the device meanwhile.
             self._host.pin(slot)
-            self._file.unpin(arrival.slot)
-            arrival.tier, arrival.slot = "cpu", slot
-        if arrival.tier == "cpu":
-            self._issue("promote", arrival.name, arrival.slot, device=arrival.page, arrival=arrival)
+            self._file.unpin(page_load.slot)
+            page_load.tier, page_load.slot = "cpu", slot
+        if page_load.tier == "cpu":
+            self._issue("promote", page_load.name, page_load.slot, device=page_load.page, page_load=page_load)
             return True
-        if self._num_under_way["load"] >= self._settings.queue_depth or self._host.knows(arrival.name):
+        if self._num_in_progress["load"] >= self._settings.queue_depth or self._host.knows(page_load.name):
             return False
-        host = self._host.reserve(arrival.name)
+        host = self._host.reserve(page_load.name)
         if host is None:
             return False
         self._unstored.pop(host, None)
-        self._issue("load", arrival.name, host, device=arrival.page, file=arrival.slot, arrival=arrival)
+        self._issue("load", page_load.name, host, device=page_load.page, file=page_load.slot, page_load=page_load)
         return True
 
-    def cancel(self, arrival: Arrival) -> None:
+    def cancel(self, page_load: PageLoad) -> None:
         """Unpins a page that was not started."""
-        self._index(arrival.tier).unpin(arrival.slot)
+        self._index(page_load.tier).unpin(page_load.slot)
 
     def store(self) -> None:
         """Starts to write pages of host memory to the file, oldest first, as far as its queue has room."""
-        while self.has_unstored and self._num_under_way["store"] < self._max_stores:
+        while self.has_unstored and self._num_in_progress["store"] < self._max_stores:
             host, _ = self._unstored.popitem(last=False)
             name = self._host.name_of(host)
             if name is None:
@@ -186,10 +186,10 @@ class LowerTiers:
         wipe, self._wipe = self._wipe, False
         return wipe
 
-    def end(self, result: MoveResult) -> Arrival | None:
-        """Applies a move's result; returns the arrival that it ends, if it was one."""
-        move, arrival = self._under_way.pop(result.id)
-        self._num_under_way[move.kind] -= 1
+    def end(self, result: MoveResult) -> PageLoad | None:
+        """Applies a move's result; returns the page load that it ends, if it was one."""
+        move, page_load = self._in_progress.pop(result.id)
+        self._num_in_progress[move.kind] -= 1
         ok = result.error is None
         self._stats["nvme" if move.file is not None else "cpu"].note_move(result.seconds, self._settings.page_bytes, ok)
         if move.kind == "promote":
@@ -203,7 +203,7 @@ class LowerTiers:
         elif move.file is not None:
             self._file.settle(move.file, ok)
             self._host.unpin(move.host)
-        return arrival
+        return page_load
 
     def note_file(self, change: FileChange) -> None:
         """Applies a change of the file's state. On `off` its pages are forgotten: first cancel what reads them."""
@@ -252,17 +252,17 @@ class LowerTiers:
             stats.pages_total, stats.pages_in_use, stats.evictions = index.num_slots, len(index), index.num_evictions
         return {tier: structs.replace(stats, transfers=stats.transfers.copy()) for tier, stats in self._stats.items()}
 
-    def check_integrity(self, arrivals: Sequence[Arrival]) -> None:
-        """Asserts that the books agree with the moves under way and with `arrivals`, pinned and not started."""
+    def check_integrity(self, page_loads: Sequence[PageLoad]) -> None:
+        """Asserts that the books agree with the moves in progress and with `page_loads`, pinned and not started."""
         self._host.check_integrity()
         self._file.check_integrity()
         pins: dict[Tier, dict[int, int]] = {"cpu": {}, "nvme": {}}
-        for move, _ in self._under_way.values():
+        for move, _ in self._in_progress.values():
             for tier, slot in (("cpu", move.host if move.kind != "demote" else None), ("nvme", move.file)):
                 if slot is not None:
                     pins[tier][slot] = pins[tier].get(slot, 0) + 1  # type: ignore[index]
-        for arrival in arrivals:
-            pins[arrival.tier][arrival.slot] = pins[arrival.tier].get(arrival.slot, 0) + 1
+        for page_load in page_loads:
+            pins[page_load.tier][page_load.slot] = pins[page_load.tier].get(page_load.slot, 0) + 1
         assert pins["cpu"] == self._host.pins, "host slots are pinned for nothing, or not pinned"
         assert pins["nvme"] == self._file.pins, "file slots are pinned for nothing, or not pinned"
         assert all(self._host.name_of(slot) is not None for slot in self._unstored), "a page to store is gone"
@@ -284,10 +284,10 @@ class LowerTiers:
         *,
         device: int | None = None,
         file: int | None = None,
-        arrival: Arrival | None = None,
+        page_load: PageLoad | None = None,
     ) -> None:
         self._num_moves += 1
         move = PageMove(self._num_moves, kind, name, host, device, file)
         self._moves.append(move)
-        self._under_way[move.id] = _UnderWay(move, arrival)
-        self._num_under_way[kind] += 1
+        self._in_progress[move.id] = _MoveInProgress(move, page_load)
+        self._num_in_progress[kind] += 1

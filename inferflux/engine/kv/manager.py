@@ -20,13 +20,13 @@ from inferflux.engine.kv.hashing import PageNamer
 from inferflux.engine.kv.lower_tiers import LowerTiers, TierSettings
 from inferflux.engine.kv.page_pool import PagePool
 from inferflux.engine.kv.prefix_index import PrefixIndex
-from inferflux.engine.kv.prefix_loader import MAX_LOADS, PrefixLoader, Prospect
+from inferflux.engine.kv.prefix_loader import MAX_LOADS, PrefixLoader, TierMatch
 from inferflux.engine.kv.rates import Rates
 from inferflux.engine.request import Request
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import FileChange, MoveResult, PageMove
 
-_NOTHING = Prospect([], None)
+_NO_MATCH = TierMatch([], None)
 
 
 class KVManager:
@@ -87,7 +87,7 @@ class KVManager:
         unnamed = (self._name(request, position) for position in range(len(known), limit))
         return self.index.longest_chain(chain(known, unnamed))
 
-    def num_pages_to_come(self, request: Request) -> int:
+    def num_pages_still_needed(self, request: Request) -> int:
         """Pages a request still needs for its known tokens and the next page_tokens it may generate."""
         num_soon = min(len(request.tokens) + self.page_tokens, request.max_total_tokens - 1)
         return self.num_pages_for(num_soon) - len(request.pages)
@@ -147,7 +147,7 @@ class KVManager:
     def commit(self, request: Request, num_tokens: int) -> None:
         """Records that the request's next num_tokens tokens are computed; pages that became full can be found now.
 
-        When another page bears the name already, that one stays the one to be found.
+        If another page already has the name, it keeps it.
         """
         before = request.num_computed // self.page_tokens
         request.num_computed += num_tokens
@@ -158,17 +158,17 @@ class KVManager:
             self.index.hold(self._name(request, position), request.pages[position])
 
     def release(self, request: Request) -> None:
-        """Takes all pages back from a request that ended or yields. Sets `pages` and `num_computed` to nothing.
+        """Takes all pages back from a request that ended or was preempted; clears its `pages` and `num_computed`.
 
-        Computed full pages stay cached under their names. Last page first: so a page is always evicted before the one
-        its name builds on, without which it could not be found.
+        Computed full pages stay cached under their names. The last page is released first, so that a page is always
+        evicted before its parent, without which it could not be found.
         """
         pages, pool = request.pages, self.pool
         num_full = request.num_computed // self.page_tokens if self._prefix_cache else 0
         for page in reversed(pages[num_full:]):
             pool.release(page, keep=False)
         for page, name in zip(reversed(pages[:num_full]), reversed(request.page_names[:num_full]), strict=True):
-            # The page found under this name may have been another's and be gone by now: then this one takes its place.
+            # The index may have named another page, evicted since: then this page takes the name.
             holder = self.index.hold(name, page)
             pool.release(page, keep=holder == page)
             if holder != page:
@@ -176,32 +176,32 @@ class KVManager:
         request.pages = []
         request.num_computed = 0
 
-    def look_below(self, request: Request, num_matched: int) -> Prospect:
+    def match_lower_tiers(self, request: Request, num_matched: int) -> TierMatch:
         """Returns what the lower tiers have of the request's prefix, beyond the num_matched pages on the device.
 
         Valid until the next call that changes the pool. Mutates nothing but `request.page_names`.
         """
         if self._loader is None or request.num_loads >= MAX_LOADS or not self._reads_prefix(request):
-            return _NOTHING
+            return _NO_MATCH
         limit = (len(request.tokens) - 1) // self.page_tokens
         names = (self._name(request, position) for position in range(num_matched, limit))
-        return self._loader.prospect(names, self.page_tokens)
+        return self._loader.match(names, self.page_tokens)
 
-    def start_load(self, request: Request, matched: list[int], prospect: Prospect, num_reserved: int) -> bool:
+    def start_load(self, request: Request, matched: list[int], match: TierMatch, num_reserved: int) -> bool:
         """Gives a waiting request the pages of its prefix and starts to load those that are in a lower tier.
 
         False, and nothing changed, unless the pool could hold all its tokens besides `num_reserved` further pages.
-        `matched` and `prospect` must come from `match_prefix` and `look_below` with no change in between.
+        `matched` and `match` must come from `match_prefix` and `match_lower_tiers` with no change in between.
         """
         assert self._loader is not None
         assert not request.pages
-        held = matched + [source.slot for source in prospect.sources if source.tier is None]
+        held = matched + [source.slot for source in match.sources if source.tier is None]
         num_cached = sum(map(self.pool.is_cached, held))
         num_fresh = self.num_pages_for(len(request.tokens)) - len(held)
         if num_fresh + num_cached + num_reserved > self.pool.num_available:
             return False
-        num_tokens = (len(matched) + len(prospect.sources)) * self.page_tokens
-        evicted = self._loader.start(request, matched, prospect.sources, self.rates.patience_s(num_tokens))
+        num_tokens = (len(matched) + len(match.sources)) * self.page_tokens
+        evicted = self._loader.start(request, matched, match.sources, self.rates.patience_s(num_tokens))
         self._evict(evicted)
         return True
 
@@ -215,23 +215,23 @@ class KVManager:
         assert self._loader is not None
         self._loader.finish(request)
 
-    def note_declined(self, prospect: Prospect) -> None:
+    def note_declined(self, match: TierMatch) -> None:
         """Counts a request that computes what it could have loaded, since that is faster."""
-        if prospect.declined is not None and self._tiers is not None:
-            self._tiers.note_recompute(prospect.declined)
+        if match.declined is not None and self._tiers is not None:
+            self._tiers.note_recompute(match.declined)
 
-    def is_coming(self, name: bytes | None) -> bool:
+    def is_being_loaded(self, name: bytes | None) -> bool:
         """True while the page of this name is being loaded to the device, and not overdue."""
-        return name is not None and self._loader is not None and self._loader.is_coming(name)
+        return name is not None and self._loader is not None and self._loader.is_being_loaded(name)
 
     @property
-    def num_under_way(self) -> int:
+    def num_moves_in_progress(self) -> int:
         """Page moves in progress."""
-        return 0 if self._tiers is None else self._tiers.num_under_way
+        return 0 if self._tiers is None else self._tiers.num_moves_in_progress
 
     @property
-    def has_chores(self) -> bool:
-        """True while the tiers have something to do that no request waits for."""
+    def has_background_work(self) -> bool:
+        """True while the tiers have work that no request waits for."""
         tiers = self._tiers
         return self.is_writing or (tiers is not None and (tiers.is_waiting_for_file or tiers.has_wipe))
 
@@ -239,7 +239,7 @@ class KVManager:
         """Returns the moves for the next plan, which must start in this order, and whether to wipe the file first."""
         if self._loader is None or self._tiers is None:
             return [], False
-        self._loader.pump()
+        self._loader.start_pending()
         self._tiers.store()
         return self._tiers.take_moves(), self._tiers.take_wipe()
 
@@ -256,14 +256,14 @@ class KVManager:
     @property
     def is_writing(self) -> bool:
         """True while pages are being moved, or wait to be written to the file."""
-        return self._tiers is not None and (self._tiers.num_under_way > 0 or self._tiers.has_unstored)
+        return self._tiers is not None and (self._tiers.num_moves_in_progress > 0 or self._tiers.has_unstored)
 
-    def sink(self, max_pages: int) -> int:
-        """Copies up to max_pages cached device pages to the lower tiers, last used first, skipping those already there;
+    def flush(self, max_pages: int) -> int:
+        """Copies up to max_pages cached device pages that no lower tier has to host memory, most recently used first;
         returns how many. They stay cached."""
         if self._tiers is None:
             return 0
-        count, max_pages = 0, min(max_pages, self._tiers.sink_room)
+        count, max_pages = 0, min(max_pages, self._tiers.flush_room)
         for page in reversed(self.pool.cached_pages()):
             if count == max_pages:
                 break
@@ -272,13 +272,13 @@ class KVManager:
                 count += self._tiers.demote(name, page)
         return count
 
-    def awaited_name(self, request: Request, num_matched: int) -> bytes | None:
+    def first_missing_name(self, request: Request, num_matched: int) -> bytes | None:
         """Returns the name of the first page that `match_prefix` missed; None when the request could not use it."""
         if not self._reads_prefix(request) or num_matched >= (len(request.tokens) - 1) // self.page_tokens:
             return None
         return self._name(request, num_matched)
 
-    def computing_name(self, request: Request) -> bytes | None:
+    def next_page_name(self, request: Request) -> bytes | None:
         """Returns the name that the request's first unfinished page will have; None while its tokens are not known."""
         position = request.num_computed // self.page_tokens
         if not self._prefix_cache or position >= len(request.tokens) // self.page_tokens:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from inferflux.engine.kv.lower_tiers import Arrival, LowerTiers
+from inferflux.engine.kv.lower_tiers import LowerTiers, PageLoad
 from inferflux.engine.kv.page_pool import PagePool
 from inferflux.engine.kv.prefix_index import PrefixIndex
 from inferflux.engine.kv.rates import Rates
@@ -29,7 +29,7 @@ class Source(NamedTuple):
     slot: int
 
 
-class Prospect(NamedTuple):
+class TierMatch(NamedTuple):
     """What the lower tiers have beyond a request's prefix on the device. sources: pages to use, in order; the first is
     in a lower tier. declined: the tier whose next page is faster to compute than to load, if any."""
 
@@ -38,13 +38,13 @@ class Prospect(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class _Load:
-    """One request's load. pending: not started. num_due: pages not arrived yet. last: last arrival's time, by tier."""
+class _PrefixLoad:
+    """One request's load. pending: not started yet. num_due: pages to come. last: time of the last arrival, by tier."""
 
     started: float
     deadline: float
     num_due: int
-    pending: deque[Arrival] = field(default_factory=deque)
+    pending: deque[PageLoad] = field(default_factory=deque)
     arrived: Counter[Tier] = field(default_factory=Counter)
     last: dict[Tier, float] = field(default_factory=dict)
     failed: bool = False
@@ -61,17 +61,17 @@ class PrefixLoader:
         self._tiers = tiers
         self._rates = rates
         self._clock = clock
-        self._loads: dict[int, _Load] = {}
-        self._owners: dict[Arrival, _Load] = {}
+        self._loads: dict[int, _PrefixLoad] = {}
+        self._owners: dict[PageLoad, _PrefixLoad] = {}
         # Loads by the names of the pages that they fill: no other request need load these, or compute them in time.
-        self._coming: dict[bytes, _Load] = {}
+        self._loading: dict[bytes, _PrefixLoad] = {}
 
-    def is_coming(self, name: bytes) -> bool:
+    def is_being_loaded(self, name: bytes) -> bool:
         """True while a page of this name is on its way to the device, and not overdue: the file may hang."""
-        load = self._coming.get(name)
+        load = self._loading.get(name)
         return load is not None and self._clock() <= load.deadline
 
-    def prospect(self, names: Iterable[bytes], page_tokens: int) -> Prospect:
+    def match(self, names: Iterable[bytes], page_tokens: int) -> TierMatch:
         """Follows the names, which begin where the device's prefix ends, as far as their pages are worth loading."""
         sources: list[Source] = []
         worth: dict[Tier, bool] = {}
@@ -81,16 +81,16 @@ class PrefixLoader:
             if page is not None:
                 sources.append(Source(name, None, page))
                 continue
-            found = None if name in self._coming else self._tiers.locate(name)
+            found = None if name in self._loading else self._tiers.locate(name)
             if found is None:
                 break
             tier, slot = found
             if tier not in worth:
                 worth[tier] = self._rates.prefers_load(tier, page_tokens, now)
             if not worth[tier]:
-                return Prospect(_trimmed(sources), tier)
+                return TierMatch(_trimmed(sources), tier)
             sources.append(Source(name, tier, slot))
-        return Prospect(_trimmed(sources), None)
+        return TierMatch(_trimmed(sources), None)
 
     def start(self, request: Request, matched: list[int], sources: list[Source], patience_s: float) -> list[int]:
         """Gives the request the pages of its prefix and plans to load the missing ones; returns the evicted device
@@ -107,13 +107,13 @@ class PrefixLoader:
             self._tiers.pin(source.tier, source.slot)
         fresh, evicted = pool.take(len(below))
         now = self._clock()
-        load = _Load(now, now + patience_s, len(below))
+        load = _PrefixLoad(now, now + patience_s, len(below))
         pages = iter(fresh)
         for source in sources:
             if source.tier is not None:
-                arrival = Arrival(source.name, next(pages), source.tier, source.slot)
-                load.pending.append(arrival)
-                self._coming[arrival.name] = load
+                page_load = PageLoad(source.name, next(pages), source.tier, source.slot)
+                load.pending.append(page_load)
+                self._loading[page_load.name] = load
         filled = iter(fresh)
         request.pages = matched + [source.slot if source.tier is None else next(filled) for source in sources]
         request.num_loads += 1
@@ -121,20 +121,20 @@ class PrefixLoader:
         self._loads[request.id] = load
         return evicted
 
-    def pump(self) -> None:
-        """Starts pending arrivals, in the order of their requests, as far as the tiers have room."""
+    def start_pending(self) -> None:
+        """Starts pending page loads, in the order of their requests, as far as the tiers have room."""
         for load in self._loads.values():
             while load.pending and self._tiers.start(load.pending[0]):
-                arrival = load.pending.popleft()
-                self._pool.share(arrival.page)
-                self._owners[arrival] = load
+                page_load = load.pending.popleft()
+                self._pool.share(page_load.page)
+                self._owners[page_load] = load
 
     def end(self, results: Iterable[MoveResult]) -> None:
         """Applies the results of moves. A page that arrived can be found from now on."""
         for result in results:
-            arrival = self._tiers.end(result)
-            if arrival is not None:
-                self._land(arrival, result.error is None)
+            page_load = self._tiers.end(result)
+            if page_load is not None:
+                self._finish_page(page_load, result.error is None)
 
     def is_over(self, request: Request) -> bool:
         """True when there is nothing to wait for: all pages have arrived, one failed, or it takes too long."""
@@ -159,39 +159,39 @@ class PrefixLoader:
     def lose_file(self) -> None:
         """Fails the loads that wait for pages of the file, which has failed."""
         for load in self._loads.values():
-            if any(arrival.tier == "nvme" for arrival in load.pending):
+            if any(page_load.tier == "nvme" for page_load in load.pending):
                 self._drop_pending(load)
                 load.failed = True
 
     def held_pages(self) -> Iterator[int]:
         """Yields the device pages that moves hold."""
-        return (arrival.page for arrival in self._owners)
+        return (page_load.page for page_load in self._owners)
 
     def check_integrity(self) -> None:
-        pending = [arrival for load in self._loads.values() for arrival in load.pending]
+        pending = [page_load for load in self._loads.values() for page_load in load.pending]
         self._tiers.check_integrity(pending)
-        names = {arrival.name for arrival in [*pending, *self._owners]}
-        assert names == self._coming.keys(), "pages on their way and their names disagree"
+        names = {page_load.name for page_load in [*pending, *self._owners]}
+        assert names == self._loading.keys(), "pages on their way and their names disagree"
         for load in self._loads.values():
             started = sum(owner is load for owner in self._owners.values())
             assert load.failed or load.num_due == len(load.pending) + started, "a load waits for nothing"
 
-    def _land(self, arrival: Arrival, ok: bool) -> None:
-        load = self._owners.pop(arrival)
-        self._coming.pop(arrival.name, None)
-        keep = ok and self._index.hold(arrival.name, arrival.page) == arrival.page
-        self._pool.release(arrival.page, keep=keep)
+    def _finish_page(self, page_load: PageLoad, ok: bool) -> None:
+        load = self._owners.pop(page_load)
+        self._loading.pop(page_load.name, None)
+        keep = ok and self._index.hold(page_load.name, page_load.page) == page_load.page
+        self._pool.release(page_load.page, keep=keep)
         load.num_due -= 1
         if ok:
-            load.arrived[arrival.tier] += 1
-            load.last[arrival.tier] = self._clock()
+            load.arrived[page_load.tier] += 1
+            load.last[page_load.tier] = self._clock()
         else:
             load.failed = True
 
-    def _drop_pending(self, load: _Load) -> None:
-        for arrival in load.pending:
-            self._tiers.cancel(arrival)
-            del self._coming[arrival.name]
+    def _drop_pending(self, load: _PrefixLoad) -> None:
+        for page_load in load.pending:
+            self._tiers.cancel(page_load)
+            del self._loading[page_load.name]
         load.pending.clear()
 
 

@@ -74,7 +74,7 @@ def follow(
 def _follow(executor: Executor, watchdog: Watchdog, stop: StopRequest) -> int:
     stop.listen()
     for _ in executor.follow():
-        watchdog.beat()
+        watchdog.feed()
         if stop.is_due:
             logger.warning("told to stop, and rank 0 goes on: leaving it")
             return stop.exit_code

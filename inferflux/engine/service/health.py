@@ -7,7 +7,7 @@ torch.
 from typing import Final
 
 from inferflux.config.tree import DistributedConfig
-from inferflux.dist.beat import beat_interval_s
+from inferflux.dist.heartbeat import heartbeat_interval_s
 from inferflux.dist.watchdog import Watchdog
 
 # A server that is stopped reads nothing, and the loop blocks; the other ranks must hear of it within the timeout.
@@ -22,16 +22,16 @@ class Health:
         self._loop: Watchdog | None = None
         self._server: Watchdog | None = None
         if distributed.world_size > 1:
-            self.idle_s = beat_interval_s(distributed.timeout_s)
+            self.idle_s = heartbeat_interval_s(distributed.timeout_s)
             self._loop = Watchdog(distributed.timeout_s, f"rank {distributed.rank}")
             self._server = Watchdog(distributed.timeout_s * SERVER_SHARE, "the server, which speaks every second")
 
     def note(self, has_frames: bool) -> None:
         """One turn of the loop, and whether the server had said anything."""
         if self._loop is not None:
-            self._loop.beat()
+            self._loop.feed()
         if self._server is not None and has_frames:
-            self._server.beat()
+            self._server.feed()
 
     def close(self) -> None:
         for watchdog in (self._loop, self._server):

@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 INBOX_FRAMES = 1024
 RECV_BYTES = 1 << 20
 # How often an idle engine steps while pages are on their way to a lower tier.
-CHORE_INTERVAL_S = 0.05
-# How often a long step sends a sign of life.
-SIGN_INTERVAL_S = 1.0
+BACKGROUND_INTERVAL_S = 0.05
+# How often a long step reports that it is at work.
+PROGRESS_INTERVAL_S = 1.0
 # An orphan stuck in a step could hold a GPU for ever; one that is merely slow gets this long to end.
 ORPHAN_GRACE_S = 5.0
 
@@ -81,7 +81,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
         _send(sock, Failed(type(error).__name__, f"loading failed: {error or type(error).__name__}"))
         return
     _send(sock, Ready(engine.info, engine.executor.phases))
-    engine.on_progress(_SignsOfLife(sock, engine))
+    engine.on_progress(_ProgressReporter(sock, engine))
     health = Health(start.distributed)
     try:
         _loop(sock, inbox, engine, health)
@@ -102,7 +102,7 @@ def _serve_model(sock: socket.socket, inbox: Inbox, start: Start) -> None:
 def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> None:
     shares = ShareReceiver()
     while True:
-        wait_s = 0.0 if engine.has_work else CHORE_INTERVAL_S if engine.has_chores else health.idle_s
+        wait_s = 0.0 if engine.has_work else BACKGROUND_INTERVAL_S if engine.has_background_work else health.idle_s
         frames = _take(inbox, wait_s)
         health.note(bool(frames))
         outputs: list[Output] = []
@@ -110,9 +110,9 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
             if isinstance(frame, Shutdown):
                 return
             outputs += _handle(frame, sock, engine, shares)
-        if engine.has_work or engine.has_chores:
+        if engine.has_work or engine.has_background_work:
             outputs += engine.step()
-        engine.beat()
+        engine.heartbeat()
         # After an abort no other output may follow that reports the freed pages.
         if outputs or any(isinstance(frame, Abort) for frame in frames):
             for part in outputs_of(outputs, engine.stats()):
@@ -138,7 +138,7 @@ def _handle(frame: ToEngine, sock: socket.socket, engine: Engine, shares: ShareR
     return []
 
 
-class _SignsOfLife:
+class _ProgressReporter:
     """Called during a long step, by the thread that steps: tells the server, which would kill a silent engine, that it
     is at work."""
 
@@ -149,7 +149,7 @@ class _SignsOfLife:
 
     def __call__(self) -> None:
         now = time.monotonic()
-        if now - self._last >= SIGN_INTERVAL_S:
+        if now - self._last >= PROGRESS_INTERVAL_S:
             self._last = now
             _send(self._sock, Outputs([], self._engine.stats()))
 

@@ -187,7 +187,7 @@ def test_what_is_not_computed_is_not_kept() -> None:
 def test_without_prefix_cache_nothing_is_named() -> None:
     kv = make_manager(prefix_cache=False)
     request = compute(kv, TOKENS)
-    assert (request.page_names, kv.computing_name(request), kv.awaited_name(request, 0)) == ([], None, None)
+    assert (request.page_names, kv.next_page_name(request), kv.first_missing_name(request, 0)) == ([], None, None)
     kv.release(request)
     assert kv.pool.num_free == 8
     assert kv.match_prefix(make_request(TOKENS)) == []
@@ -210,14 +210,14 @@ def test_a_waiter_knows_the_name_that_another_is_computing() -> None:
     kv = make_manager()
     first, second = make_request(TOKENS), make_request(TOKENS)
     assert admit(kv, first)
-    assert kv.computing_name(first) == kv.awaited_name(second, 0) is not None
+    assert kv.next_page_name(first) == kv.first_missing_name(second, 0) is not None
     kv.commit(first, 5)
-    assert kv.computing_name(first) == kv.awaited_name(second, 1)
-    assert kv.awaited_name(second, 3) is None, "only whole pages are worth waiting for"
-    assert kv.awaited_name(make_request(TOKENS[:8]), 1) is None, "that page could not be used"
-    assert kv.awaited_name(make_request(TOKENS, prompt_logprobs=0), 0) is None
+    assert kv.next_page_name(first) == kv.first_missing_name(second, 1)
+    assert kv.first_missing_name(second, 3) is None, "only whole pages are worth waiting for"
+    assert kv.first_missing_name(make_request(TOKENS[:8]), 1) is None, "that page could not be used"
+    assert kv.first_missing_name(make_request(TOKENS, prompt_logprobs=0), 0) is None
     kv.commit(first, 8)
-    assert kv.computing_name(first) is None, "the last page will not be full"
+    assert kv.next_page_name(first) is None, "the last page will not be full"
 
 
 def test_capacity() -> None:

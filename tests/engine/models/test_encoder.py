@@ -141,6 +141,6 @@ def test_it_leaves_the_cache_and_its_tiers_alone(tmp_path: Path, pooling: Poolin
     for _ in range(2):
         for result in run_requests(engine, [[5] * 60, [6] * 60], SamplingParams(max_tokens=1, pooling=pooling)):
             assert (result.error, result.num_cached_tokens) == (None, 0)
-    assert not engine.has_chores
+    assert not engine.has_background_work
     assert (engine.stats().device_pages_cached, engine.stats().tiers) == (0, {})
     engine.close()

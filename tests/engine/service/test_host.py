@@ -46,7 +46,7 @@ def test_a_stream_that_ends_or_makes_no_sense_is_left(words: bytes) -> None:
 def test_a_text_that_takes_long_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder computes a text as a whole: one of thousands of tokens takes minutes on few cores, and an engine that
     says nothing for one is killed."""
-    monkeypatch.setattr(host, "SIGN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(host, "PROGRESS_INTERVAL_S", 0.0)
     write_encoder(tmp_path)
     ours, theirs = socket.socketpair()
     with ours:
