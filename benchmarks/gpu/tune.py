@@ -13,7 +13,7 @@ import torch
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.tune.command import demand_gpu, tune
-from inferflux.kernels.tune.knobs import subjects_of
+from inferflux.kernels.tune.knobs import tasks_of
 
 SECONDS = 110
 
@@ -25,7 +25,7 @@ def measure(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
         return
     demand_gpu()
     size = "small" if toy else "large"
-    found = tune(subjects_of(SHAPES[size]), size, SECONDS, print)
+    found = tune(tasks_of(SHAPES[size]), size, SECONDS, print)
     if not found.is_empty:
         size_table.write(found.table, size_table.path_of(found.table.gpu, found.table.triton))
     yield "table", {"ok": not found.is_empty, **msgspec.to_builtins(found.table)}

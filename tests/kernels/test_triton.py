@@ -96,16 +96,16 @@ from inferflux.kernels.check import check_case
 from inferflux.kernels.triton import linear
 from inferflux.kernels.triton.sizes import RowBlock
 from inferflux.kernels.triton.tuning import SHIPPED
-from inferflux.kernels.tune.knobs import subjects_of
+from inferflux.kernels.tune.knobs import tasks_of
 
 # A table may have any of them anywhere.
 blocks = {RowBlock(1, 64, 64, 4, 1): torch.bfloat16, RowBlock(8, 64, 64, 4, 4): torch.float16}
-knobs = [knob for subject in subjects_of(SHAPES["toy"]) for knob in subject.knobs if knob.table == "linear"]
+knobs = [knob for task in tasks_of(SHAPES["toy"]) for knob in task.knobs if knob.table == "linear"]
 assert len(knobs) == 4
 for knob in knobs:
-    assert len(knob.cases) >= 2 and len(knob.proofs) >= 4
+    assert len(knob.cases) >= 2 and len(knob.final_cases) >= 4
     for block, dtype in blocks.items():
-        for case in knob.cases + knob.proofs:
+        for case in knob.cases + knob.final_cases:
             run = functools.partial(linear.run, sizes=knob.changed(SHIPPED, block))
             result = check_case(SimpleNamespace(pack=linear.pack, run=run), case, dtype, torch.device("cpu"))
             assert result.ok, (block, result)
@@ -162,29 +162,29 @@ import torch
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.triton.sizes import Block
 from inferflux.kernels.triton.tuning import SHIPPED
-from inferflux.kernels.tune.knobs import subjects_of
-from inferflux.kernels.tune.setting import Setting
+from inferflux.kernels.tune.knobs import tasks_of
+from inferflux.kernels.tune.trial_context import TrialContext
 from inferflux.kernels.tune.trial import try_knob
 
-class Turns:
-    shared = alone = contextlib.nullcontext
+class NoLock:
+    shared = exclusive = contextlib.nullcontext
 
 events = []
-setting = Setting(torch.device("cpu"), torch.float32, Turns(), lambda event, **facts: events.append((event, facts)),
-                  time.time() + 60, toy=True)
-(subject,) = (each for each in subjects_of(SHAPES["toy"]) if each.name == "activation")
-(whole,) = subject.knobs
+emit = lambda event, **facts: events.append((event, facts))
+context = TrialContext(torch.device("cpu"), torch.float32, NoLock(), emit, time.time() + 60, toy=True)
+(task,) = (each for each in tasks_of(SHAPES["toy"]) if each.name == "activation")
+(whole,) = task.knobs
 knob = dataclasses.replace(
     whole, entries=(Block(128, 1), Block(256, 1)), cases=whole.cases[:1], workloads=whole.workloads[:1]
 )
-sizes = try_knob(knob, SHIPPED, {"size 256 w1": "it is said to be wrong"}, setting)
+sizes = try_knob(knob, SHIPPED, {"size 256 w1": "it is said to be wrong"}, context)
 checked = {facts["entry"]: facts["problem"] for event, facts in events if event == "checked"}
 assert checked == {"size 1024 w4": None, "size 128 w1": None, "size 256 w1": "it is said to be wrong"}, checked
 timed = [facts["us"] for event, facts in events if event == "timed"]
 assert timed and all(set(each) == {"size 1024 w4", "size 128 w1"} for each in timed), timed
 event, chosen = events[-1]
-assert event == "chosen" and chosen["present"] == "size 1024 w4", events[-1]
-assert sizes == (SHIPPED if chosen["entry"] == chosen["present"] else knob.changed(SHIPPED, Block(128, 1)))
+assert event == "chosen" and chosen["current"] == "size 1024 w4", events[-1]
+assert sizes == (SHIPPED if chosen["entry"] == chosen["current"] else knob.changed(SHIPPED, Block(128, 1)))
 """
 
 

@@ -25,11 +25,11 @@ from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
 from inferflux.kernels.triton.sizes import AttentionTile, Block, Decode, ProductTile, RowBlock, Sizes, Split
 from inferflux.kernels.tune import command, trial
-from inferflux.kernels.tune.apart import NO_TIME, Limits, Outcome, try_apart
-from inferflux.kernels.tune.knobs import Knob, Subject, describe, subjects_of
+from inferflux.kernels.tune.knobs import Knob, TuningTask, describe, tasks_of
 from inferflux.kernels.tune.report import Found, is_decided, merged, outcome_table, remarks
-from inferflux.kernels.tune.setting import Setting
 from inferflux.kernels.tune.timing import Times, score_of
+from inferflux.kernels.tune.trial_context import TrialContext
+from inferflux.kernels.tune.workers import NO_TIME, Limits, Outcome, run_workers
 
 pytest.importorskip("triton")
 
@@ -45,8 +45,13 @@ def shipped() -> Sizes:
     return SHIPPED
 
 
-class Turns:
-    shared = alone = contextlib.nullcontext
+class NoLock:
+    shared = exclusive = contextlib.nullcontext
+
+
+def context_until(check_until: float, told: list[tuple[str, Any]]) -> TrialContext:
+    """Returns a context whose events are written to `told`."""
+    return TrialContext(CPU, torch.float32, NoLock(), lambda event, **facts: told.append((event, facts)), check_until)
 
 
 Play = Callable[..., tuple[str, list[dict[str, Any]]]]
@@ -64,20 +69,23 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
         def check(op: Any, case: Any, dtype: torch.dtype, device: torch.device) -> Result:
             block = op.keywords["sizes"].blocks["activation"]
             problem = wrong.get(f"size {block.size} w{block.num_warps}")
-            known = problem is not None and (problem != "proof" or case is KNOB.proofs[0])
+            known = problem is not None and (problem != "proof" or case is KNOB.final_cases[0])
             return Result(case.op, case.name, dtype, 1.0, 0.0, problem if known else None)
 
-        def take(knob: Knob, right: Mapping[str, Sizes], setting: Setting) -> dict[str, Times]:
+        def take(knob: Knob, right: Mapping[str, Sizes], context: TrialContext) -> dict[str, Times]:
             seconds = next(following, {})
             return {f"workload {i}": {name: [seconds[name][i]] * 3 for name in right} for i in range(2) if seconds}
 
         monkeypatch.setattr(trial, "check_case", check)
         monkeypatch.setattr(trial, "time_entries", take)
-        setting = Setting(CPU, torch.float32, Turns(), lambda event, **facts: told.append({"event": event, **facts}),
-                          time.time() + 60)  # fmt: skip
-        sizes = trial.try_knob(KNOB, shipped(), {}, setting)
+
+        def emit(event: str, **facts: Any) -> None:
+            told.append({"event": event, **facts})
+
+        context = TrialContext(CPU, torch.float32, NoLock(), emit, time.time() + 60)
+        sizes = trial.try_knob(KNOB, shipped(), {}, context)
         assert told[-1]["event"] == "chosen"
-        assert KNOB.choices(shipped())[told[-1]["entry"]] == KNOB.present(sizes)
+        assert KNOB.choices(shipped())[told[-1]["entry"]] == KNOB.current(sizes)
         return told[-1]["entry"], told
 
     return run
@@ -128,11 +136,11 @@ def test_where_the_shipped_one_fails_another_takes_its_place(play: Play) -> None
 
 def test_the_vendors_library_stays_however_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a shipped entry fails, another takes its place whatever its time; not in the place of a library."""
-    knob, *_ = next(each for each in subjects_of(SHAPES["small"]) if each.name == "linear one").knobs
+    knob, *_ = next(each for each in tasks_of(SHAPES["small"]) if each.name == "linear one").knobs
     told: list[tuple[str, Any]] = []
-    setting = Setting(CPU, torch.float32, Turns(), lambda event, **facts: told.append((event, facts)), time.time() + 60)
+    context = context_until(time.time() + 60, told)
     monkeypatch.setattr(trial, "check_case", lambda op, case, dtype, _: Result(case.op, "", dtype, 1.0, "error 0.02"))
-    assert trial.try_knob(knob, shipped(), {}, setting) == shipped()
+    assert trial.try_knob(knob, shipped(), {}, context) == shipped()
     assert [facts["problem"] is None for event, facts in told if event == "checked"][:2] == [True, False]
 
 
@@ -143,9 +151,9 @@ def test_a_case_that_finds_no_memory_says_nothing_of_an_entry(play: Play) -> Non
 
 def test_what_is_not_reached_in_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Any]] = []
-    setting = Setting(CPU, torch.float32, Turns(), lambda event, **facts: told.append((event, facts)), time.time() - 1)
+    context = context_until(time.time() - 1, told)
     monkeypatch.setattr(trial, "check_case", lambda op, case, dtype, device: Result(case.op, "", dtype, 0.0, 0.0, None))
-    assert trial.try_knob(KNOB, shipped(), {}, setting) == shipped()
+    assert trial.try_knob(KNOB, shipped(), {}, context) == shipped()
     left_out = {facts["entry"] for event, facts in told if event == "checked" and facts["problem"] == trial.NO_TIME}
     assert left_out == {FIRST, SECOND}
 
@@ -157,28 +165,28 @@ def test_a_score_goes_by_rounds_in_pairs() -> None:
 
 
 # Entries "dies" and "hangs" do so the first time; all others are right, and the last one is the best.
-CHILD = """
+WORKER = """
 import json, os, sys, time
 request = json.load(sys.stdin)
-say = lambda event, **facts: print(json.dumps({"event": event, **facts}), flush=True)
+emit = lambda event, **facts: print(json.dumps({"event": event, **facts}), flush=True)
 print("a library's chatter"), print("[1]"), print("{}"), print("." * 10**5)
 knob, known = "blocks activation", request["problems"].get("blocks activation", {})
-say("waiting")
+emit("waiting")
 for entry in ("size 1024 w4", "size 512 w2", "size 2048 w8"):
-    say("doing", knob=knob, entry=entry)
+    emit("started", knob=knob, entry=entry)
     if entry not in known:
         BEHAVIOUR
-    say("checked", knob=knob, entry=entry, problem=known.get(entry))
-say("doing", knob=knob, entry=None)
-say("timed", knob=knob, workload="w", us={"size 1024 w4": 2.0, "size 2048 w8": 1.0})
-say("chosen", knob=knob, present="size 1024 w4", entry="size 2048 w8", gain=2.0)
+    emit("checked", knob=knob, entry=entry, problem=known.get(entry))
+emit("started", knob=knob, entry=None)
+emit("timed", knob=knob, workload="w", us={"size 1024 w4": 2.0, "size 2048 w8": 1.0})
+emit("chosen", knob=knob, current="size 1024 w4", entry="size 2048 w8", gain=2.0)
 """
 
 
 def tried(behaviour: str, seconds: float = 20.0, silence_s: float = 10.0) -> Outcome:
-    command = [sys.executable, "-I", "-S", "-c", CHILD.replace("BEHAVIOUR", behaviour)]
-    subject = Subject("activation", ("activation",), (KNOB,))
-    run = try_apart([subject], "small", command, Limits(seconds, silence_s), lambda doing: None)
+    command = [sys.executable, "-I", "-S", "-c", WORKER.replace("BEHAVIOUR", behaviour)]
+    task = TuningTask("activation", ("activation",), (KNOB,))
+    run = run_workers([task], "small", command, Limits(seconds, silence_s), lambda doing: None)
     return asyncio.run(run)[KNOB.name]
 
 
@@ -201,7 +209,7 @@ def test_an_entry_that_ends_the_process_is_left_out_and_the_others_are_tried(
 
 
 def test_a_lost_device_is_the_blame_of_what_was_told_to_be_wrong() -> None:
-    lost = f"if entry == '{FIRST}': say('checked', knob=knob, entry=entry, problem='illegal address'), sys.exit(3)"
+    lost = f"if entry == '{FIRST}': emit('checked', knob=knob, entry=entry, problem='illegal address'), sys.exit(3)"
     outcome = tried(lost)
     assert outcome.left_out == {FIRST: "illegal address"}
     assert outcome.entry == SECOND
@@ -211,12 +219,12 @@ def test_processes_that_find_nothing_out_are_not_started_for_ever() -> None:
     outcome = tried("os._exit(7)")
     # Each entry is blamed in its turn.
     assert set(outcome.left_out) == {PRESENT, FIRST, SECOND}
-    subject = Subject("activation", ("activation",), (KNOB,))
+    task = TuningTask("activation", ("activation",), (KNOB,))
     command = [sys.executable, "-I", "-S", "-c", "import sys; sys.exit('no torch')"]
-    outcomes = asyncio.run(try_apart([subject], "small", command, Limits(20.0), lambda doing: None))
+    outcomes = asyncio.run(run_workers([task], "small", command, Limits(20.0), lambda doing: None))
     assert outcomes[KNOB.name].problem == "its process ended with 1: no torch"
     assert not is_decided(outcomes[KNOB.name])
-    outcomes = asyncio.run(try_apart([subject], "small", ["/no/such/python"], Limits(20.0), lambda doing: None))
+    outcomes = asyncio.run(run_workers([task], "small", ["/no/such/python"], Limits(20.0), lambda doing: None))
     assert outcomes[KNOB.name].problem == "no process could be started: No such file or directory"
 
 
@@ -229,31 +237,31 @@ def test_time_that_is_up_ends_it() -> None:
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_every_knob_has_several_entries_cases_and_workloads(size: str) -> None:
-    subjects = subjects_of(SHAPES[size])
-    knobs = [knob for subject in subjects for knob in subject.knobs]
+    tasks = tasks_of(SHAPES[size])
+    knobs = [knob for task in tasks for knob in task.knobs]
     assert len({knob.name for knob in knobs}) == len(knobs)
-    assert {op for subject in subjects for op in subject.ops} == set(OPS)
+    assert {op for task in tasks for op in task.ops} == set(OPS)
     for knob in knobs:
         choices = knob.choices(shipped())
         assert len(choices) > (1 if knob.table == "launches" else 3), knob.name
         assert knob.cases, knob.name
         assert knob.workloads, knob.name
         for entry in choices.values():
-            assert knob.present(knob.changed(shipped(), entry)) == entry
+            assert knob.current(knob.changed(shipped(), entry)) == entry
 
 
 def test_candidates_have_what_the_shipped_sizes_lack() -> None:
-    (prefill,) = (knob for subject in subjects_of(SHAPES["large"]) for knob in subject.knobs if knob.table == "prefill")
+    (prefill,) = (knob for task in tasks_of(SHAPES["large"]) for knob in task.knobs if knob.table == "prefill")
     wanted = {(128, 64, 4, 4), (128, 32, 4, 5), (128, 32, 4, 7), (256, 32, 16, 5), (128, 128, 8, 3), (256, 64, 16, 3)}
     assert {AttentionTile(*each) for each in wanted} <= set(prefill.choices(shipped()).values())
 
 
-def outcome_of(entry: str, present: str, **facts: Any) -> Outcome:
-    return Outcome(entry=entry, present=present, us={"w": {entry: 1.0}}, gain=1.5, **facts)
+def outcome_of(entry: str, current: str, **facts: Any) -> Outcome:
+    return Outcome(entry=entry, current=current, us={"w": {entry: 1.0}}, gain=1.5, **facts)
 
 
 def test_what_is_kept_is_what_differs_from_the_shipped_sizes() -> None:
-    knobs = {knob.name: knob for subject in subjects_of(SHAPES["small"]) for knob in subject.knobs}
+    knobs = {knob.name: knob for task in tasks_of(SHAPES["small"]) for knob in task.knobs}
     shipped_decode = shipped().decode[64]
     earlier = Sizes(
         decode={64: Decode(shipped_decode.tile, Split(2048, 128, 64))},

@@ -1,5 +1,5 @@
-"""`inferflux kernels tune`: the sizes of the Triton kernels, measured on the GPU at hand.
+"""`inferflux kernels tune`: an autotuner for the sizes of the Triton kernels.
 
-`knobs` say what is tried and on which workloads, `trial` checks, times and chooses, `child` does that in a process of
-its own, `apart` watches such processes, `report` writes down what they told, `command` is the command line.
+`knobs` lists the candidates and their workloads; `trial` checks, times and chooses; `worker` does that in a process of
+its own, and `workers` supervises these; `report` formats the result; `command` is the command line.
 """

@@ -22,13 +22,13 @@ from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.triton import size_table
 from inferflux.kernels.triton.size_table import SizeTable
 from inferflux.kernels.triton.sizes import Sizes
-from inferflux.kernels.tune.apart import Limits, try_apart
-from inferflux.kernels.tune.knobs import Subject, subjects_of
+from inferflux.kernels.tune.knobs import TuningTask, tasks_of
 from inferflux.kernels.tune.report import Found, as_json, merged, outcome_table, remarks
+from inferflux.kernels.tune.workers import Limits, run_workers
 
 SECONDS: Final = 180
 MODEL_SIZES: Final = tuple(name for name in SHAPES if name != "toy")
-CHILD: Final = ("-P", "-m", "inferflux.kernels.tune.child")
+WORKER: Final = ("-P", "-m", "inferflux.kernels.tune.worker")
 # Processes that compile and check at once; each takes some hundreds of MB of the device.
 MOST_PROCESSES: Final = 6
 
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 1 when nothing could be measured or kept. Raises InferFluxError where there is no GPU to measure."""
     demand_gpu()
-    subjects = [each for each in subjects_of(SHAPES[args.size]) if not args.op or set(args.op) & set(each.ops)]
+    tasks = [each for each in tasks_of(SHAPES[args.size]) if not args.op or set(args.op) & set(each.ops)]
     console = Console(stderr=True)
     with console.status("starting") as status:
-        found = tune(subjects, args.size, args.seconds, lambda doing: status.update(escape(doing)))
+        found = tune(tasks, args.size, args.seconds, lambda doing: status.update(escape(doing)))
     problem, path = None, args.out or size_table.path_of(found.table.gpu, found.table.triton)
     if found.is_empty:
         problem = "nothing could be measured"
@@ -77,15 +77,15 @@ def demand_gpu() -> None:
         raise InferFluxError(f"kernels tune: the triton kernels do not run on this GPU: {reason}")
 
 
-def tune(subjects: Sequence[Subject], model_size: str, seconds: float, tell: Callable[[str], object]) -> Found:
-    """Measures the subjects on the current device. The table is that of the cache with what was found now."""
+def tune(tasks: Sequence[TuningTask], model_size: str, seconds: float, on_progress: Callable[[str], object]) -> Found:
+    """Runs the tasks on the current device. The table is the cached one with what was found now."""
     tuning = _tuning()
     gpu = torch.cuda.get_device_name()
     earlier = size_table.read(gpu, tuning.__version__)
-    command = [sys.executable, *CHILD]
+    command = [sys.executable, *WORKER]
     limits = Limits(seconds, processes=max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)))
-    outcomes = asyncio.run(try_apart(subjects, model_size, command, limits, tell))
-    knobs = [knob for subject in subjects for knob in subject.knobs]
+    outcomes = asyncio.run(run_workers(tasks, model_size, command, limits, on_progress))
+    knobs = [knob for task in tasks for knob in task.knobs]
     sizes = merged(earlier.sizes if earlier else Sizes(), knobs, outcomes, tuning.SHIPPED)
     date = datetime.now(UTC).date().isoformat()
     return Found(SizeTable(size_table.VERSION, gpu, tuning.__version__, date, model_size, sizes), outcomes)

@@ -1,4 +1,4 @@
-"""Knobs: each an entry of the tables of sizes, with what is tried in its place, checked and timed at a layer's shape.
+"""Knobs: each is one entry of the tables of sizes, with the candidates for it, their checks and their workloads.
 
 Knows no clock and no process.
 """
@@ -21,17 +21,16 @@ from inferflux.kernels.triton import candidates
 from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, MOST_ROWS, SCHEMES, Sizes
 from inferflux.kernels.tune.chain import chain_workload
 
-# Rows on both sides of the edges of splits and pages; the last has several splits of any length that is tried, and
-# longer ones where a row has at most 32.
+# Rows on both sides of the edges of splits and pages; the last one has several splits at any length that is tried.
 _DECODES: Final = ((0, 1), (15, 16), (299, 300), (1023, 1024), (1024, 1025), (19999, 20000))
 _PREFILLS: Final = ((0, 5), (64, 333), (30, 31), (200, 700))
-# What is timed takes the same code with fewer rows: these reach across a tile of every size.
+# Rows of the checks: enough to reach across a tile of every size; the timed workloads run the same code.
 _CHECKED_ROWS: Final = (1, 70)
-# Whose kernels may start early (see `triton.start`); besides attention's of decode steps.
+# Ops whose kernels may start early (see `triton.start`), besides decode attention.
 _EARLY_OPS: Final = ("norm", "add_norm", "rope", "activation", "quantized_linear")
-# Of `linear`: sizes that no block divides, rows and weights that lie apart.
+# Cases of `linear` with sizes that no block divides, and with strided rows and weights.
 _ODD_PRODUCTS: Final = ("1000x577, 1 rows", "1000x577, 3 rows", "64x48, 2 rows", "lie apart")
-# The rows that few, some and many are timed on; many: those of the layer's largest step.
+# Rows on which `few` and `some` are timed; `many`: those of the layer's largest step.
 _ROWS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType({"few": (1, 16), "some": (64,)})
 _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -49,10 +48,9 @@ _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Knob:
-    """The entry `key` of the table `table` (see `Sizes`), None where it has none; of products its `part`: few, some or
-    many rows.
+    """The entry `key` of the table `table` (see `Sizes`); of products its `part`: few, some or many rows.
 
-    entries: what is tried beside the present one. cases: checked with each. proofs: with what is chosen, besides.
+    entries: candidates besides the current entry. cases: checked with each candidate; final_cases: with the fastest.
     """
 
     table: str
@@ -60,15 +58,15 @@ class Knob:
     entries: tuple[Any, ...]
     workloads: tuple[Workload, ...]
     cases: tuple[Case, ...]
-    proofs: tuple[Case, ...] = ()
+    final_cases: tuple[Case, ...] = ()
     part: str | None = None
 
     @property
     def name(self) -> str:
         return f"{self.table} {self.key}" + (f", {self.part} rows" if self.part else "")
 
-    def present(self, sizes: Sizes) -> Any:
-        """Returns the entry as these sizes have it."""
+    def current(self, sizes: Sizes) -> Any:
+        """Returns the entry that these sizes have, None if the table has none."""
         entry = getattr(sizes, self.table).get(self.key)
         return getattr(entry, self.part) if self.part else entry
 
@@ -80,14 +78,14 @@ class Knob:
         return replace(sizes, **{self.table: others if whole is None else {**others, self.key: whole}})
 
     def choices(self, sizes: Sizes) -> dict[str, Any]:
-        """Returns entries by name, the present one first."""
-        entries = dict.fromkeys((self.present(sizes), *self.entries))
+        """Returns the candidates by name, the current entry first."""
+        entries = dict.fromkeys((self.current(sizes), *self.entries))
         return {describe(entry): entry for entry in entries}
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What one process measures: knobs of `ops`, each with the sizes that were chosen for those before it."""
+class TuningTask:
+    """What one process measures: knobs of `ops`, each with the sizes that were chosen for the ones before it."""
 
     name: str
     ops: tuple[str, ...]
@@ -95,7 +93,7 @@ class Subject:
 
 
 def describe(entry: Any) -> str:
-    """`m128 n64 w4 s4 ahead 0`: an entry in few letters."""
+    """Returns a short name, such as `m128 n64 w4 s4 ahead 0`."""
     if entry is None:
         return "the vendor's library"
     return " ".join(
@@ -104,8 +102,8 @@ def describe(entry: Any) -> str:
     )
 
 
-def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
-    """Returns what there is to measure for a layer, what matters most first."""
+def tasks_of(shape: LayerShape) -> tuple[TuningTask, ...]:
+    """Returns the tasks for a layer's shape, the most important first."""
     return (
         *_attention(shape),
         *_linear(shape),
@@ -118,7 +116,7 @@ def subjects_of(shape: LayerShape) -> tuple[Subject, ...]:
     )
 
 
-def _attention(shape: LayerShape) -> Iterator[Subject]:
+def _attention(shape: LayerShape) -> Iterator[TuningTask]:
     size = next(size for size in HEAD_DIMS if shape.head_dim <= size)
     heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
     workloads = workloads_of("attention", shape)
@@ -129,17 +127,17 @@ def _attention(shape: LayerShape) -> Iterator[Subject]:
     for table, tried, spans in tables:
         paging = Paging(spans, num_layers=NUM_LAYERS)
         cases = (attention_case(table, paging, heads),)
-        # What takes other registers and other shared memory than the plain kernel.
-        proofs = (
+        # Variants that need other registers and shared memory than the plain kernel.
+        final_cases = (
             attention_case(f"{table}, window, soft cap", paging, heads, window=700, soft_cap=3.0),
             *(attention_case(f"{table}, {kind} pages", paging, heads, narrow_as=kind) for kind in LARGEST_CODE),
         )
         timed = tuple(each for each in workloads if each.name.startswith(table))
-        knob = Knob(table, size, tried.get(size, ()), timed, cases, proofs)
-        yield Subject(f"attention {table}", ("attention",), (knob,))
+        knob = Knob(table, size, tried.get(size, ()), timed, cases, final_cases)
+        yield TuningTask(f"attention {table}", ("attention",), (knob,))
 
 
-def _linear(shape: LayerShape) -> Iterator[Subject]:
+def _linear(shape: LayerShape) -> Iterator[TuningTask]:
     odd = tuple(case for case in cases_of("linear") if any(name in case.name for name in _ODD_PRODUCTS))
     for rows, counts in (("one", (1,)), ("few", (2, MOST_ROWS))):
         knobs = []
@@ -153,9 +151,9 @@ def _linear(shape: LayerShape) -> Iterator[Subject]:
             key = f"{rows} {kind}"
             knobs.append(Knob("linear", key, candidates.LINEAR[key], workloads, cases, odd))
         if rows == "one":
-            # Products that start early read their weights while the kernel before is at work.
+            # Products that start early read their weights while the kernel before them runs.
             knobs.append(_launches(shape))
-        yield Subject(f"linear {rows}", ("linear",), tuple(knobs))
+        yield TuningTask(f"linear {rows}", ("linear",), tuple(knobs))
 
 
 def _launches(shape: LayerShape) -> Knob:
@@ -164,7 +162,7 @@ def _launches(shape: LayerShape) -> Knob:
     return Knob("launches", "all", candidates.LAUNCHES, (chain_workload(shape),), tuple(cases))
 
 
-def _products(shape: LayerShape) -> Iterator[Subject]:
+def _products(shape: LayerShape) -> Iterator[TuningTask]:
     for scheme in SCHEMES:
         knobs = []
         for part, entries in candidates.PRODUCTS.items():
@@ -172,22 +170,22 @@ def _products(shape: LayerShape) -> Iterator[Subject]:
             cases = _cases("quantized_linear", shape, tuple(min(count, 200) for count in rows), scheme)
             workloads = _workloads("quantized_linear", shape, rows, scheme)
             knobs.append(Knob("products", scheme, entries, workloads, cases, part=part))
-        yield Subject(f"quantized_linear {scheme}", ("quantized_linear",), tuple(knobs))
+        yield TuningTask(f"quantized_linear {scheme}", ("quantized_linear",), tuple(knobs))
 
 
-def _experts(shape: LayerShape) -> Iterator[Subject]:
+def _experts(shape: LayerShape) -> Iterator[TuningTask]:
     for kind in EXPERTS:
         op, scheme = ("moe", "") if kind == "floats" else ("quantized_moe", kind)
         cases = _cases(op, shape, _CHECKED_ROWS, scheme)
         knob = Knob("experts", kind, candidates.EXPERTS, _workloads(op, shape, shape.batches, scheme), cases)
-        yield Subject(f"{op} {scheme}".strip(), (op,), (knob,))
+        yield TuningTask(f"{op} {scheme}".strip(), (op,), (knob,))
 
 
-def _blocks(key: str, shape: LayerShape, *ops: str) -> Subject:
+def _blocks(key: str, shape: LayerShape, *ops: str) -> TuningTask:
     ops = ops or (key,)
     workloads = tuple(each for op in ops for each in workloads_of(op, shape))
     cases = tuple(case for op in ops for case in _cases(op, shape, _CHECKED_ROWS))
-    return Subject(key, ops, (Knob("blocks", key, candidates.BLOCKS[key], workloads, cases),))
+    return TuningTask(key, ops, (Knob("blocks", key, candidates.BLOCKS[key], workloads, cases),))
 
 
 def _workloads(op: str, shape: LayerShape, rows: tuple[int, ...], scheme: str = "") -> tuple[Workload, ...]:
@@ -200,7 +198,7 @@ def _cases(op: str, shape: LayerShape, rows: tuple[int, ...], scheme: str = "") 
 
 
 def _drawn(workload: Workload) -> Callable[[Draw], Inputs]:
-    """Draws a workload's numbers as a case's are: alike each time."""
+    """Returns a builder of the workload's inputs that draws the same numbers each time, as cases do."""
 
     def build(draw: Draw) -> Inputs:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What was found, as the table that is kept, as rows for people and as JSON for programs. Knows no process."""
+"""The result of a tuning run: the table to keep, rows for people, JSON for programs. Knows no process."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -10,8 +10,8 @@ from rich.table import Table
 
 from inferflux.kernels.triton.size_table import SizeTable
 from inferflux.kernels.triton.sizes import Sizes
-from inferflux.kernels.tune.apart import Outcome
 from inferflux.kernels.tune.knobs import Knob
+from inferflux.kernels.tune.workers import Outcome
 
 
 class Found(NamedTuple):
@@ -27,13 +27,12 @@ class Found(NamedTuple):
 
 
 def is_decided(outcome: Outcome) -> bool:
-    """Whether the entry stands for something: it was timed beside others, or takes the place of one that fails."""
-    return outcome.entry is not None and (bool(outcome.us) or outcome.present in outcome.left_out)
+    """Whether the entry was measured: timed beside others, or chosen because the current one failed."""
+    return outcome.entry is not None and (bool(outcome.us) or outcome.current in outcome.left_out)
 
 
 def merged(earlier: Sizes, knobs: Iterable[Knob], outcomes: Mapping[str, Outcome], shipped: Sizes) -> Sizes:
-    """Returns the entries to be kept: what was measured now in the place of what was before, without those that are as
-    they are shipped."""
+    """Returns the entries to keep: those measured now over earlier ones, but none that equals the shipped one."""
     sizes = earlier.over(shipped)
     for knob in knobs:
         outcome = outcomes[knob.name]
@@ -61,11 +60,11 @@ def outcome_table(outcomes: Mapping[str, Outcome], gpu: str) -> Table:
         table.add_column(column)
     for name, outcome in outcomes.items():
         if is_decided(outcome):
-            best = "the same" if outcome.entry == outcome.present else str(outcome.entry)
+            best = "the same" if outcome.entry == outcome.current else str(outcome.entry)
             gain = "" if outcome.gain is None else f"{100 * (outcome.gain - 1):.0f} %"
-            table.add_row(name, outcome.present, best, gain)
+            table.add_row(name, outcome.current, best, gain)
         else:
-            table.add_row(name, outcome.present or "", "not measured", "")
+            table.add_row(name, outcome.current or "", "not measured", "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Turns of the processes of `inferflux kernels tune`: who takes times is alone, and does not wait for ever."""
+"""The device lock of `inferflux kernels tune`: timing is exclusive, and does not wait for ever."""
 
 import fcntl
 import threading
@@ -10,16 +10,16 @@ import pytest
 
 pytest.importorskip("triton")
 
-from inferflux.kernels.tune.child import FileTurns
+from inferflux.kernels.tune.worker import FileLock
 
 
 def test_who_takes_times_is_alone(tmp_path: Path) -> None:
     told: list[Any] = []
-    one, other = (FileTurns(tmp_path, told.append) for _ in range(2))
+    one, other = (FileLock(tmp_path, told.append) for _ in range(2))
     with one.shared(), other.shared():
         assert told == ["waiting"] * 2
-    with one.alone(), pytest.raises(BlockingIOError):
-        fcntl.flock(other._turn, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with one.exclusive(), pytest.raises(BlockingIOError):
+        fcntl.flock(other._device, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def test_who_waits_to_be_alone_comes_before_those_who_would_share(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_who_waits_to_be_alone_comes_before_those_who_would_share(tmp_path: Path
     came: list[str] = []
 
     def come(kind: str) -> None:
-        with getattr(FileTurns(tmp_path, lambda _: None), kind)():
+        with getattr(FileLock(tmp_path, lambda _: None), kind)():
             came.append(kind)
 
     def is_taken(name: str) -> bool:
@@ -38,8 +38,8 @@ def test_who_waits_to_be_alone_comes_before_those_who_would_share(tmp_path: Path
                 return True
         return False
 
-    threads = [threading.Thread(target=come, args=(kind,)) for kind in ("alone", "shared")]
-    with FileTurns(tmp_path, lambda _: None).shared():
+    threads = [threading.Thread(target=come, args=(kind,)) for kind in ("exclusive", "shared")]
+    with FileLock(tmp_path, lambda _: None).shared():
         threads[0].start()
         while not is_taken("gate"):
             time.sleep(0.001)
@@ -48,4 +48,4 @@ def test_who_waits_to_be_alone_comes_before_those_who_would_share(tmp_path: Path
         assert came == []
     for thread in threads:
         thread.join()
-    assert came == ["alone", "shared"]
+    assert came == ["exclusive", "shared"]

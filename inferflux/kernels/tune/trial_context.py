@@ -1,4 +1,4 @@
-"""Where a trial takes place: the device, whose turn it is, who is told, and what a kernel may have done to it.
+"""TrialContext: what a trial runs on (device, dtype, lock, event sink), and the state of the device after a failure.
 
 Knows no knob.
 """
@@ -17,26 +17,26 @@ from inferflux.kernels.triton.sizes import Sizes
 from inferflux.kernels.tune.chain import CHAIN, Chain
 
 
-class Turns(Protocol):
-    """Several processes may compile and check at once; who takes times is alone."""
+class DeviceLock(Protocol):
+    """Several processes may compile and check at once; timing needs exclusive access."""
 
     def shared(self) -> AbstractContextManager[None]: ...
-    def alone(self) -> AbstractContextManager[None]: ...
+    def exclusive(self) -> AbstractContextManager[None]: ...
 
 
 class DeviceLostError(Exception):
-    """A kernel has left the device so that nothing else can be computed in this process."""
+    """A kernel has left the device in a state in which this process can compute nothing else."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """say(event, **facts): told what happens as it happens. check_until: when (time.time()) what is not checked yet is
-    left out. toy: figures mean nothing."""
+class TrialContext:
+    """emit(event, **facts): reports what happens, as it happens. check_until: the time.time() after which unchecked
+    entries are left out. toy: timings mean nothing."""
 
     device: torch.device
     dtype: torch.dtype
-    turns: Turns
-    say: Callable[..., None]
+    lock: DeviceLock
+    emit: Callable[..., None]
     check_until: float
     toy: bool = False
 
@@ -44,7 +44,7 @@ class Setting:
         return torch.float32 if op == "sampling" else self.dtype
 
     def free(self) -> None:
-        """Gives memory back to whoever takes times."""
+        """Returns cached memory to the device, for the process that times."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -58,8 +58,7 @@ class Setting:
 
 
 def implementation(op: str, sizes: Sizes, packed: Any = None) -> Any:
-    """Returns Triton's op with these sizes, or the chain of some. packed: weights packed before, which are the same for
-    all sizes."""
+    """Returns the Triton op with these sizes, or a `Chain`. packed: weights packed before; all sizes share them."""
     if op == CHAIN:
         return Chain(sizes)
     found = find_backend("triton").find(op)
@@ -70,7 +69,7 @@ def implementation(op: str, sizes: Sizes, packed: Any = None) -> Any:
     )
 
 
-def words(error: BaseException | None) -> str:
-    """An error's first line, of a length to be read."""
+def error_line(error: BaseException | None) -> str:
+    """Returns an error's type and first line, cut to 300 characters."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

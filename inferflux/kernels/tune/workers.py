@@ -1,7 +1,7 @@
-"""Processes that try subjects, several at a time: whatever a kernel does to one, the entry to blame is left out and
-another goes on with the rest, until all are through or time is up.
+"""Runs tuning tasks in worker processes, several at a time.
 
-Knows what a process is asked and what it tells (see `child`), and nothing of GPUs.
+When a kernel kills a process or hangs it, the entry it was at is left out and a new process goes on with the rest,
+until all tasks are done or time is up. Knows requests and events (see `worker`); knows no GPU.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from typing import IO, Any, Final
 import msgspec
 
 from inferflux.kernels.native.build import python_environment
-from inferflux.kernels.tune.knobs import Subject
+from inferflux.kernels.tune.knobs import TuningTask
 
-# An entry that is heard nothing of for so long hangs, or takes a start too long to compile.
+# An entry without an event for this long hangs, or would take too long to compile at a start.
 SILENCE_S: Final = 60.0
-# The part of the time in which entries are checked; the rest is for taking times.
+# Share of the time in which entries are checked; the rest is for timing.
 CHECKS_SHARE: Final = 0.6
 NO_TIME: Final = "there was no time left"
 
 
 class Request(msgspec.Struct):
-    """What a process is asked. subject, model_size: what to try. turns: a folder for them. check_until: see `Setting`.
-    From processes before it: problems by knob and entry, what was chosen by knob, and knobs to leave alone."""
+    """What a process reads from stdin. task, model_size: what to try. lock_folder: for `FileLock`. check_until: see
+    `TrialContext`. From earlier processes of the task: problems by knob and entry, chosen entries and failed knobs."""
 
-    subject: str
+    task: str
     model_size: str
-    turns: str
+    lock_folder: str
     check_until: float
     problems: dict[str, dict[str, str]] = {}
     chosen: dict[str, str] = {}
@@ -42,13 +42,14 @@ class Request(msgspec.Struct):
 
 @dataclass
 class Outcome:
-    """What became of one knob. left_out: entries with what is wrong with them. us: medians by workload and entry, of
-    the last times taken. entry: what was chosen, None where nothing could be; gain: how many times faster it is than
-    `present`, None where it is the same or that one fails. problem: why nothing was chosen, or a workload not timed."""
+    """The result of one knob. left_out: entries that failed, each with its problem. us: medians in microseconds by
+    workload and entry, of the last timing. entry: the chosen one, None if there is none; gain: how many times faster it
+    is than `current`, None if they are the same or `current` failed. problem: why nothing was chosen, or a workload not
+    timed."""
 
     left_out: dict[str, str] = field(default_factory=dict)
     us: dict[str, dict[str, float]] = field(default_factory=dict)
-    present: str | None = None
+    current: str | None = None
     entry: str | None = None
     gain: float | None = None
     problem: str | None = None
@@ -63,37 +64,41 @@ class Limits:
     processes: int = 4
 
 
-async def try_apart(
-    subjects: Sequence[Subject], model_size: str, command: Sequence[str], limits: Limits, tell: Callable[[str], object]
+async def run_workers(
+    tasks: Sequence[TuningTask],
+    model_size: str,
+    command: Sequence[str],
+    limits: Limits,
+    on_progress: Callable[[str], object],
 ) -> dict[str, Outcome]:
-    """Returns the outcomes by knob. command: starts a process that reads a request from stdin. tell: takes what is
-    being done, in words."""
+    """Returns the outcomes by knob. command: starts a process that reads a Request from stdin. on_progress: called with
+    a line of text that says what is being done."""
     slots = asyncio.Semaphore(limits.processes)
     deadline = time.monotonic() + limits.seconds
     check_until = time.time() + CHECKS_SHARE * limits.seconds
 
-    with tempfile.TemporaryDirectory(prefix="inferflux-tune-") as turns:
+    with tempfile.TemporaryDirectory(prefix="inferflux-tune-") as lock_folder:
 
-        async def run(subject: Subject) -> dict[str, Outcome]:
-            request = Request(subject.name, model_size, turns, check_until)
-            watched = Watched(subject, request, tell)
+        async def run(task: TuningTask) -> dict[str, Outcome]:
+            request = Request(task.name, model_size, lock_folder, check_until)
+            runner = TaskRunner(task, request, on_progress)
             async with slots:
-                await watched.run(command, limits.silence_s, deadline)
-            return watched.outcomes
+                await runner.run(command, limits.silence_s, deadline)
+            return runner.outcomes
 
-        parts = await asyncio.gather(*map(run, subjects))
+        parts = await asyncio.gather(*map(run, tasks))
     return {name: outcome for part in parts for name, outcome in part.items()}
 
 
-class Watched:
-    """One subject's processes, one after another."""
+class TaskRunner:
+    """One task's processes, one after another."""
 
-    def __init__(self, subject: Subject, request: Request, tell: Callable[[str], object]) -> None:
-        self.outcomes = {knob.name: Outcome() for knob in subject.knobs}
+    def __init__(self, task: TuningTask, request: Request, on_progress: Callable[[str], object]) -> None:
+        self.outcomes = {knob.name: Outcome() for knob in task.knobs}
         self._request = request
-        self._tell = tell
-        # The knob and entry (None: all that are right, for times) at work; None: nothing is.
-        self._doing: tuple[str, str | None] | None = None
+        self._on_progress = on_progress
+        # The knob and entry at work (entry None: all valid ones, for timing); None: nothing is.
+        self._current: tuple[str, str | None] | None = None
 
     async def run(self, command: Sequence[str], silence_s: float, deadline: float) -> None:
         while True:
@@ -109,13 +114,13 @@ class Watched:
             outcome.problem = problem or "it was not tried"
 
     def _known(self) -> int:
-        """How much is known: a process that adds nothing is not started again."""
+        """Returns how many facts are known: after a process that adds none, no other is started."""
         request = self._request
         return sum(map(len, request.problems.values())) + len(request.chosen) + len(request.failed)
 
     async def _run_once(self, command: Sequence[str], silence_s: float, deadline: float) -> str | None:
         """Returns what was wrong with the process, or None."""
-        self._doing = None
+        self._current = None
         if time.monotonic() >= deadline:
             return NO_TIME
         with tempfile.TemporaryFile() as errors:
@@ -133,7 +138,7 @@ class Watched:
             try:
                 await self._ask(process)
                 late = await self._listen(process, silence_s, deadline)
-                return late or _ended(await process.wait(), errors)
+                return late or _exit_problem(await process.wait(), errors)
             finally:
                 # With what it has started, compilers among them.
                 with contextlib.suppress(ProcessLookupError):
@@ -152,11 +157,11 @@ class Watched:
         assert process.stdout is not None
         while True:
             left = deadline - time.monotonic()
-            patience = left if self._doing is None else min(silence_s, left)
+            patience = left if self._current is None else min(silence_s, left)
             try:
                 line = await asyncio.wait_for(process.stdout.readline(), patience)
             except ValueError:
-                continue  # a library's chatter without a line's end
+                continue  # a library printed a line longer than the stream's limit
             except TimeoutError:
                 return NO_TIME if time.monotonic() >= deadline else f"it came to no end within {silence_s:g} s"
             if not line:
@@ -168,10 +173,10 @@ class Watched:
     def _take(self, event: str, knob: str = "", entry: str | None = None, **facts: Any) -> None:
         outcome = self.outcomes.get(knob, Outcome())
         problem = facts.get("problem")
-        self._doing = None
-        if event == "doing":
-            self._doing = (knob, entry)
-            self._tell(f"{knob}: {entry or 'taking times'}")
+        self._current = None
+        if event == "started":
+            self._current = (knob, entry)
+            self._on_progress(f"{knob}: {entry or 'timing'}")
         elif event == "checked" and entry is not None and problem is not None:
             self._leave_out(knob, entry, problem)
         elif event == "timed":
@@ -181,7 +186,7 @@ class Watched:
         elif event == "failed":
             self._fail(knob, str(problem))
         elif event == "chosen":
-            outcome.present, outcome.entry, outcome.gain = facts["present"], entry, facts["gain"]
+            outcome.current, outcome.entry, outcome.gain = facts["current"], entry, facts["gain"]
             self._request.chosen[knob] = str(entry)
 
     def _leave_out(self, knob: str, entry: str, problem: str) -> None:
@@ -193,9 +198,9 @@ class Watched:
         self._request.failed.append(knob)
 
     def _blame(self, problem: str) -> None:
-        if self._doing is None or problem == NO_TIME:
+        if self._current is None or problem == NO_TIME:
             return
-        knob, entry = self._doing
+        knob, entry = self._current
         if entry is None:
             self._fail(knob, problem)
         else:
@@ -203,7 +208,7 @@ class Watched:
 
 
 def _event_of(line: bytes) -> dict[str, Any] | None:
-    """None of what a library prints."""
+    """Returns None for what a library prints."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -211,7 +216,7 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and "event" in event else None
 
 
-def _ended(code: int, errors: IO[bytes]) -> str | None:
+def _exit_problem(code: int, errors: IO[bytes]) -> str | None:
     if code == 0:
         return None
     errors.seek(0)
