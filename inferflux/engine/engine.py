@@ -62,7 +62,7 @@ class Engine:
             fingerprint=self.executor.fingerprint,
             # The pages of a model that reads a text as a whole hold nothing that could be kept.
             prefix_cache=runtime.prefix_cache.enabled and self.info.generates,
-            tiers=tier_settings(runtime, self.info.page_bytes),
+            tiers=tier_settings(runtime, self.info),
         )
         self._keeps_pages = runtime.nvme_offload.path is not None and runtime.nvme_offload.persist
         self.speculator = self._make_speculator(runtime)

@@ -55,7 +55,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """What callers may know of a loaded model.
 
     max_model_len: tokens of prompt and output together. page_tokens: tokens in a KV page; page_bytes: its bytes on all
-    ranks together. device_pages: pages in the pool. pooling: how prompts become vectors by default. embedding_size:
+    ranks together. device_pages: pages in the pool. cache_pages: how many of them the prefix cache may bring into use
+    (see `kv.page_pool`); None: all. pooling: how prompts become vectors by default. embedding_size:
     numbers in a vector. generates: False for a model that only makes vectors.
     """
 
@@ -70,6 +71,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     eos_token_ids: list[int]
     quantization: str | None = None
     page_bytes: int = 0
+    cache_pages: int | None = None
     pooling: Pooling = "last"
     embedding_size: int = 0
     generates: bool = True

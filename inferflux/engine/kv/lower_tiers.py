@@ -13,6 +13,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from inferflux.config import RuntimeConfig
+from inferflux.engine.interface import ModelInfo
 from inferflux.engine.kv.eviction import EVICTION
 from inferflux.engine.kv.tier_index import TierIndex
 from inferflux.engine.stats import TierStats
@@ -21,20 +22,27 @@ from inferflux.engine.step import FileChange, FileState, MoveKind, MoveResult, P
 
 class TierSettings(NamedTuple):
     """host_pages: slots in host memory; with a file at least one, since every page passes through it.
-    queue_depth: most moves to and from the file at once. page_bytes: of all ranks together, for statistics."""
+    queue_depth: most moves to and from the file at once. page_bytes: of all ranks together, for statistics.
+    cache_pages: of the device, see `PagePool`."""
 
     host_pages: int
     eviction: str = "lru"
     has_file: bool = False
     queue_depth: int = 64
     page_bytes: int = 0
+    cache_pages: int | None = None
 
 
-def tier_settings(runtime: RuntimeConfig, page_bytes: int) -> TierSettings:
+def tier_settings(runtime: RuntimeConfig, info: ModelInfo) -> TierSettings:
     """Returns the tiers that the configuration asks for."""
     file = runtime.nvme_offload
     return TierSettings(
-        num_host_pages(runtime), runtime.paged_kv.eviction, file.path is not None, file.queue_depth, page_bytes
+        num_host_pages(runtime),
+        runtime.paged_kv.eviction,
+        file.path is not None,
+        file.queue_depth,
+        info.page_bytes,
+        info.cache_pages,
     )
 
 

@@ -46,7 +46,7 @@ class KVManager:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.page_tokens = page_tokens
-        self.pool = PagePool(num_pages, EVICTION[tiers.eviction]())
+        self.pool = PagePool(num_pages, EVICTION[tiers.eviction](), tiers.cache_pages)
         self.index = PrefixIndex()
         self.rates = Rates()
         self._tiers = LowerTiers(tiers) if tiers.host_pages and prefix_cache else None

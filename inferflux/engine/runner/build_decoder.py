@@ -27,7 +27,7 @@ from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.build_draft import Draft, build_draft, find_draft
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
 from inferflux.engine.runner.fingerprint import adapter_contents, adapter_name, contents, fingerprint
-from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_pool
+from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_cache, plan_pool
 from inferflux.engine.runner.reservations import Reservation
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.runner.warm_up import warm_up
@@ -55,10 +55,12 @@ class _Loaded(NamedTuple):
 
 
 class _Pages(NamedTuple):
-    """The KV pages that a model was given, and what moves them to lower tiers. fingerprint: names what they hold."""
+    """The KV pages that a model was given, and what moves them to lower tiers. cache_pages: see `ModelInfo`.
+    fingerprint: names what they hold."""
 
     page: PageShape
     plan: PoolPlan
+    cache_pages: int | None
     pool: torch.Tensor
     fingerprint: bytes
     moves: SharedMoves | None
@@ -135,7 +137,8 @@ def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, rese
     page_bytes = page.num_bytes + (0 if loaded.draft is None else loaded.draft[0].page.num_bytes)
     with reservation.turn() as reserved:
         free = free_memory(context.device).without(reserved).shared(context.size)
-        plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, pool_memory(model, loaded.num_bytes, free))
+        memory = pool_memory(model, loaded.num_bytes, free)
+        plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, memory)
         reservation.reserve(loaded.num_bytes + plan.num_pages * page_bytes)
     channel.meet()
     context.require_same(_shared_settings(settings, loaded.adapters))
@@ -143,7 +146,8 @@ def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, rese
     pool = allocate_pool(plan.num_pages, page, context.device)
     name = fingerprint(path, page, dtype, spec.max_model_len, context.rank, context.size, model.quantization)
     host = free_memory(torch.device("cpu")).shared(context.size)
-    return _Pages(page, plan, pool, name, open_tiers(runtime, pool, name, context, host.num_bytes))
+    cache_pages = plan_cache(runtime, loaded.num_bytes, page_bytes, memory)
+    return _Pages(page, plan, cache_pages, pool, name, open_tiers(runtime, pool, name, context, host.num_bytes))
 
 
 def _eos_token_ids(path: Path, spec: ModelSpec) -> list[int]:
@@ -198,6 +202,7 @@ def _describe(settings: BuildSettings, decoder: Decoder, pages: _Pages, eos_toke
         eos_token_ids=eos_token_ids,
         quantization=settings.model.quantization,
         page_bytes=pages.page.num_bytes,
+        cache_pages=pages.cache_pages,
         pooling="mean" if read_pooling(settings.path) == "mean" else "last",
         embedding_size=spec.hidden_size,
     )

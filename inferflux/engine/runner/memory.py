@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # A GPU is ours alone: what is left over is for activations. A CPU's memory is shared with everything else.
 DEFAULT_FRACTION = {"cuda": 0.9, "cpu": 0.25}
+# What the prefix cache may bring into use on a CPU for a model with smaller weights.
+LEAST_CACHE_BYTES = 256 * 2**20
 # A model whose pool cannot hold this many tokens is not worth serving.
 MIN_USEFUL_TOKENS = 256
 
@@ -76,6 +78,16 @@ def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_byte
         )
     logger.warning("%s: max_model_len is %d, not %d: %d KV pages hold no more", model.id, held, window, num_pages)
     return PoolPlan(num_pages, held)
+
+
+def plan_cache(runtime: RuntimeConfig, weight_bytes: int, page_bytes: int, memory: FreeMemory) -> int | None:
+    """Returns how many pages the prefix cache may bring into use, however large the pool; None: all of them.
+
+    Unless somebody said how large the pool is to be, it makes a CPU's engine grow by as much as the weights take: the
+    larger those are, the longer it takes to compute anew what was dropped. Requests have the whole pool.
+    """
+    is_sized = runtime.paged_kv.device_pages or runtime.paged_kv.device_memory_fraction or memory.limit is not None
+    return None if is_sized or memory.kind != "cpu" else max(weight_bytes, LEAST_CACHE_BYTES) // page_bytes
 
 
 def _num_pages(runtime: RuntimeConfig, pages_per_request: int, page_bytes: int, free: FreeMemory) -> int:

@@ -34,6 +34,33 @@ def test_free_pages_go_first_then_the_least_recently_used() -> None:
     assert pool.references(b) == 1
 
 
+def test_cached_pages_are_evicted_before_more_are_brought_into_use_than_the_cache_may() -> None:
+    pool = PagePool(8, Lru(), cache_pages=3)
+    (a, b), _ = pool.take(2)
+    pool.release(a, keep=True)
+    pool.release(b, keep=True)
+    (c, d, e), evicted = pool.take(3)
+    assert (evicted, {d, e}, pool.num_available) == ([a, b], {a, b}, 5)
+    pool.check_integrity({a: 1, b: 1, c: 1})
+    # Requests get all there are.
+    pages, evicted = pool.take(5)
+    assert (evicted, pool.num_free, pool.num_used) == ([], 0, 8)
+    assert len({a, b, c, *pages}) == 8
+    # What was in use once costs nothing more.
+    pool.release(pages[0], keep=False)
+    pool.release(pages[1], keep=True)
+    assert pool.take(1) == ([pages[0]], [])
+
+
+def test_what_was_in_use_goes_before_what_never_was() -> None:
+    pool = PagePool(1000, Lru())
+    (a, b), _ = pool.take(2)
+    pool.release(b, keep=False)
+    assert pool.take(1)[0] == [b]
+    pool.release(a, keep=False)
+    assert pool.take(2)[0] == [a, 2]
+
+
 def test_touching_a_page_in_use_changes_nothing() -> None:
     pool = PagePool(2, Lru())
     (page,), _ = pool.take(1)
@@ -71,6 +98,8 @@ def test_integrity_check_notices_wrong_owners() -> None:
 
 def test_integrity_check_notices_lost_and_double_pages() -> None:
     pool = PagePool(2, Lru())
+    for page in pool.take(2)[0]:
+        pool.release(page, keep=False)
     lost = pool._free.pop()
     with pytest.raises(AssertionError, match="lost"):
         pool.check_integrity({})

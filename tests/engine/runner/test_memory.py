@@ -9,7 +9,7 @@ import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import PagedKvConfig, SchedulerConfig
-from inferflux.engine.runner.memory import FreeMemory, PoolPlan, _cgroup_available, free_memory, plan_pool
+from inferflux.engine.runner.memory import FreeMemory, PoolPlan, _cgroup_available, free_memory, plan_cache, plan_pool
 from inferflux.errors import ConfigError, ModelLoadError
 
 MIB = 2**20
@@ -61,6 +61,24 @@ def test_a_fixed_number_of_pages_is_taken_at_its_word():
     assert plan(16, 100_000, device_pages=500).num_pages == 500
     with pytest.raises(ConfigError, match=r"device_pages: 500 pages .* at most 400"):
         plan(16, 400, device_pages=500)
+
+
+@pytest.mark.parametrize(("weight_mib", "pages"), [(10, 256), (1000, 1000)])
+def test_a_cpus_prefix_cache_takes_what_the_weights_do(weight_mib: int, pages: int):
+    assert cache(weight_mib, FreeMemory("cpu", 9000 * MIB)) == pages
+
+
+def test_a_prefix_cache_fills_a_pool_of_a_size_that_was_asked_for():
+    free = FreeMemory("cpu", 9000 * MIB)
+    assert cache(10, FreeMemory("cuda", 9000 * MIB)) is None
+    assert cache(10, free._replace(limit=8000 * MIB)) is None
+    assert cache(10, free, device_pages=500) is None
+    assert cache(10, free, device_memory_fraction=0.25) is None
+
+
+def cache(weight_mib: int, free: FreeMemory, **paged_kv: Any) -> int | None:
+    """Pages of 1 MiB."""
+    return plan_cache(RuntimeConfig(paged_kv=PagedKvConfig(**paged_kv)), weight_mib * MIB, MIB, free)
 
 
 def test_free_memory_of_this_machine_is_sane():
