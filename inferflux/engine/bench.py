@@ -20,7 +20,7 @@ from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.dist.context import ParallelContext
 from inferflux.engine import bench_dist
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.engine.request import Request
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.scheduler import Scheduler
@@ -54,7 +54,7 @@ class NullDecoder:
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
         indices: torch.Tensor,
-        adapted: Adapted | None = None,
+        adapters: StepAdapters | None = None,
     ) -> torch.Tensor:
         return self._logits[: indices.shape[0]]
 

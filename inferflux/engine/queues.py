@@ -20,7 +20,7 @@ class Queues:
     """requests: all there are, by id. loading, running: sorted by rank.
 
     is_blocked: the first waiting request found no room, none has been freed since, and it is still the first.
-    scores: the prompt log-probabilities collected so far, by request id.
+    prompt_logprobs: those collected so far, by request id.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Queues:
         self.running: list[Request] = []
         self.is_blocked = False
         self._blocked_first: Request | None = None
-        self.scores: dict[int, list[TokenLogprobs]] = {}
+        self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self._num_slots = num_slots
         self._free_slots = list(range(num_slots))
         self._kv = kv
@@ -101,7 +101,7 @@ class Queues:
             request.num_cached = request.num_computed
             self._order.charge_prompt(request)
         if request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
-            self.scores[request.id] = []
+            self.prompt_logprobs[request.id] = []
 
     def preempt(self, request: Request, *, turn_over: bool = False) -> None:
         """Makes a running request wait again. turn_over: behind the others, since its timeslice is over."""
@@ -140,14 +140,14 @@ class Queues:
             assert all(request.state is state for request in queue)
             assert queue == sorted(queue, key=by_rank), "a queue is out of order"
         assert len(self.requests) == len(self.waiting) + len(self.loading) + len(self.running)
-        assert self.scores.keys() <= {request.id for request in self.running}
+        assert self.prompt_logprobs.keys() <= {request.id for request in self.running}
 
     def _leave(self, request: Request) -> None:
         """Removes a request from the running list and takes back its pages and slot."""
         assert request.slot is not None
         _remove(self.running, request)
         self._kv.release(request)
-        self.scores.pop(request.id, None)
+        self.prompt_logprobs.pop(request.id, None)
         heapq.heappush(self._free_slots, request.slot)
         request.slot = None
         request.num_planned = request.num_pending = 0

@@ -173,7 +173,7 @@ class Scheduler:
                 continue
             commit(request, len(row.token_ids))
             if row.score and result.prompt_logprobs:
-                self._queues.scores[request.id] += result.prompt_logprobs
+                self._queues.prompt_logprobs[request.id] += result.prompt_logprobs
             if row.sample:
                 outputs.append(self._append(request, result))
         return outputs
@@ -245,7 +245,7 @@ class Scheduler:
             self._queues.end(request, "stop")
             return pooled_output(request, result.vector)
         if request.sampling.max_tokens == 0:
-            output = prompt_output(request, self._queues.scores.pop(request.id, None))
+            output = prompt_output(request, self._queues.prompt_logprobs.pop(request.id, None))
             self._queues.end(request, "length")
             return output
         token_id = result.token_id
@@ -254,7 +254,7 @@ class Scheduler:
         self._order.charge_output(request)
         self._stats.generation_tokens += 1
         reason = finish_reason(request, token_id)
-        output = token_output(request, result, reason, self._queues.scores.pop(request.id, None))
+        output = token_output(request, result, reason, self._queues.prompt_logprobs.pop(request.id, None))
         if reason is not None:
             self._queues.end(request, reason)
         return output

@@ -106,7 +106,7 @@ class StepPlanner:
                 count = min(num_due, self._max_chunk_tokens, step.prefill_budget)
                 pages = self._make_room(request, request.num_planned + count)
                 if pages is not None:
-                    step.add_prefill(request, count, pages, request.id in self._queues.scores)
+                    step.add_prefill(request, count, pages, request.id in self._queues.prompt_logprobs)
 
     def _make_room(self, request: Request, count: int) -> list[int] | None:
         """Returns pages for the `count` tokens after the computed ones. To make room, loading requests wait again, then
@@ -184,7 +184,7 @@ class StepPlanner:
         queues.start(request)
         step.add_start(request)
         count = min(request.num_uncomputed, max_tokens)
-        step.add_prefill(request, count, request.pages.copy(), request.id in queues.scores)
+        step.add_prefill(request, count, request.pages.copy(), request.id in queues.prompt_logprobs)
         return True
 
 

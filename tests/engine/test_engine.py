@@ -10,7 +10,7 @@ import torch
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
-from inferflux.engine.runner.outputs import BROKEN
+from inferflux.engine.runner.outputs import NOT_FINITE
 from inferflux.errors import RequestError
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import run_requests, tokens_of
@@ -103,7 +103,7 @@ def test_no_other_request_finds_pages_of_what_is_no_number(
 
     monkeypatch.setattr(decoder, "embed", overflowing)
     (failed,) = run_requests(engine, [[*prefix, bad, *PROMPTS[3]]], MIXED[0])
-    assert (failed.finish_reason, failed.error, failed.token_ids) == ("error", BROKEN, [])
+    assert (failed.finish_reason, failed.error, failed.token_ids) == ("error", NOT_FINITE, [])
     found = [run_requests(engine, [prompt], MIXED[0])[0] for prompt in plain]
     assert tokens_of(found) == expected
     assert [result.num_cached_tokens for result in found] == [16, 28]

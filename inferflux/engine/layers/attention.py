@@ -7,7 +7,7 @@ import torch
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.head_norm import HeadNorm
 from inferflux.engine.layers.linear import Linear
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.engine.layers.rope import Angles
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
@@ -17,12 +17,12 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What all layers of one forward share. angles: cos and sin of this step's tokens, one pair per rope. adapted: the
+    """What all layers of one forward share. angles: cos and sin of this step's tokens, one pair per rope. adapters: the
     tokens that are computed with adapters."""
 
     metadata: AttentionMetadata
     angles: tuple[Angles, ...]
-    adapted: Adapted | None = None
+    adapters: StepAdapters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Attention:
         """hidden [T, hidden], kv_pages [P, 2, N, K, D]. Writes this step's keys and values; returns [T, hidden]."""
         shape, kernels, metadata = self._shape, self._kernels, step.metadata
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
-        qkv = self._qkv(hidden, step.adapted).view(-1, num_heads + 2 * num_kv_heads, shape.head_dim)
+        qkv = self._qkv(hidden, step.adapters).view(-1, num_heads + 2 * num_kv_heads, shape.head_dim)
         if self._head_norm is not None:
             self._head_norm(qkv[:, : num_heads + num_kv_heads])
         if shape.clip is not None:
@@ -75,4 +75,4 @@ class Attention:
             query, kv_pages, metadata, scale=shape.scale, window=shape.window, soft_cap=shape.soft_cap
         )
         mixed = mixed.view(-1, num_heads * shape.head_dim)
-        return self._context.all_reduce(self._output(mixed, step.adapted))
+        return self._context.all_reduce(self._output(mixed, step.adapters))

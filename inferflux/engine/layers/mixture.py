@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.linear import Linear
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.ops import ActivationKind, MoeOp, QuantizedMoeOp
 
@@ -72,8 +72,8 @@ class Mixture:
         self._shared = shared
         self._load = load
 
-    def __call__(self, hidden: Tensor, adapted: Adapted | None = None) -> Tensor:
-        """hidden [T, hidden] -> [T, hidden]. adapted: the step's adapters, which change no mixture."""
+    def __call__(self, hidden: Tensor, adapters: StepAdapters | None = None) -> Tensor:
+        """hidden [T, hidden] -> [T, hidden]. adapters: the step's adapters, which change no mixture."""
         expert_ids, weights = self._route(hidden)
         flat = expert_ids.flatten()
         self._load.scatter_add_(0, flat, torch.ones_like(flat))

@@ -4,7 +4,7 @@ import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.linear import Linear
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.ops import ActivationKind
 
@@ -21,7 +21,7 @@ class GatedMlp:
         self._gate_up = gate_up
         self._down = down
 
-    def __call__(self, hidden: torch.Tensor, adapted: Adapted | None = None) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, adapters: StepAdapters | None = None) -> torch.Tensor:
         """hidden [T, hidden] -> [T, hidden]."""
-        gated = self._activation(self._gate_up(hidden, adapted), self._kind)
-        return self._context.all_reduce(self._down(gated, adapted))
+        gated = self._activation(self._gate_up(hidden, adapters), self._kind)
+        return self._context.all_reduce(self._down(gated, adapters))

@@ -12,7 +12,7 @@ from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.attention import Attention, Step
 from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.linear import Linear
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.engine.layers.mixture import Mixture
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import Angles, RopeTable
@@ -26,10 +26,10 @@ Layer = Callable[[Tensor, Tensor | None, Tensor, Step], tuple[Tensor, Tensor]]
 
 
 class DecoderLayer:
-    """Attention, then MLP, each behind a norm and added to the residual stream.
+    """Attention, then MLP, each after a norm and added to the residual stream.
 
-    The stream is handed on as two tensors whose sum it is, so that each addition happens inside the next norm.
-    output norms (Gemma): normalise what attention and MLP add; None elsewhere.
+    The stream is passed on as two tensors whose sum it is, so that each addition happens inside the next norm.
+    output_norms (Gemma): normalise what attention and MLP add; None elsewhere.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DecoderLayer:
         if self._output_norms is not None:
             hidden = kernels.norm(hidden, self._output_norms[0], eps)
         hidden, residual = kernels.add_norm(hidden, residual, self._mlp_norm, eps)
-        hidden = self.mlp(hidden) if step.adapted is None else self.mlp(hidden, step.adapted)
+        hidden = self.mlp(hidden) if step.adapters is None else self.mlp(hidden, step.adapters)
         if self._output_norms is not None:
             hidden = kernels.norm(hidden, self._output_norms[1], eps)
         return hidden, residual
@@ -113,25 +113,25 @@ class Decoder:
         metadata: AttentionMetadata,
         kv_pool: Tensor,
         indices: Tensor,
-        adapted: Adapted | None = None,
+        adapters: StepAdapters | None = None,
     ) -> Tensor:
         """Computes one step's tokens, writing their keys and values into the pool.
 
         token_ids int64 [T]; kv_pool [P, num_layers, 2, N, K, D]; indices int64 [S], which of the T tokens are wanted.
-        Positions are below spec.max_model_len. adapted: see `Step`. Returns their hidden states behind the last norm,
+        Positions are below spec.max_model_len. adapters: see `Step`. Returns their hidden states behind the last norm,
         [S, hidden].
         """
         hidden, angles = self.embed(token_ids, metadata.positions)
-        hidden, residual = self.through_layers(hidden, kv_pool, Step(metadata, angles, adapted))
-        return self.last_norm(hidden.index_select(0, indices), residual.index_select(0, indices))
+        hidden, residual = self.run_layers(hidden, kv_pool, Step(metadata, angles, adapters))
+        return self.apply_final_norm(hidden.index_select(0, indices), residual.index_select(0, indices))
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Angles, ...]]:
-        """Returns what the layers start from: the tokens' embeddings [T, hidden], and their angles, see `Step`."""
+        """Returns the layers' inputs: the tokens' embeddings [T, hidden] and their angles, see `Step`."""
         return self._embedding(token_ids), tuple(rope.gather(positions) for rope in self._ropes)
 
     def writer(self, hidden: Tensor, angles: tuple[Tensor, ...]) -> Callable[[Array, Array], None]:
-        """Returns what writes, for tokens and positions, int64 [T] each, what `embed` returns into `hidden` [T, hidden]
-        and `angles`, [T, 2, R] of each rope; on one rank's CPU, with less of torch."""
+        """Returns a function of tokens and positions, int64 [T] each, that writes what `embed` returns into `hidden`
+        [T, hidden] and `angles` [T, 2, R] of each rope. For one rank on a CPU, where it is faster than torch."""
         write_tokens = self._embedding.writer(hidden)
         write_positions = [rope.writer(own) for rope, own in zip(self._ropes, angles, strict=True)]
 
@@ -142,39 +142,41 @@ class Decoder:
 
         return write
 
-    def through_layers(self, hidden: Tensor, kv_pool: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """hidden [T, hidden], which is overwritten. Returns the stream behind the last layer, as two addends."""
+    def run_layers(self, hidden: Tensor, kv_pool: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """hidden [T, hidden], which is overwritten. Returns the stream after the last layer, as two addends."""
         residual = None
         for layer, kv_pages in zip(self.layers, kv_pool.unbind(1), strict=True):
             hidden, residual = layer(hidden, residual, kv_pages, step)
         assert residual is not None, "a model has at least one layer"
         return hidden, residual
 
-    def last_norm(self, hidden: Tensor, residual: Tensor) -> Tensor:
+    def apply_final_norm(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """Overwrites residual. Returns the normalised stream [T, hidden]."""
         return self._kernels.add_norm(hidden, residual, self._final_norm, self.spec.norm_eps)[0]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden], as from `hidden_states`. Returns logits float32 [S, vocab_size], the caller's.
+        """hidden [S, hidden], as from `hidden_states`. Returns logits float32 [S, vocab_size], which may be
+        overwritten.
 
         On ranks other than 0 it returns some part of them: only rank 0 samples.
         """
         if not hidden.shape[0]:
             return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
-        return self.as_logits(self.scores(hidden))
+        return self.finish_logits(self.local_logits(hidden))
 
-    def scores(self, hidden: Tensor) -> Tensor:
-        """hidden [S, hidden]. Returns this rank's part of what logits are made of, the last rank's padded."""
+    def local_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, hidden]. Returns the product with this rank's part of the output matrix, the last rank's
+        padded."""
         return self._lm_head(hidden)
 
-    def are_logits(self, scores: Tensor) -> bool:
-        """Whether one rank's scores, contiguous, are their logits as they stand."""
-        is_whole = scores.dtype == torch.float32 and scores.shape[1] == self.spec.vocab_size
+    def are_final(self, local_logits: Tensor) -> bool:
+        """Whether the local logits of a single rank are the logits already."""
+        is_whole = local_logits.dtype == torch.float32 and local_logits.shape[1] == self.spec.vocab_size
         return is_whole and self.spec.final_soft_cap is None
 
-    def as_logits(self, scores: Tensor) -> Tensor:
-        """Returns the logits, see there, that these scores are made into, which may be in the same memory."""
-        logits = self.context.gather(scores)[:, : self.spec.vocab_size].float().contiguous()
+    def finish_logits(self, local_logits: Tensor) -> Tensor:
+        """Returns the logits made of these: gathered, float32, soft-capped. They may share memory."""
+        logits = self.context.gather(local_logits)[:, : self.spec.vocab_size].float().contiguous()
         cap = self.spec.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -11,14 +11,14 @@ from inferflux.dist.context import ParallelContext
 from inferflux.engine.layers.attention import Attention, AttentionShape
 from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.head_norm import HeadNorm, PerHeadNorm, WholeNorm
-from inferflux.engine.layers.linear import AdaptedLinear, Linear
+from inferflux.engine.layers.linear import Linear, LoraLinear
 from inferflux.engine.layers.mixture import Mixture, MixtureShape, SharedExpert
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.layers.rope import RopeTable
 from inferflux.engine.models.adapter import Adapter
 from inferflux.engine.models.common_keys import CheckpointDtype
 from inferflux.engine.models.decoder import Decoder, DecoderLayer, Layer
-from inferflux.engine.models.low_ranks import LowRanks, no_low_ranks, open_low_ranks
+from inferflux.engine.models.lora_weights import LoraLookup, no_lora, open_lora_weights
 from inferflux.engine.models.partition import check_partition, num_heads, num_kv_heads
 from inferflux.engine.models.spec import LayerSpec, ModelSpec, read_spec, with_max_model_len
 from inferflux.engine.models.weight_table import LayerWeights, is_ignored, weight_table
@@ -56,10 +56,10 @@ def load_model(
     """
     spec = with_max_model_len(read_spec(path), max_model_len)
     table = weight_table(spec)
-    with Checkpoint(path) as checkpoint, open_low_ranks(adapters, context, device, dtype) as low_ranks:
+    with Checkpoint(path) as checkpoint, open_lora_weights(adapters, context, device, dtype) as lora:
         check_tensors(checkpoint, table.sources(), lambda name: is_ignored(spec, name))
         loader = WeightLoader(checkpoint, context, device, dtype)
-        return build_decoder(spec, loader, kernels, context, quantization, low_ranks)
+        return build_decoder(spec, loader, kernels, context, quantization, lora)
 
 
 def build_decoder(
@@ -68,11 +68,11 @@ def build_decoder(
     kernels: KernelSet,
     context: ParallelContext,
     quantization: Scheme | None = None,
-    low_ranks: LowRanks = no_low_ranks,
+    lora: LoraLookup = no_lora,
 ) -> Decoder:
     """Puts the model together from what `loader` gives, onto its device."""
     table = weight_table(spec)
-    builder = _Builder(spec, kernels, context, loader, quantization, low_ranks)
+    builder = _Builder(spec, kernels, context, loader, quantization, lora)
     head_scheme: Scheme | None = "int8" if quantization == "int4" else quantization
     embedding = builder.matrix(table.embedding, head_scheme if table.lm_head is None else None)
     layers: list[Layer] = [
@@ -120,14 +120,14 @@ class _Builder:
         context: ParallelContext,
         loader: WeightLoader,
         quantization: Scheme | None,
-        low_ranks: LowRanks,
+        lora: LoraLookup,
     ) -> None:
         self.spec = spec
         self.kernels = kernels
         self.context = context
         self.loader = loader
         self._quantization = quantization
-        self._low_ranks = low_ranks
+        self._lora = lora
         self.is_adapted = False
         num_experts = 0 if spec.mixture is None else spec.mixture.num_experts
         self.expert_load = torch.zeros(num_experts, dtype=torch.int64, device=context.device)
@@ -216,10 +216,10 @@ class _Builder:
     def _linear(self, weight: Weight, bias: Weight | None) -> Linear:
         matrix = self.matrix(weight, self._quantization)
         added = None if bias is None else self.loader.load(bias)
-        low_ranks = self._low_ranks(weight)
-        if low_ranks:
+        lora = self._lora(weight)
+        if lora:
             self.is_adapted = True
-            return AdaptedLinear(self.kernels, matrix, added, low_ranks)
+            return LoraLinear(self.kernels, matrix, added, lora)
         return Linear(self.kernels, matrix, added)
 
     def matrix(self, weight: Weight, scheme: Scheme | None) -> Tensor | QuantizedWeight:

@@ -1,11 +1,11 @@
-"""DecodeGraphs: decode steps recorded once at load, so that launching one costs the host one call and not hundreds.
+"""DecodeGraphs: decode steps recorded once at load, so that launching one costs the host one call instead of hundreds.
 
 A recording has fixed sizes: a step of fewer rows is padded to the next size with copies of its first row, which write
-the same keys and values to the same place once more, and whose logits nobody looks at. Kernels are recorded for
-contexts of up to some length; the lengths themselves are read on the device. Knows no scheduler and no sampling.
+the same keys and values to the same place again, and whose logits are not used. Kernels are recorded for contexts of up
+to some length; the lengths themselves are read on the device. Knows no scheduler and no sampling.
 
-Among several ranks the recordings hold collectives, and a recorded collective meets recorded ones only: all ranks
-record the same steps in the same order, and where one of them cannot, none of them replays anything.
+With several ranks the recordings contain collectives, and a recorded collective works only with recorded ones on the
+other ranks: all ranks record the same steps in the same order, and if one of them cannot, none of them replays.
 """
 
 import logging
@@ -25,24 +25,23 @@ from inferflux.kernels.metadata import AttentionMetadata
 
 logger = logging.getLogger(__name__)
 
-# Rows of the recordings. Between two sizes at most half of a step is padding, which costs little while weights are what
-# is read.
+# Rows of the recordings. At most half of a step is padding, which costs little while reading the weights takes longest.
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# Context lengths grow by this factor: a launch for the longest context would be mostly idle programs for short ones. Up
-# to the first one attention is one split with nothing to merge, 3 us less per layer on an H200.
+# Context lengths grow by this factor: launched for the longest context, most programs would be idle in short ones. Up
+# to the first length attention is one split with nothing to merge, which saves 3 us per layer on an H200.
 FIRST_LENGTH: Final = 512
 LENGTH_FACTOR: Final = 4
 
-# Does what was recorded again.
+# Replays a recording.
 Replay = Callable[[], None]
-# Runs a step once, recording it.
+# Records a step.
 Record = Callable[[Callable[[], None]], Replay]
-# Whether every rank says yes; every rank asks at the same points.
+# Returns whether every rank passed True; every rank calls it at the same points.
 Agree = Callable[[bool], bool]
 
 
 class GraphDecoder(Protocol):
-    """What is recorded of a model. context: the ranks that share it."""
+    """What a recording needs of a model. context: the ranks that share it."""
 
     @property
     def context(self) -> ParallelContext: ...
@@ -51,16 +50,16 @@ class GraphDecoder(Protocol):
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
     ) -> torch.Tensor:
         """token_ids int64 [T]; kv_pool [P, L, 2, N, K, D], written in place; indices int64 [S] into the T tokens.
-        Returns what `logits` wants of those tokens, [S, hidden]."""
+        Returns the hidden states of those tokens, [S, hidden], for `logits`."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Some rows of hidden states -> logits float32 [rows, V], contiguous and the caller's."""
+        """Hidden states [rows, hidden] -> logits float32 [rows, V], contiguous; the caller may overwrite them."""
         ...
 
 
 class Decoded(NamedTuple):
-    """hidden [rows, hidden], logits float32 [rows, V]: good until the next step of these graphs is run."""
+    """hidden [rows, hidden], logits float32 [rows, V]: valid until these graphs run another step."""
 
     hidden: torch.Tensor
     logits: torch.Tensor
@@ -76,9 +75,9 @@ class _Graph:
 
 
 class DecodeGraphs:
-    """Steps of each of `sizes` rows for contexts of up to each of `lengths` tokens, all recorded when this is made.
+    """Recordings for each of `sizes` rows and contexts of up to each of `lengths` tokens, all made by the constructor.
 
-    Recording writes slot 0 of page 0, which must be nobody's yet.
+    Recording writes slot 0 of page 0, which no request may hold.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class DecodeGraphs:
         # One set of inputs for all: a recording of fewer rows reads the first ones.
         num_pages = -(-self._lengths[-1] // kv_pool.shape[3])
         self._inputs = static_inputs(self._sizes[-1], num_pages, kv_pool.device)
-        # Largest first, so that the others fit into the memory it took.
+        # Largest first, so that the others fit into its memory.
         self._graphs = {
             (size, length): self._record(size, length, record)
             for size in reversed(self._sizes)
@@ -104,8 +103,8 @@ class DecodeGraphs:
         }
 
     def run(self, batch: Batch) -> Decoded | None:
-        """Runs a step that only decodes. None: it is of another kind, or larger than what was recorded."""
-        num_rows, longest = len(batch.lengths), int(batch.ends.max(initial=0))
+        """Runs a step that only decodes. Returns None for any other, and for one larger than any recording."""
+        num_rows, longest = len(batch.lengths), int(batch.next_positions.max(initial=0))
         size = next((size for size in self._sizes if size >= num_rows), None)
         length = next((length for length in self._lengths if length >= longest), None)
         if not batch.only_decodes or batch.adapters is not None or size is None or length is None:
@@ -133,11 +132,11 @@ class Recorder(Protocol):
     """Knows one kind of graph."""
 
     def warm_up(self, step: Callable[[], None]) -> None:
-        """Runs the step: what is compiled, allocated or connected on a first call must not be recorded."""
+        """Runs the step once: compilation, allocation and connections of a first call must not be recorded."""
         ...
 
     def capture(self, step: Callable[[], None]) -> Replay:
-        """Records the step without computing it. Raises RuntimeError or InferFluxError when that cannot be."""
+        """Records the step without computing it. Raises RuntimeError or InferFluxError when that fails."""
         ...
 
 
@@ -153,27 +152,27 @@ def record_decode_graphs(
     max_model_len: int,
     agree: Agree,
 ) -> DecodeGraphs | None:
-    """Returns the recordings for a GPU; None, with a line in the log, where one of the ranks cannot have them.
+    """Returns the recordings for a GPU; None, with a line in the log, if one of the ranks cannot have them.
 
-    Every rank calls this at once. Raises ModelLoadError when a step fails that is run to get ready for its recording
-    and other ranks have begun theirs, whose collectives it leaves unanswered.
+    Every rank calls this at once. Raises ModelLoadError when the warm-up of a step fails on one of several ranks: the
+    others wait in its collectives.
     """
     recorder = recorder_for(kv_pool.device)
     if recorder is None:
         return None
     attention = next(choice for choice in kernels.choices if choice.op == "attention")
     try:
-        # A recording cannot see the host's lengths change: it would go on with those it was made with.
+        # A recording does not see the host's lengths change: it would keep those it was made with.
         if not agree(attention.device_lengths):
             raise NoGraphError(
-                f"attention is {attention.backend}'s here, and some rank's may need the host in every step "
+                f"attention is {attention.backend}'s here, and on some rank it may need the host in every step "
                 "(its module does not say DEVICE_LENGTHS = True)"
             )
         record = partial(record_together, recorder, agree, decoder.context)
         with torch.inference_mode():
             return DecodeGraphs(decoder, kv_pool, sizes_to(max_batch_size), lengths_to(max_model_len), record)
     except NoGraphError as error:
-        logger.warning("no CUDA graphs, every kernel is launched by itself: %s", error)
+        logger.warning("no CUDA graphs; every kernel is launched separately: %s", error)
         return None
 
 
@@ -187,7 +186,7 @@ def record_together(recorder: Recorder, agree: Agree, context: ParallelContext, 
         if context.size == 1:
             raise NoGraphError(str(error)) from error
         raise ModelLoadError(
-            f"a decode step fails that a CUDA graph is to hold (runtime.cuda_graphs: off does without): {error}"
+            f"the decode step to be recorded as a CUDA graph fails (runtime.cuda_graphs: off avoids this): {error}"
         ) from error
     replay, problem = None, "another rank cannot record a step"
     try:
@@ -200,15 +199,15 @@ def record_together(recorder: Recorder, agree: Agree, context: ParallelContext, 
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Returns what records on the device; None: nothing does."""
+    """Returns a recorder for the device, or None."""
     return CudaRecorder() if device.type == "cuda" else None
 
 
 class CudaRecorder:
-    """Records with CUDA graphs, all in one pool of memory: only one of them runs at a time.
+    """Records CUDA graphs, all in one memory pool: only one of them runs at a time.
 
-    One stream for all, warming up too: NCCL keeps buffers by stream. Other threads may use the device meanwhile (those
-    that watch over collectives or move pages), which a capture that is not its thread's own would forbid them.
+    All use one stream, warm-up too: NCCL keeps buffers by stream. Captures are thread-local, so other threads (those
+    that watch collectives or move pages) may use the device meanwhile.
     """
 
     def __init__(self) -> None:
@@ -235,14 +234,13 @@ class CudaRecorder:
 
 
 def sizes_to(max_batch_size: int) -> list[int]:
-    """Returns the sizes to record: none above what can occur, the largest that can occur among them if it is not too
-    large."""
+    """Returns the numbers of rows to record, up to max_batch_size, and that itself unless it is above the largest."""
     sizes = [size for size in SIZES if size < max_batch_size]
     return [*sizes, max_batch_size] if max_batch_size <= SIZES[-1] else sizes
 
 
 def lengths_to(max_model_len: int) -> list[int]:
-    """Returns the context lengths to record: growing by LENGTH_FACTOR, the largest that can occur last."""
+    """Returns the context lengths to record: growing by LENGTH_FACTOR, max_model_len last."""
     lengths, length = [], FIRST_LENGTH
     while length < max_model_len:
         lengths.append(length)

@@ -1,7 +1,7 @@
-"""From a plan's rows to the arrays of one forward, and their tensors.
+"""InputBuilder: turns a plan's rows into the arrays and tensors of one forward.
 
-Keeps each slot's page table from step to step; everything else is computed anew with a handful of numpy calls, so the
-cost hardly grows with the number of rows. Knows no model and no sampling.
+Keeps each slot's page table from step to step; the rest is computed anew with a few numpy calls, so the cost hardly
+grows with the number of rows. Knows no model and no sampling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from inferflux.engine.layers.low_rank import Adapted, AdaptedTokens
+from inferflux.engine.layers.lora import AdapterGroup, StepAdapters
 from inferflux.engine.step import Row
 from inferflux.engine.transfer import to_device
 from inferflux.kernels.metadata import AttentionMetadata
@@ -24,7 +24,8 @@ Ints32 = npt.NDArray[np.int32]
 
 
 class ScoredSpan(NamedTuple):
-    """One scored row: its number, its first logit among the scored ones, and the prompt tokens those predict."""
+    """One scored row: its number, its first logit among the scored ones, and the prompt tokens that its logits
+    predict."""
 
     row: int
     first: int
@@ -32,7 +33,7 @@ class ScoredSpan(NamedTuple):
 
 
 class TokenSpan(NamedTuple):
-    """All tokens of one row: its number, and where they stand among the pooled or the watched ones."""
+    """All tokens of one row: its number, and where they stand among the pooled or the checked ones."""
 
     row: int
     first: int
@@ -40,14 +41,14 @@ class TokenSpan(NamedTuple):
 
 
 class Following(NamedTuple):
-    """Tokens that the step before sampled: their places among the T tokens, and the slots they were sampled for."""
+    """Tokens that the previous step samples: their places among the T tokens, and the slots they are sampled for."""
 
     places: torch.Tensor
     slots: torch.Tensor
 
 
-class Adapters(NamedTuple):
-    """numbers int32 [T]: see `Adapted`. places: of each adapter's tokens; None: one adapter has them all."""
+class AdapterArrays(NamedTuple):
+    """numbers int32 [T]: see `StepAdapters`. places: of each adapter's tokens; None: all tokens use this adapter."""
 
     numbers: Ints32
     places: dict[int, Ints | None]
@@ -68,40 +69,43 @@ class Arrays(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """One step on the device. following: None when there are no such tokens; adapted: None when no token is computed
-    with an adapter; see `Batch` for the rest."""
+    """One step on the device; see `Batch`. following: None when there are no such tokens. adapters: None when no token
+    uses one."""
 
     token_ids: torch.Tensor
     logit_indices: torch.Tensor
     metadata: AttentionMetadata
     sampled_slots: torch.Tensor
     following: Following | None
-    adapted: Adapted | None
+    adapters: StepAdapters | None
 
 
 @dataclass(eq=False)
 class Batch:
-    """One step, ready for the decoder, once the tokens that follow the step before are filled in.
+    """One step, ready for the decoder once the tokens that the previous step samples are filled in (`following`).
 
-    lengths: tokens of each row. logit_indices int64 [S + Q + P + W]: first the last token of each of the S sampling
-    rows, in order of rows, then every scored, every pooled and every watched token. sampled: the numbers of those rows;
-    ends int64 [S]: the position their next token will have. only_decodes: every row computes one token and samples
-    behind it, and nothing else is wanted. spans: who the Q scored tokens belong to; pooled: the same of the P pooled
-    ones; watched: of the W from which nothing is drawn, but whose hidden states must be numbers, for others will find
-    what they wrote. following: places and slots, see `Following`; nothing when there are none.
+    lengths: tokens of each row.
+    logit_indices int64 [S + Q + P + C]: the last token of each of the S sampling rows, in order of rows, then every
+        scored, pooled and checked token.
+    sampled: the numbers of the sampling rows. next_positions int64 [S]: the positions their next tokens will have.
+    only_decodes: every row computes one token and samples the next, and nothing else is asked for.
+    scored: whose the Q scored tokens are (prompt log-probabilities). pooled: whose the P pooled ones are.
+    checked: whose the C tokens are whose hidden states must be finite although nothing is sampled from them, since
+        other requests will read the pages they write.
+    following: places and slots, see `Following`; empty when there are none.
     """
 
     device: torch.device
     arrays: Arrays
     lengths: tuple[int, ...]
     sampled: Sequence[int]
-    ends: Ints
+    next_positions: Ints
     only_decodes: bool
-    spans: Sequence[ScoredSpan] = ()
+    scored: Sequence[ScoredSpan] = ()
     pooled: Sequence[TokenSpan] = ()
-    watched: Sequence[TokenSpan] = ()
+    checked: Sequence[TokenSpan] = ()
     following: Sequence[Ints] = ()
-    adapters: Adapters | None = None
+    adapters: AdapterArrays | None = None
 
     @property
     def slots(self) -> Ints:
@@ -109,19 +113,19 @@ class Batch:
 
     @property
     def num_scored(self) -> int:
-        return sum(len(span.targets) for span in self.spans)
+        return sum(len(span.targets) for span in self.scored)
 
     @property
     def num_pooled(self) -> int:
         return sum(span.num_tokens for span in self.pooled)
 
     @property
-    def num_watched(self) -> int:
-        return sum(span.num_tokens for span in self.watched)
+    def num_checked(self) -> int:
+        return sum(span.num_tokens for span in self.checked)
 
     @cached_property
     def tensors(self) -> Tensors:
-        """The step on the device, made when first asked for: a tape reads the arrays. On a CPU they share memory."""
+        """The step on the device, made on first use: a tape reads `arrays` instead. On a CPU both share memory."""
         arrays: list[npt.NDArray[Any]] = [*self.arrays, *self.following]
         if self.adapters is not None:
             arrays += [self.adapters.numbers, *(one for one in self.adapters.places.values() if one is not None)]
@@ -144,18 +148,18 @@ class Batch:
             metadata,
             slots,
             Following(*following) if following else None,
-            None if self.adapters is None else _adapted(self.adapters.places, others),
+            None if self.adapters is None else _step_adapters(self.adapters.places, others),
         )
 
 
 class _Layout(NamedTuple):
-    """Where the step's tokens stand. slots, ends [B], query_starts int32 [B + 1]: by row; owners (slots), positions
-    [T]: by token."""
+    """The step's layout. By row: slots, next_positions [B], query_starts int32 [B + 1]. By token: token_slots,
+    positions [T]."""
 
     slots: Ints
     query_starts: Ints32
-    ends: Ints
-    owners: Ints
+    next_positions: Ints
+    token_slots: Ints
     positions: Ints
 
 
@@ -172,14 +176,14 @@ class InputBuilder:
         self._adapters: dict[int, int] = {}
 
     def clear(self, slot: int, adapter: int = 0) -> None:
-        """Empties the slot's page table: another request takes it, computed with this adapter (0: with none)."""
+        """Empties the slot's page table for a new request, which uses this adapter (0: none)."""
         self._num_pages[slot] = 0
         self._adapters.pop(slot, None)
         if adapter:
             self._adapters[slot] = adapter
 
     def build(self, rows: Sequence[Row]) -> Batch:
-        """Takes the rows' new pages into the tables and lays the step out."""
+        """Adds the rows' new pages to the page tables and returns the step's arrays."""
         last = 0
         for row in rows:
             if row.new_pages:
@@ -193,35 +197,35 @@ class InputBuilder:
         lengths = [len(row.token_ids) for row in rows]
         layout = self._lay_out(rows, lengths)
         sampled = [index for index, row in enumerate(rows) if row.sample]
-        spans, scored = _scored_tokens(rows, layout.query_starts)
+        scored_spans, scored_tokens = _scored_tokens(rows, layout.query_starts)
         token_ids = np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, len(layout.positions))
-        pooled, summed = _tokens_of(rows, [row.pool for row in rows], layout.query_starts)
-        # The logits of all other tokens are looked at.
-        is_watched = [not row.score and (n > 1 or not row.sample) for row, n in zip(rows, lengths, strict=True)]
-        watched, seen = _tokens_of(rows, is_watched, layout.query_starts)
+        pooled, pooled_tokens = _tokens_of(rows, [row.pool for row in rows], layout.query_starts)
+        # All other tokens are checked by their logits.
+        is_checked = [not row.score and (n > 1 or not row.sample) for row, n in zip(rows, lengths, strict=True)]
+        checked, checked_tokens = _tokens_of(rows, is_checked, layout.query_starts)
         last_tokens = layout.query_starts[1:][sampled] - 1
-        logit_indices = np.concatenate((last_tokens, *scored, *summed, *seen), dtype=np.int64)
+        logit_indices = np.concatenate((last_tokens, *scored_tokens, *pooled_tokens, *checked_tokens), dtype=np.int64)
         return Batch(
             self._device,
             self._arrays(layout, num_pages, token_ids, logit_indices, layout.slots[sampled]),
             tuple(lengths),
             sampled=sampled,
-            ends=layout.ends[sampled],
+            next_positions=layout.next_positions[sampled],
             only_decodes=False,
-            spans=spans,
+            scored=scored_spans,
             pooled=pooled,
-            watched=watched,
+            checked=checked,
             following=_following(rows, layout),
             adapters=self._adapters_of(rows, lengths) if self._adapters else None,
         )
 
     def _decodes(self, rows: Sequence[Row], num_pages: int) -> Batch:
-        """Most steps: every row computes one token and samples."""
+        """The common case: every row computes one token and samples."""
         num_rows = len(rows)
         slots = np.array([row.slot for row in rows], np.int64)
         positions = np.array([row.start for row in rows], np.int64)
-        ends = positions + 1
-        layout = _Layout(slots, self._starts_of_one[: num_rows + 1], ends, slots, positions)
+        next_positions = positions + 1
+        layout = _Layout(slots, self._starts_of_one[: num_rows + 1], next_positions, slots, positions)
         token_ids = np.array([row.token_ids[0] for row in rows], np.int64)
         lengths = (1,) * num_rows
         return Batch(
@@ -229,7 +233,7 @@ class InputBuilder:
             self._arrays(layout, num_pages, token_ids, self._counting[:num_rows], slots),
             lengths,
             sampled=range(num_rows),
-            ends=ends,
+            next_positions=next_positions,
             only_decodes=True,
             following=_following(rows, layout),
             adapters=self._adapters_of(rows, lengths) if self._adapters else None,
@@ -242,15 +246,15 @@ class InputBuilder:
         self._page_table[slot, first:end] = pages
         self._num_pages[slot] = end
 
-    def _adapters_of(self, rows: Sequence[Row], lengths: Sequence[int]) -> Adapters | None:
-        """Returns None where all rows are the model's own."""
+    def _adapters_of(self, rows: Sequence[Row], lengths: Sequence[int]) -> AdapterArrays | None:
+        """Returns None if no row uses an adapter."""
         numbers = [self._adapters.get(row.slot, 0) for row in rows]
         used = set(numbers)
         if not any(used):
             return None
         by_token = np.repeat(np.array(numbers, np.int32), lengths)
         places = {one: np.flatnonzero(by_token == one) if len(used) > 1 else None for one in sorted(used) if one}
-        return Adapters(by_token, places)
+        return AdapterArrays(by_token, places)
 
     def _lay_out(self, rows: Sequence[Row], lengths: list[int]) -> _Layout:
         slots = np.array([row.slot for row in rows], np.int64)
@@ -266,12 +270,12 @@ class InputBuilder:
     ) -> Arrays:
         """num_pages: of the longest row."""
         places, offsets = np.divmod(layout.positions, self._page_tokens)
-        pages = self._page_table[layout.owners, places]
+        pages = self._page_table[layout.token_slots, places]
         return Arrays(
             token_ids=token_ids,
             logit_indices=logit_indices,
             query_starts=layout.query_starts,
-            kv_lengths=layout.ends.astype(np.int32),
+            kv_lengths=layout.next_positions.astype(np.int32),
             page_table=self._page_table[layout.slots, :num_pages],
             kv_slots=np.multiply(pages, self._page_tokens, dtype=np.int64) + offsets,
             positions=layout.positions,
@@ -279,22 +283,22 @@ class InputBuilder:
         )
 
 
-def _adapted(places: Mapping[int, Ints | None], tensors: list[torch.Tensor]) -> Adapted:
-    """tensors: on the device, each token's adapter, then the places of the adapters that have some."""
+def _step_adapters(places: Mapping[int, Ints | None], tensors: list[torch.Tensor]) -> StepAdapters:
+    """tensors: on the device, each token's adapter, then the places of each adapter that has any."""
     numbers, *left = tensors
     on_device = iter(left)
-    groups = [AdaptedTokens(one, None if tokens is None else next(on_device)) for one, tokens in places.items()]
-    return Adapted(numbers, tuple(groups))
+    groups = [AdapterGroup(one, None if tokens is None else next(on_device)) for one, tokens in places.items()]
+    return StepAdapters(numbers, tuple(groups))
 
 
 def _following(rows: Sequence[Row], layout: _Layout) -> list[Ints]:
-    """Where the tokens of rows that follow the step before stand, and their slots; nothing when there are none."""
+    """Returns the places of tokens that the previous step samples, and their slots; empty when there are none."""
     indices = [index for index, row in enumerate(rows) if row.follows]
     return [layout.query_starts[indices].astype(np.int64), layout.slots[indices]] if indices else []
 
 
 def _scored_tokens(rows: Sequence[Row], query_starts: Ints32) -> tuple[list[ScoredSpan], list[Ints]]:
-    """The tokens whose logits score the one that follows: all of a scored row but a last one nothing follows."""
+    """Returns the tokens whose logits score the next one: all of a scored row, but for the prompt's last token."""
     spans: list[ScoredSpan] = []
     tokens: list[Ints] = []
     first = 0
@@ -308,7 +312,7 @@ def _scored_tokens(rows: Sequence[Row], query_starts: Ints32) -> tuple[list[Scor
 
 
 def _tokens_of(rows: Sequence[Row], chosen: Sequence[bool], query_starts: Ints32) -> tuple[list[TokenSpan], list[Ints]]:
-    """All tokens of the chosen rows."""
+    """Returns all tokens of the chosen rows."""
     spans: list[TokenSpan] = []
     tokens: list[Ints] = []
     first = 0

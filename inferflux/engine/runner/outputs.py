@@ -1,7 +1,7 @@
-"""From the sampler's and the scorer's tensors to plain values, with one copy and one wait for the device.
+"""Turns the sampler's and the scorer's tensors into RowOutputs, with one copy and one wait for the device.
 
-A row with NaN or infinity among its logits, in its vector, or in a hidden state of its chunk of a prompt becomes an
-error of its own; the other rows are not affected.
+A row with NaN or infinity in its logits, its vector or a hidden state of its prompt chunk fails alone; the other rows
+are not affected.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from inferflux.engine.transfer import start_to_host
 
 Array = npt.NDArray[Any]
 
-BROKEN = "the model produced NaN or infinity for this request"
+NOT_FINITE = "the model produced NaN or infinity for this request"
 _NO_RESULT = RowOutput()
 
 
 class Results(NamedTuple):
-    """A step's, on the device; None: it has none of these. draw: of batch.sampled. prompt: the scores of batch.spans.
-    sums float32 [W]: of each watched token's hidden state, which is a number if all of that are."""
+    """A step's results on the device, None for those it has not. draw: of batch.sampled. prompt: the scores of
+    batch.scored. sums float32 [C]: the sum of each checked token's hidden state, finite only if all of it is."""
 
     draw: Draw | None
     prompt: Scores | None
@@ -39,9 +39,9 @@ class Results(NamedTuple):
 def start_collecting(
     rows: list[Row], batch: Batch, results: Results, table: SamplerTable
 ) -> Callable[[], list[RowOutput]]:
-    """Starts bringing a step's results to the host.
+    """Starts copying a step's results to the host.
 
-    The function returned waits for them and returns those of the rows, in order. The table may change meanwhile.
+    The function returned waits for them and returns one output per row, in order. The table may change meanwhile.
     """
     draw, prompt, vectors, sums = results
     tensors: list[torch.Tensor] = []
@@ -57,7 +57,7 @@ def start_collecting(
     wait = start_to_host(tensors)
     num_top = [] if draw is None or not draw.scored else table.num_logprobs[batch.slots[draw.scored]].tolist()
     refused = _refused_by_grammar(batch, table) if draw is not None and draw.has_grammars else {}
-    num_prompt_top = [int(table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans]
+    num_prompt_top = [int(table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.scored]
 
     def finish() -> list[RowOutput]:
         arrays = wait()
@@ -71,14 +71,14 @@ def start_collecting(
         if vectors is not None:
             _fill_vectors(outputs, vectors, arrays[num_scored])
         if sums is not None:
-            _fill_broken(outputs, batch, arrays[-1])
+            _fail_not_finite(outputs, batch, arrays[-1])
         return outputs
 
     return finish
 
 
 def _refused_by_grammar(batch: Batch, table: SamplerTable) -> dict[int, str]:
-    """Rows whose grammar could not say what may come next, each with the reason."""
+    """Returns the rows whose grammar failed, each with the reason."""
     grammars = ((row, table.grammars[slot]) for row, slot in zip(batch.sampled, batch.slots.tolist(), strict=True))
     return {row: grammar.error for row, grammar in grammars if grammar is not None and grammar.error is not None}
 
@@ -86,7 +86,7 @@ def _refused_by_grammar(batch: Batch, table: SamplerTable) -> dict[int, str]:
 def _fill_drawn(outputs: list[RowOutput], batch: Batch, draw: Draw, arrays: list[Array], num_top: list[int]) -> None:
     token_ids, peaks, *scores = arrays
     for row, token_id, peak in zip(batch.sampled, token_ids.tolist(), peaks.tolist(), strict=True):
-        outputs[row] = RowOutput(token_id) if isfinite(peak) else RowOutput(error=BROKEN)
+        outputs[row] = RowOutput(token_id) if isfinite(peak) else RowOutput(error=NOT_FINITE)
     if scores:
         for index, logprobs in zip(draw.scored, describe(scores, num_top), strict=True):
             row = batch.sampled[index]
@@ -95,11 +95,11 @@ def _fill_drawn(outputs: list[RowOutput], batch: Batch, draw: Draw, arrays: list
 
 
 def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], num_tops: list[int]) -> None:
-    for span, num_top in zip(batch.spans, num_tops, strict=True):
+    for span, num_top in zip(batch.scored, num_tops, strict=True):
         part = [array[span.first : span.first + len(span.targets)] for array in arrays]
         output = outputs[span.row]
         if np.isnan(part[1]).any():
-            output = RowOutput(error=BROKEN)
+            output = RowOutput(error=NOT_FINITE)
         elif output.error is None:
             described = describe(part, [num_top] * len(span.targets))
             output = RowOutput(output.token_id, output.logprobs, prompt_logprobs=described)
@@ -107,25 +107,25 @@ def _fill_scored(outputs: list[RowOutput], batch: Batch, arrays: list[Array], nu
 
 
 def _fill_vectors(outputs: list[RowOutput], vectors: Vectors, values: Array) -> None:
-    """Replaces the rows' sampled tokens, which pooled requests do not want, by their vectors."""
+    """Replaces the sampled tokens of pooled requests by their vectors."""
     for row, value in zip(vectors.rows, values, strict=True):
         result = vector_output(value)
         if result.error is not None or outputs[row].error is None:
             outputs[row] = result
 
 
-def _fill_broken(outputs: list[RowOutput], batch: Batch, sums: Array) -> None:
-    """Fails rows with NaN or infinity in a watched hidden state: their keys and values must not be cached."""
+def _fail_not_finite(outputs: list[RowOutput], batch: Batch, sums: Array) -> None:
+    """Fails rows with NaN or infinity in a checked hidden state: their keys and values must not be cached."""
     finite = np.isfinite(sums)
     if finite.all():
         return
-    for span in batch.watched:
+    for span in batch.checked:
         if outputs[span.row].error is None and not finite[span.first : span.first + span.num_tokens].all():
-            outputs[span.row] = RowOutput(error=BROKEN)
+            outputs[span.row] = RowOutput(error=NOT_FINITE)
 
 
 def vector_output(value: Array) -> RowOutput:
-    """Returns the result of a row that has become this vector, float32 [hidden]."""
+    """Returns the output of a pooled row. value float32 [hidden]."""
     if not np.isfinite(value).all():
-        return RowOutput(error=BROKEN)
+        return RowOutput(error=NOT_FINITE)
     return RowOutput(vector=value.astype("<f4").tobytes())

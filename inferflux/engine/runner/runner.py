@@ -1,7 +1,7 @@
-"""Runner: carries a StepPlan out. Inputs, forward, sampling, results; no decision is made here.
+"""Runner: executes a StepPlan: inputs, forward, sampling, outputs. Decides nothing.
 
-Keeps what a row needs from step to step by slot: its page table and its sampling settings. An exception is a failure
-of the whole engine; what concerns one row alone is in that row's RowOutput, a kernel's exception among it.
+Keeps by slot what a row needs from step to step: its page table and its sampling settings. An exception is a failure of
+the whole engine; the failure of one row, even by an exception in a kernel, is in that row's RowOutput.
 """
 
 from collections.abc import Callable, Collection
@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.engine.runner.graphs import Agree, Decoded, DecodeGraphs, GraphDecoder, record_decode_graphs
 from inferflux.engine.runner.inputs import Batch, InputBuilder
 from inferflux.engine.runner.isolation import Isolation
@@ -28,7 +28,8 @@ from inferflux.engine.transfer import to_device
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.metadata import AttentionMetadata
 
-# Bounds what scoring a long prompt needs: logits and log-probabilities of 64 rows of a vocabulary of 128k are 64 MiB.
+# Bounds the memory for scoring a long prompt: logits and log-probabilities of 64 rows of a vocabulary of 128k are 64
+# MiB.
 SCORED_AT_ONCE = 64
 
 
@@ -49,16 +50,16 @@ class Decoder(GraphDecoder, Protocol):
         metadata: AttentionMetadata,
         kv_pool: torch.Tensor,
         indices: torch.Tensor,
-        adapted: Adapted | None = None,
+        adapters: StepAdapters | None = None,
     ) -> torch.Tensor:
-        """See `GraphDecoder.hidden_states`. adapted: the tokens that are computed with adapters; left out in a step
-        without."""
+        """See `GraphDecoder.hidden_states`. adapters: which tokens use which adapter; left out if
+        none does."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step on its way. finish: waits for the device and returns the rows' results."""
+    """A launched step. finish: waits for the device and returns the rows' outputs."""
 
     step_id: int
     finish: Callable[[], list[RowOutput]]
@@ -89,7 +90,7 @@ class Runner:
         self._sampler = Sampler(kernels.sampling, self._table)
         self._pooler = Pooler()
         self._isolation: Isolation | None = None
-        # The newest token of each slot, for rows planned before anybody knew it. On rank 0, which draws them.
+        # The newest token of each slot, for rows planned before its value was known. On rank 0, which samples.
         self._newest = torch.zeros(max_batch_size, dtype=torch.int64, device=kv_pool.device)
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -97,7 +98,7 @@ class Runner:
         return self.launch(plan).result()
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
-        """Starts computing the plan's rows, behind the steps launched before, and does not wait for the device."""
+        """Starts computing the plan's rows, after the steps launched before, and does not wait for the device."""
         with torch.inference_mode():
             for start in plan.starts:
                 self._begin(start)
@@ -110,19 +111,19 @@ class Runner:
                 self._inputs.clear(start.slot, start.adapter)
             batch = self._inputs.build(plan.rows)
             hidden = self._compute(batch).hidden
-            # In the pieces in which rank 0 asks for them: each is a collective.
+            # In the same parts as on rank 0: each is a collective.
             num_sampled = len(batch.sampled)
             for part in hidden[num_sampled : num_sampled + batch.num_scored].split(SCORED_AT_ONCE):
                 self.decoder.logits(part)
 
     def forget(self, request_ids: Collection[int]) -> None:
-        """Lets go of what is kept for requests that have ended."""
+        """Drops the state of requests that have ended."""
         self._table.forget(request_ids)
 
     def record_graphs(self, max_model_len: int, agree: Agree) -> None:
-        """Records decode steps: on a GPU now, as CUDA graphs, if every rank can; on a CPU one of them, for tapes.
+        """Records decode steps: on a GPU as CUDA graphs, if every rank can; on a CPU one step, for tapes.
 
-        Writes slot 0 of page 0, which must be nobody's.
+        Writes slot 0 of page 0, which no request may hold.
         """
         sizes = (len(self._newest), max_model_len)
         if self._kv_pool.device.type == "cpu":
@@ -131,8 +132,8 @@ class Runner:
             self._graphs = record_decode_graphs(self.decoder, self._kernels, self._kv_pool, *sizes, agree)
 
     def isolate_failures(self) -> None:
-        """From now on a forward that fails is the failure of the rows to blame. On one rank: others would have gone
-        on. Not before the model is known to work."""
+        """From now on, when a forward raises, only the rows that cause it fail. For one rank only, since the others
+        would go on; and only once the model is known to work."""
         self._isolation = Isolation()
 
     @property
@@ -140,11 +141,11 @@ class Runner:
         return self._graphs is not None
 
     def close(self) -> None:
-        """Lets the recordings go, which must be gone before the ranks part whose collectives they hold."""
+        """Frees the recordings, which hold collectives and must be gone before the ranks leave their group."""
         self._graphs = None
 
     def _compute(self, batch: Batch) -> Decoded:
-        """The forward of a step, which every rank computes."""
+        """Computes the forward of a step, as every rank does."""
         following = batch.tensors.following if batch.following else None
         if following is not None:
             newest = self.decoder.context.broadcast(self._newest.index_select(0, following.slots))
@@ -154,12 +155,13 @@ class Runner:
             return decoded
         tensors = batch.tensors
         inputs = (tensors.token_ids, tensors.metadata, self._kv_pool, tensors.logit_indices)
-        adapted = () if tensors.adapted is None else (tensors.adapted,)
-        hidden = self.decoder.hidden_states(*inputs, *adapted)
+        adapters = () if tensors.adapters is None else (tensors.adapters,)
+        hidden = self.decoder.hidden_states(*inputs, *adapters)
         return Decoded(hidden, self.decoder.logits(hidden[: len(batch.sampled)]))
 
     def _start(self, rows: list[Row], batch: Batch) -> Callable[[], list[RowOutput]]:
-        """Starts computing; returns what waits for the results. Where the forward fails, only the rows to blame do."""
+        """Starts computing and returns a function that waits for the outputs. If the forward raises, only the rows that
+        cause it fail."""
         try:
             decoded = self._compute(batch)
         except Exception as error:
@@ -170,31 +172,32 @@ class Runner:
             if self._isolation is not None:
                 self._isolation.note_success()
             return self._finish(rows, batch, decoded)
-        outputs = self._isolation.apart(rows, self._compute_again, failure)
+        outputs = self._isolation.retry_in_halves(rows, self._compute_again, failure)
         return lambda: outputs
 
     def _compute_again(self, rows: list[Row]) -> list[RowOutput]:
-        """Computes some of a step's rows once more; what they write is the same. Their new pages are in the tables."""
+        """Computes some of a step's rows again; they write the same values. Their new pages are in the tables
+        already."""
         rows = [msgspec.structs.replace(row, new_pages=[]) for row in rows]
         return self._start(rows, self._inputs.build(rows))()
 
     def _finish(self, rows: list[Row], batch: Batch, decoded: Decoded) -> Callable[[], list[RowOutput]]:
-        """Samples, scores and pools; returns what waits for the results."""
+        """Samples, scores and pools; returns a function that waits for the outputs."""
         num_sampled = len(batch.sampled)
         hidden, draw, prompt, sums = decoded.hidden, None, None, None
         if num_sampled:
             asked = self._table.asked(batch.slots)
             if asked & READS_TOKENS:
                 self._observe(rows, batch)
-            draw = self._sampler.draw(decoded.logits, batch.slots, batch.ends, asked)
+            draw = self._sampler.draw(decoded.logits, batch.slots, batch.next_positions, asked)
             self._note_newest(batch, draw.token_ids)
         # A step that only decodes has none of them.
         pooled = hidden
         if not batch.only_decodes:
-            sizes = batch.num_scored, batch.num_pooled, batch.num_watched
-            scored, pooled, watched = hidden[num_sampled:].split(sizes)
-            prompt = self._score_prompts(scored, rows, batch) if batch.spans else None
-            sums = watched.sum(dim=1, dtype=torch.float32) if batch.watched else None
+            sizes = batch.num_scored, batch.num_pooled, batch.num_checked
+            scored, pooled, checked = hidden[num_sampled:].split(sizes)
+            prompt = self._score_prompts(scored, rows, batch) if batch.scored else None
+            sums = checked.sum(dim=1, dtype=torch.float32) if batch.checked else None
         vectors = self._pooler.pool(hidden, pooled, rows, batch)
         return start_collecting(rows, batch, Results(draw, prompt, vectors, sums), self._table)
 
@@ -210,7 +213,7 @@ class Runner:
         self._pooler.begin(start)
 
     def _observe(self, rows: list[Row], batch: Batch) -> None:
-        """Lets penalties and grammars see the tokens that came after a row's history."""
+        """Tells penalties and grammars the tokens that came after a row's history."""
         for index in batch.sampled:
             row = rows[index]
             penalties = self._table.penalties[row.slot]
@@ -222,9 +225,9 @@ class Runner:
 
     def _score_prompts(self, hidden: torch.Tensor, rows: list[Row], batch: Batch) -> Scores:
         """hidden [Q, hidden] of all scored tokens -> the scores of the tokens that follow them."""
-        targets = np.array([token_id for span in batch.spans for token_id in span.targets], np.int64)
+        targets = np.array([token_id for span in batch.scored for token_id in span.targets], np.int64)
         (target_ids,) = to_device([targets], hidden.device)
-        num_top = max(int(self._table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.spans)
+        num_top = max(int(self._table.num_prompt_logprobs[rows[span.row].slot]) for span in batch.scored)
         parts = [
             score(torch.log_softmax(self.decoder.logits(part), dim=1), part_targets, num_top)
             for part, part_targets in zip(hidden.split(SCORED_AT_ONCE), target_ids.split(SCORED_AT_ONCE), strict=True)

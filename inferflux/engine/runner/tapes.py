@@ -1,9 +1,8 @@
 """StepTapes: steps on a CPU whose layers run without Python.
 
-A decode step is recorded at load (see `kernels.native.tape`), and with adapters once more for steps that hold rows of
-some. Of steps that only decode, the first of each number of rows makes the tape that all of them play; for one with
-chunks of prompts a tape is made each time, unless the chunks are long. They compute the very same as op by op. Knows no
-scheduler and no sampling.
+A decode step is recorded at load (see `kernels.native.tape`), and once more for steps with adapters if there are any.
+The first decode step of each number of rows makes the tape that later ones play; a step with prompt chunks makes its
+own, unless it is large. Results are bit-equal to those computed op by op. Knows no scheduler and no sampling.
 """
 
 import logging
@@ -12,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from inferflux.engine.layers.attention import Attention, Step
-from inferflux.engine.layers.low_rank import Adapted
+from inferflux.engine.layers.lora import StepAdapters
 from inferflux.engine.layers.mlp import GatedMlp
 from inferflux.engine.models.decoder import Decoder, DecoderLayer
 from inferflux.engine.runner.graphs import Decoded
@@ -26,15 +25,15 @@ from inferflux.kernels.torch import linear, quantized_linear
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
 
-# Rows of the step that is recorded: a prime, so that what does not grow with them shows (see `record`).
+# Rows of the recorded step: a prime, so that what does not grow with the rows is noticed (see `record`).
 _RECORDED: Final = 13
-# Tokens of the largest step with chunks that is played: making its tape takes 0.4 ms, and Python 4 ms for the 272 calls
-# of a model of 30 layers, of 44 that a step of 128 tokens takes in int8 (two cores of a Zen 5 EPYC). Larger steps would
-# gain less, and what is allocated for a tape is kept.
-_MOST_TOKENS: Final = 512
-# What a tape stands for: on a decoder itself, rather than its class, they are somebody's own.
-_METHODS: Final = frozenset(("hidden_states", "embed", "through_layers", "last_norm", "scores", "logits"))
-# What a tape can hold: whoever brings an op of their own wants it called.
+# Tokens of the largest step with prompt chunks that gets a tape. Making one takes 0.4 ms; without one, Python takes 4
+# ms for the 272 calls of a model of 30 layers, of the 44 ms of a step of 128 tokens in int8 (two cores of a Zen 5
+# EPYC). Larger steps would gain less, and the memory for a tape is kept.
+_MAX_TOKENS: Final = 512
+# Methods that a tape replaces. One set on a decoder itself, rather than on its class, is a user's own.
+_METHODS: Final = frozenset(("hidden_states", "embed", "run_layers", "apply_final_norm", "local_logits", "logits"))
+# The ops that a tape can hold. A user's own op must be called.
 _OPS: Final[dict[str, Any]] = {
     "attention": attention.attention,
     "norm": norm.norm,
@@ -47,8 +46,8 @@ _OPS: Final[dict[str, Any]] = {
 
 
 class _Inputs(NamedTuple):
-    """Where the layers of a step of some number of tokens read what they are given. angles [T, 2, R]: the cosines and
-    sines of each rope. adapters int32: each token's, see `Adapted`."""
+    """The memory from which the layers of a taped step read their inputs. angles [T, 2, R]: cosines and sines of each
+    rope. adapters int32 [T]: see `StepAdapters`."""
 
     static: StaticInputs
     hidden: Tensor
@@ -56,13 +55,13 @@ class _Inputs(NamedTuple):
     adapters: Tensor
 
     def first(self, size: int) -> "_Inputs":
-        """Of the first tokens, each a row by itself; how long those are is read in each step."""
+        """The inputs of the first `size` tokens, one per row; each step reads the rows' lengths."""
         angles = tuple(own[:size] for own in self.angles)
         return _Inputs(self.static.first(size, 1), self.hidden[:size], angles, self.adapters[:size])
 
 
 class _Filler:
-    """Writes steps of so many tokens, of num_rows rows, where their tape reads them."""
+    """Copies a batch of a fixed number of tokens, in num_rows rows, to where its tape reads it."""
 
     def __init__(self, decoder: Decoder, inputs: _Inputs, num_rows: int) -> None:
         metadata = inputs.static.metadata
@@ -87,44 +86,45 @@ class _Filler:
 
 
 class _Playable(NamedTuple):
-    """hidden, scores: what a play leaves in the arena; None: no scores are on the tape. decoded: both, if the scores
-    are logits already."""
+    """hidden, local_logits: the results in the arena; local_logits None: the tape has none. decoded: both, if the local
+    logits are final."""
 
     filler: _Filler
     tape: Tape
     hidden: Tensor
-    scores: Tensor | None
+    local_logits: Tensor | None
     decoded: Decoded | None
 
     def decode(self, decoder: Decoder) -> Decoded:
-        """Returns what the last play computed."""
+        """Returns the results of the last play."""
         if self.decoded is not None:
             return self.decoded
-        hidden, scores = self.hidden, self.scores
-        return Decoded(hidden, decoder.logits(hidden) if scores is None else decoder.as_logits(scores))
+        hidden, local_logits = self.hidden, self.local_logits
+        return Decoded(hidden, decoder.logits(hidden) if local_logits is None else decoder.finish_logits(local_logits))
 
 
 def step_tapes(
     decoder: object, kernels: KernelSet, kv_pool: Tensor, max_batch_size: int, max_model_len: int
 ) -> "StepTapes | None":
-    """Returns tapes for a model on a CPU; None, with a line in the log, where there can be none.
+    """Returns tapes for a model on a CPU; None, with a line in the log, if it cannot have any.
 
-    Writes slot 0 of page 0, which must be nobody's.
+    Writes slot 0 of page 0, which no request may hold.
     """
     if type(decoder) is not Decoder or decoder.context.size > 1:
         return None
-    static = static_inputs(max(max_batch_size, _MOST_TOKENS), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
+    static = static_inputs(max(max_batch_size, _MAX_TOKENS), -(-max_model_len // kv_pool.shape[3]), kv_pool.device)
     with torch.inference_mode():
         hidden, angles = decoder.embed(static.token_ids, static.metadata.positions)
         own_angles = tuple(torch.stack(pair, dim=1) for pair in angles)
         inputs = _Inputs(static, hidden.clone(), own_angles, torch.zeros(len(hidden), dtype=torch.int32))
-        recording = _hindrance(decoder, kernels) or _record(decoder, kv_pool, inputs.first(_RECORDED), adapted=False)
+        recorded = inputs.first(_RECORDED)
+        recording = _obstacle(decoder, kernels) or _record(decoder, kv_pool, recorded, with_adapters=False)
         if isinstance(recording, str):
             logger.info("steps are computed op by op: %s", recording)
             return None
         if not decoder.is_adapted:
             return StepTapes(decoder, inputs, recording)
-        with_adapters = _record(decoder, kv_pool, inputs.first(_RECORDED), adapted=True)
+        with_adapters = _record(decoder, kv_pool, recorded, with_adapters=True)
     if isinstance(with_adapters, str):
         logger.info("steps with adapters are computed op by op: %s", with_adapters)
         return StepTapes(decoder, inputs, recording)
@@ -132,8 +132,8 @@ def step_tapes(
 
 
 class StepTapes:
-    """Tapes of a recording, for steps of up to as many tokens as `inputs` have. with_adapters: of steps with some of
-    their rows; None: those are not on tape."""
+    """Tapes of a recording, for steps of up to as many tokens as `inputs` hold. with_adapters: the recording for steps
+    that use adapters; None: those run op by op."""
 
     def __init__(
         self, decoder: Decoder, inputs: _Inputs, recording: Recording, with_adapters: Recording | None = None
@@ -141,13 +141,13 @@ class StepTapes:
         self._decoder = decoder
         self._inputs = inputs
         self._recordings = {False: recording, True: with_adapters}
-        # Of steps with chunks, whose logits are few.
-        self._without_scores = {
+        # For steps with prompt chunks, which need few logits.
+        self._without_logits = {
             is_adapted: None if one is None else one.first_result() for is_adapted, one in self._recordings.items()
         }
         self._tapes: dict[tuple[int, bool], _Playable] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
-        # As they are on the tapes.
+        # The layers and parts that are on the tapes.
         self._layers = decoder.layers.copy()
         layers: list[Any] = decoder.layers
         self._parts = [(layer, layer.attention, layer.mlp) for layer in layers]
@@ -155,9 +155,10 @@ class StepTapes:
         self._has_changed = False
 
     def run(self, batch: Batch) -> Decoded | None:
-        """Runs a step. None: it is too large, its adapters are not on tape, or the model is not what it was."""
+        """Runs a step. Returns None if it has no tape: it is too large, uses adapters that are not recorded, or the
+        model has been changed."""
         is_adapted = batch.adapters is not None
-        recording = (self._recordings if batch.only_decodes else self._without_scores)[is_adapted]
+        recording = (self._recordings if batch.only_decodes else self._without_logits)[is_adapted]
         if recording is None or not self._is_as_recorded():
             return None
         if not batch.only_decodes:
@@ -177,12 +178,12 @@ class StepTapes:
         return added
 
     def _run_chunks(self, batch: Batch, recording: Recording) -> Decoded | None:
-        """Only some of the tokens' hidden states are wanted, and of those only some of the logits.
+        """Runs a step with prompt chunks: it needs the hidden states of some tokens, and the logits of fewer.
 
-        recording: without scores.
+        recording: without logits.
         """
         num_tokens, num_rows = len(batch.arrays.token_ids), len(batch.lengths)
-        if num_tokens > _MOST_TOKENS:
+        if num_tokens > _MAX_TOKENS:
             return None
         tape = recording.tape(num_tokens, num_rows)
         self._make_room(tape)
@@ -199,9 +200,10 @@ class StepTapes:
 
     def _playable(self, filler: _Filler, tape: Tape) -> _Playable:
         hidden, *others = tape.results(self._arena)
-        scores = others[0] if others else None
-        decoded = Decoded(hidden, scores) if scores is not None and self._decoder.are_logits(scores) else None
-        return _Playable(filler, tape, hidden, scores, decoded)
+        local_logits = others[0] if others else None
+        if local_logits is None or not self._decoder.are_final(local_logits):
+            return _Playable(filler, tape, hidden, local_logits, None)
+        return _Playable(filler, tape, hidden, local_logits, Decoded(hidden, local_logits))
 
     def _is_as_recorded(self) -> bool:
         decoder = self._decoder
@@ -218,30 +220,30 @@ class StepTapes:
         return same
 
 
-def _hindrance(decoder: Decoder, kernels: KernelSet) -> str | None:
-    """Returns why something might go uncalled if there were tapes, or None."""
+def _obstacle(decoder: Decoder, kernels: KernelSet) -> str | None:
+    """Returns why tapes cannot be used, or None: a user's own op or layer would not be called."""
     others = [op for op, ours in _OPS.items() if getattr(kernels, op) is not ours]
     if others:
         return f"{', '.join(others)} not by the native library"
     return None if all(map(_is_plain, decoder.layers)) else "a layer has parts that compute in torch"
 
 
-def _record(decoder: Decoder, kv_pool: Tensor, inputs: _Inputs, *, adapted: bool) -> Recording | str:
-    """The output matrix may be one that only torch multiplies by."""
+def _record(decoder: Decoder, kv_pool: Tensor, inputs: _Inputs, *, with_adapters: bool) -> Recording | str:
+    """Records a step, without the logits if only torch can multiply by the output matrix."""
 
     def compute() -> tuple[Tensor, ...]:
         angles = tuple((own[:, 0], own[:, 1]) for own in inputs.angles)
-        step = Step(inputs.static.metadata, angles, Adapted(inputs.adapters, ()) if adapted else None)
-        return (decoder.last_norm(*decoder.through_layers(inputs.hidden, kv_pool, step)),)
+        step = Step(inputs.static.metadata, angles, StepAdapters(inputs.adapters, ()) if with_adapters else None)
+        return (decoder.apply_final_norm(*decoder.run_layers(inputs.hidden, kv_pool, step)),)
 
-    def compute_scores() -> tuple[Tensor, ...]:
+    def compute_logits() -> tuple[Tensor, ...]:
         (hidden,) = compute()
-        return hidden, decoder.scores(hidden)
+        return hidden, decoder.local_logits(hidden)
 
     try:
-        whole = record(compute_scores, len(inputs.hidden))
+        whole = record(compute_logits, len(inputs.hidden))
         return whole if isinstance(whole, Recording) else record(compute, len(inputs.hidden))
-    except RuntimeError as error:  # computing for so many tokens at once was not asked for
+    except RuntimeError as error:  # a batch of this many tokens may be more than the model can compute
         return str(error)
 
 

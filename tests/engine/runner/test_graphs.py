@@ -18,7 +18,7 @@ from inferflux.config.tree import KernelsConfig
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.runner import graphs as graphs_module
 from inferflux.engine.runner.graphs import DecodeGraphs, lengths_to, record_decode_graphs, sizes_to
-from inferflux.engine.runner.inputs import Adapters, Batch, InputBuilder
+from inferflux.engine.runner.inputs import AdapterArrays, Batch, InputBuilder
 from inferflux.engine.step import Row
 from inferflux.errors import ModelLoadError
 from inferflux.kernels.kernel_set import select
@@ -141,7 +141,7 @@ def test_other_steps_are_not_for_graphs(graphs: DecodeGraphs) -> None:
     assert graphs.run(batch_of(33)) is None, "longer than was recorded"
     assert graphs.run(batch_of(9, token_ids=[1, 2], start=7)) is None, "several tokens of a row"
     assert graphs.run(batch_of(9, sample=False)) is None, "the last token of a chunk, but not of its prompt"
-    adapters = Adapters(np.ones(1, np.int32), {1: None})
+    adapters = AdapterArrays(np.ones(1, np.int32), {1: None})
     assert graphs.run(dataclasses.replace(batch_of(9), adapters=adapters)) is None, "an adapter's token"
 
 
@@ -232,6 +232,6 @@ def test_a_step_that_fails_while_others_compute_it_is_no_reason_to_go_on(
     record: Callable[..., DecodeGraphs | None],
 ) -> None:
     """Its collectives stay unanswered. Alone there are none, and steps may be launched kernel by kernel."""
-    with pytest.raises(ModelLoadError, match=r"runtime\.cuda_graphs: off does without\): out of memory"):
+    with pytest.raises(ModelLoadError, match=r"runtime\.cuda_graphs: off avoids this\): out of memory"):
         record(StepRecorder(fail_at=1, in_warm_up=True), Ranks(), TWO)
     assert record(StepRecorder(fail_at=1, in_warm_up=True), Ranks()) is None

@@ -51,10 +51,10 @@ def test_tensors_equal_a_plain_loop(rows: list[Row]):
     unfinished = [index for index, row in enumerate(rows) if len(row.token_ids) > 1 or not row.sample]
     watched = [token for index in unfinished for token in range(starts[index], starts[index + 1])]
     assert batch.tensors.logit_indices.tolist() == [last[index] for index in sampled] + watched
-    assert [span.row for span in batch.watched] == unfinished
-    assert batch.num_watched == len(watched)
+    assert [span.row for span in batch.checked] == unfinished
+    assert batch.num_checked == len(watched)
     assert batch.slots.tolist() == [rows[index].slot for index in sampled]
-    assert batch.ends.tolist() == [ends[index] for index in sampled]
+    assert batch.next_positions.tolist() == [ends[index] for index in sampled]
 
 
 def test_types_are_those_the_kernels_are_promised():
@@ -82,11 +82,11 @@ def adapted(rows: list[Row], adapters: dict[int, int]) -> list[tuple[int, list[i
     for row in rows:
         builder.clear(row.slot, adapters.get(row.slot, 0))
     batch = builder.build(rows)
-    if batch.tensors.adapted is None:
+    if batch.tensors.adapters is None:
         return []
     own = [adapters.get(row.slot, 0) for row in rows for _ in row.token_ids]
-    assert batch.tensors.adapted.numbers.tolist() == own
-    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.tensors.adapted.groups]
+    assert batch.tensors.adapters.numbers.tolist() == own
+    return [(one.adapter, None if one.tokens is None else one.tokens.tolist()) for one in batch.tensors.adapters.groups]
 
 
 def test_adapters_get_the_tokens_of_their_rows() -> None:
@@ -118,4 +118,4 @@ def test_scored_tokens_follow_the_sampled_ones():
     ]
     batch = make_builder().build(rows)
     assert batch.tensors.logit_indices.tolist() == [3, 5, 6, 0, 1, 2, 4]
-    assert [tuple(span) for span in batch.spans] == [(0, 0, [2, 3, 9]), (2, 3, [6]), (3, 4, [])]
+    assert [tuple(span) for span in batch.scored] == [(0, 0, [2, 3, 9]), (2, 3, [6]), (3, 4, [])]

@@ -10,7 +10,7 @@ import torch
 
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Submit
-from inferflux.engine.runner.outputs import BROKEN
+from inferflux.engine.runner.outputs import NOT_FINITE
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Pooling, SamplingParams
 from tests.support.engines import run_requests, start_engine
@@ -117,4 +117,4 @@ def test_a_vector_that_is_no_number_is_an_error(
 
     monkeypatch.setattr(engine.executor.decoder, "hidden_states", spoilt)
     (result,) = run_requests(engine, [PROMPTS[0]], SamplingParams(max_tokens=1, pooling="mean"))
-    assert (result.error, result.vector) == (BROKEN, None)
+    assert (result.error, result.vector) == (NOT_FINITE, None)

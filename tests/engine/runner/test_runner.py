@@ -6,8 +6,8 @@ import msgspec
 import pytest
 import torch
 
-from inferflux.engine.runner.isolation import FAILED, MOST_FAILURES
-from inferflux.engine.runner.outputs import BROKEN
+from inferflux.engine.runner.isolation import FAILED, MAX_FAILURES
+from inferflux.engine.runner.outputs import NOT_FINITE
 from inferflux.engine.runner.runner import SCORED_AT_ONCE, Runner
 from inferflux.engine.step import Row, RowOutput, RowStart, StepPlan
 from inferflux.kernels.kernel_set import select
@@ -199,7 +199,7 @@ def test_a_broken_chunk_errs_though_nothing_is_drawn_from_it(count: int):
     for slot, prompt in enumerate(([1, 2, 3, 4], [5, 13, 6, 7], [8, 9])):
         sequences.start(slot, prompt, temperature=0.0)
     results = sequences.step(*(sequences.row(slot, count) for slot in range(3)))
-    assert results[1] == RowOutput(error=None if count == 1 else BROKEN)
+    assert results[1] == RowOutput(error=None if count == 1 else NOT_FINITE)
     assert [result.error for result in results[::2]] == [None, None]
     sequences.step(sequences.row(2), sequences.row(0))
     assert len(sequences.tokens[0]) == 5
@@ -240,9 +240,9 @@ def test_pooled_rows_are_summed_up_once_though_computed_twice():
 def test_where_nothing_can_be_computed_the_engine_has_failed():
     sequences = Sequences(FakeDecoder())
     sequences.decoder.refused_token = 13
-    for step in range(MOST_FAILURES + 1):
+    for step in range(MAX_FAILURES + 1):
         sequences.start(0, [13])
-        if step == MOST_FAILURES:
+        if step == MAX_FAILURES:
             with pytest.raises(RuntimeError, match="a kernel failed"):
                 sequences.step(sequences.row(0))
         else:
@@ -258,7 +258,7 @@ def test_drafts_fail_with_their_request_and_not_the_engine(others: list[int]):
         sequences.start(slot, [13] if slot == 1 else [1, 2])
     base = [sequences.row(slot) for slot in (*others, 1)]
     drafts = [Row(1, start, [13], [18, 17, 16] if start == 1 else [], True, is_draft=True) for start in range(1, 15)]
-    assert len(drafts) > 2 * MOST_FAILURES
+    assert len(drafts) > 2 * MAX_FAILURES
     results = sequences.runner.execute(StepPlan(1, sequences._starts, [*base, *drafts])).rows
     assert [result.error for result in results] == [None] * len(others) + [FAILED] * (1 + len(drafts))
     assert sequences.decoder.num_forwards < len(results), "drafts behind a row that failed are computed"

@@ -90,7 +90,7 @@ def test_steps_with_chunks_are_played_unless_they_are_large(
             played.append((len(batch.arrays.token_ids), decoded is not None))
         return decoded
 
-    monkeypatch.setattr(tapes_module, "_MOST_TOKENS", limit)
+    monkeypatch.setattr(tapes_module, "_MAX_TOKENS", limit)
     monkeypatch.setattr(StepTapes, "run", spy)
     params = [SamplingParams(max_tokens=9, temperature=0, ignore_eos=True, logprobs=1, prompt_logprobs=k)
               for k in (None, 1, None, 2)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Loading what adapters add: from the tensors of their folders to one LowRank for each matrix of this rank."""
+"""Loading what adapters add: from the tensors of their folders to one LoraWeights for each matrix of this rank."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 import torch
 
 from inferflux.dist.context import ParallelContext
-from inferflux.engine.layers.low_rank import LowRank
+from inferflux.engine.layers.lora import LoraWeights
 from inferflux.engine.models.adapter import WEIGHTS_FILE, Adapter, AdapterFile
 from inferflux.engine.weights.loader import WeightLoader
 from inferflux.engine.weights.source import Weight
@@ -14,18 +14,18 @@ from inferflux.errors import ModelLoadError
 from inferflux.kernels.dtypes import dtype_name
 
 # What each adapter, by its number from 1, adds to a matrix of the model; those that leave it alone are not in it.
-LowRanks = Callable[[Weight], Mapping[int, LowRank]]
+LoraLookup = Callable[[Weight], Mapping[int, LoraWeights]]
 
 
-def no_low_ranks(weight: Weight) -> Mapping[int, LowRank]:
+def no_lora(weight: Weight) -> Mapping[int, LoraWeights]:
     """Of a model without adapters."""
     return {}
 
 
 @contextmanager
-def open_low_ranks(
+def open_lora_weights(
     adapters: Sequence[Adapter], context: ParallelContext, device: torch.device, dtype: torch.dtype
-) -> Iterator[LowRanks]:
+) -> Iterator[LoraLookup]:
     """Yields what reads low ranks while the body runs. Either raises ModelLoadError: when a file has changed for the
     worse, or holds what is no number."""
     with ExitStack() as files:
@@ -34,7 +34,7 @@ def open_low_ranks(
             file = files.enter_context(closing(AdapterFile(adapter.folder)))
             loaders.append((adapter, WeightLoader(file, context, device, dtype)))
 
-        def of(weight: Weight) -> Mapping[int, LowRank]:
+        def of(weight: Weight) -> Mapping[int, LoraWeights]:
             return {
                 number: _stack(loader, weight, adapter)
                 for number, (adapter, loader) in enumerate(loaders, 1)
@@ -44,7 +44,7 @@ def open_low_ranks(
         yield of
 
 
-def _stack(loader: WeightLoader, weight: Weight, adapter: Adapter) -> LowRank:
+def _stack(loader: WeightLoader, weight: Weight, adapter: Adapter) -> LoraWeights:
     """Returns the low ranks of all sources of a matrix as one: their `down` one below the other, and in `up` each
     source's rows beside its own ranks. The scale is multiplied in before anything is rounded."""
     pairs = adapter.pairs
@@ -65,7 +65,7 @@ def _stack(loader: WeightLoader, weight: Weight, adapter: Adapter) -> LowRank:
                 _check_finite(part, name, adapter)
             first_rank += pair.rank
         first_output += num_own
-    return LowRank(down, up)
+    return LoraWeights(down, up)
 
 
 def _check_finite(part: torch.Tensor, name: str, adapter: Adapter) -> None:

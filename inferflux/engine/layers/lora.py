@@ -9,7 +9,7 @@ from torch.nn import functional
 Tensor = torch.Tensor
 
 
-class AdaptedTokens(NamedTuple):
+class AdapterGroup(NamedTuple):
     """Which of a step's T tokens are computed with an adapter. adapter: its number, from 1. tokens int64 [N]: their
     places; None: all T."""
 
@@ -17,15 +17,15 @@ class AdaptedTokens(NamedTuple):
     tokens: Tensor | None
 
 
-class Adapted(NamedTuple):
+class StepAdapters(NamedTuple):
     """Of a step with adapters, which most are not. numbers int32 [T]: the adapter that computes each token; 0: none.
     groups: the same by adapter, each once."""
 
     numbers: Tensor
-    groups: tuple[AdaptedTokens, ...]
+    groups: tuple[AdapterGroup, ...]
 
 
-class LowRank(NamedTuple):
+class LoraWeights(NamedTuple):
     """x @ down.T @ up.T: down [r, in], up [out, r], scaled already. For several matrices stacked to one, r is their
     sum, and `up` has zeros where the ranks of one meet the outputs of another."""
 
