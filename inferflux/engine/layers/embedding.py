@@ -7,17 +7,23 @@ import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.transfer import Array, bits_of
+from inferflux.kernels.native.row_table import RowTable
 from inferflux.kernels.quantized_weight import QuantizedWeight, dequantize
 
 
 class Embedding:
-    """weight [V / ranks, hidden]: this rank's rows of the table, as they are or quantised.
+    """weight [V / ranks, hidden]: this rank's rows of the table, as they are, quantised, or where the output matrix
+    keeps them.
 
     What is looked up has `dtype` and is multiplied by `scale`.
     """
 
     def __init__(
-        self, weight: torch.Tensor | QuantizedWeight, scale: float, context: ParallelContext, dtype: torch.dtype
+        self,
+        weight: torch.Tensor | QuantizedWeight | RowTable,
+        scale: float,
+        context: ParallelContext,
+        dtype: torch.dtype,
     ) -> None:
         self._weight = weight
         self._dtype = dtype
@@ -34,13 +40,26 @@ class Embedding:
         """Returns what writes the embeddings of tokens, int64 [T], into `hidden` [T, hidden], on one rank's CPU: what
         calling it returns, with less of torch."""
         weight, scale = self._weight, self._scale
-        if not isinstance(weight, QuantizedWeight):
+        if isinstance(weight, torch.Tensor):
             table, bits = bits_of(weight), bits_of(hidden)
 
             def write(token_ids: Array) -> None:
                 table.take(token_ids, axis=0, out=bits, mode="clip")
 
-        elif weight.scheme == "int8" and hidden.dtype == torch.float32:
+        elif isinstance(weight, RowTable) and weight.dtype == hidden.dtype:
+            bits = bits_of(hidden)
+
+            def write(token_ids: Array) -> None:
+                bits[:] = weight.take(token_ids)
+
+        elif isinstance(weight, RowTable) and weight.dtype == torch.int8 and hidden.dtype == torch.float32:
+            row_scales, floats = weight.scales, hidden.numpy()
+            assert row_scales is not None
+
+            def write(token_ids: Array) -> None:
+                np.multiply(weight.take(token_ids), row_scales.take(token_ids, axis=0), out=floats)
+
+        elif isinstance(weight, QuantizedWeight) and weight.scheme == "int8" and hidden.dtype == torch.float32:
             values, scales, floats = weight.values.numpy(), weight.scales.numpy(), hidden.numpy()
 
             def write(token_ids: Array) -> None:
@@ -60,13 +79,13 @@ class Embedding:
     def _look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self._context.size == 1:
             return self._rows(token_ids)
-        num_rows = self._weight.num_outputs if isinstance(self._weight, QuantizedWeight) else self._weight.shape[0]
+        num_rows = len(self._weight) if isinstance(self._weight, torch.Tensor) else self._weight.num_outputs
         rows = token_ids - self._context.rank * num_rows
         elsewhere = (rows < 0) | (rows >= num_rows)
         hidden = self._rows(rows.clamp_(0, num_rows - 1)).masked_fill_(elsewhere.unsqueeze(1), 0)
         return self._context.all_reduce(hidden)
 
     def _rows(self, rows: torch.Tensor) -> torch.Tensor:
-        if isinstance(self._weight, QuantizedWeight):
-            return dequantize(self._weight.select(rows), torch.float32).to(self._dtype)
-        return self._weight.index_select(0, rows)
+        weight = self._weight
+        picked = weight.index_select(0, rows) if isinstance(weight, torch.Tensor) else weight.select(rows)
+        return picked if isinstance(picked, torch.Tensor) else dequantize(picked, torch.float32).to(self._dtype)

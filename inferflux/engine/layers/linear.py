@@ -7,6 +7,8 @@ import torch
 from inferflux.engine.layers.lora import LoraWeights, StepAdapters
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.native import low_rank
+from inferflux.kernels.native.panels import Panels
+from inferflux.kernels.native.row_table import RowTable
 from inferflux.kernels.quantized_weight import QuantizedWeight
 from inferflux.kernels.torch import linear as own_linear
 
@@ -27,6 +29,13 @@ class Linear:
     def __call__(self, x: torch.Tensor, adapters: StepAdapters | None = None) -> torch.Tensor:
         """adapters: the step's adapters, none of which changes this matrix."""
         return self._run(self._packed, x)
+
+    @property
+    def rows(self) -> RowTable | None:
+        """The matrix's rows one by one, where its layout has them, so that nobody need keep it besides for those."""
+        packed = self._packed
+        is_own = isinstance(packed, own_linear.PackedWeight) and isinstance(packed.weight, Panels)
+        return RowTable(packed.weight) if is_own else None
 
 
 class LoraLinear(Linear):

@@ -74,19 +74,18 @@ def build_decoder(
     table = weight_table(spec)
     builder = _Builder(spec, kernels, context, loader, quantization, lora)
     head_scheme: Scheme | None = "int8" if quantization == "int4" else quantization
-    embedding = builder.matrix(table.embedding, head_scheme if table.lm_head is None else None)
+    embedding, head = builder.ends(table.embedding, table.lm_head, head_scheme)
     layers: list[Layer] = [
         builder.layer(layer, weights) for layer, weights in zip(spec.layers, table.layers, strict=True)
     ]
-    head = embedding if table.lm_head is None else builder.matrix(table.lm_head, head_scheme)
     return Decoder(
         spec,
         kernels,
         context,
-        embedding=Embedding(embedding, spec.embedding_scale, context, loader.dtype),
+        embedding=embedding,
         layers=layers,
         final_norm=builder.norm(table.final_norm),
-        lm_head=Linear(kernels, head),
+        lm_head=head,
         expert_load=builder.expert_load,
         is_adapted=builder.is_adapted,
         ropes=tuple(RopeTable(rope, spec.max_model_len, loader.dtype, loader.device) for rope in spec.ropes),
@@ -134,6 +133,14 @@ class _Builder:
         check_partition(spec, context.size)
         self._num_heads = num_heads(spec, context.size)
         self._num_kv_heads = num_kv_heads(spec, context.size)
+
+    def ends(self, embedding: Weight, lm_head: Weight | None, scheme: Scheme | None) -> tuple[Embedding, Linear]:
+        """Returns the embedding and the output matrix, in memory once where they are one (lm_head None) and the packed
+        matrix's rows can be read."""
+        weight = self.matrix(embedding, scheme if lm_head is None else None)
+        head = Linear(self.kernels, weight if lm_head is None else self.matrix(lm_head, scheme))
+        table = (head.rows if lm_head is None else None) or weight
+        return Embedding(table, self.spec.embedding_scale, self.context, self.loader.dtype), head
 
     def layer(self, layer: LayerSpec, weights: LayerWeights) -> DecoderLayer:
         output_norms = None

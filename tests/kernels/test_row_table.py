@@ -1,0 +1,46 @@
+"""Rows of packed matrices: bit for bit what was packed, whatever fills panels and pieces up."""
+
+import numpy as np
+import pytest
+import torch
+
+from inferflux.kernels.native import panels
+from inferflux.kernels.native.loading import library
+from inferflux.kernels.native.row_table import RowTable
+from inferflux.kernels.quantized_weight import QuantizedWeight, Scheme, quantize
+
+SIZES = [(64, 64), (37, 9), (17, 34)]
+ROWS = torch.tensor([0, 16, 3, 15, 16, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_of_floats(size: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = torch.randn(size).to(dtype)
+    rows = RowTable(panels.arrange_floats(weight)).select(ROWS)
+    assert isinstance(rows, torch.Tensor)
+    assert torch.equal(rows, weight[ROWS])
+    assert rows.is_contiguous()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_of_8_bits(size: tuple[int, int], scheme: Scheme) -> None:
+    weight = quantize(torch.randn(size), scheme)
+    rows, expected = RowTable(panels.arrange(weight)).select(ROWS), weight.select(ROWS)
+    assert isinstance(rows, QuantizedWeight)
+    assert (rows.scheme, rows.num_inputs) == (expected.scheme, expected.num_inputs)
+    assert torch.equal(rows.values.view(torch.uint8), expected.values.view(torch.uint8))
+    assert torch.equal(rows.scales, expected.scales)
+
+
+def test_a_row_that_is_not_there_is_an_error() -> None:
+    table = RowTable(panels.arrange_floats(torch.ones(16, 4)))
+    with pytest.raises(IndexError):
+        table.take(np.array([16]))
+
+
+@pytest.mark.skipif(library().int4_together is None, reason="there is no library whose layout it would be")
+def test_4_bits_are_not_looked_up() -> None:
+    with pytest.raises(AssertionError, match="side by side"):
+        RowTable(panels.arrange(quantize(torch.ones(16, 64), "int4")))
