@@ -88,7 +88,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "auth.oidc_scope_claim": "Claim that lists a token's scopes.",
         "auth.oidc_scope_map": "The issuer's scopes to ours.",
         "auth.allow_anonymous": "Answer callers without a key; only on a loopback address.",
-        "guardrails.blocklist": "Texts that neither prompt nor answer may contain.",
+        "guardrails.blocklist": "Words and phrases to refuse; with `contains:` before one, within longer words, too.",
         "guardrails.opa_endpoint": "Open Policy Agent URL that judges each request.",
         "guardrails.opa_timeout_ms": "Milliseconds it gets to answer.",
         "guardrails.on_error": "What happens when it does not.",

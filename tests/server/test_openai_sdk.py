@@ -5,6 +5,9 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types import EmbeddingCreateParams
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
 
 from inferflux.errors import EngineDeadError
@@ -73,6 +76,22 @@ async def test_completion(client: AsyncOpenAI):
     async for chunk in await client.completions.create(model=MODEL, prompt="a", max_tokens=100, stream=True):
         text += chunk.choices[0].text
     assert text == REPLY
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "needed"),
+    [
+        ("/v1/chat/completions", chat_params.CompletionCreateParamsBase, {"messages": MESSAGES}),
+        ("/v1/completions", text_params.CompletionCreateParamsBase, {"prompt": "Hi"}),
+        ("/v1/embeddings", EmbeddingCreateParams, {"input": "Hi"}),
+    ],
+)
+async def test_every_field_that_the_client_can_send_is_known(site: Site, path: str, fields: Any, needed: Any):
+    """Null asks for nothing: it is answered whether the field is built, changes nothing or is refused otherwise. A
+    newer client brings fields that nobody has decided about."""
+    body = {**dict.fromkeys(fields.__annotations__), "model": MODEL, **needed}
+    status, answer = await site.post(path, body, headers={"x-api-key": KEY})
+    assert status == 200, answer
 
 
 async def test_extensions_go_through_extra_body(client: AsyncOpenAI, site: Site):

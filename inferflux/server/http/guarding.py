@@ -74,13 +74,17 @@ async def texts_of_prompts(request: web.Request, backend: Backend, prompts: Sequ
 
 
 def _texts_of_shape(body: CallerRequest) -> list[str]:
-    """Returns every text in a schema, choice, pattern or grammar for the answer, which may dictate what it says."""
+    """Returns every text in a schema, choice, pattern or grammar for the answer, which may dictate what it says. The
+    API's own names of fields are not the caller's words."""
     if not isinstance(body, GenerateRequest):
         return []
-    shapes = [shape for shape in (body.response_format, body.structured_outputs) if shape is not None]
-    texts = list(texts_in([msgspec.to_builtins(shape) for shape in shapes]))
-    if body.structured_outputs is not None and isinstance(body.structured_outputs.json, str):
-        texts += texts_of_json(body.structured_outputs.json)
+    texts: list[str] = []
+    if body.response_format is not None and (form := body.response_format.json_schema) is not None:
+        texts += texts_in([form.name, form.description, form.schema])
+    if (shape := body.structured_outputs) is not None:
+        schema = shape.json
+        texts += texts_of_json(schema) if isinstance(schema, str) else texts_in(schema)
+        texts += texts_in([shape.regex, shape.choice, shape.grammar])
     return texts
 
 

@@ -129,15 +129,16 @@ def texts_of_json(text: str) -> list[str]:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yields every string in a JSON value, keys included, and every number as it is written: an account's, say."""
+    """Yields every string in a JSON value, in order and keys included, and every number as it is written: an account's,
+    say."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, str):
             yield one
         elif isinstance(one, Mapping):
-            waiting += [*one, *one.values()]
+            waiting += [part for item in reversed([*one.items()]) for part in reversed(item)]
         elif isinstance(one, list):
-            waiting += one
+            waiting += reversed(one)
         elif isinstance(one, int | float) and not isinstance(one, bool):
             yield json.dumps(one)

@@ -92,6 +92,27 @@ async def test_what_an_answer_is_made_to_say_is_checked(shape: dict[str, Any]) -
         assert site.engine.submitted == []
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["a"]}}}},
+        {"structured_outputs": {"choice": ["a"]}},
+    ],
+)
+async def test_names_of_the_apis_fields_are_no_texts(shape: dict[str, Any]) -> None:
+    """A term like "json" or "text" would refuse every request that has such a field, whatever it says."""
+    words = ["text", "type", "schema", "strict", "description", "json", "json_object", "regex", "grammar", "choice"]
+    async with running_server(config(blocklist=words)) as site:
+        assert (await complete(site, **shape))[0] == 200
+
+
+def test_texts_come_in_order() -> None:
+    definition = {"name": "f", "steps": ["a", {"b": ["c", 1]}, "d"]}
+    assert texts_of_tools([definition]) == ["name", "f", "steps", "a", "b", "c", "1", "d"]
+
+
 def test_numbers_and_keys_are_texts_too() -> None:
     """A chat template writes them out for the model as it does strings."""
     definition = {"type": "function", "function": {"name": "f", "parameters": {"enum": [4111111111111111, 0.5, True]}}}

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -171,3 +172,9 @@ def test_one_verdict_whichever_way_it_is_found(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guardrails, "_MAX_SEARCHES", -1)
         assert blocklist.is_in(text) == searched
+
+
+def test_the_guide_says_how_terms_are_written() -> None:
+    """Who does not know of `contains:` expects a term to be found within words, too."""
+    guide = (Path(__file__).parents[3] / "docs" / "AdminGuide.md").read_text()
+    assert all(f"`{written}`" in guide for written in ("bomb", "word:bomb", "contains:bomb"))

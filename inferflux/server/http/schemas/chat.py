@@ -135,6 +135,7 @@ CHAT = BodyReader(
         "function_call": ("none", "auto"),
         "functions": ([],),
         "modalities": (["text"],),
+        "moderation": (),
         "prediction": (),
         "store": (False,),
         "web_search_options": (),
