@@ -59,7 +59,7 @@ def test_revoking_asks(live: Live, run: Run):
     """Standard input is no terminal here, so there is nobody to ask."""
     key_id = live.site.policy.document.api_keys[0].id
     code, _, err = run("api-keys", "revoke", key_id)
-    assert (code, err) == (2, "inferctl: this cannot be asked without a terminal; say --yes\n")
+    assert (code, err) == (2, "inferctl: cannot ask for confirmation without a terminal; pass --yes\n")
     code, _, err = run("api-keys", "revoke", key_id, "--yes")
     assert code == 1
     assert "409" in err
@@ -121,7 +121,7 @@ def test_guardrails(live: Live, run: Run, tmp_path: Path):
     (tmp_path / "terms").write_text("first term\n\nsecond\n")
     argv = ("guardrails", "set", "--blocklist", str(tmp_path / "terms"), "--check-output", "yes")
     code, _, err = run(*argv)
-    assert (code, "say --yes" in err) == (2, True)
+    assert (code, "pass --yes" in err) == (2, True)
     code, out, _ = run(*argv, "--yes")
     assert code == 0
     for word in ("first term", "second", "deny"):
@@ -182,7 +182,7 @@ def test_models(live: Live, run: Run):
         == json.dumps({"id": MODEL}, separators=(",", ":")) + "\n"
     )
     code, _, err = run("models", "unload", "other")
-    assert (code, "say --yes" in err) == (2, True)
+    assert (code, "pass --yes" in err) == (2, True)
     assert run("models", "unload", "other", "--yes")[1] == "other is unloaded\n"
     assert run("models", "unload", MODEL, "--yes")[1] == f"{MODEL} is unloaded\n"
     assert run("models", "forget", MODEL, "--yes")[1] == f"{MODEL} is ready\n"
@@ -199,5 +199,5 @@ def test_cache(live: Live, run: Run):
     assert [line.split()[1] for line in table.splitlines()] == ["tier", "device"]
     assert json.loads(run("cache", "warm", "Hello there", "--json")[1])["model"] == MODEL
     code, _, err = run("cache", "drop")
-    assert (code, err) == (2, "inferctl: this cannot be asked without a terminal; say --yes\n")
+    assert (code, err) == (2, "inferctl: cannot ask for confirmation without a terminal; pass --yes\n")
     assert run("cache", "drop", "--yes")[1] == f"dropped: {MODEL}\n"

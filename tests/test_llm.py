@@ -295,7 +295,7 @@ def test_adapters_are_chosen_by_name_for_all_prompts_or_for_each(adapted: LLM, l
 @pytest.mark.parametrize(
     ("adapter", "words"),
     [
-        ("ones", 'adapter: this model has none of the name "ones"; did you mean "one"'),
+        ("ones", 'adapter: this model has no adapter named "ones"; did you mean "one"'),
         (["one"], r"adapter: must be one for all or one per prompt \(2, got 1\)"),
         ([1, 2], "adapter: must be a name, or a list of names and None"),
         (b"one", "adapter: must be a name, or a list of names and None"),

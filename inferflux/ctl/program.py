@@ -90,7 +90,7 @@ def _common_options(**settings: Any) -> Parser:
 def _generate_options() -> Parser:
     generate = Parser(add_help=False)
     generate.add_argument("--model", metavar="ID", help="default: the server's default model")
-    generate.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
+    generate.add_argument("--max-tokens", type=int, metavar="N", help="maximum number of tokens to generate")
     generate.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     generate.add_argument("--stream", action="store_true", help="print tokens as they come")
     return generate

@@ -41,7 +41,7 @@ def launch(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = collective_timeout(config)
     where = f"{config.master_addr}:{config.master_port}"
-    logger.info("rank %d of %d meets the others at %s", config.rank, config.world_size, where)
+    logger.info("rank %d of %d connects to the others at %s", config.rank, config.world_size, where)
     try:
         # The rendezvous waits longer than any collective may, so that a slow host is not a dead one.
         store, rank, size = next(rendezvous(_url(config), timeout=timedelta(seconds=start_timeout_s)))

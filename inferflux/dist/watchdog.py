@@ -42,6 +42,6 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(self._timeout_s / CHECKS_PER_TIMEOUT):
             if time.monotonic() - self._last > self._timeout_s:
-                logger.error("%s: no progress for %.0f s; leaving", self._name, self._timeout_s)
+                logger.error("%s: no progress for %.0f s; exiting", self._name, self._timeout_s)
                 self._expire()
                 return

@@ -235,7 +235,7 @@ class Engine:
             return 0, b""
         if adapter_id not in self._adapters:
             hint = did_you_mean(adapter_id, self._adapters)
-            raise RequestError(f'adapter: this model has none of the name "{adapter_id:.200}"{hint}', param="adapter")
+            raise RequestError(f'adapter: this model has no adapter named "{adapter_id:.200}"{hint}', param="adapter")
         return self._adapters[adapter_id]
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:

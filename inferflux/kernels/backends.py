@@ -65,7 +65,7 @@ class Backend(NamedTuple):
         """Returns why this backend cannot serve `op` there, or None when it can. narrow_kv: keys and values are cached
         in 8 bits."""
         if narrow_kv and op in KV_OPS and not self.narrow_kv:
-            return "it does not know keys and values of 8 bits"
+            return "it does not support keys and values of 8 bits"
         reason = self._own_refusal(op, device, dtype)
         if reason is not None:
             return reason

@@ -71,7 +71,7 @@ class StopSignals:
 
     def lose_ranks(self, reason: str) -> None:
         """Ends the server: the ranks that share a model can only be restarted together."""
-        logger.error("leaving, so that all ranks are started again: %s", reason)
+        logger.error("exiting, so that all ranks are restarted: %s", reason)
         self.exit_code = EXIT_RANKS_LOST
         self.asked.set()
 
@@ -202,7 +202,7 @@ async def _load_and_follow(models: Models) -> None:
 async def _drain(admission: Admission, signals: StopSignals, timeout_s: float) -> None:
     """Lets what runs finish, for as long as it may and unless someone insists."""
     admission.close()
-    logger.info("stopping: %d requests run, %.0f s at most for them", admission.running, timeout_s)
+    logger.info("stopping: %d requests are running; waiting at most %.0f s for them", admission.running, timeout_s)
     emptied = asyncio.create_task(admission.wait_empty())
     insisted = asyncio.create_task(signals.insisted.wait())
     await asyncio.wait((emptied, insisted), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

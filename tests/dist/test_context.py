@@ -69,4 +69,4 @@ def test_a_group_nobody_opens_is_an_error_in_words(caplog: pytest.LogCaptureFixt
         pytest.raises(EngineDeadError, match=r"rank 1 of 2 found no group at 127.0.0.1:\d+"),
     ):
         launch(config, CPU, start_timeout_s=0.2)
-    assert f"rank 1 of 2 meets the others at 127.0.0.1:{config.master_port}" in caplog.text
+    assert f"rank 1 of 2 connects to the others at 127.0.0.1:{config.master_port}" in caplog.text

@@ -216,7 +216,7 @@ def iter_steps(engine: Engine) -> list[Any]:
 def test_an_unknown_adapter_is_refused(cases: Callable[[str], Case]) -> None:
     case = cases("llama")
     engine = start_engine(case.folder, case.adapters)
-    with pytest.raises(RequestError, match='adapter: this model has none of the name "som"; did you mean "some"'):
+    with pytest.raises(RequestError, match='adapter: this model has no adapter named "som"; did you mean "some"'):
         engine.submit(Submit(1, [5], PARAMS, adapter="som"))
 
 

@@ -54,7 +54,7 @@ def test_list_says_what_serves_for_pages_of_8_bits(capsys: pytest.CaptureFixture
     assert {op: row["selected"] for op, row in narrow.items()} == {
         choice.op: choice.backend for choice in choices if choice.op in narrow
     }
-    assert narrow["rope"]["backends"]["native"] == "refused: it does not know keys and values of 8 bits"
+    assert narrow["rope"]["backends"]["native"] == "refused: it does not support keys and values of 8 bits"
 
 
 def test_check_passes_for_what_is_built_in(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_pages_of_8_bits_are_checked_where_a_file_says_that_it_knows_them(
     path.write_text(NARROW_ROPE)
     asked = ["check", "--module", str(path), "--op", "rope", "--dtype", "float32"]
     assert main(["kernels", *asked]) == 0
-    assert "rope: it does not know keys and values of 8 bits" in capsys.readouterr().out
+    assert "rope: it does not support keys and values of 8 bits" in capsys.readouterr().out
     path.write_text(NARROW_ROPE + "NARROW_KV = True")
     assert main(["kernels", *asked]) == 1
     text = capsys.readouterr().out

@@ -371,5 +371,5 @@ def test_list_says_where_sizes_come_from(found: Found, monkeypatch: pytest.Monke
 
 def test_people_are_told_of_all_that_was_not_measured(found: Found) -> None:
     outcomes = {"a": Outcome(problem=NO_TIME), **found.outcomes}
-    assert next(remarks(outcomes)) == "a: not measured, or not all of it: there was no time left"
+    assert next(remarks(outcomes)) == "a: not measured completely: there was no time left"
     assert outcome_table(outcomes, GPU).row_count == 2

@@ -102,11 +102,11 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--default", action="store_true", help="let it answer requests that name no model")
     parser.add_argument("--backend", choices=("auto", "cpu", "cuda", "stub"), help="device to run on")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type to compute in")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="maximum tokens of prompt and answer together")
     parser.add_argument("--quantization", choices=("int8", "int4", "fp8"), help="round its weights to fewer bits")
     parser.add_argument("--idle-unload-s", type=float, metavar="S", help="unload it after so long without a request")
-    parser.add_argument("--memory-gb", type=float, metavar="GB", help="most memory of weights and KV cache")
-    parser.add_argument("--max-requests", type=int, metavar="N", help="most requests for it at once")
+    parser.add_argument("--memory-gb", type=float, metavar="GB", help="maximum memory of weights and KV cache")
+    parser.add_argument("--max-requests", type=int, metavar="N", help="maximum number of requests for it at once")
 
 
 def _add_unload(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_byte
         needed = math.ceil(min(window, MIN_USEFUL_TOKENS) / page_tokens)
         raise ModelLoadError(
             f"{model.id}: of {_megabytes(free.num_bytes)} free memory, the KV cache's share holds {held} tokens; "
-            f"{_megabytes((needed - num_pages) * page_bytes)} more are needed to be of use: free some memory, or raise "
+            f"{_megabytes((needed - num_pages) * page_bytes)} more are needed: free some memory, or raise "
             f"runtime.paged_kv.device_memory_fraction{' or models[].memory_gb' if free.limit is not None else ''}"
         )
     if model.max_model_len is not None:

@@ -215,7 +215,7 @@ class StepTapes:
         same = same_model and torch.get_num_threads() == self._num_threads
         if not same and not self._has_changed:
             what = "the number of threads" if same_model else "the model"
-            logger.info("steps are computed op by op: %s is not what it was at load", what)
+            logger.info("steps are computed op by op: %s has changed since load", what)
         self._has_changed = not same
         return same
 

@@ -258,7 +258,7 @@ class EngineClient:
     def _stop_unread(self, request_id: int) -> None:
         """Ends a sequence whose outputs nobody reads."""
         mailbox = self._mailboxes.pop(request_id)
-        mailbox.fail(EngineError("it was stopped since nobody read it"))
+        mailbox.fail(EngineError("it was stopped because its outputs were not read"))
         self._send(Abort([request_id]))
 
     async def _restart(self) -> None:

@@ -102,7 +102,7 @@ class Connection:
         except (ConnectionError, ValueError) as error:
             raise EngineDeadError(f"the stream of model {name}'s engine broke while loading: {error}") from error
         except TimeoutError:
-            raise ModelLoadError(f"{name}: loading has not ended in {LOAD_LIMIT_S:.0f} s, and was given up") from None
+            raise ModelLoadError(f"{name}: loading did not finish within {LOAD_LIMIT_S:.0f} s") from None
         return None
 
     async def _watch(self) -> None:

@@ -76,7 +76,7 @@ def _follow(executor: Executor, watchdog: Watchdog, stop: StopRequest) -> int:
     for _ in executor.follow():
         watchdog.feed()
         if stop.is_due:
-            logger.warning("told to stop, and rank 0 goes on: leaving it")
+            logger.warning("told to stop while rank 0 goes on: exiting")
             return stop.exit_code
     executor.close()
     watchdog.stop()

@@ -184,7 +184,7 @@ def _read(sock: socket.socket, inbox: Inbox, exit_when_orphaned: bool) -> None:
     except OSError:
         pass  # the peer vanished or the loop closed the socket: both end the stream
     except ValueError:
-        logger.exception("the server's stream makes no sense")
+        logger.exception("the server's stream is not valid")
     if exit_when_orphaned:
         timer = threading.Timer(ORPHAN_GRACE_S, os._exit, args=(0,))
         timer.daemon = True

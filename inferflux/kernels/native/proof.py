@@ -59,7 +59,7 @@ def main() -> int:
     openmp = openmp_library()
     if openmp is None or not library_path(openmp).exists():
         # Asking for it would start a build.
-        print("it does not lie where a start looks for it")
+        print("it is not where a start looks for it")
         return 1
     reason = library().reason
     if reason is not None:

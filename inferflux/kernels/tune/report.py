@@ -72,6 +72,6 @@ def remarks(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     """Says what was left out, and why."""
     for name, outcome in outcomes.items():
         if outcome.problem is not None:
-            yield f"{name}: not measured, or not all of it: {outcome.problem}"
+            yield f"{name}: not measured completely: {outcome.problem}"
         for entry, problem in outcome.left_out.items():
             yield f"{name}: {entry} is left out: {problem}"

@@ -124,7 +124,7 @@ class ProviderKeys:
         url = self._issuer.removesuffix("/") + "/.well-known/openid-configuration"
         discovery = msgspec.json.decode(await self._fetch(url, MAX_DISCOVERY_BYTES), type=_Discovery)
         if discovery.issuer != self._issuer:
-            raise FetchError(f'its discovery document is that of another issuer ("{discovery.issuer[:200]}")')
+            raise FetchError(f'its discovery document names another issuer ("{discovery.issuer[:200]}")')
         if not is_safe_url(discovery.jwks_uri) or urlsplit(discovery.jwks_uri).scheme != urlsplit(self._issuer).scheme:
             raise FetchError("its jwks_uri is not an https URL")
         return await self._fetch(discovery.jwks_uri, MAX_JWKS_BYTES)

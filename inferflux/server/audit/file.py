@@ -143,7 +143,7 @@ class AuditFile:
         """Goes on after the last sound line, and puts on record what a crash left half written behind it."""
         self._head, rest = read_tail(descriptor, self._size, self._path)
         if rest.endswith(b"\n"):
-            logger.error("audit log %s: its last lines are not as they were written", self._path)
+            logger.error("audit log %s: its last lines have been changed", self._path)
         elif (last := parse_line(rest)) is not None:
             self._write(descriptor, b"\n")
             self._head = last.head
@@ -174,7 +174,7 @@ class AuditFile:
             # Only lines of ours can have come since the truncation, and all of them are among those to repeat.
             self._begin(descriptor)
         elif size > self._size:
-            logger.error("audit log %s: somebody else has written to it", self._path)
+            logger.error("audit log %s: another process has written to it", self._path)
             self._drop()
             self._descriptor = self._open()
 

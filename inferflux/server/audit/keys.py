@@ -139,7 +139,7 @@ def _parse(content: bytes, path: Path) -> _Plain | _Sealed:
     try:
         return msgspec.json.decode(content, type=_Plain | _Sealed)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise ConfigError(f"the audit log's key {path}: damaged, or not such a key") from None
+        raise ConfigError(f"the audit log's key {path}: damaged, or not an audit log's key") from None
 
 
 def _decode(content: bytes, path: Path, passphrase: str | None) -> bytes:

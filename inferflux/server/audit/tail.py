@@ -35,7 +35,7 @@ def has_header(descriptor: int, size: int, keys: AuditKeys, path: Path) -> bool:
         return False
     header = parse_line(line)
     if header is None or header.kind != HEADER_KIND:
-        raise AuditError(f"{path}: not an audit log, or changed by somebody; move it away to begin a new one")
+        raise AuditError(f"{path}: not an audit log, or changed; move it away to begin a new one")
     if header.fields().get("key_id") != keys.id or not header.is_authentic(keys):
         raise AuditError(f"{path}: written with another key; bring its key back or move the log away")
     return True

@@ -86,7 +86,7 @@ class BackendManager:
             shown = model_id[:MAX_ID_SHOWN]
             base = next((one.id for one in self._backends.values() if model_id in one.adapters), None)
             if base is not None:
-                raise UnknownModelError(f'"{shown}" is no model, but an adapter of "{base}"')
+                raise UnknownModelError(f'"{shown}" is not a model but an adapter of "{base}"')
             known = (*self._backends, *(one for backend in self._backends.values() for one in backend.adapters))
             raise UnknownModelError(f'the model "{shown}" does not exist{did_you_mean(shown, known)}')
         return found
@@ -168,7 +168,7 @@ class BackendManager:
         """Raises SupersededError when another change took the place of this one, NotReadyError when the server ends."""
         self._require_open()
         if not all(map(self._is_incoming, staged)):
-            raise SupersededError("another change to the same model took the place of this one")
+            raise SupersededError("another change to the same model replaced this one")
 
     async def discard(self, staged: Sequence[Backend]) -> None:
         """Ends what was staged and is not to serve after all; what has been withdrawn is on its way already."""

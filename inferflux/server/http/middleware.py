@@ -109,7 +109,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         case "generate" | "read" | "admin":
             principal.require(scope)
         case _:
-            raise ScopeError("this URL is open to nobody")
+            raise ScopeError("this URL is not open to any caller")
     return await handler(request)
 
 

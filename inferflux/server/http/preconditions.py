@@ -30,7 +30,9 @@ def check_unchanged(request: web.Request, part: msgspec.Struct) -> None:
     if tags is None:
         return
     if not any(tag.value in (_ANY, _tag(part)) and not tag.is_weak for tag in tags):
-        raise ChangedMeanwhileError("this has changed since it was read (its ETag is not in If-Match): read it again")
+        raise ChangedMeanwhileError(
+            "this has changed since it was read (If-Match does not name its ETag): read it again"
+        )
 
 
 def _tag(part: msgspec.Struct) -> str:

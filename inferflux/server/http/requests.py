@@ -133,7 +133,7 @@ async def find_grammar(request: web.Request, backend: Backend, asked: Sequence[A
 def _check_room(backend: Backend) -> None:
     limit = backend.source.model.max_requests
     if limit is not None and backend.num_holders >= limit:
-        raise BusyError(f'the model "{backend.id}" has {limit} requests, as many as it may have', RETRY_AFTER_S)
+        raise BusyError(f'the model "{backend.id}" already has {limit} requests, its limit', RETRY_AFTER_S)
 
 
 async def tokens_of(request: web.Request, backend: Backend, prompts: Sequence[str | list[int]]) -> Sequence[list[int]]:

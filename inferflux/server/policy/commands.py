@@ -116,7 +116,7 @@ def _confirmed(question: str, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError("this cannot be asked without a terminal; say --yes")
+        raise ConfigError("cannot ask for confirmation without a terminal; pass --yes")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

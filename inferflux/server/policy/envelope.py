@@ -85,7 +85,7 @@ def unwrap(content: bytes, passphrase: str | None) -> Opened:
     encrypted, or the other way round."""
     head, newline, rest = content[:_MAX_HEADER_BYTES].partition(b"\n")
     if not newline:
-        raise EnvelopeError("is not a policy store, or only the beginning of one")
+        raise EnvelopeError("is not a policy store, or is truncated")
     header = _read_header(head)
     rest = content[len(head) + 1 :]
     if isinstance(header, _PlainHeader):
@@ -101,7 +101,8 @@ def unwrap(content: bytes, passphrase: str | None) -> Opened:
     try:
         body = seal.decrypt(rest, bytes.fromhex(header.nonce), head)
     except SealError:
-        raise EnvelopeError("cannot be decrypted: the passphrase is wrong, or the file was changed or cut") from None
+        message = "cannot be decrypted: the passphrase is wrong, or the file was changed or truncated"
+        raise EnvelopeError(message) from None
     return Opened(_read_body(body), header.generation, seal)
 
 
@@ -130,7 +131,7 @@ def _check_digest(content: bytes, rest: bytes) -> bytes:
     body, _, _ = rest.partition(b"\n")
     covered = content[: len(content) - len(rest) + len(body) + 1]
     if content != covered + _digest_line(covered):
-        raise EnvelopeError("was changed or cut: its SHA-256 is another one")
+        raise EnvelopeError("was changed or truncated: its SHA-256 does not match")
     return body
 
 

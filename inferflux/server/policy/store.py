@@ -134,4 +134,4 @@ def open_store(path: Path | None, passphrase: str | None, seed: Callable[[], Pol
 
 def _report_abandoned(task: asyncio.Task[PolicyDocument]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("a policy change whose caller had left failed: %s", error)
+        logger.error("a policy change failed after its caller had disconnected: %s", error)

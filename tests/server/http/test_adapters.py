@@ -113,7 +113,7 @@ async def test_an_adapter_is_no_model_to_load_or_to_unload_or_to_be_the_default(
         refusals.append((response.status, await response.json()))
     for status, answer in refusals:
         assert status == 404
-        assert answer["error"]["message"] == f'"{SQL}" is no model, but an adapter of "{MODEL}"'
+        assert answer["error"]["message"] == f'"{SQL}" is not a model but an adapter of "{MODEL}"'
 
 
 async def test_an_adapter_comes_and_goes_with_its_model(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ async def test_a_load_by_the_api_takes_the_place_of_an_edit_under_way(followed: 
             editing = asyncio.create_task(followed.look(site))
             await until(lambda: "b" in site.engines)
         assert await call(site, "POST", MODELS, {"id": "a", "path": "stub", "max_model_len": 70}) == 200
-        assert "took the place" in (await editing or "")
+        assert "replaced this one" in (await editing or "")
         assert await states(site) == {"base": "ready", "a": "ready"}
         assert site.backends.find("a").source.model.max_model_len == 70
         assert await followed.look(site) is None, "it is tried again, and leaves `a` to the API"
@@ -220,7 +220,7 @@ async def test_what_is_unloaded_while_an_edit_loads_it_stays_away(followed: Foll
     async with running_server(followed.config) as site:
         editing = await begin_edit(followed, site)
         assert await call(site, "DELETE", MODELS, {"id": "b"}) == 200
-        assert "took the place" in (await editing or "")
+        assert "replaced this one" in (await editing or "")
         assert await followed.look(site) is None, "the rest of the edit is put in force"
         assert await states(site) == {"base": "ready", "a": "ready"}
         assert site.backends.find("a").source.model.max_model_len == 60

@@ -63,7 +63,7 @@ def test_restore_can_be_undone(path: Path) -> None:
 def test_restore_asks(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = path.read_bytes()
     assert main(["policy", "restore", "--store", str(path)]) == 2
-    assert "say --yes" in capsys.readouterr().err
+    assert "pass --yes" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

@@ -88,7 +88,7 @@ class FileTier:
                 found = found._replace(pages=[])
         num_pages, num_foreign = len(found.pages), found.num_foreign
         logger.info(
-            "KV file %s is on: room for %d pages, %d there, %d of another model dropped",
+            "KV file %s is on: room for %d pages, %d found, %d of another model dropped",
             self.path, file.num_slots, num_pages, num_foreign,
         )  # fmt: skip
         self.changes.put(FileChange("on", file.num_slots, found.pages, num_foreign))

@@ -20,7 +20,6 @@ def split_prompts(given: Prompts, name: str, most: int) -> list[str] | list[list
                 raise RequestError(f"{name}: at most {most} {name}s in one request", param=name)
             return cast(list[str] | list[list[int]], given)
     raise RequestError(
-        f"{name}: must be a string, a list of strings, a list of token ids or a list of such lists, "
-        "with something in it",
+        f"{name}: must be a string, a list of strings, a list of token ids or a list of such lists, and not empty",
         param=name,
     )

@@ -111,7 +111,7 @@ def tool_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
         if not named:
             hint = did_you_mean(choice.function.name, [one[1].name for one in functions])
             raise RequestError(
-                f"tool_choice.function.name: is none of the tools{hint}", param="tool_choice.function.name"
+                f"tool_choice.function.name: is not one of the tools{hint}", param="tool_choice.function.name"
             )
         return ToolUse(definitions, named, forced=True, max_calls=1)
     return ToolUse(definitions, functions, forced=choice == "required", max_calls=1 if parallel is False else None)
@@ -126,7 +126,7 @@ def _check(tools: Sequence[Tool]) -> None:
         if not _NAME.fullmatch(tool.function.name):
             raise RequestError(f"{where}: must have 1 to 64 of the characters A-Z a-z 0-9 _ -", param=where)
         if tool.function.name in seen:
-            raise RequestError(f"{where}: there is another tool of that name", param=where)
+            raise RequestError(f"{where}: another tool has this name", param=where)
         seen.add(tool.function.name)
 
 
