@@ -1,6 +1,6 @@
-"""Where implementations come from: the built-in backends, entry points, and anybody's module or file.
+"""Backends: the built-in ones, those of entry points, and any module or file.
 
-Knows how to find an op in a backend; which one to take is `kernel_set`'s to decide.
+Knows how to find an op in a backend; `kernel_set` decides which backend to use.
 """
 
 import importlib
@@ -28,7 +28,7 @@ OPS: Final = (
     "sampling",
 )
 
-# Of a module that is not found, and of what a file imports.
+# Ends the message about a module that is not found.
 LOOKED_FOR: Final = "modules are found if their package is installed or its folder is in PYTHONPATH"
 
 # Best first; each is a package `inferflux.kernels.NAME`.
@@ -44,8 +44,8 @@ PACKED_OPS: Final = frozenset({"linear", "quantized_linear", "moe", "quantized_m
 
 
 class Backend(NamedTuple):
-    """name: as it is asked for. module: holds the ops (see `ops`) and, if it is choosy,
-    `supports(op, device, dtype)`, which returns why it would not do, or None."""
+    """name: as in `runtime.kernels`. module: has the ops (see `ops`) and optionally `supports(op, device, dtype)`,
+    which returns why it cannot serve the op, or None."""
 
     name: str
     module: ModuleType

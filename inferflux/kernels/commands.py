@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(run=_check)
     bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
     tune.add_arguments(actions.add_parser("tune", help="measure the sizes of the triton kernels on this GPU"))
-    build = actions.add_parser("build", help="compile and prove the native CPU kernels now, not in the background")
+    build = actions.add_parser("build", help="compile and test the native CPU kernels now, not in the background")
     build.add_argument("--portable", action="store_true", help="for every such CPU, into the package: for images")
     build.set_defaults(run=_build)
 

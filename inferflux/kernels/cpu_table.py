@@ -1,8 +1,8 @@
-"""The table of products: which layout and which way of multiplying is fastest on this machine, per matrix and rows.
+"""CpuTable: the fastest layout and product method on this machine, per matrix and number of rows.
 
-A matrix of a kind and size is measured when it is first loaded, within a budget of time per process, and the choice is
-kept in the user's cache, one file per machine. What is not measured yet gets the default. Knows no kernel: layouts and
-methods are handed in.
+Each kind and size of matrix is measured when it is first loaded, within a time budget per process, and the choice is
+kept in the user's cache, one file per machine. Until then the default serves. Knows no kernel: layouts and methods are
+passed in.
 """
 
 import functools
@@ -25,22 +25,22 @@ from inferflux.kernels import cpu_features
 Tensor = torch.Tensor
 logger = logging.getLogger(__name__)
 
-# Of what the files mean: another one ignores them.
+# Format of the files; other versions are ignored.
 VERSION: Final = 7
-# Numbers of rows that are measured; a product of more rows goes by the next larger one, or the last.
+# Numbers of rows that are measured; other products use the next larger one, or the last.
 BUCKETS: Final = (1, 4, 16, 64, 256)
-# A start may spend this long on measuring (five matrices of a 135M model take about as long); the next one goes on.
+# How long a start may spend on measuring (about what five matrices of a 135M model take); the next start goes on.
 BUDGET_S: Final = 0.4
-# Another choice than the default must be this much faster: timings of a shared machine differ by as much for nothing.
+# A choice other than the default must take at most this share of its time: timings on a shared machine vary by as much.
 MARGIN: Final = 0.85
-# Each way takes two turns at least, and more of them while they are quick: a preempted turn must not count.
+# Each method takes at least two turns, and more while they are quick, so that a preempted turn does not count.
 MOST_TURNS: Final = 12
 TURNS_S: Final = 0.02
-# In a decode step, of at most so many rows, a call from Python costs this much more than here, where its code stays in
-# the caches (one core of a Zen 3 EPYC: 30 us for 5).
+# In a decode step of at most DECODE_ROWS rows a call from Python costs this much more than here, where its code stays
+# in the caches (one core of a Zen 3 EPYC: 30 us instead of 5).
 DECODE_ROWS: Final = 64
 CALL_S: Final = 25e-6
-# Elements of a larger matrix that are measured: rows of it that fill this.
+# Of a larger matrix only the first rows, with about this many elements, are measured.
 SAMPLE_ELEMENTS: Final = 2**21
 
 
@@ -60,7 +60,7 @@ class Method(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """arrange(weight) lays a matrix out; methods multiply by it, best first where nothing is measured."""
+    """arrange(weight) returns the matrix in this layout; methods multiply by it, the default first."""
 
     name: str
     arrange: Callable[[Any], Any]
@@ -82,7 +82,7 @@ class Choice(NamedTuple):
 
 
 def bucket_of(num_rows: int) -> int:
-    """Returns the index into BUCKETS that a product of so many rows goes by."""
+    """Returns the index into BUCKETS for a product of num_rows rows."""
     return min(bisect_left(BUCKETS, num_rows), len(BUCKETS) - 1)
 
 
@@ -121,7 +121,7 @@ class CpuTable:
         return choice
 
     def _write(self) -> None:
-        """Keeps what other processes wrote meanwhile. A cache that cannot be written is no error."""
+        """Merges with what other processes wrote meanwhile. A cache that cannot be written is no error."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             temporary = self._path.with_suffix(f".{os.getpid()}")
@@ -133,17 +133,17 @@ class CpuTable:
 
 @functools.cache
 def cpu_table() -> CpuTable:
-    """Returns this machine's table, as this process shares it."""
+    """Returns this machine's table, one per process."""
     facts = (VERSION, cpu_features.description(), torch.__version__, torch.get_num_threads())
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
     return CpuTable(cache_dir() / f"products-{digest}.json", BUDGET_S)
 
 
 def measure(layouts: Sequence[Layout], weight: Any, dtype: torch.dtype, call_s: float) -> Choice:
-    """Times every method of every layout at every number of rows it takes, and chooses.
+    """Times every method of every layout at every number of rows it supports, and chooses.
 
-    A layout is judged by the sum of the logarithms of its best methods' times, with the call_s that Python adds to
-    them in a step.
+    A layout is judged by the sum of the logarithms of its best methods' times, including the call_s that Python adds
+    in a decode step.
     """
     arranged = [layout.arrange(weight) for layout in layouts]
     methods: list[list[Method]] = [[] for _ in layouts]
@@ -172,7 +172,7 @@ def _best(default: Method, times: dict[Method, float]) -> Method:
 
 
 def _time_in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Returns each call's least seconds. Turns let a machine's moods meet all of them alike."""
+    """Returns each call's least seconds. They take turns, so that other load on the machine affects all alike."""
     least = [math.inf] * len(calls)
     begun = time.perf_counter()
     for turn in range(MOST_TURNS):
@@ -186,7 +186,7 @@ def _time_in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def _find(names: list[str] | None, layouts: Sequence[Layout]) -> Choice | None:
-    """Returns what the names stand for; None when some are not known here (any more)."""
+    """Returns the choice with these names; None if some do not exist (any more)."""
     if names is None or len(names) != 1 + len(BUCKETS):
         return None
     for layout in layouts:

@@ -1,7 +1,6 @@
-"""KernelSet: one implementation per op, and why it was the one.
+"""KernelSet: one implementation per op, and why it was chosen.
 
-Backends are laid over each other, op by op: the best one that has the op and accepts the device and dtype wins. Knows
-no model and no weights.
+For each op the best backend that has it and accepts the device and dtype is chosen. Knows no model and no weights.
 """
 
 import functools
@@ -29,7 +28,7 @@ from inferflux.kernels.ops import (
 )
 
 AUTO: Final = "auto"
-# Says why a backend will not do, or None.
+# Returns why a backend cannot be used, or None.
 Refusal = Callable[[Backend], str | None]
 
 
@@ -70,7 +69,7 @@ def select(
     Raises ConfigError when a named backend is unknown, cannot be imported, lacks the op or refuses it.
     """
     settings = overrides or KernelsConfig()
-    # A file is executed once, however many ops it serves.
+    # A file is executed once, for all the ops that it serves.
     find = functools.cache(functools.partial(find_backend, also=(AUTO,)))
     ops: dict[str, Any] = {}
     choices = []

@@ -2,10 +2,9 @@
 
 A backend is a module, or a package with a file per op, where each op it has stands under its name: a function, except
 for `linear`, `moe` and their quantised twins, which are anything with `pack` and `run` (a class with static methods, an
-object, a module).
-`reference/` is the truth; every other backend must agree with it (`inferflux kernels check`).
-Shape letters are those of `metadata`. The rows of inputs may lie apart, what is in a row lies together; outputs are new
-and contiguous. Unless said otherwise.
+object, a module). `reference/` defines what is correct; every other backend must agree with it (`inferflux kernels
+check`). Shape letters are those of `metadata`. Unless said otherwise, rows of inputs may be strided, each row is
+contiguous, and outputs are new and contiguous.
 """
 
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ from inferflux.kernels import native
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.check import check_op
-from inferflux.kernels.native import build, loading, low_rank, panels, proof
+from inferflux.kernels.native import build, loading, low_rank, panels, self_test
 from inferflux.kernels.native.loading import Library
 from inferflux.kernels.quantized_weight import Scheme, quantize
 from tests.support.paged import PAGE_TOKENS, step_metadata
@@ -135,7 +135,7 @@ def test_running_out_of_memory_fails_the_step_and_not_the_process() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
     )
-    assert (ended.returncode, ended.stdout) == (0, "no memory for what a CPU kernel computes with\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "no scratch memory for a CPU kernel\n"), ended.stderr
 
 
 def test_other_devices_and_types_are_refused() -> None:
@@ -186,7 +186,7 @@ def test_a_rows_product_has_the_same_bits_beside_any_number_of_rows(dtype: torch
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("dtype", native.DTYPES)
 def test_low_ranks_are_added_to_the_rows_of_their_adapters(dtype: torch.dtype) -> None:
-    assert proof.adds_low_ranks(dtype)
+    assert self_test.adds_low_ranks(dtype)
 
 
 @pytest.mark.usefixtures("built")

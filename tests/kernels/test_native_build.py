@@ -11,7 +11,7 @@ import pytest
 
 from inferflux.cli import main
 from inferflux.kernels.cases import cases_of
-from inferflux.kernels.native import background, build, loading, portable, proof
+from inferflux.kernels.native import background, build, loading, portable, self_test
 from inferflux.kernels.native.loading import Library
 from tests.support.waiting import wait_until
 
@@ -55,8 +55,8 @@ def kept() -> list[str]:
 @pytest.mark.parametrize(
     ("action", "reason"),
     [
-        (stub(""), "its proof failed: norm in float32, 1x576: error"),
-        (stub("__builtin_trap();"), "its proof ended with SIGILL at norm in float32, 1x576"),
+        (stub(""), "its self-test failed: norm in float32, 1x576: error"),
+        (stub("__builtin_trap();"), "its self-test ended with SIGILL at norm in float32, 1x576"),
         (stub("", FUNCTIONS[1:]), "undefined symbol: inferflux_call"),
     ],
     ids=["wrong", "crashes", "lacks a kernel"],
@@ -77,7 +77,7 @@ def test_a_wrong_library_is_not_kept_but_the_reason_is(
 def test_a_library_that_does_not_come_to_an_end_is_refused(
     fake_compiler: FakeCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "PROOF_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(build, "SELF_TEST_TIMEOUT_S", 3.0)
     fake_compiler(stub("pause();"))
     assert "did not end within 3 s" in str(loading.build_now()[1])
     assert kept() == [".refused"]
@@ -95,7 +95,7 @@ def test_one_wrong_sign_is_found(fake_compiler: FakeCompiler) -> None:
         exec "$true" -std=c++17 -march=native -fPIC -fopenmp -c "$copy/kernels.cpp" -o "$output"
         """
     )
-    assert str(loading.build_now()[1]).startswith("its proof failed: rope in float32, one token: error")
+    assert str(loading.build_now()[1]).startswith("its self-test failed: rope in float32, one token: error")
     assert kept() == [".refused"]
 
 
@@ -203,7 +203,7 @@ def test_a_level_that_computes_wrongly_here_is_not_kept(
     reasons = portable.build_portable()
     for level in portable.LEVELS:
         if level.runs_here():
-            assert str(reasons[level.name]).startswith("its proof failed")
+            assert str(reasons[level.name]).startswith("its self-test failed")
             assert not level.path().exists()
 
 
@@ -215,9 +215,9 @@ def test_the_compiler_knows_every_level(level: portable.Level) -> None:
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
 
 
-def test_the_proof_leaves_out_only_cases_that_are_there() -> None:
-    names = [case.name for op in {subject.op for subject in proof.subjects()} for case in cases_of(op)]
-    assert all(any(words in name for name in names) for words in proof.TOO_LARGE)
+def test_the_self_test_leaves_out_only_cases_that_are_there() -> None:
+    names = [case.name for op in {subject.op for subject in self_test.subjects()} for case in cases_of(op)]
+    assert all(any(words in name for name in names) for words in self_test.TOO_LARGE)
 
 
 def is_held(path: Path) -> bool:

@@ -116,7 +116,7 @@ def test_its_calls_can_be_made_one_by_one() -> None:
         ),
         (lambda x, weight: norm.norm(x, weight.clone(), 1e-5), "aten::clone is computed by torch"),
         (lambda x, weight: norm.norm(x[:1], weight, 1e-5), "a call's rows are not a multiple of the tokens"),
-        (lambda x, weight: norm.norm(twice(x)[2:], weight, 1e-5), "a call begins behind the first token"),
+        (lambda x, weight: norm.norm(twice(x)[2:], weight, 1e-5), "a call begins after the first token"),
         (lambda x, weight: norm.add_norm(x, x, weight, 1e-5)[1], NOT_WHOLE),
         (lambda x, weight: norm.norm(x, weight, 1e-5).t(), NOT_WHOLE),
         (lambda x, weight: norm.norm(x, weight, 1e-5)[:1], NOT_WHOLE),

@@ -1,8 +1,8 @@
-"""CPU kernels in C++, compiled once per machine: what stock operators cannot do in one pass.
+"""CPU kernels in C++, compiled once per machine, for what stock operators cannot do in one pass.
 
-Attention straight from the pages, norms, rotation with the KV write and gates in one call each. Shapes that they do not
-cover go to the torch backend, call by call. Products are not an op here but layouts (`panels`) among which the torch
-backend's table chooses. All go through `calls`, so that a whole step can be replayed at once (`tape`).
+Paged attention, norms, rope with the KV write, and gated activations, in one call each. Shapes that they do not cover
+go to the torch backend, call by call. Products are not an op here but layouts (`panels`) among which the torch
+backend's `cpu_table` chooses. All go through `calls`, so that a whole step can be replayed at once (`tape`).
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Paged attention straight from the pages; shapes that the kernel does not cover go to the torch backend."""
+"""Paged attention without gathering pages; shapes that the kernel does not cover go to the torch backend."""
 
 import torch
 

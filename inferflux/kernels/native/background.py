@@ -1,7 +1,8 @@
-"""The build in the background: `inferflux kernels build` as a process that outlives the one that wants the library.
+"""The background build: `inferflux kernels build` as a process that outlives the one that starts it.
 
-It belongs to nobody: it has a session of its own, nothing open of the process that started it but a lock, and is not
-its child, so that no signal, exit code or wait there is about it. One at a time: who finds the lock taken starts none.
+It is fully detached: in a session of its own, with no open file of the starting process but a lock, and not its child,
+so that no signal or wait of that process concerns it. Only one runs at a time: nothing is started while the lock is
+held.
 """
 
 import fcntl
@@ -12,16 +13,16 @@ from typing import Final
 
 from inferflux.kernels.native.build import python_environment
 
-# Held by the process from its start to its end, though it does not know: it inherits the open file.
+# Held by the process from start to end, since it inherits the open file.
 LOCK: Final = "native-background.lock"
 COMMAND: Final = ("-P", "-m", "inferflux", "kernels", "build")
-# The shell leaves at once, and the process it started has no parent but the system's. Where sessions share the
-# processor (Linux's autogroups) niceness counts within one only, so the session gets the same.
+# The shell exits at once, so that the process is reparented to init. Where sessions share the processor (Linux's
+# autogroups), niceness counts only within a session, so the session gets the same.
 SCRIPT: Final = '{ echo 15 >/proc/self/autogroup; } 2>/dev/null; nice -n 15 "$@" &'
 
 
 def start_build(folder: Path) -> str | None:
-    """Sees to it that a process builds the library in the cache's `folder`. Returns why none does, or None."""
+    """Starts a process that builds the library in the cache's `folder`, unless one runs. Returns why not, or None."""
     if not sys.executable:
         return "not built, and this Python cannot start another (`inferflux kernels build` builds it)"
     try:

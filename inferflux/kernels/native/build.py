@@ -1,8 +1,7 @@
 """Building the native library: which compiler, which flags, and where the result is kept.
 
-One file per machine, torch and source, in the user's cache; a change of any of them is another file. It gets there only
-after a process of its own has found that it computes rightly (see `proof`); else the reason is kept beside its place.
-Knows no kernel.
+One file per machine, torch and source, in the user's cache. It is put there only after a separate process has found it
+correct (see `self_test`); else the reason is kept there in its place. Knows no kernel.
 """
 
 import ctypes
@@ -38,10 +37,10 @@ THIS_CPU: Final = ("-march=native",)
 COMPILERS: Final = ("g++", "c++")
 LOCK: Final = "native.lock"
 WORK: Final = "native-build-"
-# Generous: in the background both run when the machine has nothing better to do.
+# Generous: in the background both run at low priority.
 TIMEOUT_S: Final = 600.0
-PROOF_TIMEOUT_S: Final = 600.0
-# How a proof ends that found the library wrong. Other failures (no memory, say) are not the library's.
+SELF_TEST_TIMEOUT_S: Final = 600.0
+# Exit code of a self-test that found the library wrong. Other failures (no memory, say) are not the library's.
 REFUSED: Final = 3
 FAULTS: Final = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 
@@ -54,8 +53,8 @@ def compiler() -> str | None:
 def openmp_library() -> str | None:
     """Returns the GNU OpenMP library that torch computes with, or None.
 
-    A process may hold others, which wheels bring along; kernels in one of those would have threads of their own, that
-    wait for work on the same cores as torch's.
+    A process may have loaded others, from wheels; kernels linked to one of those would have threads of their own, which
+    spin on the same cores as torch's.
     """
     flags = os.RTLD_LAZY | getattr(os, "RTLD_NOLOAD", 0)
     try:
@@ -67,7 +66,7 @@ def openmp_library() -> str | None:
 
 
 def mapped_file(maps: str, address: int) -> str | None:
-    """Returns the file that lies at an address, by the text of /proc/PID/maps; its path may have spaces."""
+    """Returns the file mapped at an address, by the text of /proc/PID/maps; its path may have spaces."""
     for line in maps.splitlines():
         bounds, *_, path = line.split(" ", maxsplit=5)  # and before the path as many spaces as make a column
         first, last = (int(bound, 16) for bound in bounds.split("-"))
@@ -77,12 +76,12 @@ def mapped_file(maps: str, address: int) -> str | None:
 
 
 def library_path(openmp: str) -> Path:
-    """Returns where the library of this machine lies, built or not; a home folder may be shared by unlike machines."""
+    """Returns the path of this machine's library, built or not; machines that differ may share a home folder."""
     return cache_dir() / f"native-{digest_of(THIS_CPU, openmp, cpu_features.description())}.so"
 
 
 def digest_of(*facts: object) -> str:
-    """Returns 20 hex digits that tell these facts, the flags and the sources from others."""
+    """Returns 20 hex digits that identify these facts, the flags and the sources."""
     digest = hashlib.sha256(repr((FLAGS, *facts)).encode())
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
@@ -102,16 +101,16 @@ def _refusal_file(path: Path) -> Path:
 
 
 def python_environment() -> dict[str, str]:
-    """The environment in which a Python process of ours finds what this one has imported."""
+    """Returns an environment in which a child Python process finds the modules that this one has imported."""
     here = [str(SOURCES.parents[2]), *filter(None, sys.path)]
     return child_environment() | {"PYTHONPATH": os.pathsep.join(here)}
 
 
 def build(path: Path, openmp: str, target: Sequence[str] = THIS_CPU, *, runs_here: bool = True) -> str | None:
-    """Compiles and proves the library; `path` appears whole or not at all. Returns why that failed, or None.
+    """Compiles and tests the library, and installs it at `path` atomically. Returns why that failed, or None.
 
-    Of several processes that want to, the first does it; the others return at once, saying so.
-    target: the compiler's flags for the CPU. runs_here: whether this one can execute it; else nothing is proven.
+    Of several processes the first builds; the others return at once and say so.
+    target: the compiler's flags for the CPU. runs_here: whether this CPU can execute it; else it is not tested.
     """
     command = compiler()
     if command is None:
@@ -124,7 +123,7 @@ def build(path: Path, openmp: str, target: Sequence[str] = THIS_CPU, *, runs_her
             for left_behind in path.parent.glob(f"{WORK}*"):
                 shutil.rmtree(left_behind, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=WORK) as folder:
-                # As in a cache folder, so that the proof finds it the way a start does.
+                # Laid out as a cache folder, so that the self-test finds the library as a start does.
                 place = library_path(openmp)
                 candidate = Path(folder) / place.parent.name / place.name
                 candidate.parent.mkdir()
@@ -154,7 +153,7 @@ def _compile(command: Sequence[str], result: Path, openmp: str) -> str | None:
 
 
 def _install(candidate: Path, path: Path, runs_here: bool) -> str | None:
-    problem, is_wrong = _prove(candidate) if runs_here else (None, False)
+    problem, is_wrong = _self_test(candidate) if runs_here else (None, False)
     if problem is None:
         candidate.replace(path)
         _refusal_file(path).unlink(missing_ok=True)
@@ -165,25 +164,25 @@ def _install(candidate: Path, path: Path, runs_here: bool) -> str | None:
     return problem
 
 
-def _prove(candidate: Path) -> tuple[str | None, bool]:
-    """Returns what is wrong with the library, or None, and whether it is the library that is."""
-    command = [sys.executable, "-P", "-m", "inferflux.kernels.native.proof"]
-    # Threads that wait do not spin, which would double the time it takes.
+def _self_test(candidate: Path) -> tuple[str | None, bool]:
+    """Returns why the self-test failed, or None, and whether that is the library's fault."""
+    command = [sys.executable, "-P", "-m", "inferflux.kernels.native.self_test"]
+    # Without spinning threads, which would double the time.
     environment = python_environment() | {"XDG_CACHE_HOME": str(candidate.parents[1]), "OMP_WAIT_POLICY": "passive"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S, check=False, env=environment
+            command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False, env=environment
         )
     except subprocess.TimeoutExpired as late:
-        return f"its proof did not end within {PROOF_TIMEOUT_S:.0f} s, at {_last(late.stdout)}", True
+        return f"its self-test did not end within {SELF_TEST_TIMEOUT_S:.0f} s, at {_last(late.stdout)}", True
     if done.returncode in {-fault for fault in FAULTS}:
-        return f"its proof ended with {signal.Signals(-done.returncode).name} at {_last(done.stdout)}", True
+        return f"its self-test ended with {signal.Signals(-done.returncode).name} at {_last(done.stdout)}", True
     if done.returncode == REFUSED:
-        return f"its proof failed: {_last(done.stdout)}", True
-    return f"its proof could not run: {_last(done.stdout + done.stderr)}" if done.returncode else None, False
+        return f"its self-test failed: {_last(done.stdout)}", True
+    return f"its self-test could not run: {_last(done.stdout + done.stderr)}" if done.returncode else None, False
 
 
 def _last(output: str | bytes | None) -> str:
-    """The last line. A process that was stopped leaves bytes, or nothing."""
+    """Returns the last line. output: bytes or None from a process that was stopped."""
     text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
     return (text.strip().splitlines() or ["its start"])[-1]

@@ -1,7 +1,7 @@
-"""Calls into the native library: each function with the layout of its struct, and a listener to the calls.
+"""Calls into the native library: each function with the layout of its struct, and a listener for the calls.
 
-A struct begins with the addresses of the call's tensors and ends with its numbers, so that a listener (`tape`) can move
-the tensors and make the call again without Python, for other numbers of rows too.
+A struct starts with the addresses of the call's tensors, followed by its numbers, so that a listener (`tape`) can move
+the tensors and repeat the call without Python, also for other numbers of rows.
 """
 
 import abc
@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from inferflux.kernels.native.loading import library
 
 Tensor = torch.Tensor
-# Element types by the numbers that the C functions take; of packed int4 the bytes.
+# Numbers of the element types in the C functions; uint8: packed int4.
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 3, torch.uint8: 4}
 
 
 class Function(NamedTuple):
-    """number: its place in FUNCTIONS of kernels.cpp. layout: its struct there, in words of eight bytes. rows: the word
-    that grows with the tokens of a step, each of which has as many rows; counts_requests: with its requests."""
+    """number: its index in FUNCTIONS of kernels.cpp. layout: its struct there, in words of eight bytes. rows: index of
+    the word that grows with the tokens of a step or, with counts_requests, with its requests."""
 
     number: int
     layout: struct.Struct
@@ -39,24 +39,24 @@ LOW_RANK: Final = Function(6, struct.Struct("9qi4x"), rows=5)
 
 
 class Listener(TorchDispatchMode):
-    """Hears of every call that its thread makes inside `with`, as of everything that torch is asked for there."""
+    """Is told of every native call that its thread makes inside `with`, and of every torch op."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """torch would import its compiler for that, which takes 2 s."""
+        """Else torch imports its compiler, which takes 2 s."""
         return False
 
     @abc.abstractmethod
     def note(self, function: Function, kind: int, tensors: Sequence[Tensor | None], packed: bytes) -> None:
-        """Something was called."""
+        """A native function was called."""
 
 
 def expect_same(what: str, got: object, wanted: object) -> None:
-    """Raises ValueError unless both are the same. The library trusts its arguments: a shape that another op (a
-    third-party kernel, say) got wrong would make it write out of bounds."""
+    """Raises ValueError unless both are the same. The library does not check its arguments: a wrong shape from another
+    op (a third-party kernel, say) would make it write out of bounds."""
     if got != wanted:
         raise ValueError(f"{what}: {got}, not {wanted}")
 
@@ -64,12 +64,12 @@ def expect_same(what: str, got: object, wanted: object) -> None:
 def call(function: Function, kind: int, tensors: Sequence[Tensor | None], *numbers: float) -> None:
     """Calls `function` for elements of `kind` with the tensors' addresses (None: null), then the numbers.
 
-    Raises MemoryError when there is none for what it computes with.
+    Raises MemoryError when it cannot allocate its scratch memory.
     """
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     packed = function.layout.pack(*addresses, *numbers)
     if not library().call(function.number, kind, packed):
-        raise MemoryError("no memory for what a CPU kernel computes with")
+        raise MemoryError("no scratch memory for a CPU kernel")
     listener = _get_current_dispatch_mode()
     if isinstance(listener, Listener):
         listener.note(function, kind, tensors, packed)

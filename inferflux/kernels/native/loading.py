@@ -1,8 +1,8 @@
-"""The native library: its doors, functions over raw addresses, or the reason why there are none here.
+"""The loaded native library: its C functions, or the reason why there are none.
 
-A library that is not built yet is built in the background and serves from the next start on; `inferflux kernels build`
-does it ahead. Where some came with the package (`portable`), the best of them serves instead. A start never waits for a
-compiler. One that was built and found wrong is not tried again, but by that command.
+A library that is not built yet is built in the background and used from the next start on; `inferflux kernels build`
+builds it now. If the package has some (`portable`), the best of them is used instead. A start never waits for a
+compiler. A library that was built and found wrong is rebuilt only by that command.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Low ranks of adapters, added to a product for many rows at once, each row's by its own adapter."""
+"""LoRA: adds the low-rank products of many rows at once, each row's by its own adapter."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -16,8 +16,8 @@ WIDE: Final = 64
 
 
 class LowRanks(NamedTuple):
-    """pairs int64 [adapters + 1, 3]: by an adapter's number, where its matrices lie, and its rank; weights: those.
-    most: the largest rank."""
+    """pairs int64 [adapters + 1, 3]: by an adapter's number, the addresses of its two matrices and its rank. weights:
+    the matrices. most: the largest rank."""
 
     pairs: Tensor
     weights: tuple[Tensor, ...]
@@ -27,7 +27,7 @@ class LowRanks(NamedTuple):
 
 
 def computes(weight: Tensor) -> bool:
-    """Whether this can add low ranks of such a type, where they are."""
+    """Whether the library supports the weight's type and device."""
     return weight.device.type == "cpu" and weight.dtype in DTYPES and library().reason is None
 
 

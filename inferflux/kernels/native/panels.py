@@ -1,4 +1,4 @@
-"""Products of the native library: the layouts that matmul.h (floats) and integers.h (int8, int4) want, and the call."""
+"""Products of the native library: the weight layouts of matmul.h (floats) and integers.h (int8, int4), and the call."""
 
 from typing import Final, NamedTuple
 

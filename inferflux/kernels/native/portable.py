@@ -1,7 +1,7 @@
-"""Libraries that come with the package, one per level of CPU, for machines that have no compiler: container images.
+"""Libraries shipped inside the package, one per level of CPU, for machines without a compiler: container images.
 
-`inferflux kernels build --portable` makes them where the package lies. A level is proven where it is built, if that CPU
-has what it needs. A library that was built for the machine itself goes first.
+`inferflux kernels build --portable` builds them into the package's folder. A level is tested where it is built, if that
+CPU can run it. A library that was built for the machine itself takes precedence.
 """
 
 import platform
@@ -15,7 +15,7 @@ FOLDER: Final = SOURCES / "portable"
 
 
 class Level(NamedTuple):
-    """flags: the compiler's. features: what Linux calls the instructions that they bring."""
+    """flags: for the compiler. features: Linux's names of the instruction sets that they use."""
 
     name: str
     machine: str
@@ -51,7 +51,7 @@ LEVELS: Final = (
 
 
 def portable_library() -> Path | None:
-    """Returns the best one that came with the package and runs here, or None."""
+    """Returns the best library of the package that runs here, or None."""
     return next((path for level in LEVELS if level.runs_here() and (path := level.path()).exists()), None)
 
 

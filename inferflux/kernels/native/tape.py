@@ -1,14 +1,14 @@
-"""Tapes: the native calls of a computation, to be made again by one call that needs no Python in between.
+"""Tapes: the native calls of a computation, replayed by one call without Python in between.
 
-An op called from Python costs 5 us while the interpreter is in the caches, and 30 us once a layer's weights have passed
-through them (one core of a Zen 3 EPYC); a decode step has nine of them per layer. A tape holds the structs of the
-calls. What the computation allocated lies in an arena, at places that are taken anew as soon as nothing on the tape
-reads them any more, so that it stays in the caches; all else keeps its address, and is kept alive.
+An op called from Python costs 5 us while the interpreter is in the caches, and 30 us after a layer's weights have
+passed through them (one core of a Zen 3 EPYC); a decode step has nine ops per layer. A tape holds the structs of the
+calls. The tensors that the computation allocated are in an arena, where memory is reused as soon as no later call reads
+it, so that the arena stays in the caches; all other tensors keep their addresses and are kept alive.
 
-A computation of some tokens is recorded, and there are tapes of it for any number of them: what it allocates grows with
-its tokens, and so does one number in the struct of each call. Only what the native library computes can be on a tape.
-Whatever else torch is asked for meanwhile is noticed, but for views and allocations, and is the reason why there is
-none. What computes past both of torch and `calls` is not noticed: record only what is known not to.
+A computation is recorded once for some number of tokens, and makes tapes for any number: its allocations grow with the
+tokens, and so does one number in the struct of each call. Only native calls can be on a tape. Anything that torch
+computes during the recording, except views and allocations, is noticed and is the reason why there is none. What
+computes without torch and without `calls` is not noticed: do not record such code.
 """
 
 import struct
@@ -33,8 +33,8 @@ _ALLOCATIONS: Final = frozenset(("aten::empty", "aten::empty_like", "aten::empty
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """entries: the calls. num_bytes: of the arena. kept: what the calls use that does not lie there. places: of each
-    result, a slice of the arena, with its type and shape."""
+    """entries: the calls. num_bytes: size of the arena. kept: tensors that the calls use outside it. places: each
+    result's slice of the arena, with its type and shape."""
 
     entries: bytes
     num_calls: int
@@ -43,26 +43,26 @@ class Tape:
     places: Sequence[tuple[slice, torch.dtype, torch.Size]]
 
     def play(self, arena: Tensor) -> None:
-        """Makes the calls. arena: uint8, of num_bytes at least.
+        """Makes the calls. arena: uint8, at least num_bytes.
 
-        Raises MemoryError when there is none for what they compute with.
+        Raises MemoryError when a call cannot allocate its scratch memory.
         """
         if not library().replay(self.entries, self.num_calls, arena.data_ptr()):
-            raise MemoryError("no memory for what a decode step computes with")
+            raise MemoryError("no scratch memory for a decode step")
 
     def results(self, arena: Tensor) -> tuple[Tensor, ...]:
         """Returns views of the arena where each play leaves its results."""
         return tuple(arena[place].view(dtype).view(shape) for place, dtype, shape in self.places)
 
     def calls(self) -> Iterator[tuple[int, "Tape"]]:
-        """One by one, for measuring: each call's function, by its number, and a tape of that call alone."""
+        """Yields each call's function number and a tape of that call alone, for measuring."""
         for start in range(0, len(self.entries), _ENTRY.size):
             entry = self.entries[start : start + _ENTRY.size]
             yield _ENTRY.unpack(entry)[0], replace(self, entries=entry, num_calls=1)
 
 
 class _Call(NamedTuple):
-    """words: of its struct. places: for those that are addresses in what was allocated, where."""
+    """words: its struct. places: by the index of a word that is an address in an allocation, which one and where."""
 
     function: Function
     kind: int
@@ -71,7 +71,7 @@ class _Call(NamedTuple):
 
 
 class _Address(NamedTuple):
-    """So many bytes behind the start of an allocation."""
+    """`offset` bytes after the start of an allocation."""
 
     allocation: int
     offset: int
@@ -79,9 +79,8 @@ class _Address(NamedTuple):
 
 @dataclass(slots=True)
 class Recording:
-    """A computation of num_tokens tokens, each of another request. sizes: the bytes of each allocation that a call
-    uses; spans: the first and the last call that does, by their numbers. results: the allocation, the type and the
-    shape of each."""
+    """A computation of num_tokens tokens, one per request. sizes: the bytes of each allocation that a call uses; spans:
+    the numbers of the first and the last call that use it. results: the allocation, type and shape of each."""
 
     num_tokens: int
     calls: list[_Call] = field(default_factory=list)
@@ -91,14 +90,14 @@ class Recording:
     results: list[tuple[int, torch.dtype, torch.Size]] = field(default_factory=list)
 
     def first_result(self) -> "Recording":
-        """Returns it without what is computed for its other results alone, which is what writes to them."""
+        """Returns the recording without the calls that compute its other results."""
         others = {address for address, _, _ in self.results[1:]}
         calls = [one for one in self.calls if others.isdisjoint(place.allocation for place in one.places.values())]
         spans = {address: span for address, span in self.spans.items() if address not in others}
         return replace(self, calls=calls, spans=spans, results=self.results[:1])
 
     def tape(self, num_tokens: int, num_requests: int | None = None) -> Tape:
-        """Returns a tape of the same computation of so many tokens, of as many requests unless that is said."""
+        """Returns a tape for num_tokens tokens. num_requests None: one request per token."""
 
         def scaled(count: int, number: int = num_tokens) -> int:
             return count // self.num_tokens * number
@@ -125,7 +124,7 @@ class Recording:
 
 
 class _Recorder(Listener):
-    """Writes the recording, and keeps alive what is allocated meanwhile, so that no two of those share an address.
+    """Writes the recording. Keeps alive what is allocated meanwhile, so that no two allocations share an address.
 
     problem: why there can be no tape.
     """
@@ -147,7 +146,7 @@ class _Recorder(Listener):
                 places[index] = _Address(address, tensor.data_ptr() - address)
                 self._use(address, len(recording.calls))
                 if places[index].offset * recording.num_tokens >= recording.sizes[address]:
-                    self._refuse("a call begins behind the first token")
+                    self._refuse("a call begins after the first token")
             else:
                 recording.kept.append(tensor)
         words = _WORDS.unpack(packed.ljust(_WORDS.size, b"\0"))
@@ -156,7 +155,7 @@ class _Recorder(Listener):
         recording.calls.append(_Call(function, kind, words, places))
 
     def finish(self, results: Sequence[Tensor]) -> Recording | str:
-        """Returns what was recorded, or why that is nothing."""
+        """Returns the recording, or why there is none."""
         recording = self.recording
         for result in results:
             address = _address(result)
@@ -175,7 +174,7 @@ class _Recorder(Listener):
             with self:
                 _copy_rows(*args[:2])
             return args[0]
-        with self:  # what is made of other ops shows as those
+        with self:  # composite ops are seen as the ops they consist of
             decomposed = op.decompose(*args, **(kwargs or {}))
         if decomposed is not NotImplemented:
             return decomposed
@@ -198,13 +197,13 @@ class _Recorder(Listener):
 
 
 def record(compute: Callable[[], Sequence[Tensor]], num_tokens: int) -> Recording | str:
-    """Computes, for num_tokens tokens, and returns a recording of it, or why there is none.
+    """Runs `compute` for num_tokens tokens and returns a recording of it, or why there is none.
 
-    What does not grow with the tokens is told from what does by not being a multiple of their number: let that be a
-    prime that no size of the model is a multiple of.
+    Sizes that grow with the tokens are recognised as multiples of num_tokens: choose a prime that divides no size of
+    the model.
 
-    Each result is all of a tensor that the computation allocated. What it reads, weights and inputs, is read again at
-    the same addresses whenever a tape is played, and must be large enough for its tokens.
+    Each result must be all of a tensor that the computation allocated. Weights and inputs are read again at the same
+    addresses whenever a tape is played, and must be large enough for its tokens.
     """
     recorder = _Recorder(num_tokens)
     with recorder:
@@ -213,20 +212,20 @@ def record(compute: Callable[[], Sequence[Tensor]], num_tokens: int) -> Recordin
 
 
 def _lay_out(spans: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[dict[int, int], int]:
-    """Returns an offset for each span, the lowest that is free while it lasts, and the bytes that all take together."""
+    """Returns an offset for each span, the lowest that is free during it, and the total size in bytes."""
     offsets: dict[int, int] = {}
     num_bytes = 0
-    living: list[tuple[int, int, int]] = []  # offset, end, last call
+    live: list[tuple[int, int, int]] = []  # offset, end, last call
     for address, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
-        living = sorted(other for other in living if other[2] >= first)
+        live = sorted(other for other in live if other[2] >= first)
         size = -(-sizes[address] // _ALIGNMENT) * _ALIGNMENT
         offset = 0
-        for start, end, _ in living:
+        for start, end, _ in live:
             if start - offset >= size:
                 break
             offset = end
         offsets[address] = offset
-        living.append((offset, offset + size, last))
+        live.append((offset, offset + size, last))
         num_bytes = max(num_bytes, offset + size)
     return offsets, num_bytes
 

@@ -1,7 +1,7 @@
-"""The proof: the library that a start would load computes rightly, on cases and within tolerances of `kernels check`.
+"""The self-test: checks that the library a start would load is correct, on cases and tolerances of `kernels check`.
 
-`build` runs this file as a process, in a cache folder that holds the new library alone, since a wrong one may crash. It
-prints each thing before it is tried, so that the last line says where a crash was, and what is wrong with it.
+`build` runs this file as a process, in a cache folder that holds only the new library, since a wrong one may crash. It
+prints each case before it runs, so that the last line says where a crash was or what is wrong.
 """
 
 import sys
@@ -20,14 +20,14 @@ from inferflux.kernels.native.build import REFUSED, library_path, openmp_library
 from inferflux.kernels.native.loading import library
 
 OPS: Final = ("norm", "add_norm", "activation", "rope", "attention")
-# Cases whose reference takes seconds, and that reach nothing in the kernels which others do not.
+# Cases whose reference takes seconds, and that cover nothing in the kernels that others do not.
 TOO_LARGE: Final = ("decode, long", "head size 256", "after a cached prefix", "2100x577")
-# More than one, so that work is divided; few, so that a start beside it is not slowed.
+# More than one, so that work is divided; few, so that a server starting at the same time is not slowed.
 THREADS: Final = 2
 
 
 class Subject(NamedTuple):
-    """What is proven: an implementation of `op`, in `dtype`."""
+    """What is tested: an implementation of `op`, in `dtype`."""
 
     op: str
     implementation: Any
@@ -35,7 +35,7 @@ class Subject(NamedTuple):
 
 
 def subjects() -> Iterator[Subject]:
-    """Everything that the library computes: its ops, and its products in floats and in integers."""
+    """Yields everything that the library computes: its ops, and its products in floats and in integers."""
     native = find_backend("native")
     products = {"linear": _product(panels.arrange_floats), "quantized_linear": _product(panels.arrange)}
     for dtype in DTYPES:
@@ -46,7 +46,7 @@ def subjects() -> Iterator[Subject]:
 
 
 def _product(arrange: Callable[[Any], panels.Panels]) -> SimpleNamespace:
-    """The panels as an op of their own: in use, a table chooses among them and other layouts."""
+    """Returns the panels as an op. (At run time `cpu_table` chooses among them and other layouts.)"""
     return SimpleNamespace(
         pack=lambda weight, bias: (arrange(weight), bias),
         run=lambda packed, x: panels.multiply(packed[0], x, packed[1]),
@@ -58,7 +58,7 @@ def main() -> int:
     """Returns 0, or REFUSED when the library is wrong or cannot be loaded; what is wrong is the last line printed."""
     openmp = openmp_library()
     if openmp is None or not library_path(openmp).exists():
-        # Asking for it would start a build.
+        # `library()` would start a build.
         print("it is not where a start looks for it")
         return 1
     reason = library().reason
@@ -86,8 +86,8 @@ def main() -> int:
 
 
 def adds_low_ranks(dtype: torch.dtype) -> bool:
-    """Whether rows of two adapters, of none and of one that is unknown here become what they should: more rows than
-    are done at once, and sizes that are no multiples of anything."""
+    """Whether rows of two adapters, of none and of an unknown one are right: with more rows than are computed at once,
+    and sizes that are no multiples of anything."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
