@@ -153,6 +153,27 @@ async def test_forced_calls_are_constrained(site_with_tools: Site):
         assert site.engine.submitted[-1].sampling.grammar is None
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_some_of_the_tools_may_be_allowed(site_with_tools: Site, mode: str):
+    """The model is not even told of the others."""
+    site, whole = site_with_tools, site_with_tools.engine.text.tokenizer
+    for names in (["now"], ["now", "weather"]):
+        status, answer = await site.post(CHAT, {"messages": ASK, "tools": TOOLS, **allowed(mode, *names)})
+        assert status == 200, answer
+        job = site.engine.submitted[-1]
+        assert ("weather" in whole.decode(job.prompt_token_ids, skip_special_tokens=False)) == ("weather" in names)
+        assert (job.sampling.grammar is not None) == (mode == "required")
+    bad = {"type": "function", "function": {"name": "f", "parameters": {"type": "?"}}}
+    body = {"messages": ASK, "tools": [TOOLS[1], bad], **allowed("required", "f")}
+    _, answer = await site.post(CHAT, body)
+    assert answer["error"]["param"] == "tools[1].function.parameters", "its place in the request"
+
+
 async def test_none_means_that_no_call_is_looked_for(site_with_tools: Site):
     site_with_tools.engine.reply = REPLIES["hermes"]
     _, answer = await site_with_tools.post(CHAT, {"messages": ASK, "tools": TOOLS, "tool_choice": "none"})
@@ -175,6 +196,11 @@ async def test_one_call_at_a_time(site_with_tools: Site):
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [TOOLS[1]] * 129}, "tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "wether"}}}, "tool_choice.function.name"),
+        ({"tool_choice": {"type": "custom", "function": {"name": "now"}}}, "tool_choice.type"),
+        (allowed("auto", "now", "wether"), "tool_choice.allowed_tools.tools"),
+        (allowed("auto"), "tool_choice.allowed_tools.tools"),
+        (allowed("none", "now"), "tool_choice.allowed_tools.mode"),
+        ({**allowed("auto", "now"), "tools": None}, "tool_choice"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "?"}}}], **REQUIRED},
             "tools[0].function.parameters",

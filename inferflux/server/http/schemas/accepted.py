@@ -44,6 +44,8 @@ def _below(one: inspect.Type, step: str) -> Iterator[inspect.Type]:
     match one:
         case inspect.StructType():
             found = [field.type for field in one.fields if field.encode_name == step]
+            if one.tag_field == step:
+                found.append(inspect.LiteralType((one.tag,)))
         case inspect.ListType():
             found = [one.item_type]
         case inspect.DictType():

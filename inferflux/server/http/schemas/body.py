@@ -126,7 +126,7 @@ def _invalid(message: str, kind: type[msgspec.Struct]) -> RequestError:
         name = unknown[1][:MAX_NAME_SHOWN]
         hint = did_you_mean(name, accepted_fields(kind, path))
         return RequestError(f"{path}.{name}: unknown field{hint}", param=f"{path}.{name}", code="unknown_parameter")
-    refused = re.fullmatch(r"invalid enum value (.*)", words, re.DOTALL)
+    refused = re.fullmatch(r"invalid (?:enum )?value (.*)", words, re.DOTALL)
     accepted = accepted_values(kind, path) if refused else ()
     if refused and accepted:
         words = f"must be one of {', '.join(accepted)} (got {refused[1]})"

@@ -37,12 +37,22 @@ class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
-class NamedChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    type: Literal["function"]
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     function: FunctionName
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+class AllowedTools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], said(minItems=1)]
+
+
+class AllowedChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    """As if these were all the tools: the model is not told of the others, so that it cannot call them."""
+
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedChoice
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
@@ -102,19 +112,32 @@ def tool_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
             raise RequestError("tool_choice: needs tools", param="tool_choice")
         return ToolUse()
     _check(tools)
-    definitions: list[dict[str, Any]] = [msgspec.to_builtins(tool) for tool in tools]
+    numbered = list(enumerate(tools))
+    if isinstance(choice, AllowedChoice):
+        numbered = _chosen(numbered, choice.allowed_tools.tools, "tool_choice.allowed_tools.tools")
+        choice = choice.allowed_tools.mode
+    definitions: list[dict[str, Any]] = [msgspec.to_builtins(tool) for _, tool in numbered]
     if choice == "none":
         return ToolUse(definitions)
-    functions = [(index, Function(tool.function.name, _parameters(tool))) for index, tool in enumerate(tools)]
-    if isinstance(choice, NamedChoice):
-        named = [one for one in functions if one[1].name == choice.function.name]
-        if not named:
-            hint = did_you_mean(choice.function.name, [one[1].name for one in functions])
-            raise RequestError(
-                f"tool_choice.function.name: is not one of the tools{hint}", param="tool_choice.function.name"
-            )
-        return ToolUse(definitions, named, forced=True, max_calls=1)
-    return ToolUse(definitions, functions, forced=choice == "required", max_calls=1 if parallel is False else None)
+    if isinstance(choice, NamedTool):
+        named = _chosen(numbered, [choice], "tool_choice.function.name")
+        return ToolUse(definitions, _functions(named), forced=True, max_calls=1)
+    max_calls = 1 if parallel is False else None
+    return ToolUse(definitions, _functions(numbered), forced=choice == "required", max_calls=max_calls)
+
+
+def _chosen(numbered: Sequence[tuple[int, Tool]], chosen: Sequence[NamedTool], path: str) -> list[tuple[int, Tool]]:
+    """Raises RequestError naming `path` when none is chosen, or one that is not there."""
+    if not chosen:
+        raise RequestError(f"{path}: must name at least one of the tools", param=path)
+    wanted, known = {one.function.name for one in chosen}, [tool.function.name for _, tool in numbered]
+    for name in sorted(wanted.difference(known)):
+        raise RequestError(f"{path}: is not one of the tools{did_you_mean(name, known)}", param=path)
+    return [(index, tool) for index, tool in numbered if tool.function.name in wanted]
+
+
+def _functions(numbered: Sequence[tuple[int, Tool]]) -> list[tuple[int, Function]]:
+    return [(index, Function(tool.function.name, _parameters(tool))) for index, tool in numbered]
 
 
 def _check(tools: Sequence[Tool]) -> None:
