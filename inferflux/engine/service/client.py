@@ -1,7 +1,7 @@
-"""EngineClient: the async face of an engine that runs elsewhere.
+"""EngineClient: the async interface of an engine in another process or thread.
 
-Starts the engine, carries requests over and outputs back, and restarts an engine that has died, after growing pauses.
-The stream to one engine is `connection`'s. Lives on one event loop; imports no torch.
+Starts the engine, sends requests and receives outputs, and restarts an engine that has died, after growing pauses. The
+stream to one engine is `connection`'s. Lives on one event loop; imports no torch.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ RETRY_WAIT_S = 60.0
 WATCHDOG_SHARE = 0.8
 FIRST_RESTART_PAUSE_S = 0.5
 LONGEST_RESTART_PAUSE_S = 10.0
-# An engine that served this long is healthy again: the next pause starts small.
+# After serving this long an engine counts as healthy: the next pause is the first one again.
 STEADY_S = 60.0
 
 
@@ -130,7 +130,7 @@ class EngineClient:
         except BaseException as error:
             self._become(ClientState.FAILED)
             if isinstance(error, asyncio.CancelledError) and self._connection is not None:
-                self._connection.host.kill()  # it has nothing to finish, and would not hear a word before it has loaded
+                self._connection.host.kill()  # it has nothing to finish, and reads no frame before it has loaded
             await self._stop()
             raise
 
@@ -155,27 +155,15 @@ class EngineClient:
         request_id = next(self._ids)
         submit = Submit(request_id, prompt_token_ids, sampling, priority, tenant, salt, adapter=adapter)
         submit = self._shares.strip(submit)
-        may_retry = True
         try:
-            mailbox = self._submit(submit)
-            while True:
-                try:
-                    output = await mailbox.get()
-                except EngineDeadError:
-                    if not may_retry or not await self._comes_back():
-                        raise
-                    may_retry = False
-                    self.num_retries += 1
-                    mailbox = self._submit(submit)
-                    continue
-                may_retry = False
-                if output.finish_reason is not None:
-                    self._mailboxes.pop(request_id, None)
-                if output.finish_reason == "error":
-                    raise request_failure(output)
+            output, mailbox = await self._first_output(submit)
+            while output.finish_reason is None:
                 yield output
-                if output.finish_reason is not None:
-                    return
+                output = await mailbox.get()
+            self._mailboxes.pop(request_id, None)
+            if output.finish_reason == "error":
+                raise request_failure(output)
+            yield output
         finally:
             if self._mailboxes.pop(request_id, None) is not None:
                 self._send(Abort([request_id]))
@@ -256,7 +244,7 @@ class EngineClient:
                     self._stop_unread(output.request_id)
 
     def _stop_unread(self, request_id: int) -> None:
-        """Ends a sequence whose outputs nobody reads."""
+        """Ends a sequence whose outputs are not read."""
         mailbox = self._mailboxes.pop(request_id)
         mailbox.fail(EngineError("it was stopped because its outputs were not read"))
         self._send(Abort([request_id]))
@@ -281,6 +269,19 @@ class EngineClient:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
+
+    async def _first_output(self, submit: Submit) -> tuple[Output, Mailbox]:
+        """Submits a sequence and returns its first output; when the engine dies before that, the next one gets it,
+        once."""
+        mailbox = self._submit(submit)
+        try:
+            return await mailbox.get(), mailbox
+        except EngineDeadError:
+            if not await self._comes_back():
+                raise
+        self.num_retries += 1
+        mailbox = self._submit(submit)
+        return await mailbox.get(), mailbox
 
     def _submit(self, submit: Submit) -> Mailbox:
         # What cannot be sent is not waited for.
@@ -320,7 +321,7 @@ class EngineClient:
 
 
 def _answer(waiter: asyncio.Future[None], error: Exception | None) -> None:
-    """Ends a wait, unless nobody waits any more."""
+    """Resolves a future, unless its waiter was cancelled."""
     if waiter.done():
         return
     if error is None:

@@ -1,6 +1,7 @@
-"""Connection: one engine, from its start to its end: the host it runs in, the stream of frames, its sign of life.
+"""Connection: one engine from start to end: the host it runs in, the stream of frames, the watchdog.
 
-Knows frames and hosts; knows no request, and not what to do when the engine is gone. Lives on one event loop.
+Knows frames and hosts; knows no request, and does not decide what to do when the engine is gone. Lives on one event
+loop.
 """
 
 import asyncio
@@ -19,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 RECV_BYTES = 1 << 18
 PING_INTERVAL_S = 1.0
-# Even the largest model from a slow disk loads sooner.
+# Even the largest model loads faster from a slow disk.
 LOAD_LIMIT_S = 3600.0
 
 
 class Connection:
     """The stream to one engine. model_id: for messages. watchdog_s: an engine silent for longer is killed.
 
-    stuck: silent for too long, and (a thread, say) it could not be killed.
+    stuck: silent for too long, and it could not be killed (a thread, say).
     """
 
     def __init__(self, model_id: str, host: RunningHost, watchdog_s: float) -> None:
@@ -37,7 +38,7 @@ class Connection:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._frames: FrameReader[FromEngine] = FrameReader(FromEngine)
-        self._last_word = 0.0
+        self._last_received = 0.0
 
     async def open(self, sock: socket.socket, start: Start) -> Ready:
         """Has the engine load its model. sock: this side's end of the socket pair.
@@ -51,11 +52,11 @@ class Connection:
         first = await self._first_frame(self._reader)
         if not isinstance(first, Ready):
             raise load_failure(self._model_id, first)
-        self._last_word = time.monotonic()
+        self._last_received = time.monotonic()
         return first
 
     def send(self, frame: ToEngine) -> None:
-        """Queues a frame on the socket; a dead engine's frames go nowhere, and `read` reports its death."""
+        """Queues a frame on the socket. Frames for a dead engine are dropped, and `read` reports its death."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(frame))
 
@@ -66,7 +67,7 @@ class Connection:
         reason = "the engine process died"
         try:
             while data := await self._reader.read(RECV_BYTES):
-                self._last_word = time.monotonic()
+                self._last_received = time.monotonic()
                 for frame in self._frames.feed(data):
                     if isinstance(frame, Failed):
                         reason = frame.message
@@ -85,14 +86,14 @@ class Connection:
             self._writer.close()
         await self.host.wait()
         if self._writer is not None:
-            # A stuck engine has not read all of it, and never will: do not wait for that.
+            # A stuck engine never reads the rest: do not wait for it.
             self._writer.transport.abort()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
 
     async def _first_frame(self, reader: asyncio.StreamReader) -> FromEngine | None:
         """Returns the frame that ends loading; None when the stream ended without one. Raises ModelLoadError when
-        neither comes in time, EngineDeadError when the stream breaks or makes no sense."""
+        neither comes in time, EngineDeadError when the stream breaks or is not valid."""
         name = self._model_id
         try:
             async with asyncio.timeout(LOAD_LIMIT_S):
@@ -108,15 +109,15 @@ class Connection:
     async def _watch(self) -> None:
         """Sends a Ping every second; an engine that is silent for too long is killed, which ends `read`.
 
-        Silence is counted in pings without an answer, not by the clock: had this process itself been asleep, the
-        answers would be waiting to be read.
+        Silence is counted in unanswered pings, not by the clock: if this process itself was suspended, the answers are
+        waiting to be read.
         """
         num_unanswered = 0
         while True:
             asked = time.monotonic()
             self.send(Ping())
             await asyncio.sleep(PING_INTERVAL_S)
-            num_unanswered = 0 if self._last_word >= asked else num_unanswered + 1
+            num_unanswered = 0 if self._last_received >= asked else num_unanswered + 1
             was_stuck, self.stuck = self.stuck, num_unanswered * PING_INTERVAL_S >= self._watchdog_s
             if self.stuck and not was_stuck:
                 logger.error("model %s: engine silent for %.0f s; killing it", self._model_id, self._watchdog_s)

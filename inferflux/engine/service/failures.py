@@ -1,4 +1,4 @@
-"""What an engine says went wrong, as the errors that its callers know. Pure functions of frames."""
+"""Turns failures reported by an engine into exceptions. Pure functions of frames."""
 
 from inferflux.engine.interface import Output
 from inferflux.engine.service.protocol import Failed, FromEngine

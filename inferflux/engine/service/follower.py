@@ -52,7 +52,8 @@ def follow(
     adapters: Sequence[AdapterConfig],
     grace_s: float,
 ) -> int:
-    """Follows rank 0; returns the exit status. grace_s: how long a signal to stop waits for rank 0's last word.
+    """Follows rank 0; returns the exit status. grace_s: how long after a signal to stop it waits for rank 0 to close
+    the channel.
 
     A failure, or the loss of another rank, ends the process at once: taking a broken group down may hang.
     Raises ModelLoadError and ConfigError as Executor does.

@@ -19,7 +19,7 @@ from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
 from inferflux.engine.request_outputs import refused_output
 from inferflux.engine.service.health import Health
-from inferflux.engine.service.parts import outputs_of
+from inferflux.engine.service.output_frames import output_frames
 from inferflux.engine.service.protocol import (
     Abort,
     CacheDropped,
@@ -51,7 +51,7 @@ RECV_BYTES = 1 << 20
 BACKGROUND_INTERVAL_S = 0.05
 # How often a long step reports that it is at work.
 PROGRESS_INTERVAL_S = 1.0
-# An orphan stuck in a step could hold a GPU for ever; one that is merely slow gets this long to end.
+# An orphan stuck in a step could hold a GPU for ever; a merely slow one gets this long to end.
 ORPHAN_GRACE_S = 5.0
 
 Inbox = queue.Queue[ToEngine]
@@ -115,7 +115,7 @@ def _loop(sock: socket.socket, inbox: Inbox, engine: Engine, health: Health) -> 
         engine.heartbeat()
         # After an abort no other output may follow that reports the freed pages.
         if outputs or any(isinstance(frame, Abort) for frame in frames):
-            for part in outputs_of(outputs, engine.stats()):
+            for part in output_frames(outputs, engine.stats()):
                 _send(sock, part)
 
 
@@ -204,7 +204,7 @@ def main() -> NoReturn:
     setup_logging(level, "json" if log_format == "json" else "text")
     serve(socket.socket(fileno=int(descriptor)), exit_when_orphaned=True)
     logging.shutdown()
-    # Taking torch and the weights down piece by piece would keep the server waiting for a second or two.
+    # Destroying torch and the weights in order would keep the server waiting for a second or two.
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """Where an engine's loop runs: in a process of its own, or in a thread of this one.
 
-Both speak the same frames over a socket pair, so the client cannot tell them apart. A rank other than 0 has no client:
-it follows rank 0 in this very process. Imports torch only for the thread and for such a rank.
+Both use the same frames over a socket pair, so the client cannot tell them apart. A rank other than 0 has no client: it
+follows rank 0 in this process. Imports torch only for the thread and for such a rank.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ TERMINATE_GRACE_S = 5.0
 
 
 class RunningHost(Protocol):
-    """A started loop. `pid` is None when it shares this process."""
+    """A started loop. `pid` is None when it is a thread of this process."""
 
     @property
     def pid(self) -> int | None: ...
@@ -75,8 +75,8 @@ class ThreadHost:
 class EngineProcesses:
     """Starts the loop in child processes, which log as `log` says.
 
-    The first may be started before anyone has use for it, with `prepare`: what it imports, torch before all, takes
-    longer than what a server does, and so the two had better go side by side. `close` ends it if nobody took it.
+    The first can be started early with `prepare`, so that its imports (above all torch, which takes longest) run in
+    parallel with the server's. `close` ends it if it was not used.
     """
 
     def __init__(self, log: LoggingConfig) -> None:
@@ -138,7 +138,7 @@ def follow_first_rank(
     adapters: Sequence[AdapterConfig],
     grace_s: float,
 ) -> int:
-    """Computes this rank's share until rank 0 lets it go; see `follower.follow`."""
+    """Computes this rank's share until rank 0 releases it; see `follower.follow`."""
     from inferflux.engine.service.follower import follow  # brings torch in, which rank 0's server never needs
 
     return follow(model, runtime, distributed, adapters, grace_s)

@@ -11,7 +11,7 @@ from inferflux.engine.interface import Output
 
 T = TypeVar("T")
 
-# Tokens and likeliest alternatives that may lie unread: a few megabytes. Only a reader that is blocked gets there.
+# Unread tokens and top alternatives allowed: a few megabytes. Only a reader that is blocked reaches it.
 MAX_UNREAD = 16384
 
 
@@ -31,7 +31,7 @@ class Mailbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether so much lies unread that no more should come."""
+        """Whether so much is unread that the sequence should be stopped."""
         pending = self._pending
         if pending is None or len(pending.token_ids) < 2:
             return False
@@ -59,7 +59,7 @@ class Mailbox:
 
 
 def merge(first: Output, second: Output) -> Output:
-    """Returns one Output that says what both say, in order."""
+    """Returns one Output with the contents of both, in order."""
     return Output(
         request_id=first.request_id,
         token_ids=first.token_ids + second.token_ids,

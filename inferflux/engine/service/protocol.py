@@ -1,4 +1,4 @@
-"""The frames that cross the border between the server's process and the engine's.
+"""The frames between the server's process and the engine's.
 
 Each frame is a 4-byte little-endian length, then one msgpack-encoded tagged struct. Both sides bound the length.
 Knows no socket, no torch and no HTTP.
@@ -30,7 +30,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Share(msgspec.Struct, tag="share", frozen=True):
-    """What the sampling of sequences to come lacks: those that name `share_id`."""
+    """Parts of `sampling` that later Submits leave out and refer to by `share_id`."""
 
     share_id: int
     grammar: Grammar | None = None
@@ -38,7 +38,7 @@ class Share(msgspec.Struct, tag="share", frozen=True):
 
 
 class Unshare(msgspec.Struct, tag="unshare", frozen=True):
-    """No sequence to come names it."""
+    """No later Submit refers to it."""
 
     share_id: int
 
@@ -65,7 +65,7 @@ class Ping(msgspec.Struct, tag="ping", frozen=True):
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
-    """Leave at once; running requests are dropped."""
+    """Exit at once; running requests are dropped."""
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

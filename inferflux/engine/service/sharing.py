@@ -1,4 +1,4 @@
-"""Sends what the sequences of a request have in common and can be large, grammar and biases, to the engine once.
+"""Sends the large parts that a request's sequences have in common, grammar and logit biases, to the engine once.
 
 A Share goes ahead of the first sequence that uses it, and an Unshare follows the last. Knows frames and objects; no
 socket.
@@ -73,7 +73,7 @@ class ShareReceiver:
     def receive(self, frame: Share | Unshare) -> None:
         if isinstance(frame, Share):
             self._shares[frame.share_id] = frame
-        else:  # an engine started meanwhile may never have heard of it
+        else:  # an engine started meanwhile may not have received it
             self._shares.pop(frame.share_id, None)
 
     def complete(self, submit: Submit) -> Submit:

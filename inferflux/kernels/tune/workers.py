@@ -174,20 +174,21 @@ class TaskRunner:
         outcome = self.outcomes.get(knob, Outcome())
         problem = facts.get("problem")
         self._current = None
-        if event == "started":
-            self._current = (knob, entry)
-            self._on_progress(f"{knob}: {entry or 'timing'}")
-        elif event == "checked" and entry is not None and problem is not None:
-            self._leave_out(knob, entry, problem)
-        elif event == "timed":
-            outcome.us[facts["workload"]] = outcome.us.get(facts["workload"], {}) | facts["us"]
-        elif event == "untimed":
-            outcome.problem = f"{facts['workload']}: {problem}"
-        elif event == "failed":
-            self._fail(knob, str(problem))
-        elif event == "chosen":
-            outcome.current, outcome.entry, outcome.gain = facts["current"], entry, facts["gain"]
-            self._request.chosen[knob] = str(entry)
+        match event:
+            case "started":
+                self._current = (knob, entry)
+                self._on_progress(f"{knob}: {entry or 'timing'}")
+            case "checked" if entry is not None and problem is not None:
+                self._leave_out(knob, entry, problem)
+            case "timed":
+                outcome.us[facts["workload"]] = outcome.us.get(facts["workload"], {}) | facts["us"]
+            case "untimed":
+                outcome.problem = f"{facts['workload']}: {problem}"
+            case "failed":
+                self._fail(knob, str(problem))
+            case "chosen":
+                outcome.current, outcome.entry, outcome.gain = facts["current"], entry, facts["gain"]
+                self._request.chosen[knob] = str(entry)
 
     def _leave_out(self, knob: str, entry: str, problem: str) -> None:
         self.outcomes[knob].left_out[entry] = problem

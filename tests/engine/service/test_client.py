@@ -23,7 +23,7 @@ from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output
 from inferflux.engine.service import connection as service_connection
 from inferflux.engine.service import launch as launching
-from inferflux.engine.service import parts, protocol
+from inferflux.engine.service import output_frames, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
 from inferflux.engine.service.launch import EngineProcesses, ProcessHost, RunningHost
 from inferflux.engine.stats import TierStats
@@ -240,7 +240,7 @@ async def test_the_scores_of_a_long_prompt_come_though_no_frame_could_hold_them(
 ) -> None:
     """Such a frame would end the engine. What goes with the first token comes once."""
     monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 50_000)
-    monkeypatch.setattr(parts, "MAX_LOGPROBS", 2000, raising=False)
+    monkeypatch.setattr(output_frames, "MAX_LOGPROBS", 2000, raising=False)
     runtime = RuntimeConfig(dtype="float32", isolation="inline")
     client = EngineClient(ModelConfig(id="model", path=str(folder)), runtime)
     await client.start()

@@ -1,7 +1,7 @@
-"""Parts: a step's outputs in frames that none of both sides has to wait long for, and that are never too large to send.
+"""Splits a step's outputs into frames that are never too large to send, and that neither side waits long for.
 
-Nearly all are small. The log-probabilities of a long prompt are not: they come in pieces, in order, the last one
-together with the rest of the output. Knows frames; no socket.
+Nearly all outputs are small. The log-probabilities of a long prompt are not: they are sent in pieces, in order, the
+last one together with the rest of the output. Knows frames; no socket.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from inferflux.engine.step import TokenLogprobs
 MAX_LOGPROBS: Final = 65536
 
 
-def outputs_of(outputs: Iterable[Output], stats: EngineStats) -> Iterator[Outputs]:
+def output_frames(outputs: Iterable[Output], stats: EngineStats) -> Iterator[Outputs]:
     """Yields at least one frame, for the stats."""
     part: list[Output] = []
     size = 0
