@@ -1,4 +1,4 @@
-"""Rules that one value alone cannot break: between keys, between elements of a list.
+"""Rules between keys and between elements of a list.
 
 Each rule takes the whole tree and yields faults; it knows no file and no origin.
 """
@@ -18,7 +18,7 @@ _SHORT_KEY: Final = 16
 
 
 class Fault(NamedTuple):
-    """`keys[0]` is at fault, or the first of `keys` that the user set; `message` must read well after any of them."""
+    """A broken rule. The error names the first of `keys` that the user set, else `keys[0]`; `message` must fit any."""
 
     keys: tuple[Key, ...]
     message: str
@@ -31,9 +31,9 @@ def faults(config: Config) -> Iterator[Fault]:
 
 
 def serving_faults(config: Config) -> Iterator[Fault]:
-    """What forbids to serve with this configuration, which is otherwise sound.
+    """Yields why a server must not start with this configuration, which is valid otherwise.
 
-    A policy store may hold keys; whether it does is looked at when it is opened.
+    A policy store may hold keys; whether it does is checked when it is opened.
     """
     auth = config.auth
     has_callers = bool(auth.api_keys or auth.oidc_issuer or config.policy.store)
@@ -46,7 +46,7 @@ def serving_faults(config: Config) -> Iterator[Fault]:
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """Lines for the log: allowed, yet probably not meant."""
+    """Yields lines for the log about settings that are allowed but probably not intended."""
     for index, entry in enumerate(config.auth.api_keys):
         if entry.key is not None and len(entry.key) < _SHORT_KEY:
             yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
@@ -97,16 +97,16 @@ def _check_models(config: Config) -> Iterator[Fault]:
 
 
 def _check_adapters(config: Config) -> Iterator[Fault]:
-    """A registry or a policy store may bring further models; what those are is looked at when they are read."""
+    """A registry or a policy store may add models; these are checked when they are read."""
     first_use = {model.id: f"models[{index}]" for index, model in enumerate(config.models)}
     bases = set(first_use) or {DEMO_MODEL_ID}
-    brings_more = config.registry.path is not None or config.policy.store is not None
+    may_add_models = config.registry.path is not None or config.policy.store is not None
     for index, adapter in enumerate(config.adapters):
         own = f"adapters[{index}]"
         first = first_use.setdefault(adapter.id, own)
         if first != own:
             yield Fault((("adapters", index, "id"),), f'must be unique ({first} has "{adapter.id}" too)')
-        if adapter.base not in bases and not brings_more:
+        if adapter.base not in bases and not may_add_models:
             hint = did_you_mean(adapter.base, bases)
             message = f'must be the id of a model: {", ".join(sorted(bases))} (got "{adapter.base}"{hint})'
             yield Fault((("adapters", index, "base"),), message)
@@ -159,7 +159,7 @@ def _check_oidc(config: Config) -> Iterator[Fault]:
         message = "must be an https URL without query (http only on a loopback address)"
         yield Fault((("auth", "oidc_issuer"),), message)
     if auth.oidc_audience is None:
-        message = "must be set with auth.oidc_issuer: else tokens for others would do"
+        message = "must be set with auth.oidc_issuer: else other services' tokens would do"
         yield Fault((("auth", "oidc_audience"),), message)
 
 
@@ -187,7 +187,7 @@ def _check_distributed(config: Config) -> Iterator[Fault]:
         yield Fault((("registry", "path"),), f"must be unset with {several}: its ranks serve one model")
     for index, model in enumerate(config.models):
         if model.idle_unload_s is not None:
-            message = f"must be unset with {several}: its ranks leave together"
+            message = f"must be unset with {several}: its ranks exit together"
             yield Fault((("models", index, "idle_unload_s"),), message)
     if distributed.master_port == 0:
         yield Fault((("distributed", "master_port"),), f"must be >= 1 with {several} (got 0)")

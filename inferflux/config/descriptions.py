@@ -1,4 +1,4 @@
-"""What each key is for, one line per key. `reference` prints them; a test holds that every key has its line."""
+"""What each key is for, one line per key. `reference` prints them; a test checks that every key has a line."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""Which environment variable means which key, and how flags do.
+"""Which environment variable and which flag sets which key.
 
 Turns an environment into settings; decides nothing about precedence between sources (that is `load`).
 """
@@ -14,7 +14,7 @@ from inferflux.config.values import InvalidValueError, check, parse
 from inferflux.errors import ConfigError
 
 MODEL_PATH: Final = "INFERFLUX_MODEL_PATH"
-"""The path of the default model, whichever that is; `load` finds it."""
+"""The path of the default model."""
 
 _API_KEYS: Final = "INFERFLUX_API_KEYS"
 
@@ -49,7 +49,7 @@ SHORT_NAMES: Final[Mapping[str, Key]] = MappingProxyType(
 )
 FLAGS: Final[Mapping[str, Key]] = MappingProxyType({"--host": ("server", "host"), "--port": ("server", "http_port")})
 
-# Words of ours that are no configuration key: secrets without one, and what scripts read.
+# Other variables of ours: secrets that have no configuration key, and what scripts read.
 _OTHER_NAMES: Final = frozenset(
     {
         MODEL_PATH,
@@ -100,7 +100,7 @@ def read_setting(origin: str, key: Key, text: str) -> Setting:
 
 
 def key_of_name(name: str) -> Key | None:
-    """The key of INFERFLUX_A__B; None for a name that is not meant as one. Raises ConfigError on an unknown key."""
+    """Returns the key of INFERFLUX_A__B; None for a name of another form. Raises ConfigError for an unknown key."""
     if not name.startswith("INFERFLUX_"):
         return None
     words = name.removeprefix("INFERFLUX_").split("__")
@@ -115,7 +115,7 @@ def key_of_name(name: str) -> Key | None:
 
 
 def warnings_of(environ: Mapping[str, str]) -> list[str]:
-    """Names that begin like ours and mean nothing: most likely a slip of the hand."""
+    """Returns warnings about variables that start with INFERFLUX_ but are not known: probably typing errors."""
     known = {*SHORT_NAMES, *_OTHER_NAMES}
     candidates = [name for name in sorted(environ) if name.startswith("INFERFLUX_") and name not in known]
     return [

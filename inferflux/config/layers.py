@@ -1,6 +1,6 @@
-"""Values laid one source over another: plain data, and for each leaf the name of the source it came from.
+"""Layers: merges the values of several sources, and remembers for each leaf which source it came from.
 
-The order in which `load` calls is the precedence. Ends as the plain data that the frozen tree is made of.
+Later calls take precedence. The result is plain data, of which `load` makes the frozen tree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ DEFAULT_ORIGIN: Final = "default"
 
 
 class Layers:
-    """Plain values set one source after another, with the origin of each leaf."""
+    """values: plain data. origins: the source of each leaf."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -51,7 +51,7 @@ class Layers:
                 self.origins["models", index, name] = MODEL_PATH
 
     def check_required(self) -> None:
-        """Elements of lists have keys that one of the sources must give."""
+        """Raises ConfigError if an element of a list lacks a required key, which any of the sources may give."""
         for key in [leaf for leaf, _ in value_leaves(root(), self.values)]:
             position = next((place for place, part in enumerate(key) if isinstance(part, int)), None)
             if position is not None:
@@ -76,7 +76,7 @@ class Layers:
             self.origins[leaf] = setting.origin
 
     def _container(self, setting: Setting) -> Any:
-        """The section or list that holds the setting's key, made where it is missing."""
+        """Returns the section or list that holds the setting's key, creating it if it is missing."""
         target: Any = self.values
         for place, part in enumerate(setting.key[:-1]):
             if isinstance(part, str):
@@ -92,7 +92,7 @@ class Layers:
 
 
 def find_origin(origins: Mapping[Key, str], key: Key) -> str:
-    """The origin of `key`, else of the first value inside it, else of the list it stands in, else "default"."""
+    """Returns the origin of `key`, else of the first value inside it, else of the list it is in, else "default"."""
     inside = (origin for leaf, origin in origins.items() if leaf[: len(key)] == key)
     origin = origins.get(key) or next(inside, None)
     if origin is None and key and isinstance(key[-1], int):
@@ -107,6 +107,6 @@ def _get(values: Any, key: Key) -> Any:
 
 
 def _model_id(name: str) -> str:
-    """A model id made of a folder's name."""
+    """Returns a model id made of a folder's name."""
     letters = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
     return letters.lstrip("._-")[:200] or "model"

@@ -1,7 +1,7 @@
 """Reads the configuration: flag over environment over YAML over default, each value with its origin.
 
-`load_config` is the only door; it takes the environment and the flags as arguments and gives a frozen tree. A fault
-is a ConfigError of one line: `origin: key.path: what is accepted (got ...)`. Rules between keys are `checks`' work.
+`load_config` is the only entry point; it takes the environment and the flags as arguments and returns a frozen tree. A
+fault is a ConfigError of one line: `origin: key.path: what is accepted (got ...)`. Rules between keys are in `checks`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,7 +64,7 @@ def _load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str
 
 
 def check_servable(loaded: LoadedConfig) -> None:
-    """Refuses to serve without any way to tell callers apart, unless that is asked for and stays on this machine.
+    """Refuses to serve without any authentication, unless that is configured and only for this machine.
 
     Raises ConfigError.
     """
@@ -73,7 +73,7 @@ def check_servable(loaded: LoadedConfig) -> None:
 
 
 def located(loaded: LoadedConfig, error: ConfigError) -> ConfigError:
-    """Returns an error that was found after loading with the origin of the key that its message begins with."""
+    """Returns an error found after loading, with the origin of the key that its message begins with."""
     origins = {
         format_key(key[:length]): origin for key, origin in loaded.origins.items() for length in range(1, len(key) + 1)
     }
@@ -88,7 +88,7 @@ def _passphrase_warnings(config: Config, environ: Mapping[str, str]) -> Iterator
 
 
 def _render(fault: checks.Fault, path: Path | None, origins: Mapping[Key, str]) -> str:
-    """Blames the first of the fault's keys that was set anywhere, else the file, for leaving it out."""
+    """Names the first of the fault's keys that any source set, else the file that lacks it."""
     key = next((key for key in fault.keys if find_origin(origins, key) != DEFAULT_ORIGIN), fault.keys[0])
     origin = find_origin(origins, key)
     if origin == DEFAULT_ORIGIN:

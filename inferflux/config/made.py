@@ -1,6 +1,6 @@
-"""Judges sections that were made in Python, by the rules that hold for those read from files.
+"""Checks sections constructed in Python, by the same rules as those read from files.
 
-msgspec checks what it decodes, not what is constructed; a bad value would show only where it does harm.
+msgspec checks what it decodes, not what is constructed, so a bad value would be noticed only where it does harm.
 """
 
 from typing import Any, TypeVar
@@ -17,14 +17,14 @@ S = TypeVar("S", bound=Section)
 
 
 def checked(kind: type[S], values: Any, key: Key = ()) -> S:
-    """Returns the section. values: one that was made, or its keys with their values. key: where it stands in the tree.
+    """Returns the section. values: a section, or its keys with their values. key: its place in the tree.
 
     Raises ConfigError naming the first key whose value is not accepted.
     """
     section = inspect.type_info(kind)
     assert isinstance(section, inspect.StructType)
     try:
-        # A path may be given as one, and is text from here on.
+        # A Path becomes text.
         plain = check(section, msgspec.to_builtins(values, enc_hook=str), key)
     except InvalidValueError as error:
         raise ConfigError(str(error)) from None

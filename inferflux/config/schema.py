@@ -1,7 +1,7 @@
 """The tree as data: which keys exist, what type each has, how a key path is written.
 
-Reads `tree` through msgspec's type information, so that a new key in the tree is known everywhere at once. Judges no
-value (that is `values`) and reads nothing from outside.
+Reads `tree` through msgspec's type information, so that a new key in the tree is known everywhere at once. Checks no
+value (`values` does) and reads nothing from outside.
 """
 
 import functools
@@ -14,7 +14,7 @@ from msgspec import inspect
 from inferflux.config.tree import Config
 
 Key: TypeAlias = tuple[str | int, ...]
-"""Where a value stands: ("models", 0, "path") is written models[0].path."""
+"""The place of a value: ("models", 0, "path") is written models[0].path."""
 
 ANY_INDEX = -1
 """Stands for "each element" in the keys of the schema: ("models", ANY_INDEX, "path") is written models[].path."""

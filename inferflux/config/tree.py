@@ -50,9 +50,9 @@ Scope = Literal["generate", "read", "admin"]
 SchedulerPolicy = Literal["priority_age", "fcfs", "fair", "longest_prefix"]
 
 STUB: Final = "stub"
-"""The word for the demo model where a model's path or backend is asked for."""
+"""The value of a model's path or backend that means the demo model."""
 DEMO_MODEL_ID: Final = "inferflux-demo"
-"""What the demo model is called where nobody has given it a name."""
+"""The demo model's id where none is configured."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -240,7 +240,7 @@ class RegistryConfig(Section, frozen=True):
 
 class DistributedConfig(Section, frozen=True):
     """backend null: stub for one process; for more, nccl where the model runs on CUDA, else gloo. local_rank null: the
-    rank, counted round the host's devices."""
+    rank modulo the number of the host's devices."""
 
     rank: Count = 0
     world_size: Positive = 1

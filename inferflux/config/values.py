@@ -1,4 +1,4 @@
-"""Judges one value against its type in the tree, with an error that says what is accepted.
+"""Checks one value against its type in the tree, with an error that says what is accepted.
 
 `check` takes plain data (from YAML), `parse` takes text (from the environment or a flag). Knows types and ranges;
 knows neither files nor what one key means to another (`checks`).
@@ -27,7 +27,7 @@ _BOOLEANS: Final[Mapping[str, bool]] = MappingProxyType(
 
 
 class InvalidValueError(Exception):
-    """A value that its key does not accept. `message` reads on after the key path."""
+    """A value that its key does not accept. `message` continues the key path."""
 
     def __init__(self, key: Key, message: str) -> None:
         super().__init__(f"{format_key(key)}: {message}" if key else message)
@@ -109,7 +109,7 @@ def _check_str(kind: inspect.Type, inner: inspect.StrType, value: Any, key: Key)
         raise InvalidValueError(key, f"must have at most {inner.max_length} characters (got {length})")
     if any(ord(character) < 32 and character not in "\n\t" for character in value):
         raise InvalidValueError(key, "must not contain control characters")
-    if _SURROGATE.search(value):  # of an environment that is not UTF-8: it can be neither sent nor kept
+    if _SURROGATE.search(value):  # from an environment that is not UTF-8: it can be neither sent nor stored
         raise InvalidValueError(key, "must be valid Unicode text")
     if inner.pattern is not None and not re.fullmatch(inner.pattern, value):
         raise InvalidValueError(key, f"must be {_description(kind) or f'text like {inner.pattern}'}{_got(kind, value)}")

@@ -134,7 +134,7 @@ def test_precedence_and_origin(text: str, environ: dict[str, str], flags: dict, 
         ),
         (
             "auth: {oidc_issuer: 'https://id.example.org'}",
-            "auth.oidc_audience: must be set with auth.oidc_issuer: else tokens for others would do",
+            "auth.oidc_audience: must be set with auth.oidc_issuer: else other services' tokens would do",
         ),
         ("auth: {api_keys: [{key: a}, {key: a}]}", "auth.api_keys[1]: is the same key as auth.api_keys[0]"),
     ],

@@ -1,7 +1,7 @@
 """Copies between the device's pages and the host's: plain memory on a CPU, a stream of its own on a GPU.
 
-A page is one contiguous row in both. Demotions are called for by the engine's thread before it computes; promotions by
-a worker thread beside it. Knows pages and slots as numbers; no names and no books.
+A page is one contiguous row in both. The engine's thread calls for demotions before it computes; a worker thread calls
+for promotions in parallel. Knows pages and slots as numbers; no names and no books.
 """
 
 import threading
@@ -21,12 +21,12 @@ class Copier(Protocol):
     """Rows of one device pool and one host pool."""
 
     def demote(self, pairs: Sequence[Pair]) -> Callable[[], float | None]:
-        """Copies device pages to host slots: what is computed afterwards may overwrite the pages. Returns a function
-        that says how many seconds the copies took, or None while they are going on."""
+        """Copies device pages to host slots; computation that follows may overwrite the pages. Returns a function that
+        returns how many seconds the copies took, or None while they are going on."""
         ...
 
     def fence(self) -> Fence:
-        """Returns what a promotion asked for now must wait for: what is being computed may still read its page."""
+        """Returns what a promotion requested now must wait for: computation in flight may still read its page."""
         ...
 
     def promote(self, pairs: Sequence[Pair], fence: Fence) -> None:
@@ -66,8 +66,8 @@ class HostCopier:
 
 
 class StreamCopier:
-    """The device is a GPU. Copies go through one stream, in the order of the calls, and are fenced both ways: they wait
-    for what was computed before, and what is computed later waits for demotions."""
+    """The device is a GPU. Copies run on one stream, in the order of the calls, and are fenced both ways: they wait for
+    earlier computation, and later computation waits for demotions."""
 
     def __init__(self, device_pool: torch.Tensor, host_pool: torch.Tensor) -> None:
         self._device = device_pool.device
@@ -126,4 +126,4 @@ def _rows(pool: torch.Tensor) -> torch.Tensor:
 
 
 def _nothing() -> None:
-    """What a CPU's copies wait for."""
+    """The fence of a CPU: nothing to wait for."""

@@ -1,7 +1,7 @@
 """The device tier's bytes: one pool of pages that all layers share.
 
 Page-major, [num_pages, num_layers, 2, page_tokens, num_kv_heads, head_dim] (0: keys, 1: values), so that a page is one
-contiguous span and is the same bytes in every tier. Knows no request and no page's owner: those are the books'.
+contiguous span and is the same bytes in every tier. Knows no request and no page's owner.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch
 
 from inferflux.errors import ModelLoadError
 
-# A cache line: no head's row straddles two of them needlessly.
+# A cache line, so that no head's row needlessly spans two.
 ALIGNMENT = 64
 
 
@@ -34,7 +34,7 @@ def allocate_pool(num_pages: int, page: PageShape, device: torch.device) -> torc
     """Returns the pool, all zeros: kernels multiply masked values by zero, and leftovers could be NaN.
 
     On the CPU the memory is only reserved; the system hands it out, zeroed, as pages are first written.
-    Raises ModelLoadError when there is not so much.
+    Raises ModelLoadError when there is not enough memory.
     """
     shape = (num_pages, page.num_layers, 2, page.page_tokens, page.num_kv_heads, page.head_dim)
     num_bytes = num_pages * page.num_bytes

@@ -1,8 +1,9 @@
 """FileTier: the page file and its health. Opens it, turns itself off when it fails, and tries again.
 
 `store` and `load` are for worker threads and never raise; all else is called by the engine's thread and never waits for
-the disk. State goes on -> off when the file fails, on -> full when the disk has no more space (what is there stays in
-use), and back when a later try succeeds, after pauses that double; `changes` reports each. Knows no page's owner.
+the disk. The state goes from on to off when the file fails, from on to full when the disk has no more space (its pages
+stay in use), and back when a later try succeeds, after pauses that double; `changes` has each change. Knows no page's
+owner.
 """
 
 import errno
@@ -46,7 +47,7 @@ class FileTier:
         self._is_full = False
         self._was_opened = False
         self._is_closed = False
-        # Pages were forgotten, and the file on the disk does not say so yet.
+        # Pages were forgotten, but the header on the disk is not written yet.
         self._is_header_due = False
         self._retry_at = clock()
         self._pause_s = FIRST_PAUSE_S
@@ -57,7 +58,7 @@ class FileTier:
         return self._file is None and self._clock() >= self._retry_at
 
     def offer_again(self) -> None:
-        """Where it was full, and it is time to try again: offers all of its slots."""
+        """If it was full, and it is time to try again, offers all of its slots."""
         file = self._file
         if self._is_full and file is not None and self._clock() >= self._retry_at:
             self._is_full = False
@@ -71,7 +72,7 @@ class FileTier:
             self._turn_off(None, error)
             return
         try:
-            # What this process wrote before the file failed is still good.
+            # What this process wrote before the file failed is still valid.
             found = file.begin(self._keep or self._was_opened)
         except OSError as error:
             file.close()
@@ -107,7 +108,7 @@ class FileTier:
                 else:
                     self._turn_off(file, error)
                 return "io"
-        # It has taken a page: the next failure is a new one.
+        # A page was stored: the next failure starts with the first pause again.
         self._pause_s = FIRST_PAUSE_S
         return None
 
@@ -127,8 +128,8 @@ class FileTier:
         return None
 
     def forget(self) -> Callable[[], None]:
-        """Forgets every page at once, and where it is off, what will be found there; returns what makes it last, for a
-        worker thread."""
+        """Forgets every page at once and, if it is off, the pages that will be found there. Returns a function for a
+        worker thread that makes this durable."""
         with self._lock:
             if self._file is not None:
                 self._file.forget()
@@ -142,7 +143,7 @@ class FileTier:
             self._is_closed = True
             file, self._file = self._file, None
             if file is None and self._was_opened and not self._keep:
-                # It is off. What this process has left there goes, unless another one has it by now.
+                # It is off. Remove what this process left there, unless another one has locked it by now.
                 with suppress(OSError):
                     file = open_page_file(self.path, self._layout, self._max_bytes)
             if file is not None:
@@ -168,7 +169,7 @@ class FileTier:
 
     @contextmanager
     def _borrow(self) -> Iterator[PageFile | None]:
-        """The file, which stays open meanwhile; None when the tier is off."""
+        """Yields the file, which stays open meanwhile; None when the tier is off."""
         with self._lock:
             file = self._file
             if file is not None:

@@ -1,7 +1,8 @@
-"""Mover: carries a plan's page moves out, every rank its own shard.
+"""Mover: carries out a plan's page moves, every rank its own shard.
 
-Demotions are done, or put before all computing, when `start` returns. Everything else runs on worker threads beside the
-steps; `poll` says what has ended. One thread calls it. Knows slots and pages as numbers; no books and no requests.
+Demotions are done, or ordered before the step's computation, when `start` returns. Everything else runs on worker
+threads in parallel with the steps; `poll` returns what has ended. One thread calls it. Knows slots and pages as
+numbers; no books and no requests.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 PROMOTED_AT_ONCE: Final = 16
 # How long a step with nothing to compute waits for a move to end.
 WAIT_S: Final = 0.01
-# Reading goes before writing, what must last before both, and the end before all.
+# Priorities: loads before stores, the header before both, and the end before all.
 _END, _HEADER, _LOAD, _STORE = -1, 0, 1, 2
 
 
@@ -63,7 +64,8 @@ class Workers:
             try:
                 task()
             except Exception:
-                # Its move has no result, so what it held stays held; the requests that wait for it give up on it.
+                # Its move gets no result, so its pages stay pinned; the requests that wait for it give up after a
+                # while.
                 logger.exception("a page move failed")
 
 
@@ -83,7 +85,7 @@ class Mover:
         self._may_open.set()
 
     def wipe(self) -> None:
-        """Forgets what is in the file. Stores that are under way are forgotten, too."""
+        """Forgets what is in the file, stores in progress included."""
         if self._file is not None:
             self._file_workers.submit(self._file.forget(), _HEADER)
 
@@ -109,7 +111,7 @@ class Mover:
                     self._file_workers.submit(partial(self._store, move), _STORE)
 
     def poll(self, *, wait: bool) -> Report:
-        """Returns what has ended. wait: if nothing has, and something is under way, wait a moment."""
+        """Returns what has ended. wait: if nothing has, and moves are in progress, wait a moment."""
         moves = self._ended_demotions()
         timeout = WAIT_S if wait and not moves and self._num_under_way else None
         while True:
@@ -138,7 +140,7 @@ class Mover:
             while True:
                 changes.append(file.changes.get_nowait())
         file.offer_again()
-        # While a move is under way its slot means what it meant before the file failed.
+        # Not while a move is in progress: its slot number belongs to the state before the file failed.
         if file.may_open and not self._num_file_moves and self._may_open.is_set():
             self._may_open.clear()
             self._file_workers.submit(self._open, _HEADER)
@@ -189,5 +191,5 @@ def _device_first(move: PageMove) -> tuple[int, int]:
 
 
 def _runs(moves: Sequence[PageMove]) -> Iterator[tuple[str, list[PageMove]]]:
-    """Neighbours of one kind together, all in their order."""
+    """Groups consecutive moves of one kind."""
     return ((kind, list(group)) for kind, group in itertools.groupby(moves, key=lambda move: move.kind))

@@ -1,4 +1,4 @@
-"""SharedFile: the file tier of all ranks as one. It is on while every rank's file is, with the smallest one's slots.
+"""SharedFile: the file tier of all ranks together. It is on while every rank's file is, with the smallest one's slots.
 
 Every rank follows the changes of its own file, contributes `words` to an all-reduce, and derives the same state of the
 tier from the result. Knows no file and no collective.
@@ -79,5 +79,5 @@ class SharedFile:
         """Logs once why the tier is off although this rank's file is on."""
         is_blamed = number == _FAILED and self._own[0] > _OPENING
         if is_blamed and not self._is_blamed:
-            logger.warning("the KV file tier is off, for another rank's file is: see that rank's log")
+            logger.warning("the KV file tier is off because another rank's file is: see that rank's log")
         self._is_blamed = is_blamed

@@ -1,4 +1,4 @@
-"""SharedMoves: the page moves of all ranks as one. A move has ended when every rank's share of it has.
+"""SharedMoves: the page moves of all ranks together. A move has ended when every rank's share of it has.
 
 Every rank starts the same moves in the same order and polls after the same plans, so one small all-reduce per plan
 gives all of them the same results; there is none while no move is in progress and every file is on.
@@ -30,7 +30,7 @@ class SharedMoves:
         self._ended: dict[int, MoveResult] = {}
 
     def start(self, plan: StepPlan) -> None:
-        """Starts what the plan moves; before its rows are computed."""
+        """Starts the plan's moves, before its rows are computed."""
         if plan.wipe:
             self._mover.wipe()
             if self._file is not None:
@@ -40,9 +40,10 @@ class SharedMoves:
             self._under_way |= {move.id: move.kind for move in plan.moves}
 
     def report_after(self, plan: StepPlan) -> Callable[[], Report]:
-        """Called on every rank once the plan's rows are on their way. The function returned says which moves have ended
-        on every rank: alone by the time it is called, with others by now, for all must ask each other between the same
-        two plans, and the next plan may be out before this one's results are in.
+        """Called on every rank once the plan's rows are launched. Returns a function that returns the moves that have
+        ended on every rank. With one rank these are the moves ended by the time it is called; with several, those ended
+        by now: all ranks must ask each other between the same two plans, and the next plan may be sent before this
+        one's results are in.
         """
         if self._context.size == 1:
             return partial(self._mover.poll, wait=plan.wait)

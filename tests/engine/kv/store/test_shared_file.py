@@ -45,7 +45,7 @@ def test_a_file_that_is_refused_keeps_it_off(ranks: Ranks, caplog: pytest.LogCap
         for _ in range(3):
             assert ranks.ask(FileChange("on", 10, PAGES), FileChange("off", 0)) == []
     assert [record.getMessage() for record in caplog.records] == [
-        "the KV file tier is off, for another rank's file is: see that rank's log"
+        "the KV file tier is off because another rank's file is: see that rank's log"
     ]
 
 
