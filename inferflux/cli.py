@@ -32,7 +32,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "config": Command("check a configuration file, show the effective configuration", "inferflux.config.commands"),
         "policy": Command("restore the policy store, change its passphrase", "inferflux.server.policy.commands"),
         "audit": Command("verify that an audit log is as it was written", "inferflux.server.audit.commands"),
-        "kernels": Command("list and check the compute kernels", "inferflux.kernels.commands"),
+        "kernels": Command("list, check, time, tune and build the compute kernels", "inferflux.kernels.commands"),
         "bench": Command("measure the runtime", "inferflux.engine.bench"),
     }
 )
@@ -85,11 +85,27 @@ def _dispatch(argv: list[str]) -> int:
     name = _command_name(argv)
     command = COMMANDS[name]
     with _stoppable() if name == "serve" else contextlib.nullcontext():
-        module = importlib.import_module(command.module)
+        with _leaving_at_once():
+            module = importlib.import_module(command.module)
         parser = Parser(prog=f"inferflux {name}", description=command.help)
         module.add_arguments(parser)
         code: int = module.run(parser.parse_args(argv[1:]))
         return code
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """While libraries are imported Ctrl-C ends the process: numpy, which torch imports, swallows the exception, and
+    torch's own start aborts on it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before in (None, signal.SIG_IGN):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(EXIT_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

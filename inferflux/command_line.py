@@ -5,9 +5,11 @@ Knows no command.
 """
 
 import argparse
+import difflib
 import errno
 import io
 import os
+import re
 import sys
 from typing import Any, Final, NoReturn
 
@@ -24,7 +26,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}{_nearest(message)} (see {self.prog} --help)\n")
+
+
+def _nearest(message: str) -> str:
+    """Of a word that is none of those accepted, which Python's parser lists."""
+    found = re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message)
+    close = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1) if found else ()
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def positive(text: str) -> int:

@@ -1,5 +1,6 @@
 """The `inferflux` command as a shell sees it: exit codes, one-line errors, quick start."""
 
+import functools
 import os
 import shlex
 import signal
@@ -105,6 +106,19 @@ def test_our_own_mistakes_keep_their_traceback(fake_command: ModuleType) -> None
     fake_command.run = lambda args: [][1]  # type: ignore[attr-defined]
     with pytest.raises(IndexError):
         cli.main(["serve"])
+
+
+def test_an_interrupt_that_a_library_swallows_while_it_is_imported_ends_the_command(tmp_path: Path) -> None:
+    """numpy does so within `import torch`: the command went on as if nothing had been."""
+    (tmp_path / "deaf.py").write_text(
+        "import signal\n\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n\n\n"
+        "def add_arguments(parser): ...\n\n\ndef run(args):\n    return 0\n"
+    )
+    code = "from inferflux import cli; cli.COMMANDS = {'bench': cli.Command('', 'deaf')}; raise SystemExit(cli.main())"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), *filter(None, sys.path)))}
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job's is ignored
+    done = subprocess.run([sys.executable, "-c", code, "bench"], env=environment, preexec_fn=restore, check=False)
+    assert done.returncode == 130
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/research.md")
+PAGES = ("README.md", "docs/kernels.md", "docs/research.md")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 # Importing torch takes longer than most snippets do.

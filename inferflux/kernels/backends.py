@@ -3,6 +3,7 @@
 Knows how to find an op in a backend; `kernel_set` decides which backend to use.
 """
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -14,6 +15,8 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from inferflux.errors import ConfigError, did_you_mean
+from inferflux.kernels.blame import describe_failure
+from inferflux.kernels.reasons import missing
 
 OPS: Final = (
     "attention",
@@ -72,7 +75,7 @@ class Backend(NamedTuple):
         try:
             return None if self.find(op) is not None else self._what_is_missing(op)
         except Exception as error:
-            return f"cannot be imported: {type(error).__name__}: {error}"
+            return f"cannot be imported: {describe_failure(error)}"
 
     def find(self, op: str) -> Any:
         """Returns the implementation of `op`, or None. Raises whatever its file does when it is imported."""
@@ -92,15 +95,21 @@ class Backend(NamedTuple):
         try:
             reason = supports(op, device, dtype)
         except Exception as error:
-            return f"its supports() failed: {type(error).__name__}: {error}"
+            return f"its supports() failed: {describe_failure(error)}"
         if reason is None or isinstance(reason, str):
             return reason
         return f"its supports() returned {reason!r}, neither a reason nor None"
 
     def _what_is_missing(self, op: str) -> str:
-        """Of an op that is not there, or only in part."""
-        missing = [name for name in ("pack", "run") if not hasattr(getattr(self.module, op, None), name)]
-        return f"its {op} has no {missing[0]}" if op in PACKED_OPS and len(missing) == 1 else f"it has no {op}"
+        """Of an op that is not there, or only in part, or under another name."""
+        found = getattr(self.module, op, None)
+        if found is not None and op in PACKED_OPS:
+            return f"its {op} has no {' and no '.join(name for name in ('pack', 'run') if not hasattr(found, name))}"
+        for name, value in vars(self.module).items():
+            is_own = name not in OPS and getattr(value, "__module__", None) == self.module.__name__
+            if is_own and difflib.get_close_matches(name, OPS, n=1) == [op]:
+                return f"it has no {op}, unless its {name} is meant"
+        return missing(op)
 
     def _file(self, op: str) -> ModuleType:
         """A package has a file per op, or all of them in itself."""
@@ -142,7 +151,7 @@ def find_backend(name: str, also: tuple[str, ...] = ()) -> Backend:
     except (Exception, SystemExit) as error:
         # A program that is installed does not look where it is started, nor beside a file it is given.
         hint = f" ({LOOKED_FOR})" if isinstance(error, ModuleNotFoundError) else ""
-        raise ConfigError(f"kernels {name!r} cannot be imported: {type(error).__name__}: {error}{hint}") from error
+        raise ConfigError(f"kernels {name!r} cannot be imported: {describe_failure(error)}{hint}") from error
     return Backend(name, module)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +25,7 @@ from inferflux.kernels.kernel_set import Choice, select
 from inferflux.kernels.native.loading import build_now
 from inferflux.kernels.native.portable import FOLDER, build_portable
 from inferflux.kernels.options import DTYPES, add_common, device_of
+from inferflux.kernels.reasons import told
 from inferflux.kernels.tune import command as tune
 
 
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="compare kernels with the reference; exit 1 when one differs")
     check.add_argument("--op", action="append", choices=OPS, help="only this op; may be repeated")
     check.add_argument("--backend", action="append", metavar="NAME", help="only this backend; may be repeated")
-    check.add_argument("--module", metavar="FILE", help="kernels of your own: a Python file or a module's name")
+    check.add_argument("--module", action="append", metavar="FILE", default=[],
+                       help="only kernels of your own, a Python file or a module's name; may be repeated")  # fmt: skip
     check.add_argument("--dtype", action="append", choices=DTYPES, help="only this type; may be repeated")
     add_common(check)
     check.set_defaults(run=_check)
@@ -105,16 +108,18 @@ def _print_states(states: dict[str, dict[str, str]], title: str) -> None:
     table.add_column("op", no_wrap=True)
     for column in _backend_names():
         table.add_column(column)
-    refused: dict[str, list[str]] = {}
+    refused: dict[str, list[tuple[str, str]]] = {}
     for op, row in states.items():
         table.add_row(op, *(state.partition(":")[0] for state in row.values()))
         for name, state in row.items():
-            if state.startswith("refused"):
-                refused.setdefault(f"{name} {state}", []).append(op)
+            word, _, reason = state.partition(": ")
+            if word == "refused":
+                refused.setdefault(name, []).append((op, reason))
     console = Console()
     console.print(table)
-    for reason, ops in refused.items():
-        console.print(escape(f"{reason} ({', '.join(ops)})"), soft_wrap=True)
+    for name, refusals in refused.items():
+        for reason in told(refusals):
+            console.print(escape(f"{name} refused: {reason}"), soft_wrap=True)
 
 
 def _backend_names() -> tuple[str, ...]:
@@ -159,9 +164,11 @@ class Line(NamedTuple):
 
 def _check(args: argparse.Namespace) -> int:
     lines = list(_run_checks(args, device_of(args)))
-    if not any(line.results for line in lines):
-        reasons = "; ".join(sorted({f"{line.backend}: {line.op}: {line.skipped}" for line in lines}))
-        raise ConfigError(f"nothing to check: {reasons}")
+    checked = {line.backend for line in lines if line.results}
+    for name in [*args.module, *(line.backend for line in lines if not checked)]:
+        if name not in checked:
+            reasons = told((line.op, str(line.skipped)) for line in lines if line.backend == name)
+            raise ConfigError(f"nothing to check: {name}: {'; '.join(reasons)}")
     if args.json:
         print(json.dumps([_result_json(line, result) for line in lines for result in line.results], indent=2))
     else:
@@ -170,7 +177,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _run_checks(args: argparse.Namespace, device: torch.device) -> Iterator[Line]:
-    named = [*(args.backend or ()), *([args.module] if args.module else ())]
+    named = dict.fromkeys([*(args.backend or ()), *args.module])
     for backend in map(find_backend, named or [name for name in BUILT_IN if name != "reference"]):
         for op in args.op or OPS:
             dtypes = dtypes_of(op)
@@ -200,9 +207,9 @@ def _result_json(line: Line, result: Result) -> dict[str, Any]:
 
 def _print_lines(lines: list[Line], *, asked: bool) -> None:
     """asked: somebody named the ops, and is told which of them were not checked."""
-    table = Table(title="against the reference in float64")
-    for column in ("backend", "op", "dtype", "cases", "largest error", "allowed", ""):
-        table.add_column(column, no_wrap=column == "op", overflow="fold")  # half a name could be another's
+    table = Table(title="against the reference in float64", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for column in ("backend", "op", "dtype", "cases", "error", "allowed", ""):
+        table.add_column(column, no_wrap=column != "backend", overflow="fold")  # half a name could be another's
     for line in (line for line in lines if line.results):
         error, allowed = (max(getattr(result, name) for result in line.results) for name in ("error", "allowed"))
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
@@ -215,6 +222,15 @@ def _print_lines(lines: list[Line], *, asked: bool) -> None:
     for each in skipped if asked else ():
         console.print(escape(f"not checked: {each}"), soft_wrap=True)
     for line in lines:
-        for result in line.failures:
-            where = f"{line.backend} {line.op} {dtype_name(line.dtype)}, {result.case}"
-            console.print(escape(f"{where}: {result.problem}"), soft_wrap=True)
+        for problem, cases in _by_problem(line.failures).items():
+            others = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+            where = f"{line.backend} {line.op} {dtype_name(line.dtype)}, {cases[0]}{others}"
+            console.print(escape(f"{where}: {problem}"), soft_wrap=True)
+
+
+def _by_problem(failures: list[Result]) -> dict[str | None, list[str]]:
+    """The cases in which each was met: what cannot be called at all need not be told for every one."""
+    cases: dict[str | None, list[str]] = {}
+    for result in failures:
+        cases.setdefault(result.problem, []).append(result.case)
+    return cases

@@ -18,9 +18,9 @@ class Guard:
 
     def __init__(self, arguments: Iterable[Any], writable: tuple[int, ...]) -> None:
         self._watched = [
-            (number, tensor, _whole(tensor).clone())
+            (number, tensor, whole_of(tensor).clone())
             for number, argument in enumerate(arguments)
-            for tensor in _tensors_of(argument)
+            for tensor in tensors_of(argument)
         ]
         self._writable = writable
 
@@ -29,26 +29,26 @@ class Guard:
         for number, tensor, before in self._watched:
             if number in self._writable:
                 _same_view(tensor, before).copy_(tensor)
-            elif not _same_bytes(tensor, _same_view(tensor, before)):
+            elif not same_bytes(tensor, _same_view(tensor, before)):
                 return f"changed its argument {number + 1}"
-            if not _same_bytes(_whole(tensor), before):
+            if not same_bytes(whole_of(tensor), before):
                 return f"wrote into memory around its argument {number + 1}"
         return None
 
 
-def _tensors_of(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
     """The tensors of an argument: itself, its items or its fields."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list):
         for each in value:
-            yield from _tensors_of(each)
+            yield from tensors_of(each)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _tensors_of(getattr(value, field.name))
+            yield from tensors_of(getattr(value, field.name))
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_of(tensor: Tensor) -> Tensor:
     """What the tensor is a view of, or itself."""
     return tensor if tensor._base is None else tensor._base
 
@@ -61,5 +61,5 @@ def _same_view(tensor: Tensor, whole: Tensor) -> Tensor:
     return whole.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
+def same_bytes(one: Tensor, other: Tensor) -> bool:
     return torch.equal(*(each.contiguous().view(torch.uint8) for each in (one, other)))

@@ -76,7 +76,7 @@ def test_a_kernel_that_fails_is_named_and_the_others_are_measured(
     module = tmp_path / "broken.py"
     module.write_text("def norm(x, weight, eps):\n    raise RuntimeError('out of registers')\n")
     assert run(tmp_path / "out", "--op", "norm", "--backend", "torch", "--module", str(module)) == 1
-    assert f"{module} norm 1x64 float32: RuntimeError: out of registers" in capsys.readouterr().err
+    assert f"{module} norm 1x64 float32: RuntimeError: out of registers (broken.py, line 2)" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert {entry["backend"] for entry in report["entries"]} == {"torch"}
 
@@ -121,11 +121,39 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
     assert "--out: " in capsys.readouterr().err
 
 
+def test_a_module_that_serves_nothing_of_what_is_asked_is_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "misspelt.py"
+    module.write_text("def nrom(x, weight, eps):\n    return x\n")
+    assert run(tmp_path / "out", "--op", "norm", "--backend", "torch", "--module", str(module)) == 2
+    assert f"nothing to measure: {module}: it has no norm, unless its nrom is meant" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_takes_no_figures_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bench.csv").symlink_to("/dev/full")
+    assert run(tmp_path, "--op", "norm", "--backend", "torch") == 1
+    told = capsys.readouterr()
+    assert "norm 1x64" in told.out
+    assert told.err.strip().endswith(f"--out: {tmp_path} cannot be written: No space left on device")
+
+
+def test_half_a_backends_name_is_not_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    Path("my_own_very_fast_norm.py").write_text(MY_NORM)
+    assert run(tmp_path, "--op", "norm", "--backend", "torch", "--module", "my_own_very_fast_norm.py") == 0
+    assert "…" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--backend", "tocrh"], 'did you mean "torch"'),
-        (["--backend", "torch", "--op", "nrom"], "invalid choice"),
+        (["--backend", "torch", "--op", "nrom"], 'did you mean "norm"'),
         (["--rounds", "0"], "must be >= 1"),
         (["--rounds", "x"], "argument --rounds: must be a whole number (got 'x')"),
         (["--module", "json", "--backend", "json"], "nothing to measure"),

@@ -1,7 +1,9 @@
 """The check catches kernels that are wrong in the ways kernels go wrong. Each is the reference with one mistake."""
 
 import dataclasses
+import re
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +112,97 @@ def attention_that_keeps_the_first_layers_window(
     window = metadata.derived.setdefault("window", settings["window"])
     result: Tensor = true_op("attention")(query, kv_pages, metadata, **{**settings, "window": window})
     return result
+
+
+def attention_that_keeps(key_of: Callable[[Any], Any], kept: Callable[[Any], dict[Any, Any]]) -> Callable[..., Tensor]:
+    """kept: where the page table of the first call with the same key is found again, of the metadata."""
+
+    def attention(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Tensor:
+        table = kept(metadata).setdefault(key_of(metadata), metadata.page_table.clone())
+        result: Tensor = true_op("attention")(
+            query, kv_pages, dataclasses.replace(metadata, page_table=table), **settings
+        )
+        return result
+
+    return attention
+
+
+def in_a_dict() -> Callable[[Any], dict[Any, Any]]:
+    kept: dict[Any, Any] = {}
+    return lambda _step: kept
+
+
+def attention_that_keeps_the_first_layers_keys(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Any:
+    kept = metadata.derived.setdefault(settings["window"], kv_pages.clone())
+    return true_op("attention")(query, kept, metadata, **settings)
+
+
+def attention_whose_pages_have_one_owner(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Any:
+    """What a list of pages, each with its row, makes of a prefix that two rows have in common."""
+    seen = torch.isin(metadata.page_table[1:], metadata.page_table[:1])
+    table = torch.cat((metadata.page_table[:1], metadata.page_table[1:].masked_fill(seen, 0)))
+    return true_op("attention")(query, kv_pages, dataclasses.replace(metadata, page_table=table), **settings)
+
+
+def attention_into_a_buffer_of_its_own() -> Callable[..., Tensor]:
+    buffers: dict[torch.Size, Tensor] = {}
+
+    def attention(query: Tensor, *others: Any, **settings: Any) -> Tensor:
+        return buffers.setdefault(query.shape, torch.empty(query.shape)).copy_(
+            true_op("attention")(query, *others, **settings)
+        )
+
+    return attention
+
+
+def attention_wrong_where(condition: Callable[[Tensor, Tensor, Any, dict[str, Any]], bool]) -> Callable[..., Tensor]:
+    """As a kernel is that has a way of its own for some shapes."""
+
+    def attention(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Tensor:
+        result: Tensor = true_op("attention")(query, kv_pages, metadata, **settings)
+        return result * 1.05 if condition(query, kv_pages, metadata, settings) else result
+
+    return attention
+
+
+def wrong_where(op: str, condition: Callable[..., bool]) -> Any:
+    """condition: of the arguments, or of those of `run`."""
+
+    def call(function: Any, *arguments: Any, **settings: Any) -> Any:
+        results = function(*arguments, **settings)
+        if not condition(*arguments):
+            return results
+        return tuple(each * 1.05 for each in results) if isinstance(results, tuple) else results * 1.05
+
+    true = true_op(op)
+    if hasattr(true, "pack"):
+        return SimpleNamespace(pack=true.pack, run=partial(call, true.run))
+    return partial(call, true)
+
+
+def packed_in_one_place(op: str) -> Any:
+    """All layers' weights, that is: the last one's."""
+    place: list[Any] = []
+
+    def pack(*weights: Any) -> None:
+        place[:] = [true_op(op).pack(*weights)]
+
+    return SimpleNamespace(pack=pack, run=lambda _packed, *arguments: true_op(op).run(*place, *arguments))
+
+
+def rope_with_the_first_angles() -> Callable[..., Tensor]:
+    tables: dict[Any, Any] = {}
+
+    def rope(qkv: Tensor, cos: Any, sin: Any, kv_pages: Tensor, slots: Tensor, *, num_heads: int) -> Any:
+        if cos is not None:
+            cos, sin = tables.setdefault(cos.data_ptr(), (cos.clone(), sin.clone()))
+        return true_op("rope")(qkv, cos, sin, kv_pages, slots, num_heads=num_heads)
+
+    return rope
+
+
+def norm_of_other_bits_each_time(x: Tensor, weight: Tensor, eps: float) -> Any:
+    return true_op("norm")(x, weight, eps) * (1 + 1e-6 * torch.rand(()))
 
 
 def ignoring_strides(values: Tensor) -> Tensor:
@@ -227,7 +320,45 @@ def norm_that_fails(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     raise RuntimeError("out of registers")
 
 
+def many(limit: int) -> Callable[..., bool]:
+    """Whether the first argument has so many rows."""
+    return lambda x, *_others: len(x) >= limit
+
+
+def long(limit: int) -> Callable[..., bool]:
+    return lambda x, *_others: x.shape[-1] >= limit
+
+
 WRONG = [
+    ("attention", attention_that_keeps(lambda step: step.page_table.data_ptr(), in_a_dict()), "decode, soft cap"),
+    ("attention", attention_that_keeps(lambda step: step.kv_lengths_host, in_a_dict()), "decode, soft cap"),
+    ("attention", attention_that_keeps_the_first_layers_keys, "prefill after a cached prefix"),
+    ("attention", attention_whose_pages_have_one_owner, "a prefix in common"),
+    ("attention", attention_into_a_buffer_of_its_own(), "decode, equal lengths"),
+    ("attention", attention_wrong_where(lambda q, kv, step, _: step.num_rows >= 32), "many rows"),
+    ("attention", attention_wrong_where(lambda q, kv, step, _: step.max_query_length > 512), "prefill, many queries"),
+    ("attention", attention_wrong_where(lambda q, kv, _, __: q.shape[1] == kv.shape[3]), "4 queries to 4 keys of 80"),
+    ("attention", attention_wrong_where(lambda q, kv, _, __: kv.shape[3] >= 8), "32 queries to 8 keys of 64"),
+    ("norm", wrong_where("norm", many(256)), "300x20"),
+    ("norm", wrong_where("norm", long(8192)), "2x9001"),
+    ("add_norm", wrong_where("add_norm", many(256)), "300x1"),
+    ("add_norm", wrong_where("add_norm", long(8192)), "2x9001"),
+    ("activation", wrong_where("activation", many(256)), "many rows"),
+    ("activation", wrong_where("activation", long(2 * 8192)), "long rows"),
+    ("rope", wrong_where("rope", many(256)), "many tokens"),
+    ("rope", rope_with_the_first_angles(), "mixed"),
+    ("linear", wrong_where("linear", lambda packed, x: x.shape[1] >= 4096), "40x4100"),
+    ("linear", wrong_where("linear", lambda packed, x: len(x) > 512), "64x48, 600 rows"),
+    ("quantized_linear", wrong_where("quantized_linear", lambda packed, x: x.shape[1] >= 4096), "40x4100"),
+    ("moe", wrong_where("moe", lambda packed, x, ids, *_: x.shape[1] > 128), "wide"),
+    ("moe", wrong_where("moe", lambda packed, x, ids, *_: ids.shape[1] >= 8), "8 of 66"),
+    ("quantized_moe", wrong_where("quantized_moe", lambda packed, x, *_: len(x) > 256), "many tokens"),
+    ("linear", packed_in_one_place("linear"), "64x48, 17 rows"),
+    ("quantized_linear", packed_in_one_place("quantized_linear"), "an outlier"),
+    ("moe", packed_in_one_place("moe"), "wide"),
+    ("norm", norm_of_other_bits_each_time, "7x5"),
+    ("sampling", wrong_where("sampling", many(32)), "many rows"),
+    ("sampling", lambda x, t, k, *rest: true_op("sampling")(x, t, k.clamp(max=1024), *rest), "a large top_k"),
     ("attention", attention_that(lambda settings: settings.update(window=None)), "window"),
     ("attention", attention_that(lambda settings: settings.update(soft_cap=None)), "soft cap"),
     ("attention", attention_multiplying_by_zero, "decode, window"),
@@ -322,8 +453,39 @@ def test_squares_that_overflow_half_precision_fail_there() -> None:
 
 def test_the_message_says_what_is_wrong() -> None:
     problems = {result.problem for result in failures(norm_that_fails, "norm")}
-    assert problems == {"RuntimeError: out of registers"}
+    assert {str(problem).partition(", line ")[0] for problem in problems} == {
+        "RuntimeError: out of registers (test_check.py"
+    }
     assert "changed its argument 1" in {result.problem for result in failures(norm_in_place, "norm")}
+    poisoned = {result.problem for result in failures(norm_that_forgets_the_last_column, "norm")}
+    assert any(str(problem).startswith("error inf exceeds 5e-06 at [0, 63]: nan, not ") for problem in poisoned)
+    assert all("what is allocated and not written" in str(problem) for problem in poisoned)
+    (drawn, *_) = failures(lambda logits, *settings: logits.argmax(dim=1), "sampling")
+    assert re.search(r"row \d+ \(temperature .*, top_k .*\) drew \d+, not \d+$", str(drawn.problem))
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 256])
+@pytest.mark.parametrize("decodes", [True, False], ids=["decode", "prefill"])
+def test_a_size_of_head_that_is_computed_wrongly_fails(head_dim: int, decodes: bool) -> None:
+    """With several key heads, and neither window nor soft cap, which take other ways through a kernel."""
+
+    def is_wrong(query: Tensor, kv_pages: Tensor, step: Any, settings: dict[str, Any]) -> bool:
+        plain = settings["window"] is None and settings["soft_cap"] is None
+        return plain and query.shape[2] == head_dim and decodes == (step.max_query_length == 1)
+
+    assert failures(attention_wrong_where(is_wrong), "attention")
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize("decodes", [True, False], ids=["decode", "prefill"])
+def test_a_number_of_queries_to_a_key_that_is_computed_wrongly_fails(group: int, decodes: bool) -> None:
+    """With more than one key head: with one, any mapping of heads is right."""
+
+    def is_wrong(query: Tensor, kv_pages: Tensor, step: Any, _settings: dict[str, Any]) -> bool:
+        grouped = kv_pages.shape[3] > 1 and query.shape[1] == group * kv_pages.shape[3]
+        return grouped and decodes == (step.max_query_length == 1)
+
+    assert failures(attention_wrong_where(is_wrong), "attention")
 
 
 def test_the_reference_passes_its_own_check() -> None:

@@ -88,6 +88,42 @@ def test_an_op_asked_for_that_is_not_there_is_not_passed_over(
     assert f"not checked: {wrong_norm} attention: it has no attention" in capsys.readouterr().out
 
 
+def test_every_module_named_is_checked(wrong_norm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.py"
+    other.write_text("def activation(gate_up, kind):\n    return gate_up\n")
+    named = ["check", "--module", wrong_norm, "--module", str(other), "--dtype", "float32"]
+    code, results = run_json(capsys, *named)
+    assert code == 1
+    assert {(row["backend"], row["op"]) for row in results} == {(wrong_norm, "norm"), (str(other), "activation")}
+    other.write_text("def activaton(gate_up, kind):\n    return gate_up\n")
+    assert main(["kernels", *named]) == 2
+    assert "it has no activation, unless its activaton is meant (activation)" in capsys.readouterr().err
+
+
+def test_what_fails_alike_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "short.py"
+    path.write_text("def norm(x, weight): ...")
+    assert main(["kernels", "check", "--module", str(path), "--dtype", "float32"]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if "TypeError" in line]
+    assert len(told) == 1
+    assert "1x576 and " in told[0]
+    assert told[0].endswith("(the op is norm(x, weight, eps), see inferflux/kernels/ops.py)")
+    path.write_text("class linear:\n    def pack(weight): ...\n    def run(packed, x): ...\n")
+    assert main(["kernels", "check", "--module", str(path), "--dtype", "float32"]) == 1
+    assert "(the op is linear.pack(weight, bias), linear.run(packed, x), see " in capsys.readouterr().out
+
+
+def test_the_table_keeps_its_words_whole_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = ["--backend", "reference", "--op", "rope", "--dtype", "bfloat16"]
+    assert main(["kernels", "check", *asked]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.split()[:6] == ["reference", "rope", "on", "8-bit", "pages", "bfloat16"] for line in lines)
+
+
 NARROW_ROPE = """
 from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.reference.rope import rope as true_rope
@@ -122,11 +158,20 @@ def test_pages_of_8_bits_are_checked_where_a_file_says_that_it_knows_them(
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("def supports(op): ...", "norm: its supports() failed: TypeError: supports() takes 1 positional argument"),
-        ("def supports(op, device, dtype): return True", "norm: its supports() returned True, neither a reason nor"),
-        ("class linear:\n    def run(packed, x): ...", "linear: its linear has no pack"),
+        ("def supports(op): ...", "its supports() failed: TypeError: supports() takes 1 positional argument"),
+        ("def supports(op, device, dtype): return True", "its supports() returned True, neither a reason nor None ("),
+        ("class linear:\n    def run(packed, x): ...", "its linear has no pack (linear)"),
         ("import sys; sys.exit(7)", "cannot be imported: SystemExit: 7"),
-        ("import my_helper", "No module named 'my_helper' (modules are found if their package is installed or"),
+        ("def linear(x, weight, bias): ...", "its linear has no pack and no run (linear)"),
+        ("def rms_norm(x, weight, eps): ...", "it has no norm, unless its rms_norm is meant (norm)"),
+        (
+            "import os\n\nos.getenv('NVCC').strip()",
+            "AttributeError: 'NoneType' object has no attribute 'strip' (odd.py, line 3)",
+        ),
+        (
+            "import my_helper",
+            "No module named 'my_helper' (odd.py, line 1) (modules are found if their package",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_in_its_form_exits_2(
@@ -147,7 +192,7 @@ def test_a_broken_file_of_a_package_is_that_ops_reason(
     (package / "norm.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["kernels", "check", "--backend", "half_broken", "--op", "norm"]) == 2
-    assert "norm: cannot be imported: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert "cannot be imported: ZeroDivisionError: division by zero (norm.py, line 1) (norm)" in capsys.readouterr().err
 
 
 def test_list_survives_another_packages_broken_kernels(
@@ -167,7 +212,7 @@ def test_list_survives_another_packages_broken_kernels(
     [
         (["--backend", "tritn"], "no kernels called 'tritn'; accepted: triton, native, torch, reference"),
         (["--module", "missing.py"], "'missing.py' cannot be imported"),
-        (["--module", "json"], "nothing to check: json: activation: it has no activation"),
+        (["--module", "json"], "nothing to check: json: it has no attention, linear, "),
     ],
 )
 def test_usage_errors_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
 
 @pytest.fixture
 def example(tmp_path: Path) -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(\"\"\"my_kernels.*?)```", PAGE, flags=re.DOTALL)
     path = tmp_path / "my_kernels.py"
     path.write_text(code)
     return str(path)

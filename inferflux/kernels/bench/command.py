@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from inferflux.command_line import positive
-from inferflux.errors import ConfigError
+from inferflux.errors import ConfigError, InferFluxError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
 from inferflux.kernels.bench.measure import Contender, ContenderError, make_contender, make_sampler, take_turns
 from inferflux.kernels.bench.plot import draw_plot
@@ -33,9 +33,11 @@ from inferflux.kernels.bench.roofline import TOY_PROBE, Roofline, measure_roofli
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workload import Workload
 from inferflux.kernels.bench.workloads import workloads_of
+from inferflux.kernels.blame import describe_failure
 from inferflux.kernels.check import check_op
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.options import DTYPES, add_common, device_of
+from inferflux.kernels.reasons import told
 
 
 class Task(NamedTuple):
@@ -88,34 +90,54 @@ def run(args: argparse.Namespace) -> int:
     names = args.dtype or ["float32" if device.type == "cpu" else "bfloat16"]
     dtypes = tuple(getattr(torch, name) for name in dict.fromkeys(names))
     console, measured = Console(stderr=True), Measured([], [], [])
+    backends = _backends(args, device, dtypes)
     with console.status("checking the kernels"):
-        tasks = list(_tasks(args, dtypes, conditions, measured.failures))
-    if not tasks and not measured.failures:
-        raise ConfigError("nothing to measure: no backend asked for serves any op asked for here")
+        tasks = list(_tasks(args.op or OPS, backends, dtypes, conditions, measured.failures))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {args.out} cannot be made: {error.strerror}") from error
     with console.status("measuring this machine's roofline"):
-        # Sampling has float32 logits whatever the dtype.
         needed = tuple(dict.fromkeys(task.dtype for task in tasks))
         roof = measure_roofline(device, needed, TOY_PROBE if conditions.toy else probe_for(device))
     _measure(tasks, conditions, roof, measured, console)
     settings = {"device": str(device), "size": conditions.size, "dtypes": names, "rounds": args.rounds}
-    _write(args, measured, roof, settings)
+    _report(args, measured, roof, settings)
     for failure in measured.failures:
         print(failure, file=sys.stderr)
     return 1 if measured.failures else 0
 
 
-def _tasks(
-    args: argparse.Namespace, dtypes: tuple[torch.dtype, ...], conditions: Conditions, failures: list[str]
-) -> Iterator[Task]:
-    """Yields the tasks of the backends that pass their checks; appends to failures what is wrong with the others."""
+def _backends(args: argparse.Namespace, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> list[Backend]:
+    """Raises ConfigError when a module serves none of the ops asked for, or nothing does."""
     asked = args.backend or [name for name in BUILT_IN if name != "reference"]
     backends = [find_backend(name) for name in dict.fromkeys([*asked, *args.module])]
-    for op in args.op or OPS:
-        for dtype in (torch.float32,) if op == "sampling" else dtypes:
+    refusals: dict[str, list[tuple[str, str]]] = {}
+    for backend in backends:
+        reasons = [(op, backend.refusal(op, device, dtype)) for op in args.op or OPS for dtype in _dtypes(op, dtypes)]
+        if all(reason is not None for _, reason in reasons):
+            refusals[backend.name] = [(op, str(reason)) for op, reason in reasons]
+    for name in [*args.module, *(asked if len(refusals) == len(backends) else ())]:
+        if name in refusals:
+            raise ConfigError(f"nothing to measure: {name}: {'; '.join(told(refusals[name]))}")
+    return backends
+
+
+def _dtypes(op: str, dtypes: tuple[torch.dtype, ...]) -> tuple[torch.dtype, ...]:
+    """Logits are float32 whatever the others are."""
+    return (torch.float32,) if op == "sampling" else dtypes
+
+
+def _tasks(
+    ops: Iterable[str],
+    backends: list[Backend],
+    dtypes: tuple[torch.dtype, ...],
+    conditions: Conditions,
+    failures: list[str],
+) -> Iterator[Task]:
+    """Yields the tasks of the backends that pass their checks; appends to failures what is wrong with the others."""
+    for op in ops:
+        for dtype in _dtypes(op, dtypes):
             serving = [backend for backend in backends if backend.refusal(op, conditions.device, dtype) is None]
             if not conditions.toy:
                 serving = list(_right(serving, op, dtype, conditions.device, failures))
@@ -149,9 +171,9 @@ def _measure_task(task: Task, conditions: Conditions, roof: Roofline, measured: 
     workload, dtype, device = task.workload, task.dtype, conditions.device
     contenders: list[Contender] = []
 
-    def note(name: str, error: BaseException | None) -> None:
+    def note(name: str, error: BaseException) -> None:
         where = f"{name} {workload.op} {workload.name} {dtype_name(dtype)}"
-        measured.failures.append(f"{where}: {type(error).__name__}: {error}")
+        measured.failures.append(f"{where}: {describe_failure(error, workload.op)}")
 
     for backend in task.backends:
         try:
@@ -163,27 +185,37 @@ def _measure_task(task: Task, conditions: Conditions, roof: Roofline, measured: 
         try:
             times = take_turns(contenders, sampler, conditions.rounds)
         except ContenderError as failure:
-            note(failure.contender.name, failure.__cause__)
+            note(failure.contender.name, failure.reason)
             contenders.remove(failure.contender)
     by_name = {contender.name: own for contender, own in zip(contenders, times, strict=True)}
     measured.entries.extend(make_entry(workload, dtype, name, own, roof) for name, own in by_name.items())
     measured.pairs.extend(make_pairs(workload, dtype, by_name))
 
 
-def _write(args: argparse.Namespace, measured: Measured, roof: Roofline, settings: dict[str, Any]) -> None:
-    text = as_json(measured.entries, measured.pairs, roof, settings)
-    (args.out / "bench.json").write_text(text + "\n")
-    write_csv(args.out / "bench.csv", measured.entries)
-    console, written = Console(), ["bench.csv", "bench.json"]
-    try:
-        draw_plot(args.out / "roofline.png", measured.entries, roof)
-        written.append("roofline.png")
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+def _report(args: argparse.Namespace, measured: Measured, roof: Roofline, settings: dict[str, Any]) -> None:
+    """Prints what was measured, and only then writes it: a full disk takes none of it away."""
+    text, console = as_json(measured.entries, measured.pairs, roof, settings), Console()
     if args.json:
         print(text)
-        return
-    console.print(entry_table(measured.entries, roof))
-    if measured.pairs:
-        console.print(pair_table(measured.pairs))
-    console.print(escape(f"written: {', '.join(str(args.out / name) for name in written)}"), soft_wrap=True)
+    else:
+        console.print(entry_table(measured.entries, roof))
+        if measured.pairs:
+            console.print(pair_table(measured.pairs))
+    written = _write(args.out, text, measured, roof)
+    if not args.json:
+        console.print(escape(f"written: {', '.join(map(str, written))}"), soft_wrap=True)
+
+
+def _write(folder: Path, text: str, measured: Measured, roof: Roofline) -> list[Path]:
+    """Returns the files. Raises InferFluxError when one cannot be written."""
+    table, record, plot = (folder / name for name in ("bench.csv", "bench.json", "roofline.png"))
+    try:
+        write_csv(table, measured.entries)
+        record.write_text(text + "\n")
+        draw_plot(plot, measured.entries, roof)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return [table, record]
+    except OSError as error:
+        raise InferFluxError(f"--out: {folder} cannot be written: {error.strerror}") from error
+    return [table, record, plot]

@@ -39,11 +39,11 @@ class Contender:
 
 
 class ContenderError(Exception):
-    """contender: whose call raised what this was made from."""
+    """contender: whose call raised `reason`."""
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, reason: Exception) -> None:
         super().__init__(contender.name)
-        self.contender = contender
+        self.contender, self.reason = contender, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Sampler:
         try:
             return measure(contender.call, num_calls)
         except Exception as error:
-            raise ContenderError(contender) from error
+            raise ContenderError(contender, error) from error
 
     def _on_host(self, call: Callable[[], object], num_calls: int) -> float:
         start = time.perf_counter()

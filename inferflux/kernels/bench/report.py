@@ -107,7 +107,7 @@ def entry_table(entries: Iterable[Entry], roof: Roofline) -> Table:
     limits = ", ".join(f"{flops / 1e12:.3g} TFLOP/s {dtype_name(dtype)}" for dtype, flops in roof.flops_per_s.items())
     table = Table(title=f"roofline here: {roof.bytes_per_s / 1e9:.3g} GB/s, {limits}", box=box.SIMPLE_HEAD)
     for column in ("op", "dtype", "backend"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # half a name could be another's
     for column in ("µs", "GB/s", "TFLOP/s", "% of roof"):
         table.add_column(column, justify="right")
     for entry in entries:
@@ -119,8 +119,8 @@ def entry_table(entries: Iterable[Entry], roof: Roofline) -> Table:
 
 def pair_table(pairs: Iterable[Pair]) -> Table:
     table = Table(title="pair by pair, rounds in turns", box=box.SIMPLE_HEAD)
-    for column in ("op", "dtype", "first", "second", "first is faster (quartiles)"):
-        table.add_column(column)
+    for column in ("op", "dtype", "first", "second", "speed of first : second (quartiles)"):
+        table.add_column(column, overflow="fold")
     for pair in pairs:
         ratio = f"{pair.speedup:.2f} x ({pair.low:.2f} to {pair.high:.2f})"
         table.add_row(f"{pair.op} {pair.workload}", pair.dtype, escape(pair.first), escape(pair.second), ratio)

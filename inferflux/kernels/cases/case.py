@@ -45,8 +45,10 @@ class Case:
     name: str
     build: Callable[[Draw], Inputs] = field(repr=False)
 
-    def inputs(self, dtype: torch.dtype, device: torch.device) -> Inputs:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.op} {self.name}".encode()))
+    def inputs(self, dtype: torch.dtype, device: torch.device, *, other: bool = False) -> Inputs:
+        """other: with other numbers, in the same forms."""
+        seed = zlib.crc32(f"{self.op} {self.name}".encode())
+        generator = torch.Generator().manual_seed(seed + other)
         return self.build(Draw(dtype, device, generator))
 
 

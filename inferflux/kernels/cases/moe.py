@@ -19,6 +19,9 @@ def moe_cases() -> NamedCases:
     yield "some experts elsewhere", _moe((19, 6, 2), num_here=4)
     yield "all experts elsewhere", _moe((3, 6, 2), num_here=0)
     yield "one expert for all", _moe((40, 5, 1), only=3)
+    yield "8 of 66 experts", _moe((3, 66, 8))
+    yield "many tokens, most elsewhere", _moe((290, 6, 1), num_here=2)
+    yield "wide", _moe((3, 3, 2), widths=(200, 300))
     for kind in GELUS:
         yield kind, _moe((9, 4, 2), kind=kind)
 
@@ -28,6 +31,9 @@ def quantized_moe_cases() -> NamedCases:
         for num_tokens, num_experts, per_token in ((0, 4, 2), (1, 8, 2), (33, 5, 3)):
             sizes = (num_tokens, num_experts, per_token)
             yield f"{scheme}, {num_tokens} tokens, {per_token} of {num_experts}", _quantized(_moe(sizes), scheme)
+        yield f"{scheme}, 8 of 66 experts", _quantized(_moe((3, 66, 8)), scheme)
+        yield f"{scheme}, many tokens, most elsewhere", _quantized(_moe((290, 6, 1), num_here=2), scheme)
+        yield f"{scheme}, wide", _quantized(_moe((3, 3, 2), widths=(200, 300)), scheme)
         yield f"{scheme}, some experts elsewhere", _quantized(_moe((19, 6, 2), num_here=4), scheme)
         for kind in GELUS:
             yield f"{scheme}, {kind}", _quantized(_moe((9, 4, 2), kind=kind), scheme)
@@ -48,10 +54,12 @@ def _moe(
     num_here: int | None = None,
     only: int | None = None,
     kind: ActivationKind = "silu",
+    widths: tuple[int, int] = (70, 33),
 ) -> Callable[[Draw], Inputs]:
-    """sizes: tokens, experts, experts per token. num_here: ids from there on are nobody's."""
+    """sizes: tokens, experts, experts per token. num_here: ids from there on are nobody's. widths: of the stream and
+    between an expert's matrices."""
     num_tokens, num_experts, per_token = sizes
-    hidden, inner = 70, 33
+    hidden, inner = widths
     here = num_experts if num_here is None else num_here
 
     def build(draw: Draw) -> Inputs:

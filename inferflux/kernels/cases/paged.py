@@ -16,11 +16,13 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, slots=True)
 class Paging:
-    """A paged context: `spans` are the positions [start, stop) that each row computes; it holds all before them."""
+    """A paged context: `spans` are the positions [start, stop) that each row computes; it holds all before them.
+    shared: so many pages at the start are the same in all rows, as those of a prompt that several begin with."""
 
     spans: tuple[tuple[int, int], ...]
     page_tokens: int = 16
     num_layers: int = 3
+    shared: int = 0
 
     def metadata(self, draw: Draw) -> AttentionMetadata:
         """Pages are dealt in random order; the table's spare entries name a page that is nobody's."""
@@ -29,6 +31,7 @@ class Paging:
         table = torch.full((len(self.spans), max(page_counts) + 1), int(order[-1]), dtype=torch.int32)
         for row, pages in enumerate(order[:-1].split([*page_counts, self.num_pages - 1 - sum(page_counts)])[:-1]):
             table[row, : len(pages)] = pages
+        table[:, : self.shared] = table[:1, : self.shared]
         lengths = [stop - start for start, stop in self.spans]
         positions = torch.cat([torch.arange(start, stop) for start, stop in self.spans])
         rows = torch.repeat_interleave(torch.arange(len(self.spans)), torch.tensor(lengths))
@@ -84,6 +87,13 @@ FEW_DECODES: Final = ((0, 1), (40, 41), (132, 133))
 FAR: Final = ((0, 1), (2, 3), (0, 1))
 FEW: Final = ((0, 5), (30, 31), (17, 50))
 MIXED: Final = ((0, 5), (30, 31), (0, 40), (17, 50), (200, 201), (90, 97), (3, 4), (120, 300))
+SMALL: Final = ((0, 4), (30, 31), (17, 20))
+AFTER_SHARED: Final = ((36, 37), (32, 33), (50, 51))
+# More requests than any tile has rows.
+MANY: Final = tuple((length, length + 1) for length in range(40))
+# (H, K, D): sizes of heads that models have, numbers of queries to a key as they have, more than one key head. A GPU's
+# compiler takes seconds for each.
+HEADS: Final = ((4, 4, 80), (10, 2, 96), (12, 2, 112), (16, 2, 128), (32, 8, 64), (4, 2, 256))
 
 NARROW: Final = {kind: str(kind).removeprefix("torch.") for kind in LARGEST_CODE}
 
@@ -118,6 +128,22 @@ def attention_cases() -> NamedCases:
     for name, soft_cap in (("large scores", None), ("soft cap of large scores", 3.0)):
         for step, spans in (("decode", FAR), ("prefill", ((0, 3), (5, 8)))):
             yield f"{step}, {name}", _attention(Paging(spans), (9, 3, 64), soft_cap=soft_cap, size=100.0)
+    for heads in HEADS:
+        name = f"{heads[0]} queries to {heads[1]} keys of {heads[2]}"
+        yield f"decode, {name}", _attention(Paging(FEW_DECODES), heads)
+        yield f"decode, {name}, window, soft cap", _attention(Paging(FEW_DECODES), heads, window=20, soft_cap=3.0)
+        yield f"mixed, {name}", _attention(Paging(SMALL), heads)
+    yield "decode, soft cap", _attention(Paging(FEW_DECODES), (6, 2, 64), soft_cap=3.0)
+    yield "decode, a prefix in common", _attention(Paging(AFTER_SHARED, shared=2), (4, 2, 32))
+    yield "prefill after a prefix in common", _attention(Paging(((32, 37), (40, 45)), shared=2), (4, 2, 32))
+    yield "decode, many rows", _attention(Paging(MANY), (2, 1, 16))
+    yield "mixed, many rows", _attention(Paging(((0, 2), *MANY)), (2, 1, 16))
+    yield "prefill, many queries", _attention(Paging(((0, 520),)), (2, 1, 16))
+    yield "decode, pages of one token", _attention(Paging(FEW_DECODES, page_tokens=1), (4, 2, 32))
+    yield "prefill, pages of 7 tokens", _attention(Paging(((0, 30), (9, 20)), page_tokens=7), (4, 2, 32))
+    for page_tokens in (32, 64, 128):
+        yield f"decode, pages of {page_tokens} tokens", _attention(Paging(FEW_DECODES, page_tokens), (4, 2, 32))
+    yield "mixed, pages of 128 tokens", _attention(Paging(SMALL, page_tokens=128), (4, 2, 32))
     yield "mixed", _attention(Paging(MIXED), (9, 3, 64))
     yield "mixed, 20 queries a key", _attention(Paging(FEW), (40, 2, 32))
     # A multiple of no register of AVX-512: what is read of a head fills its last one only in part.
@@ -184,6 +210,9 @@ def rope_cases() -> NamedCases:
     yield "part of the head", _rope(Paging(FEW), (6, 2, 96), 24)
     yield "part of the head, one token", _rope(Paging(((0, 1),)), (8, 1, 256), 64)
     yield "no rotation", _rope(Paging(FEW), (4, 2, 128), 0)
+    for heads in HEADS:
+        yield f"{heads[0]} queries and {heads[1]} keys of {heads[2]}", _rope(Paging(SMALL), heads, heads[2])
+    yield "many tokens", _rope(Paging(((0, 290),)), (2, 1, 16), 16)
 
 
 def narrow_rope_cases() -> NamedCases:
@@ -224,7 +253,9 @@ def _rope(
 
 
 def _angles(draw: Draw, positions: Tensor, rotary_dim: int) -> tuple[Tensor, Tensor]:
-    frequencies = 10000.0 ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
+    # A base of the case's own: what is remembered of another's angles is wrong.
+    base = 1e4 * (1 + torch.rand(1, generator=draw.generator))
+    frequencies = base ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
     angles = torch.outer(positions.cpu().float(), frequencies).repeat(1, 2)
     # Both in one table, so that tokens are further apart than their angles are many.
     table = draw.float(torch.cat((angles.cos(), angles.sin()), dim=1))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from inferflux.kernels.cases.case import Draw, Inputs, NamedCases
+from inferflux.kernels.cases.dense import LARGE
 from inferflux.kernels.quantized_weight import Scheme, quantize
 
 SCHEMES: Final[tuple[Scheme, ...]] = ("int8", "int4", "fp8")
@@ -17,6 +18,9 @@ def quantized_linear_cases() -> NamedCases:
                 yield name, _quantized_linear(scheme, shape, num_rows, bias=num_rows % 2 == 1)
         yield f"{scheme}, 515x577, 200 rows", _quantized_linear(scheme, (515, 577), 200, bias=True)
         yield f"{scheme}, 100x1283, 14 rows", _quantized_linear(scheme, (100, 1283), 14, bias=True)
+        for shape, num_rows in LARGE:
+            name = f"{scheme}, {shape[0]}x{shape[1]}, {num_rows} rows"
+            yield name, _quantized_linear(scheme, shape, num_rows, bias=True)
         yield f"{scheme}, an outlier in each row", _quantized_linear(scheme, (96, 128), 9, bias=False, outlier=200.0)
 
 

@@ -62,6 +62,10 @@ def sampling_cases() -> NamedCases:
     # The first and the last tokens have no mass: neither end of the noise may draw them.
     for name, uniform in (("least", 0.0), ("largest", 1 - 2.0**-53)):
         yield f"edges, {name} noise", _sampling(EDGES, 70, held_back=0.5, uniform=uniform)
+    yield "many rows", _sampling(RULES * 3, 20)
+    yield "a large vocabulary", _sampling((Rule(0.8), Rule(top_k=50), Rule(top_p=0.95)), 160_001)
+    # Flat enough that every other draw is none of the first thousand.
+    yield "a large top_k", _sampling((Rule(top_k=3000),) * 8, 6000, scale=0.3)
     yield "rows apart", _apart(_sampling(RULES, 90))
 
 

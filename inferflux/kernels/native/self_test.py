@@ -21,7 +21,7 @@ from inferflux.kernels.native.loading import library
 
 OPS: Final = ("norm", "add_norm", "activation", "rope", "attention")
 # Cases whose reference takes seconds, and that cover nothing in the kernels that others do not.
-TOO_LARGE: Final = ("decode, long", "head size 256", "after a cached prefix", "2100x577")
+TOO_LARGE: Final = ("decode, long", "head size 256", "after a cached prefix", "2100x577", "4100", "1024x1024")
 # More than one, so that work is divided; few, so that a server starting at the same time is not slowed.
 THREADS: Final = 2
 
