@@ -53,6 +53,29 @@ def test_a_section_yields_its_figures(
     assert json.loads(json.dumps(figures)) == figures
 
 
+def test_the_bars_are_tuned_for_first_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task with few candidates is ready before them, and keeps them from the device while it takes its times."""
+    pytest.importorskip("triton")
+    from inferflux.kernels.triton.size_table import SizeTable
+    from inferflux.kernels.triton.sizes import Sizes
+    from inferflux.kernels.tune.knobs import TuningTask, tasks_of
+    from inferflux.kernels.tune.report import Found
+
+    tuned: list[list[str]] = []
+
+    def play(tasks: list[TuningTask], model_size: str, seconds: float, _: object) -> Found:
+        assert 0 < seconds <= tune.SECONDS
+        tuned.append([task.name for task in tasks])
+        return Found(SizeTable(2, "a GPU", "3", "2026-11-27", model_size, Sizes()), {})
+
+    monkeypatch.setattr(tune, "demand_gpu", lambda: None)
+    monkeypatch.setattr(tune, "tune", play)
+    assert dict(tune.measure(torch.device("cuda"), False))["table"]["ok"] is False
+    first, others = tuned
+    assert first == list(tune.FIRST)
+    assert sorted(first + others) == sorted(task.name for task in tasks_of(SHAPES["large"]))
+
+
 def test_the_bars_stand_beside_each_other_with_measured_and_with_shipped_sizes() -> None:
     ways = {"graphs on": 4.0, "graphs on, shipped sizes": 5.0}
     decode = {way: {"share_of_roofline": 3.5 / ms, "ms_per_token": ms, "recorded": True} for way, ms in ways.items()}

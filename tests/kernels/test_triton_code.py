@@ -138,6 +138,32 @@ def test_page_numbers_read_ahead_leave_the_stages_to_keys_and_values() -> None:
     assert waits == {0: 0, 1: 4}
 
 
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_pages_of_8_bits_are_copied_at_least_four_bytes_at_a_time(kind: str) -> None:
+    """A slot is a head's codes and 4 bytes of scale: a compiler that does not know the strides reads single bytes."""
+    from tests.support.triton_compile import launches_of
+
+    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith(kind))
+    code = launches_of("attention", [_with_narrow_pages("attention", inputs, torch.float8_e4m3fn)])[0].compile()
+    assert "cp.async" in code.asm["ptx"]
+    assert not re.findall(r"ld\.global\S*\.[bus]8", code.asm["ptx"])
+
+
+def test_eight_programs_of_shipped_decode_share_a_multiprocessor() -> None:
+    """Else a row of 65,536 tokens, which is cut for that, takes a second turn of a fifth of its programs."""
+    from inferflux.kernels.triton.tuning import SHIPPED
+    from tests.support.triton_compile import launches_of
+
+    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith("decode"))
+    code = launches_of("attention", [inputs])[0].compile()
+    (registers,) = (int(each) for each in re.findall(r"\.maxnreg (\d+)", code.asm["ptx"]))
+    threads = 32 * SHIPPED.decode[128].tile.num_warps
+    assert min(65536 // (registers * threads), MAX_SHARED_BYTES // (code.metadata.shared + 1024)) >= 8
+    # What widens 8 bits needs more.
+    narrow = _with_narrow_pages("attention", inputs, torch.float8_e4m3fn)
+    assert ".maxnreg" not in launches_of("attention", [narrow])[0].compile().asm["ptx"]
+
+
 def test_the_last_program_of_a_row_counts_itself_after_all_its_threads_have_written() -> None:
     """Else another program might read what is not there yet; no interpreter shows that."""
     from inferflux.kernels.triton.tuning import SHIPPED

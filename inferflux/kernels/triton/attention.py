@@ -12,7 +12,7 @@ import triton.language as tl
 from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.kernels.narrow_kv import is_narrow
 from inferflux.kernels.triton import tuning
-from inferflux.kernels.triton.merge import is_last, merge_group, merge_kernel, splits_of
+from inferflux.kernels.triton.merge import is_last, merge_heads, merge_kernel, splits_of
 from inferflux.kernels.triton.narrow import codes_of, scales_of
 from inferflux.kernels.triton.paged_softmax import fold, normalised
 from inferflux.kernels.triton.sizes import Sizes
@@ -36,10 +36,6 @@ def _chunk_kernel(
     stride_output_head,
     stride_query_token,
     stride_query_head,
-    stride_page,
-    stride_value,
-    stride_slot,
-    stride_kv_head,
     stride_table,
     scale,
     soft_cap,
@@ -48,6 +44,10 @@ def _chunk_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
+    STRIDE_PAGE: tl.constexpr,
+    STRIDE_VALUE: tl.constexpr,
+    STRIDE_SLOT: tl.constexpr,
+    STRIDE_KV_HEAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -58,6 +58,7 @@ def _chunk_kernel(
 ):
     """Program (block, kv head): BLOCK_M // GROUP query tokens of one row, with all their heads of this KV head."""
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
+    ON_PAGES: tl.constexpr = BLOCK_N % PAGE_TOKENS == 0
     # The last blocks see most: they start first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -103,18 +104,20 @@ def _chunk_kernel(
         all_visible_end = (first_position + 1) // BLOCK_N * BLOCK_N
         accumulator, maximum, total = fold(
             tile, positions, accumulator, maximum, total, 0, all_visible_end, kv_end,
-            kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+            kv_pages + kv_head * STRIDE_KV_HEAD, kv_scales + kv_head * (STRIDE_KV_HEAD // 4),
             page_table + row.to(tl.int64) * stride_table,
-            stride_page, stride_value, stride_slot, scale, soft_cap, window,
-            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, True,
+            scale, soft_cap, window,
+            HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
+            False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, ON_PAGES, True, True,
         )  # fmt: skip
         kv_start = all_visible_end
     accumulator, maximum, total = fold(
         tile, positions, accumulator, maximum, total, kv_start, kv_end, kv_end,
-        kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+        kv_pages + kv_head * STRIDE_KV_HEAD, kv_scales + kv_head * (STRIDE_KV_HEAD // 4),
         page_table + row.to(tl.int64) * stride_table,
-        stride_page, stride_value, stride_slot, scale, soft_cap, window,
-        HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, False,
+        scale, soft_cap, window,
+        HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
+        HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, ON_PAGES, True, False,
     )  # fmt: skip
     accumulator = normalised(accumulator, total, IS_NARROW)
     output_offsets = (row_start + tokens).to(tl.int64) * stride_output_token + heads * stride_output_head
@@ -135,10 +138,6 @@ def _split_kernel(
     num_splits,
     stride_query_row,
     stride_query_head,
-    stride_page,
-    stride_value,
-    stride_slot,
-    stride_kv_head,
     stride_table,
     scale,
     soft_cap,
@@ -149,9 +148,14 @@ def _split_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
+    STRIDE_PAGE: tl.constexpr,
+    STRIDE_VALUE: tl.constexpr,
+    STRIDE_SLOT: tl.constexpr,
+    STRIDE_KV_HEAD: tl.constexpr,
     SPLIT_TOKENS: tl.constexpr,
     MOST_SPLITS: tl.constexpr,
     LAST_MERGES: tl.constexpr,
+    MERGED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -183,18 +187,21 @@ def _split_kernel(
     mask = (lanes < GROUP)[:, None] & (dims[None, :] < HEAD_DIM)
     query_offsets = row.to(tl.int64) * stride_query_row + heads * stride_query_head
     tile = tl.load(query + query_offsets[:, None] + dims[None, :], mask=mask, other=0.0)
-    positions = tl.zeros([BLOCK_M], tl.int32) + kv_length - 1
 
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # A window's splits begin where it does, which may be within a page.
+    ON_PAGES: tl.constexpr = BLOCK_N % PAGE_TOKENS == 0 and not HAS_WINDOW
     accumulator, maximum, total = fold(
-        tile, positions, accumulator, maximum, total, kv_start, kv_end, kv_end,
-        kv_pages + kv_head * stride_kv_head, kv_scales + kv_head * (stride_kv_head // 4),
+        tile, lanes, accumulator, maximum, total, kv_start, kv_end, kv_end,
+        kv_pages + kv_head * STRIDE_KV_HEAD, kv_scales + kv_head * (STRIDE_KV_HEAD // 4),
         page_table + row.to(tl.int64) * stride_table,
-        stride_page, stride_value, stride_slot, scale, soft_cap, window,
-        HEAD_DIM, PADDED_DIM, PAGE_TOKENS, BLOCK_N, False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, False,
+        scale, soft_cap, window,
+        HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
+        False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, ON_PAGES, False, False,
     )  # fmt: skip
+    total = tl.sum(total, 1)
     accumulator = normalised(accumulator, total, IS_NARROW)
     row_slot = row.to(tl.int64) * NUM_HEADS
     count = tl.cdiv(kv_length - first, split_tokens)
@@ -206,9 +213,9 @@ def _split_kernel(
     tl.store(partial + slots[:, None] * HEAD_DIM + dims[None, :], accumulator.to(partial.dtype.element_ty), mask=mask)
     tl.store(log_sums + slots, maximum + tl.log2(total), mask=lanes < GROUP)
     if LAST_MERGES > 0 and is_last(counters + row * (NUM_HEADS // GROUP) + kv_head, count, LAST_MERGES):
-        merge_group(
+        merge_heads(
             output, partial, log_sums, row_slot + kv_head * GROUP, count, num_splits,
-            GROUP, PADDED_GROUP, HEAD_DIM, PADDED_DIM,
+            GROUP, PADDED_GROUP, HEAD_DIM, PADDED_DIM, MERGED,
         )  # fmt: skip
 
 
@@ -256,10 +263,9 @@ def _chunks(
     _chunk_kernel[grid](
         output, query, codes_of(kv_pages), scales_of(kv_pages), metadata.page_table, metadata.query_starts,
         metadata.kv_lengths, metadata.num_rows,
-        output.stride(0), output.stride(1), query.stride(0), query.stride(1),
-        kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
+        output.stride(0), output.stride(1), query.stride(0), query.stride(1), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
-        GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, PAGE_TOKENS=kv_pages.shape[2],
+        GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, **_page_sizes(kv_pages),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
         IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -295,16 +301,16 @@ def _decode(
     padded_group = triton.next_power_of_2(group)
     _split_kernel[(num_rows, num_kv_heads, num_splits)](
         output, partial, log_sums, counters, query, codes_of(kv_pages), scales_of(kv_pages), metadata.page_table,
-        metadata.kv_lengths, num_splits, query.stride(0), query.stride(1),
-        kv_pages.stride(0), kv_pages.stride(1), kv_pages.stride(2), kv_pages.stride(3), metadata.page_table.stride(0),
+        metadata.kv_lengths, num_splits, query.stride(0), query.stride(1), metadata.page_table.stride(0),
         scale, soft_cap or 0.0, window or 0,
         NUM_HEADS=num_heads, GROUP=group, PADDED_GROUP=padded_group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim,
-        PAGE_TOKENS=kv_pages.shape[2], SPLIT_TOKENS=split.tokens, MOST_SPLITS=split.most,
-        LAST_MERGES=split.last_merges,
+        **_page_sizes(kv_pages), SPLIT_TOKENS=split.tokens, MOST_SPLITS=split.most,
+        LAST_MERGES=split.last_merges, MERGED=max(1, 64 * 32 * tile.num_warps // (padded_group * padded_dim)),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
         PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **start,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        maxnreg=None if is_narrow(kv_pages) else tile.registers or None, **start,
     )  # fmt: skip
     if num_splits > max(split.last_merges, 1):
         merge_kernel[(num_rows, num_heads)](
@@ -314,6 +320,13 @@ def _decode(
             BLOCK_S=split.merged, **start,
         )  # fmt: skip
     return output
+
+
+def _page_sizes(kv_pages: torch.Tensor) -> dict[str, int]:
+    """Sizes of the model, which the compiler may know: none depends on how many pages there are."""
+    page, value, slot, kv_head, _ = kv_pages.stride()
+    strides = {"STRIDE_PAGE": page, "STRIDE_VALUE": value, "STRIDE_SLOT": slot, "STRIDE_KV_HEAD": kv_head}
+    return {"PAGE_TOKENS": kv_pages.shape[2], **strides}
 
 
 def _counters(metadata: AttentionMetadata, num_kv_heads: int, device: torch.device) -> torch.Tensor:

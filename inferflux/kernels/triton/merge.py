@@ -37,7 +37,7 @@ def is_last(counter, count, LAST_MERGES: tl.constexpr):
 
 
 @triton.jit
-def merge_group(
+def merge_heads(
     output,
     partial,
     log_sums,
@@ -48,30 +48,36 @@ def merge_group(
     PADDED_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """The weighted mean of `count` splits of a row's heads that share a KV head, one split after another. Each thread
-    has its own numbers of every split, so that none waits for another."""
+    """The weighted mean of `count` splits of a row's heads, BLOCK_S at a time, in their order: each time one trip to
+    memory, since nothing that is read waits for anything else."""
     heads = tl.arange(0, PADDED_GROUP)
-    is_head = heads < GROUP
     slots = first_slot + heads
     dims = tl.arange(0, PADDED_DIM)
-    mask = is_head[:, None] & (dims[None, :] < HEAD_DIM)
+    is_dim = dims < HEAD_DIM
     accumulator = tl.zeros([PADDED_GROUP, PADDED_DIM], tl.float32)
     maximum = tl.full([PADDED_GROUP], float("-inf"), tl.float32)
     total = tl.zeros([PADDED_GROUP], tl.float32)
-    # Several at once are read before the first is waited for.
-    for split in tl.range(0, count, loop_unroll_factor=4):
-        places = slots * num_splits + split
-        log_sum = tl.load(log_sums + places, mask=is_head, other=0.0)
-        values = tl.load(partial + places[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
-        new_maximum = tl.maximum(maximum, log_sum)
+    for start in range(0, count, BLOCK_S):
+        splits = start + tl.arange(0, BLOCK_S)
+        inside = (splits < count)[:, None] & (heads < GROUP)[None, :]
+        places = slots[None, :] * num_splits + splits[:, None]
+        log_sum = tl.load(log_sums + places, mask=inside, other=float("-inf"))
+        values = tl.load(
+            partial + places[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=inside[:, :, None] & is_dim[None, None, :],
+            other=0.0,
+        )
+        new_maximum = tl.maximum(maximum, tl.max(log_sum, 0))
         shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         decay = tl.exp2(maximum - shift)
-        weight = tl.exp2(log_sum - shift)
-        accumulator = accumulator * decay[:, None] + values * weight[:, None]
-        total = total * decay + weight
+        weights = tl.exp2(log_sum - shift[None, :])
+        accumulator = accumulator * decay[:, None] + tl.sum(values * weights[:, :, None], 0)
+        total = total * decay + tl.sum(weights, 0)
         maximum = new_maximum
     accumulator = accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
+    mask = (heads < GROUP)[:, None] & is_dim[None, :]
     tl.store(output + slots[:, None] * HEAD_DIM + dims[None, :], accumulator.to(output.dtype.element_ty), mask=mask)
 
 

@@ -28,6 +28,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "num_warps": (1, 16),
         "num_stages": (1, 8),
         "pages_ahead": (0, 1),
+        "registers": (0, 128),
         "tokens": (128, 8192),
         "most": (1, 1024),
         "merged": (16, 256),
@@ -64,13 +65,15 @@ def _check(name: str, value: int, bounds: tuple[int, int]) -> None:
 @dataclass(frozen=True)
 class AttentionTile(_Bounded):
     """block_m: query rows (tokens x query heads of one KV head) per program; block_n: cached tokens per inner step.
-    pages_ahead: steps between reading page numbers and reading what they lead to."""
+    pages_ahead: steps between reading page numbers and reading what they lead to. registers: of each thread, at most,
+    in decode on pages of 16 bits, so that more programs share a multiprocessor; 0: as the compiler likes."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
     pages_ahead: int = 0
+    registers: int = 0
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,12 @@ _PREFILL: Final = {
 }
 # Llama-3-8B heads, 8k tokens: 16 splits x 8 KV heads = 128 programs per row, about one wave of 132 multiprocessors.
 # On an H200 a turn of the merge takes 3 us, whatever its size: 128 splits by 16, 26 us. Rows of more than 65,536 tokens
-# were not measured: they have no more programs than that.
+# were not measured: they have no more programs than that. Of 128 registers, eight programs share a multiprocessor, and
+# all 1024 of such a row are at work at once; the compiler would take up to 148, for six or seven.
 _SPLIT: Final = Split(tokens=512, most=128, merged=64)
 _DECODE: Final = {
-    64: Decode(AttentionTile(block_m=16, block_n=64, num_warps=2, num_stages=4), _SPLIT),
-    128: Decode(AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=4), _SPLIT),
+    64: Decode(AttentionTile(block_m=16, block_n=64, num_warps=2, num_stages=4, registers=128), _SPLIT),
+    128: Decode(AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=4, registers=128), _SPLIT),
     256: Decode(AttentionTile(block_m=16, block_n=32, num_warps=2, num_stages=3), _SPLIT),
 }
 # Not yet measured on a GPU. Few rows: narrow programs, so that a matrix of 4096 outputs occupies all 132
@@ -156,7 +157,12 @@ def attention_tile(
     """Returns the listed tile for queries in `dtype`, of which `group` heads share a key head; smaller where the GPU
     has less shared memory than an H100."""
     if dtype == torch.float32:
-        tile = replace(tile, block_m=min(tile.block_m, FLOAT32_BLOCK_M), block_n=min(tile.block_n, FLOAT32_BLOCK_N))
+        tile = replace(
+            tile,
+            block_m=min(tile.block_m, FLOAT32_BLOCK_M),
+            block_n=min(tile.block_n, FLOAT32_BLOCK_N),
+            registers=0,
+        )
     least = next_power_of_2(group)
     tile = replace(tile, block_m=max(tile.block_m, least))
     if knobs.runtime.interpret:

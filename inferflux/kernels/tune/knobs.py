@@ -40,6 +40,7 @@ _LETTERS: Final[Mapping[str, str]] = MappingProxyType(
         "num_warps": "w",
         "num_stages": "s",
         "pages_ahead": "ahead ",
+        "registers": "r",
         "tokens": "split ",
         "last_merges": "last ",
     }
