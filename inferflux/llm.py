@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.made import checked
+from inferflux.config.constructed import checked
 from inferflux.config.tree import STUB
 from inferflux.engine.demo import demo_model_path
 from inferflux.engine.engine import Engine

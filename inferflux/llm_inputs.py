@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inferflux.config.made import checked
+from inferflux.config.constructed import checked
 from inferflux.config.tree import AdapterConfig
 from inferflux.engine.text import TextBundle
 from inferflux.errors import ConfigError, RequestError

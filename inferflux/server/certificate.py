@@ -17,7 +17,7 @@ from inferflux.server.tls import server_context
 
 logger = logging.getLogger(__name__)
 
-LOOK_S: Final = 10.0
+CHECK_INTERVAL_S: Final = 10.0
 # A changed file is looked at again so soon, to see whether its writer has finished.
 SETTLE_S: Final = 0.5
 # What was refused is read again so soon: it may be valid only from a moment on.
@@ -45,7 +45,7 @@ class ServedCertificate:
 
     async def run(self) -> None:
         """Follows the files until it is cancelled."""
-        pause_s = LOOK_S
+        pause_s = CHECK_INTERVAL_S
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -53,7 +53,7 @@ class ServedCertificate:
             asked = self._asked.is_set()
             self._asked.clear()
             settled = await self.look(asked=asked)
-            pause_s = (LOOK_S if self._error is None else RETRY_S) if settled else SETTLE_S
+            pause_s = (CHECK_INTERVAL_S if self._error is None else RETRY_S) if settled else SETTLE_S
 
     async def look(self, *, asked: bool = False) -> bool:
         """Looks once and takes over what is new; returns whether the files have settled."""

@@ -37,7 +37,7 @@ class Models:
     async def run(self) -> None:
         """Follows the registry and keeps house until it is cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.backends.keep_house())
+            group.create_task(self.backends.run_maintenance())
             if self.registry is not None:
                 group.create_task(self.registry.run(self.control.follow))
 

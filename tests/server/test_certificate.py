@@ -144,7 +144,7 @@ async def test_one_that_is_valid_later_is_taken_then(
 async def test_the_files_are_followed(
     door: Door, first: int, served: ServedCertificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOOK_S", "SETTLE_S", "RETRY_S"):
+    for name in ("CHECK_INTERVAL_S", "SETTLE_S", "RETRY_S"):
         monkeypatch.setattr(certificate, name, 0.01)
     following = asyncio.create_task(served.run())
     door.renew(with_key=False)

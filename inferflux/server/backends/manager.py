@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_ID_SHOWN = 200
 # Models come and go at run time, perhaps under ever new ids: the counts of so many that are gone are kept.
 MAX_PAST = 1000
-LOOK_S = 1.0
+CHECK_INTERVAL_S = 1.0
 
 OnEvent = Callable[[Backend, str], None]
 
@@ -205,16 +205,16 @@ class BackendManager:
         self._wanted_default = default
         self._choose_default()
 
-    async def keep_house(self) -> None:
+    async def run_maintenance(self) -> None:
         """Unloads models that nobody has asked for in their `idle_unload_s`, and tries again to load those that could
         not be loaded, for as long as it runs."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             for backend in tuple(self._backends.values()):
                 try:
                     if _is_idle(backend, time.monotonic()) and await backend.sleep():
                         self._on_event(backend, "idle_unloaded")
-                except Exception:  # one engine that does not end well must not end the care for the others
+                except Exception:  # one engine that fails to end must not stop the maintenance of the others
                     logger.exception("unloading model %s failed", backend.id)
                 backend.retry()
 

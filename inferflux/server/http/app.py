@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from inferflux.config import Config
 from inferflux.server.access.chain import build_chain
 from inferflux.server.admission import Admission
-from inferflux.server.audit import AuditLog, Strangers
+from inferflux.server.audit import AuditLog, UnauthenticatedRequests
 from inferflux.server.engine_metrics import EngineCollector
 from inferflux.server.http.context import CONTEXT, INFO, ServerContext
 from inferflux.server.http.cors import add_cors_headers, cors, origins_of
@@ -21,7 +21,7 @@ from inferflux.server.http.middleware import (
     request_id,
     shape_errors,
 )
-from inferflux.server.http.outgoing import Outgoing
+from inferflux.server.http.outbound import OutboundClient
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
 from inferflux.server.models import Models
@@ -56,13 +56,13 @@ def build_app(
     )
     text_work, bulk_work = TextWork(), TextWork()
     tracing = open_tracing(config.server.enable_tracing)
-    outgoing = Outgoing() if tracing is None else Outgoing(trace_headers)
-    access = build_chain(config, lambda: policy.document.api_keys, outgoing.fetch)
+    outbound = OutboundClient() if tracing is None else OutboundClient(trace_headers)
+    access = build_chain(config, lambda: policy.document.api_keys, outbound.fetch)
     settings = gate_settings(config, policy.document)
-    gate = Gate(settings, outgoing.post, metrics.guardrail_blocked, metrics.opa_failures.inc)
-    strangers = Strangers(audit)
+    gate = Gate(settings, outbound.post, metrics.guardrail_blocked, metrics.opa_failures.inc)
+    unauthenticated = UnauthenticatedRequests(audit)
     app[CONTEXT] = ServerContext(
-        config, models, access, admission, metrics, text_work, bulk_work, policy, gate, strangers, audit, tracing
+        config, models, access, admission, metrics, text_work, bulk_work, policy, gate, unauthenticated, audit, tracing
     )
     shown = config.server.enable_metrics
     add_routes(app, tuple(route for route in ROUTES if shown or route.path != METRICS_PATH))
@@ -82,12 +82,12 @@ def build_app(
         bulk_work.close()
 
     async def connections(_app: web.Application) -> AsyncIterator[None]:
-        async with outgoing:
+        async with outbound:
             yield
 
     async def last_count(_app: web.Application) -> AsyncIterator[None]:
         yield
-        strangers.write_count()
+        unauthenticated.write_count()
 
     async def traces(_app: web.Application) -> AsyncIterator[None]:
         yield

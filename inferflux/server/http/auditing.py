@@ -12,9 +12,9 @@ UNREADABLE: Final = "unreadable"
 
 
 def record_request(context: ServerContext, event: AuditEvent) -> None:
-    """Every request of a known caller has a line; those of strangers as long as they are not too many."""
+    """Every request of a known caller has a line; those of unauthenticated as long as they are not too many."""
     if event.caller is None:
-        context.strangers.record(event)
+        context.unauthenticated.record(event)
     elif context.audit is not None:
         context.audit.record(event)
 

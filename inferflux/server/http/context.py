@@ -18,7 +18,7 @@ from inferflux.server.access.chain import AuthenticationChain
 from inferflux.server.access.principal import Principal
 from inferflux.server.access.rate_limit import LimitKind, RateLimiter
 from inferflux.server.admission import Admission
-from inferflux.server.audit import AuditLog, Strangers
+from inferflux.server.audit import AuditLog, UnauthenticatedRequests
 from inferflux.server.backends import BackendManager
 from inferflux.server.metrics import Metrics
 from inferflux.server.models import Models
@@ -43,7 +43,7 @@ class ServerContext:
     bulk_work: TextWork
     policy: PolicyStore
     gate: Gate
-    strangers: Strangers
+    unauthenticated: UnauthenticatedRequests
     audit: AuditLog | None = None
     tracing: Tracing | None = None
     guardrails_turn: asyncio.Lock = field(default_factory=asyncio.Lock)

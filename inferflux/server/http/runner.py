@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from inferflux.server.audit import Strangers
+from inferflux.server.audit import UnauthenticatedRequests
 from inferflux.server.http.auditing import unreadable_event
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.middleware import REQUEST_ID_HEADER, SERVER_NAME, request_id
@@ -91,7 +91,7 @@ class _Connection(RequestHandler):
             too_long = isinstance(exc, LineTooLong)
             problem = Problem(status, _TOO_LONG if too_long else "the request is not valid HTTP")
             if isinstance(self._manager, _Server):
-                self._manager.strangers.record(unreadable_event(offered, request.remote, status))
+                self._manager.unauthenticated.record(unreadable_event(offered, request.remote, status))
         else:
             logger.error("request failed", exc_info=exc, extra={"request_id": offered})
             problem = internal_problem(offered)
@@ -111,9 +111,9 @@ def _complaint(error: BaseException | None) -> str:
 
 
 class _Server(web.Server):
-    def __init__(self, server: web.Server, strangers: Strangers) -> None:
+    def __init__(self, server: web.Server, unauthenticated: UnauthenticatedRequests) -> None:
         super().__init__(server.request_handler, request_factory=server.request_factory, handler_cancellation=True)
-        self.strangers = strangers
+        self.unauthenticated = unauthenticated
         self.crowd = Crowd()
 
     def __call__(self) -> RequestHandler:
@@ -129,4 +129,4 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server, self.app[CONTEXT].strangers)
+        return _Server(server, self.app[CONTEXT].unauthenticated)

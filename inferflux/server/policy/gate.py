@@ -12,11 +12,11 @@ from typing import Final, Literal
 
 from inferflux.config.tree import OnError
 from inferflux.errors import InferFluxError
+from inferflux.server.policy.concurrency_limit import ConcurrencyLimit
 from inferflux.server.policy.delta_guard import DeltaGuard
 from inferflux.server.policy.document import Guardrails
 from inferflux.server.policy.guardrails import Blocklist
 from inferflux.server.policy.opa import Post, Question, QuestionTooLargeError, Verdict, ask
-from inferflux.server.policy.turns import Turns
 
 BlockReason = Literal["blocklist", "opa", "opa_error", "output_blocklist"]
 Passage = Literal["allowed", "allowed_opa_error"]
@@ -89,7 +89,7 @@ class Gate:
         self._post = post
         self._on_block = on_block
         self._on_failure = on_failure
-        self._turns = Turns(_QUESTIONS_AT_ONCE, settings.opa_timeout_s)
+        self._turns = ConcurrencyLimit(_QUESTIONS_AT_ONCE, settings.opa_timeout_s)
 
     @property
     def checks_input(self) -> bool:

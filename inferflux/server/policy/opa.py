@@ -16,7 +16,7 @@ import msgspec
 
 from inferflux.errors import InferFluxError
 from inferflux.server.access.principal import Principal
-from inferflux.server.policy.turns import Turns
+from inferflux.server.policy.concurrency_limit import ConcurrencyLimit
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class _Answer(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-async def ask(post: Post, endpoint: str, question: Question, turns: Turns) -> Verdict:
+async def ask(post: Post, endpoint: str, question: Question, turns: ConcurrencyLimit) -> Verdict:
     """Returns the service's verdict; FAILED, and a line in the log, when it has none in time.
 
     Raises QuestionTooLargeError: the caller's doing, so never to be taken for a failure of the service.

@@ -268,12 +268,12 @@ async def counted(site: Site, model_id: str) -> float:
 
 
 async def test_idle_models_are_unloaded_and_come_back_for_a_request(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(manager, "LOOK_S", 0.01)
+    monkeypatch.setattr(manager, "CHECK_INTERVAL_S", 0.01)
     tree = config(models=[{"id": "a", "path": "stub", "idle_unload_s": 0.1}])
     async with running_server(tree) as site:
         first, backend = site.engine, site.backends.find("a")
         first.stats.generation_tokens = 7
-        house = asyncio.create_task(site.backends.keep_house())
+        house = asyncio.create_task(site.backends.run_maintenance())
         await until(lambda: backend.state.value == "unloaded")
         assert first.state.value == "closed"
         house.cancel()

@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from inferflux.server.audit import AuditError, AuditEvent, AuditLog
-from inferflux.server.audit import strangers as strangers_room
+from inferflux.server.audit import unauthenticated as unauthenticated_module
 from inferflux.server.audit.event import OmittedRequests
-from inferflux.server.audit.strangers import LINES_PER_MINUTE, LINES_PER_MINUTE_OF_ALL, Strangers
+from inferflux.server.audit.unauthenticated import LINES_PER_MINUTE, LINES_PER_MINUTE_OF_ALL, UnauthenticatedRequests
 from inferflux.server.audit.verify import verify
 from tests.support.http_server import KEY, MODEL, Site, running_server
 from tests.support.waiting import until
@@ -138,36 +138,36 @@ def strange(address: str | None, status: int = 401) -> AuditEvent:
 
 async def test_lines_of_strangers_are_bounded_by_address_and_in_all() -> None:
     now, log = [0.0], Recorder()
-    strangers = Strangers(cast(AuditLog, log), lambda: now[0])
+    unauthenticated = UnauthenticatedRequests(cast(AuditLog, log), lambda: now[0])
     for _ in range(2 * LINES_PER_MINUTE):
-        strangers.record(strange("192.0.2.1"))
-        strangers.record(strange("2001:db8::" + str(len(log.events)), 404))  # one network, however many addresses
+        unauthenticated.record(strange("192.0.2.1"))
+        unauthenticated.record(strange("2001:db8::" + str(len(log.events)), 404))  # one network, however many addresses
     assert len(log.events) == 2 * LINES_PER_MINUTE
-    strangers.record(strange(None))
+    unauthenticated.record(strange(None))
     assert len(log.events) == 2 * LINES_PER_MINUTE + 1
     for index in range(LINES_PER_MINUTE_OF_ALL):
-        strangers.record(strange(f"198.51.{index // 200}.{index % 200}"))
+        unauthenticated.record(strange(f"198.51.{index // 200}.{index % 200}"))
     assert len(log.events) == LINES_PER_MINUTE_OF_ALL
-    strangers.write_count()
-    strangers.write_count()
+    unauthenticated.write_count()
+    unauthenticated.write_count()
     assert log.omitted == [{401: 3 * LINES_PER_MINUTE + 1, 404: LINES_PER_MINUTE}]
     now[0] += 60
-    strangers.record(strange("192.0.2.1"))
+    unauthenticated.record(strange("192.0.2.1"))
     assert len(log.events) == LINES_PER_MINUTE_OF_ALL + 1
 
 
 async def test_the_count_comes_by_itself_and_is_kept_while_the_log_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers_room, "COUNT_AFTER_S", 0.01)
+    monkeypatch.setattr(unauthenticated_module, "COUNT_AFTER_S", 0.01)
     log = Recorder()
-    strangers = Strangers(cast(AuditLog, log), lambda: 0.0)
+    unauthenticated = UnauthenticatedRequests(cast(AuditLog, log), lambda: 0.0)
     for _ in range(LINES_PER_MINUTE + 1):
-        strangers.record(strange("192.0.2.1"))
+        unauthenticated.record(strange("192.0.2.1"))
     await until(lambda: log.omitted)
     log.room = False
-    strangers.record(strange("192.0.2.1"))
-    strangers.write_count()
+    unauthenticated.record(strange("192.0.2.1"))
+    unauthenticated.write_count()
     log.room = True
-    strangers.record(strange("192.0.2.1"))
+    unauthenticated.record(strange("192.0.2.1"))
     await until(lambda: log.omitted[1:])
     assert log.omitted == [{401: 1}, {401: 2}]
 

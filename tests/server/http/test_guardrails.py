@@ -13,8 +13,8 @@ from inferflux.engine.interface import Output
 from inferflux.sampling_params import SamplingParams
 from inferflux.server.access.jwks import FetchError
 from inferflux.server.generation import INLINE_ALTERNATIVES
-from inferflux.server.http.guarding import texts_of_tools
-from inferflux.server.http.outgoing import Outgoing
+from inferflux.server.http.input_guard import texts_of_tools
+from inferflux.server.http.outbound import OutboundClient
 from inferflux.server.policy.opa import PolicyServiceError
 from tests.support.fake_engine import REPLY
 from tests.support.http_server import KEY, MODEL, Site, running_server
@@ -274,11 +274,11 @@ async def test_bad_changes_change_nothing(body: Any) -> None:
 @pytest.mark.parametrize("host", ["opa..svc", "a" * 64, "none.invalid", "127.0.0.1:1"])
 async def test_a_host_that_cannot_be_asked_is_a_service_that_failed(host: str) -> None:
     """A store of an earlier version may hold a name that is none."""
-    async with Outgoing() as outgoing:
+    async with OutboundClient() as outbound:
         with pytest.raises((PolicyServiceError, TimeoutError)):
-            await outgoing.post(f"http://{host}/allow", b"{}", 100)
+            await outbound.post(f"http://{host}/allow", b"{}", 100)
         with pytest.raises((FetchError, TimeoutError)):
-            await outgoing.fetch(f"http://{host}/keys", 100)
+            await outbound.fetch(f"http://{host}/keys", 100)
 
 
 async def test_an_answer_that_is_not_http_is_told_without_what_stands_in_it() -> None:
@@ -287,10 +287,10 @@ async def test_an_answer_that_is_not_http_is_told_without_what_stands_in_it() ->
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as service, Outgoing() as outgoing:
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as service, OutboundClient() as outbound:
         port = service.sockets[0].getsockname()[1]
         with pytest.raises(PolicyServiceError, match="not valid HTTP") as caught:
-            await outgoing.post(f"http://127.0.0.1:{port}/allow", b"{}", 100)
+            await outbound.post(f"http://127.0.0.1:{port}/allow", b"{}", 100)
     assert "canary" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inferflux.engine.text import TextBundle
-from inferflux.server.http import chat_plan, guarding
+from inferflux.server.http import chat_plan, input_guard
 from inferflux.server.http.answer import INLINE_VALUES
 from inferflux.server.http.formats.completion import CompletionFormat
 from inferflux.server.http.formats.embedding import EmbeddingFormat
@@ -42,7 +42,7 @@ IDS = {"model": MODEL, "tokens": [1] * INLINE_BODY_BYTES}
         (chat, "texts_of_tools", "/v1/chat/completions", LARGE),
         (chat, "plan_chat", "/v1/chat/completions", LARGE),
         (chat_plan.ChatPlan, "grammars", "/v1/chat/completions", SHAPED),
-        (guarding, "texts_in", "/v1/chat/completions", SHAPED),
+        (input_guard, "texts_in", "/v1/chat/completions", SHAPED),
         (tokens, "_prompt_of", "/detokenize", IDS),
         (EmbeddingFormat, "answer", "/v1/embeddings", VECTORS),
         (CompletionFormat, "answer", "/v1/completions", SCORES),

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from inferflux.server.access.jwks import FetchError
-from inferflux.server.http.outgoing import Outgoing
+from inferflux.server.http.outbound import OutboundClient
 from tests.support.http_server import KEY, KEYED, Site, running_server
 from tests.support.waiting import PATIENCE_S
 
@@ -22,7 +22,7 @@ SIGNING_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 @pytest.fixture
 async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestServer]:
-    monkeypatch.setattr("inferflux.server.http.outgoing.FETCH_TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr("inferflux.server.http.outbound.FETCH_TIMEOUT_S", PATIENCE_S)
     app = web.Application()
     server = TestServer(app)
 
@@ -96,11 +96,11 @@ async def test_a_provider_is_caller_enough(provider: TestServer) -> None:
 
 
 async def test_fetching_follows_no_redirect_and_bounds_the_answer(provider: TestServer) -> None:
-    async with Outgoing() as outgoing:
-        assert b'"kid"' in await outgoing.fetch(issuer(provider) + "/keys", 65536)
+    async with OutboundClient() as outbound:
+        assert b'"kid"' in await outbound.fetch(issuer(provider) + "/keys", 65536)
         with pytest.raises(FetchError, match="status 302"):
-            await outgoing.fetch(issuer(provider) + "/away", 65536)
+            await outbound.fetch(issuer(provider) + "/away", 65536)
         with pytest.raises(FetchError, match="more than 16 bytes"):
-            await outgoing.fetch(issuer(provider) + "/keys", 16)
+            await outbound.fetch(issuer(provider) + "/keys", 16)
         with pytest.raises(FetchError, match="status 404"):
-            await outgoing.fetch(issuer(provider) + "/none", 16)
+            await outbound.fetch(issuer(provider) + "/none", 16)

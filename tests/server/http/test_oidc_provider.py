@@ -34,7 +34,7 @@ def node() -> str:
 
 @pytest.fixture
 async def provider(node: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Provider]:
-    monkeypatch.setattr("inferflux.server.http.outgoing.FETCH_TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr("inferflux.server.http.outbound.FETCH_TIMEOUT_S", PATIENCE_S)
     async with start_provider(node) as running:
         yield running
 

@@ -7,7 +7,7 @@ from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.chat_plan import ChatPlan, plan_chat
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.formats.chat import ChatFormat
-from inferflux.server.http.guarding import check_input, texts_of_messages, texts_of_tools
+from inferflux.server.http.input_guard import check_input, texts_of_messages, texts_of_tools
 from inferflux.server.http.requests import caller_of, compute, find_grammar, read_body, text_work_of, use_backend
 from inferflux.server.http.schemas.chat import CHAT, ChatRequest
 from inferflux.server.http.schemas.messages import template_messages

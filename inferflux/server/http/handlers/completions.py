@@ -13,7 +13,7 @@ from inferflux.server.generation import Caller, Job, check_prompt, fit_max_token
 from inferflux.server.http.answer import send_stream, send_whole
 from inferflux.server.http.context import INFO
 from inferflux.server.http.formats.completion import CompletionFormat
-from inferflux.server.http.guarding import check_input, texts_of_prompts
+from inferflux.server.http.input_guard import check_input, texts_of_prompts
 from inferflux.server.http.requests import caller_of, compute, find_grammar, read_body, tokens_of, use_backend
 from inferflux.server.http.schemas.completions import COMPLETION, DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 

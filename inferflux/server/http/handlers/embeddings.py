@@ -10,7 +10,7 @@ from inferflux.server.generation import check_prompt
 from inferflux.server.http.answer import send_whole
 from inferflux.server.http.context import INFO
 from inferflux.server.http.formats.embedding import EmbeddingFormat
-from inferflux.server.http.guarding import check_input, texts_of_prompts
+from inferflux.server.http.input_guard import check_input, texts_of_prompts
 from inferflux.server.http.requests import caller_of, compute, read_body, tokens_of, use_backend
 from inferflux.server.http.schemas.embeddings import EMBEDDING, EmbeddingRequest
 

@@ -11,7 +11,7 @@ from inferflux.errors import RequestError
 from inferflux.server.access.key_generation import NewKey
 from inferflux.server.access.key_record import KeyRecord
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.said import said
+from inferflux.server.http.schemas.field_schema import field_schema
 from inferflux.server.policy.document import MAX_TERMS, Fairness, Guardrails, RateLimit
 
 # What listings and logs show on one line.
@@ -102,7 +102,7 @@ class GuardrailsRequest(msgspec.Struct, frozen=True, kw_only=True):
     """PUT /v1/admin/guardrails. What is left out stays: a blocklist alone leaves the policy service."""
 
     blocklist: Annotated[list[Text], Meta(max_length=MAX_TERMS)] | UnsetType = UNSET
-    opa_endpoint: Annotated[Text | UnsetType | None, said(pattern="^https?://")] = UNSET
+    opa_endpoint: Annotated[Text | UnsetType | None, field_schema(pattern="^https?://")] = UNSET
     on_error: OnError | UnsetType = UNSET
     check_output: bool | UnsetType = UNSET
 

@@ -9,6 +9,7 @@ import msgspec
 from inferflux.errors import RequestError
 from inferflux.sampling_params import MAX_TOKEN_ID, RANGES, Range
 from inferflux.server.http.schemas.body import BodyReader
+from inferflux.server.http.schemas.field_schema import field_schema
 from inferflux.server.http.schemas.generate import (
     GENERATE_NEEDS,
     GENERATE_RANGES,
@@ -20,7 +21,6 @@ from inferflux.server.http.schemas.generate import (
     check_ranges,
 )
 from inferflux.server.http.schemas.messages import MAX_MESSAGES, Message
-from inferflux.server.http.schemas.said import said
 from inferflux.server.http.schemas.tools import MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice
 
 CHUNK_OBJECT = "chat.completion.chunk"
@@ -34,11 +34,11 @@ _OWN_NEEDS: Final[Mapping[str, str]] = MappingProxyType({"top_logprobs": "logpro
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     """chat_template_kwargs: further names for the chat template, such as enable_thinking."""
 
-    messages: Annotated[list[Message], said(minItems=1, maxItems=MAX_MESSAGES)]
+    messages: Annotated[list[Message], field_schema(minItems=1, maxItems=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: Annotated[list[Tool] | None, said(maxItems=MAX_TOOLS)] = None
+    tools: Annotated[list[Tool] | None, field_schema(maxItems=MAX_TOOLS)] = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -6,9 +6,9 @@ import msgspec
 
 from inferflux.sampling_params import Pooling
 from inferflux.server.http.schemas.body import BodyReader
+from inferflux.server.http.schemas.field_schema import field_schema
 from inferflux.server.http.schemas.generate import CALLER_RANGES, IGNORED_FIELDS, CallerRequest
 from inferflux.server.http.schemas.prompts import Prompts, split_prompts
-from inferflux.server.http.schemas.said import said
 
 MAX_INPUTS = 2048
 
@@ -18,7 +18,7 @@ class EmbeddingRequest(CallerRequest, frozen=True, kw_only=True):
 
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int | None, said(minimum=1)] = None
+    dimensions: Annotated[int | None, field_schema(minimum=1)] = None
     pooling: Pooling | None = None
 
     def inputs(self) -> list[str] | list[list[int]]:

@@ -24,7 +24,7 @@ from inferflux.sampling_params import (
     SamplingParams,
     check_number,
 )
-from inferflux.server.http.schemas.said import said
+from inferflux.server.http.schemas.field_schema import field_schema
 from inferflux.server.http.schemas.structured import Asked, ResponseFormat, StructuredOutputs, asked_grammar
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -72,7 +72,7 @@ GENERATE_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
 # Fields that mean nothing unless another one is true.
 GENERATE_NEEDS: Final[Mapping[str, str]] = MappingProxyType({"stream_options": "stream"})
 
-_StopString = Annotated[str, said(minLength=1, maxLength=MAX_STOP_STRING_LENGTH)]
+_StopString = Annotated[str, field_schema(minLength=1, maxLength=MAX_STOP_STRING_LENGTH)]
 
 
 def check_ranges(body: msgspec.Struct, ranges: Mapping[str, Range]) -> None:
@@ -100,7 +100,7 @@ class CallerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     priority: int | None = None
-    cache_salt: Annotated[str | None, said(minLength=1, maxLength=MAX_CACHE_SALT_LENGTH)] = None
+    cache_salt: Annotated[str | None, field_schema(minLength=1, maxLength=MAX_CACHE_SALT_LENGTH)] = None
 
     def check(self) -> None:
         """Raises RequestError for what the types do not refuse."""
@@ -121,11 +121,12 @@ class GenerateRequest(CallerRequest, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Annotated[
-        dict[int, float] | None, said(maxProperties=MAX_LOGIT_BIAS, propertyNames={"pattern": "^(0|[1-9][0-9]*)$"})
+        dict[int, float] | None,
+        field_schema(maxProperties=MAX_LOGIT_BIAS, propertyNames={"pattern": "^(0|[1-9][0-9]*)$"}),
     ] = None
     seed: int | None = None
-    stop: Annotated[_StopString | list[_StopString] | None, said(maxItems=MAX_STOP_STRINGS)] = None
-    stop_token_ids: Annotated[list[int] | None, said(maxItems=MAX_STOP_TOKEN_IDS)] = None
+    stop: Annotated[_StopString | list[_StopString] | None, field_schema(maxItems=MAX_STOP_STRINGS)] = None
+    stop_token_ids: Annotated[list[int] | None, field_schema(maxItems=MAX_STOP_TOKEN_IDS)] = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     n: int | None = None

@@ -3,9 +3,9 @@
 from typing import Annotated, cast
 
 from inferflux.errors import RequestError
-from inferflux.server.http.schemas.said import said
+from inferflux.server.http.schemas.field_schema import field_schema
 
-Prompts = Annotated[str | list[str | int | Annotated[list[int], said(minItems=1)]], said(minItems=1)]
+Prompts = Annotated[str | list[str | int | Annotated[list[int], field_schema(minItems=1)]], field_schema(minItems=1)]
 
 
 def split_prompts(given: Prompts, name: str, most: int) -> list[str] | list[list[int]]:

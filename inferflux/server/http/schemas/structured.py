@@ -12,7 +12,7 @@ import msgspec
 from inferflux.engine.structured.grammar import choice_rule
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
-from inferflux.server.http.schemas.said import said
+from inferflux.server.http.schemas.field_schema import field_schema
 
 MAX_CHOICES: Final = 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """strict is accepted and makes no difference: answers always follow the schema."""
 
-    name: Annotated[str, said(pattern=f"^{_NAME.pattern}$")]
+    name: Annotated[str, field_schema(pattern=f"^{_NAME.pattern}$")]
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -62,7 +62,9 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None
-    choice: Annotated[list[Annotated[str, said(minLength=1)]] | None, said(minItems=1, maxItems=MAX_CHOICES)] = None
+    choice: Annotated[
+        list[Annotated[str, field_schema(minLength=1)]] | None, field_schema(minItems=1, maxItems=MAX_CHOICES)
+    ] = None
     grammar: str | None = None
     json_object: bool | None = None
 

@@ -10,7 +10,7 @@ import msgspec
 
 from inferflux.engine.structured.tool_calls import Function
 from inferflux.errors import RequestError, did_you_mean
-from inferflux.server.http.schemas.said import said
+from inferflux.server.http.schemas.field_schema import field_schema
 
 MAX_TOOLS: Final = 128
 MAX_CALLS: Final = 128
@@ -22,7 +22,7 @@ _NO_PARAMETERS: Final = '{"type": "object", "properties": {}, "additionalPropert
 class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """strict is accepted and changes nothing: arguments follow `parameters` whenever a call is forced."""
 
-    name: Annotated[str, said(pattern=f"^{_NAME.pattern}$")]
+    name: Annotated[str, field_schema(pattern=f"^{_NAME.pattern}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -43,7 +43,7 @@ class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
 
 class AllowedTools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], said(minItems=1)]
+    tools: Annotated[list[NamedTool], field_schema(minItems=1)]
 
 
 class AllowedChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):

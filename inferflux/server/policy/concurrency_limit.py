@@ -1,9 +1,8 @@
-"""Turns: limits how many questions a service gets at once, and how long each answer and each wait may take.
+"""ConcurrencyLimit: limits how many questions a service gets at once, and how long each answer and each wait may take.
 
-A burst of requests is not the fault of a service that answers each in time: a question waits for its turn as long as
-the service answers others. When it has answered none for as long as one answer may take, the waiting ones fail too. A
-busy event loop is not its fault either: time is counted in beats, at most one per iteration of the loop. Knows no
-service.
+A burst of requests must not count against a service that answers each in time: a question waits for its turn as long as
+the service answers others. When it has answered none for as long as one answer may take, the waiting ones fail too. Nor
+must a busy event loop count: time is measured in ticks, at most one per iteration of the loop. Knows no service.
 """
 
 import asyncio
@@ -13,21 +12,21 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-# So often the loop comes round before an answer is late; hearing one that is there takes a few times.
-BEATS: Final = 10
+# Iterations of the loop before an answer is late; receiving one that has arrived takes a few.
+TICKS: Final = 10
 
 
-class Turns:
-    """most: questions at once; the others follow in the order in which they came. patience_s: for one answer, from the
-    beginning of its turn. For one event loop."""
+class ConcurrencyLimit:
+    """most: questions at once; the others follow in order of arrival. patience_s: for one answer, from the start of its
+    turn. For one event loop."""
 
     def __init__(self, most: int, patience_s: float) -> None:
         self.patience_s = patience_s
         self._free = most
-        self._beat_s = patience_s / BEATS
+        self._tick_s = patience_s / TICKS
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._watch: asyncio.Task[None] | None = None
-        self._silent_beats = 0
+        self._silent_ticks = 0
 
     async def ask(self, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Returns what the question returns, once it has had its turn. Raises what it raises, and TimeoutError."""
@@ -42,10 +41,10 @@ class Turns:
 
     async def _answer(self, task: asyncio.Task[T]) -> T:
         try:
-            for _ in range(BEATS):
-                await asyncio.wait((task,), timeout=self._beat_s)
+            for _ in range(TICKS):
+                await asyncio.wait((task,), timeout=self._tick_s)
                 if task.done():
-                    self._silent_beats = 0
+                    self._silent_ticks = 0
                     return task.result()
             raise TimeoutError
         finally:
@@ -54,8 +53,8 @@ class Turns:
     async def _wait(self) -> None:
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if not self._waiting:
-            self._silent_beats = 0
-            self._watch = asyncio.create_task(self._give_up_in_silence())
+            self._silent_ticks = 0
+            self._watch = asyncio.create_task(self._fail_when_silent())
         self._waiting.append(turn)
         try:
             has_turn = await turn
@@ -68,12 +67,12 @@ class Turns:
         if not has_turn:
             raise TimeoutError
 
-    async def _give_up_in_silence(self) -> None:
+    async def _fail_when_silent(self) -> None:
         """Fails all waiting questions when the service has been silent for too long; ends when none waits."""
         while self._waiting:
-            await asyncio.sleep(self._beat_s)
-            self._silent_beats += 1
-            while self._silent_beats > BEATS and self._call(has_turn=False):
+            await asyncio.sleep(self._tick_s)
+            self._silent_ticks += 1
+            while self._silent_ticks > TICKS and self._call(has_turn=False):
                 pass
 
     def _pass_on(self) -> None:

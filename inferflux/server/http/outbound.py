@@ -1,4 +1,4 @@
-"""Outgoing: the requests that the server itself makes, to the identity provider and the policy service.
+"""OutboundClient: the requests that the server itself makes, to the identity provider and the policy service.
 
 One pool of connections, opened with the application. Redirects are never followed, answers are bounded in size and
 time, proxies named in the environment are not used, and nothing is unpacked.
@@ -17,7 +17,7 @@ FETCH_TIMEOUT_S: Final = 5.0
 _OK: Final = 200
 
 
-class Outgoing:
+class OutboundClient:
     """Use as an async context; `fetch` is what `jwks.Fetch` asks for, `post` what `opa.Post` does."""
 
     def __init__(self, headers: Callable[[], Mapping[str, str]] = dict) -> None:

@@ -1,7 +1,8 @@
-"""Strangers: the audit lines of unauthenticated requests, which cost their sender nothing and must not fill a disk.
+"""UnauthenticatedRequests: limits the audit lines of requests without valid credentials, so that they cannot fill a
+disk.
 
-The lines per minute are limited, by address and in all. Requests beyond are counted, and the count is a line of its
-own, so that none is dropped silently. Knows no HTTP; lives on one event loop.
+Lines per minute are limited per address and in total. Further requests are counted, and the count is a line of its own,
+so that none is dropped silently. Knows no HTTP; lives on one event loop.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ MAX_SOURCES: Final = 4096
 COUNT_AFTER_S: Final = 60.0
 
 
-class Strangers:
-    """Those of one server. log: None when there is no audit log. clock: seconds, never going back."""
+class UnauthenticatedRequests:
+    """One per server. log: None when there is no audit log. clock: monotonic seconds."""
 
     def __init__(self, log: AuditLog | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -34,7 +35,7 @@ class Strangers:
         self._timer: asyncio.TimerHandle | None = None
 
     def record(self, event: AuditEvent) -> None:
-        """Records a request that has ended, with a line of its own unless there were too many of late."""
+        """Records a request that has ended, with a line of its own unless there were too many recently."""
         if self._log is None:
             return
         if self._take(source_of(event.address or "")):
@@ -45,7 +46,8 @@ class Strangers:
             self._timer = asyncio.get_running_loop().call_later(COUNT_AFTER_S, self.write_count)
 
     def write_count(self) -> None:
-        """Records how many had no line since the last such record, if any. For the server's end, too."""
+        """Records how many requests had no line since the last such record, if any; also called when the server
+        ends."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

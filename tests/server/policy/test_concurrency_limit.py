@@ -1,4 +1,4 @@
-"""Turns: a burst does not count against a service that answers, silence does, and no turn gets lost."""
+"""ConcurrencyLimit: a burst does not count against a service that answers, silence does, and no turn gets lost."""
 
 import asyncio
 import time
@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from inferflux.server.policy.turns import Turns
+from inferflux.server.policy.concurrency_limit import ConcurrencyLimit
 
 PATIENCE_S = 0.05
 
 
 async def test_who_waits_is_not_counted_while_others_are_answered():
-    turns, asked = Turns(2, PATIENCE_S), []
+    turns, asked = ConcurrencyLimit(2, PATIENCE_S), []
 
     async def question(number: int) -> int:
         asked.append(number)
@@ -29,7 +29,7 @@ async def test_a_busy_loop_is_not_the_services_fault():
         await asyncio.sleep(PATIENCE_S / 10)
         return "here"
 
-    turns = Turns(1, PATIENCE_S)
+    turns = ConcurrencyLimit(1, PATIENCE_S)
     answers = [asyncio.create_task(turns.ask(question)) for _ in range(3)]
     for _ in range(3):
         await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def test_a_busy_loop_is_not_the_services_fault():
 
 
 async def test_a_silent_service_fails_all_who_wait_and_the_next_are_asked_again():
-    turns, silence = Turns(1, PATIENCE_S), asyncio.Event()
+    turns, silence = ConcurrencyLimit(1, PATIENCE_S), asyncio.Event()
     asked = [asyncio.create_task(turns.ask(silence.wait)) for _ in range(200)]
     started = time.monotonic()
     results = await asyncio.gather(*asked, return_exceptions=True)
@@ -60,7 +60,7 @@ async def leave_with_the_turn(task: asyncio.Task[bool], end: Callable[[], None])
 
 @pytest.mark.parametrize("leave", [leave_before_the_turn, leave_with_the_turn])
 async def test_who_leaves_takes_no_turn_along(leave: Callable[..., Awaitable[None]]):
-    turns, first = Turns(1, 60.0), asyncio.Event()
+    turns, first = ConcurrencyLimit(1, 60.0), asyncio.Event()
     holder = asyncio.create_task(turns.ask(first.wait))
     leaver = asyncio.create_task(turns.ask(asyncio.Event().wait))
     last = asyncio.create_task(turns.ask(first.wait))
@@ -76,7 +76,7 @@ async def test_what_a_question_raises_is_raised():
     async def fail() -> None:
         raise ConnectionRefusedError
 
-    turns = Turns(1, PATIENCE_S)
+    turns = ConcurrencyLimit(1, PATIENCE_S)
     for _ in range(2):
         with pytest.raises(ConnectionRefusedError):
             await turns.ask(fail)
