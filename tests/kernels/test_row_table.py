@@ -10,24 +10,26 @@ from inferflux.kernels.native.row_table import RowTable
 from inferflux.kernels.quantized_weight import QuantizedWeight, Scheme, quantize
 
 SIZES = [(64, 64), (37, 9), (17, 34)]
-ROWS = torch.tensor([0, 16, 3, 15, 16, 1])
+ROWS = [torch.tensor(rows, dtype=torch.int64) for rows in ([0, 16, 3, 15, 16, 1], [16], [])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_of_floats(size: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("numbers", ROWS, ids=len)
+def test_rows_of_floats(size: tuple[int, int], numbers: torch.Tensor, dtype: torch.dtype) -> None:
     weight = torch.randn(size).to(dtype)
-    rows = RowTable(panels.arrange_floats(weight)).select(ROWS)
+    rows = RowTable(panels.arrange_floats(weight)).select(numbers)
     assert isinstance(rows, torch.Tensor)
-    assert torch.equal(rows, weight[ROWS])
+    assert torch.equal(rows, weight[numbers])
     assert rows.is_contiguous()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
 @pytest.mark.parametrize("size", SIZES)
-def test_rows_of_8_bits(size: tuple[int, int], scheme: Scheme) -> None:
+@pytest.mark.parametrize("numbers", ROWS, ids=len)
+def test_rows_of_8_bits(size: tuple[int, int], numbers: torch.Tensor, scheme: Scheme) -> None:
     weight = quantize(torch.randn(size), scheme)
-    rows, expected = RowTable(panels.arrange(weight)).select(ROWS), weight.select(ROWS)
+    rows, expected = RowTable(panels.arrange(weight)).select(numbers), weight.select(numbers)
     assert isinstance(rows, QuantizedWeight)
     assert (rows.scheme, rows.num_inputs) == (expected.scheme, expected.num_inputs)
     assert torch.equal(rows.values.view(torch.uint8), expected.values.view(torch.uint8))
