@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 logger = logging.getLogger(__name__)
 
 # Format of the files; other versions are ignored.
-VERSION: Final = 7
+VERSION: Final = 8
 # Numbers of rows that are measured; other products use the next larger one, or the last.
 BUCKETS: Final = (1, 4, 16, 64, 256)
 # How long a start may spend on measuring (about what five matrices of a 135M model take); the next start goes on.
@@ -106,6 +106,8 @@ class CpuTable:
 
         layouts: the default first. sample(elements) returns its first rows, of about so many elements. dtype: of x.
         """
+        # A choice made while the native library was not built yet does not hold once it is.
+        key = f"{key} by {', '.join(layout.name for layout in layouts)}"
         known = _find(self._names.get(key), layouts)
         if known is not None:
             return known

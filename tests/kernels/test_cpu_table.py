@@ -59,6 +59,8 @@ def path(tmp_path: Path) -> Path:
 
 
 FASTEST = ["fast", "quick", "quick", "any", "any", "any"]
+# Of the file.
+KEY = "float32 4x3 by slow, fast"
 DEFAULT = ["slow"] + ["sleepy"] * len(BUCKETS)
 
 
@@ -69,6 +71,14 @@ def test_the_fastest_is_chosen_and_kept_for_the_next_process(path: Path) -> None
     ways = Ways()
     assert ways.choose(CpuTable(path, 60)) == FASTEST
     assert ways.calls == 0
+
+
+def test_a_layout_that_was_not_there_is_measured_too(path: Path) -> None:
+    """The first start may have no native library, the next ones have."""
+    few, all_ = Ways(), Ways()
+    few.layouts = (few.layouts[0], few.layouts[0]._replace(name="spare"))
+    assert few.choose(CpuTable(path, 60)) == DEFAULT
+    assert all_.choose(CpuTable(path, 60)) == FASTEST
 
 
 def test_nothing_is_measured_beyond_the_budget(path: Path) -> None:
@@ -96,8 +106,8 @@ def test_a_difference_within_the_noise_changes_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"float32 4x3": 3}', '{"float32 4x3": ["fast"]}', '{"float32 4x3": ["gone", "a", "b", "c", "d"]}',
-     json.dumps({"float32 4x3": ["fast", *["quick"] * len(BUCKETS)]})],
+    ["", "[]", "{", json.dumps({KEY: 3}), json.dumps({KEY: ["fast"]}), json.dumps({KEY: ["gone", "a", "b", "c", "d"]}),
+     json.dumps({KEY: ["fast", *["quick"] * len(BUCKETS)]})],
 )  # fmt: skip
 def test_a_damaged_or_outdated_entry_is_measured_anew(path: Path, content: str) -> None:
     """The last one names a method for more rows than it takes."""
@@ -110,7 +120,7 @@ def test_what_others_wrote_meanwhile_stays(path: Path) -> None:
     table = CpuTable(path, 60)
     Ways().choose(CpuTable(path, 60), "other")
     Ways().choose(table)
-    assert set(json.loads(path.read_text())) == {"other", "float32 4x3"}
+    assert set(json.loads(path.read_text())) == {"other by slow, fast", KEY}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

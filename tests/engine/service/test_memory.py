@@ -1,8 +1,10 @@
-"""What an engine's process holds once its model is loaded: the weights once, the pages, and little besides.
+"""What an engine's process holds once its model is loaded: the weights once, no page yet, and little besides.
 
 The model is large enough that a second copy of its weights, or of their float twins, breaks the bound.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -20,7 +22,13 @@ EMBEDDING = VOCAB_SIZE * 512
 NUM_PAGES = 500
 # float32; int8 with a scale per row, which 1.15 covers.
 WEIGHT_BYTES = {None: 4 * (LAYER_WEIGHTS + EMBEDDING), "int8": LAYER_WEIGHTS + EMBEDDING}
-SLACK_BYTES = 400e6
+# Tables, buffers, what is free between the weights, and embeddings that a product's layout has no rows of: 40 MB where
+# the products have been measured before, 130 where the native library is yet to be built.
+SLACK_BYTES = 150e6
+IMPORTS = """
+import inferflux.engine.service.host, inferflux.engine.runner.build, psutil
+print(psutil.Process().memory_info().rss)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +42,10 @@ async def test_resident_size_after_load(folder: Path, quantization: str | None) 
     model = ModelConfig(id="model", path=str(folder), quantization=quantization, max_model_len=1024)
     client = EngineClient(model, runtime)
     try:
-        info = await client.start()
+        await client.start()
         assert client.pid is not None
         resident = psutil.Process(client.pid).memory_info().rss
     finally:
         await client.close()
-    pool_bytes = NUM_PAGES * info.page_tokens * SHAPE.kv_bytes_per_token * 4
-    assert resident < 1.15 * WEIGHT_BYTES[quantization] + pool_bytes + SLACK_BYTES
+    imports = subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True, text=True).stdout
+    assert resident - int(imports) < 1.15 * WEIGHT_BYTES[quantization] + SLACK_BYTES
