@@ -21,7 +21,7 @@ from inferflux.engine.runner.memory import PoolPlan
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.runner.warm_up import warm_up
 from inferflux.engine.text.tokenizer import load_tokenizer
-from inferflux.errors import ConfigError, ModelLoadError
+from inferflux.errors import ConfigError
 from inferflux.kernels.kernel_set import KernelSet, select
 
 _KEY = "runtime.speculative_decoding.draft_model"
@@ -63,7 +63,7 @@ def find_draft(runtime: RuntimeConfig, path: Path, max_model_len: int | None, co
     """Returns what is to draft for the model in `path`, read with at most max_model_len tokens (None: its own window).
     None when the configuration wants no draft model, and on ranks that have no part in it.
 
-    Raises ConfigError when the two do not go together, ModelLoadError when there is no such model.
+    Raises ConfigError when the two do not go together or there is no such model, ModelLoadError when it is damaged.
     """
     settings = runtime.speculative_decoding
     if not settings.uses_model or context.rank:
@@ -74,7 +74,7 @@ def find_draft(runtime: RuntimeConfig, path: Path, max_model_len: int | None, co
         raise ConfigError(f"{_KEY}: must be unset with lower KV tiers, which keep the large model's pages only")
     folder = demo_model_path() if settings.draft_model == STUB else Path(settings.draft_model)
     if not folder.is_dir():
-        raise ModelLoadError(f"{_KEY}: {folder} is not a folder")
+        raise ConfigError(f"{_KEY}: must be a model folder (got {folder}, which is none)")
     own, spec = read_spec(folder), with_max_model_len(read_spec(path), max_model_len)
     window = spec.max_model_len
     if own.longest_model_len < window:

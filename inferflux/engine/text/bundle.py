@@ -60,7 +60,7 @@ class TextBundle:
 def load_text(folder: Path, chat_template: str | None = None) -> TextBundle:
     """Loads a model folder's text parts. chat_template: config models[].chat_template, a file's path or a template.
 
-    Raises ModelLoadError naming the file that cannot be used.
+    Raises ModelLoadError naming the file that cannot be used, ConfigError when that is the chat_template given here.
     """
     settings = read_settings(folder)
     tokenizer = load_tokenizer(folder, settings)

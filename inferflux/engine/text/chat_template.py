@@ -16,7 +16,7 @@ from inferflux.engine.text.settings import CONFIG_FILE, TokenizerSettings
 from inferflux.engine.text.template_budget import RenderLimits, TemplateLimitError
 from inferflux.engine.text.template_forms import MessageForms, message_forms
 from inferflux.engine.text.template_sandbox import ChatEnvironment, TemplateRaisedError
-from inferflux.errors import ModelLoadError, RequestError
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
 
 MAX_TEMPLATE_CHARS = 128 * 1024
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -130,17 +130,24 @@ def load_chat_template(
 
     override (config models[].chat_template): a template file's path, or the template itself (it holds `{{` or `{%`).
     Without: the folder's chat_template.jinja, else the `chat_template` of tokenizer_config.json.
+    Raises ConfigError when the override cannot be used, ModelLoadError when what the folder has cannot.
     """
-    origin, source = _find_template(folder, override, settings)
-    return ChatTemplate(source, named_tokens=named_tokens, origin=origin)
+    if override is None:
+        origin, source = _find_template(folder, settings)
+        return ChatTemplate(source, named_tokens=named_tokens, origin=origin)
+    is_inline = "{{" in override or "{%" in override
+    origin = "template" if is_inline else override
+    try:
+        source = override if is_inline else read_text(Path(override), 4 * MAX_TEMPLATE_CHARS)
+        return ChatTemplate(source, named_tokens=named_tokens, origin=origin)
+    except ModelLoadError as error:
+        raise ConfigError(f"models[].chat_template: {error}") from error
 
 
-def _find_template(folder: Path, override: str | None, settings: TokenizerSettings) -> tuple[str, str | None]:
+def _find_template(folder: Path, settings: TokenizerSettings) -> tuple[str, str | None]:
     """Returns (where it is from, source)."""
-    if override is not None and ("{{" in override or "{%" in override):
-        return "models[].chat_template", override
-    file = folder / _TEMPLATE_FILE if override is None else Path(override)
-    if override is not None or file.exists():
+    file = folder / _TEMPLATE_FILE
+    if file.exists():
         return str(file), read_text(file, 4 * MAX_TEMPLATE_CHARS)
     return f"{folder / CONFIG_FILE}: chat_template", settings.chat_template
 

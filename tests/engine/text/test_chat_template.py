@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from inferflux.engine.text import load_text
 from inferflux.engine.text.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate, load_chat_template
 from inferflux.engine.text.settings import read_settings
-from inferflux.errors import ModelLoadError, RequestError
+from inferflux.errors import ConfigError, ModelLoadError, RequestError
 from tests.support.tokenizers import write_byte_level
 
 CHATML = """\
@@ -287,8 +287,17 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     (tmp_path / "other.jinja").write_text("from the override")
     assert source_of(tmp_path, str(tmp_path / "other.jinja")) == "from the override"
     assert source_of(tmp_path, "inline {{ messages[0].role }}") == "inline user"
-    with pytest.raises(ModelLoadError, match=r"absent\.jinja: cannot be read"):
+
+
+def test_a_configured_template_that_cannot_be_used_is_the_configurations_fault(tmp_path: Path) -> None:
+    """The server then ends as it does for every other wrong key, with code 2."""
+    with pytest.raises(ConfigError, match=r"^models\[\].chat_template: .*absent\.jinja: cannot be read"):
         source_of(tmp_path, str(tmp_path / "absent.jinja"))
+    with pytest.raises(ConfigError, match=r"^models\[\].chat_template: template: does not compile"):
+        source_of(tmp_path, "{{ messages")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages")
+    with pytest.raises(ModelLoadError, match="does not compile"):
+        source_of(tmp_path)
 
 
 def test_a_folder_without_a_template_says_what_to_configure(tmp_path: Path) -> None:
