@@ -48,7 +48,8 @@ def texts_of_messages(messages: Sequence[Message]) -> list[str]:
         if isinstance(message.content, str):
             texts.append(message.content)
         elif message.content is not None:
-            texts += texts_of_parts([part.text for part in message.content if part.text is not None])
+            parts = [text for part in message.content for text in (part.text, part.refusal) if text is not None]
+            texts += texts_of_parts(parts)
         texts += [text for text in (message.name, message.tool_call_id) if text is not None]
         for call in message.tool_calls or ():
             texts += [call.id, call.function.name, *texts_of_json(call.function.arguments)]

@@ -221,11 +221,12 @@ async def test_content_parts_and_roles(site: Site):
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
         {"role": "user", "content": "d", "name": "Ann"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
     ]
     status, answer = await site.post(CHAT, {"messages": messages})
     assert status == 200, answer
     rendered = text_bundle().tokenizer.decode(site.engine.submitted[0].prompt_token_ids, skip_special_tokens=False)
-    turns = [("system", "Be brief."), ("user", "ab"), ("assistant", "c"), ("user", "d")]
+    turns = [("system", "Be brief."), ("user", "ab"), ("assistant", "c"), ("user", "d"), ("assistant", "No.")]
     assert rendered == "".join(f"<|start|>{role}\n{text}<|end|>\n" for role, text in turns) + "<|start|>assistant\n"
 
 

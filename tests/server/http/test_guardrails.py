@@ -62,6 +62,7 @@ async def test_every_text_of_a_request_is_checked() -> None:
             {"role": "system", "content": TERM},
             {"role": "user", "content": PARTS},
             {"role": "assistant", "content": TERM},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": TERM}]},
             {"role": "tool", "content": TERM, "tool_call_id": "x"},
             {"role": "user", "content": "Hi", "name": TERM},
         ]

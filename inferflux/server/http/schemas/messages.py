@@ -26,17 +26,23 @@ def _required(path: str) -> RequestError:
 
 
 class ContentPart(msgspec.Struct, frozen=True):
-    """Only `type: text` is understood; other kinds keep their content to themselves."""
+    """Only `type: text` is understood, and `refusal` in an assistant's message, which reads like a text; other kinds
+    keep their content to themselves."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
-    def for_template(self, path: str) -> dict[str, str]:
-        if self.type != "text":
+    def for_template(self, path: str, role: str) -> dict[str, str]:
+        if self.type == "refusal" and role == "assistant":
+            name, text = "refusal", self.refusal
+        elif self.type == "text":
+            name, text = "text", self.text
+        else:
             raise RequestError(f'{path}: must be of type "text" (got type "{self.type:.40}")', param=path)
-        if self.text is None:
-            raise _required(f"{path}.text")
-        return {"type": self.type, "text": self.text}
+        if text is None:
+            raise _required(f"{path}.{name}")
+        return {"type": "text", "text": text}
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +80,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise _required(f"{path}.content")
         if not self.content:
             raise RequestError(f"{path}.content: must have at least one part", param=f"{path}.content")
-        return [part.for_template(f"{path}.content[{index}]") for index, part in enumerate(self.content)]
+        return [part.for_template(f"{path}.content[{index}]", self.role) for index, part in enumerate(self.content)]
 
     def _calls(self, path: str) -> list[dict[str, Any]] | None:
         if not self.tool_calls:
