@@ -63,7 +63,7 @@ def test_a_fixed_number_of_pages_is_taken_at_its_word():
         plan(16, 400, device_pages=500)
 
 
-@pytest.mark.parametrize(("weight_mib", "pages"), [(10, 256), (1000, 1000)])
+@pytest.mark.parametrize(("weight_mib", "pages"), [(10, 192), (1000, 1000)])
 def test_a_cpus_prefix_cache_takes_what_the_weights_do(weight_mib: int, pages: int):
     assert cache(weight_mib, FreeMemory("cpu", 9000 * MIB)) == pages
 
