@@ -1,6 +1,6 @@
-"""Engine: token ids in, token ids out. One step is three verbs: schedule, run, update.
+"""Engine: token ids in, token ids out. One step has three parts: schedule, run, update.
 
-Single-threaded: whoever owns an Engine calls it from one thread. Knows no text, no socket and no HTTP.
+Single-threaded: its owner calls it from one thread. Knows no text, no socket and no HTTP.
 """
 
 import random
@@ -21,25 +21,25 @@ from inferflux.engine.request import Request
 from inferflux.engine.request_checks import check_pooling, check_prompt
 from inferflux.engine.request_outputs import refused_output
 from inferflux.engine.scheduler import Scheduler
-from inferflux.engine.speculator import Speculator, leave_open, look_up
+from inferflux.engine.speculator import Speculator, placeholders, prompt_lookup
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError, did_you_mean
 from inferflux.sampling_params import SamplingParams
 
-# How long an engine that keeps its pages may take to close: its host is killed after 5 s.
+# How long an engine may take to write its pages at the end: its host is killed after 5 s.
 FLUSH_S = 4.0
 FLUSH_BATCH_PAGES = 32
-# The experts' load lies on the device: fetched now and then, it costs a step nothing.
+# The experts' load is on the device: fetching it rarely costs the steps nothing.
 EXPERT_LOAD_INTERVAL_S = 1.0
 
 
 class Engine:
-    """A loaded model with its adapters, its KV pages, its queue and its loop body. Of several ranks, rank 0 has the
-    engine.
+    """A loaded model with its adapters, its KV pages, its queue and its loop body. With several ranks only rank 0 has
+    one.
 
-    overlap: plan and launch a step before the results of the one before are in, so that the device never waits for
-    Python; None: where the device computes beside the host. The tokens are the same either way.
+    overlap: plan and launch a step before the results of the previous one are in, so that the device does not wait for
+    Python; None: if the device computes in parallel with the host. The tokens are the same either way.
     Raises ModelLoadError when the model cannot be loaded as configured, ConfigError when a setting does not fit it.
     """
 
@@ -60,7 +60,7 @@ class Engine:
             num_pages=self.info.device_pages,
             page_tokens=self.info.page_tokens,
             fingerprint=self.executor.fingerprint,
-            # The pages of a model that reads a text as a whole hold nothing that could be kept.
+            # An encoder's pages hold nothing that could be cached.
             prefix_cache=runtime.prefix_cache.enabled and self.info.generates,
             tiers=tier_settings(runtime, self.info),
         )
@@ -72,7 +72,7 @@ class Engine:
         self._random = random.Random()
         self._expert_tokens: list[int] = []
         self._next_load_time = 0.0
-        self._max_in_flight = 2 if (self.executor.runs_beside if overlap is None else overlap) else 1
+        self._max_in_flight = 2 if (self.executor.is_asynchronous if overlap is None else overlap) else 1
         self._in_flight: deque[tuple[StepPlan, Launched]] = deque()
 
     @property
@@ -96,7 +96,7 @@ class Engine:
         window = self.info.max_model_len
         total = window if sampling.max_tokens is None else min(window, len(prompt) + sampling.max_tokens)
         if not sampling.generates:
-            total = len(prompt) + 1  # one step looks past the prompt, and its token is dropped
+            total = len(prompt) + 1  # the step that ends the prompt samples a token, which is dropped
         request = Request(
             id=submit.request_id,
             prompt_token_ids=prompt,
@@ -134,7 +134,7 @@ class Engine:
         if plan is not None:
             plan = self.executor.with_drafts(plan)
             self._in_flight.append((plan, self.executor.launch(plan)))
-        # Only what samples is run ahead of: else one step that moves pages would always follow another, and never rest.
+        # Plan ahead only of steps with rows: else steps that only move pages would follow one another without end.
         num_kept = self._max_in_flight - 1 if plan is not None and plan.rows else 0
         while len(self._in_flight) > num_kept:
             plan, launched = self._in_flight.popleft()
@@ -149,7 +149,7 @@ class Engine:
         self.kv.reset_prefix_cache()
 
     def on_progress(self, tell: Callable[[], object]) -> None:
-        """Has `tell` called repeatedly during a long step, such as that of a text computed as a whole."""
+        """Has `tell` called repeatedly during a long step, such as an encoder's."""
         self.executor.on_progress(tell)
 
     def heartbeat(self) -> None:
@@ -166,7 +166,7 @@ class Engine:
         self.executor.close()
 
     def close_file(self) -> None:
-        """Closes the file of pages, also for an engine that has failed: in its thread it would stay open. No call may
+        """Closes the page file; also for an engine that has failed in a thread, where it would stay open. No call may
         follow."""
         self.executor.close_file()
 
@@ -186,12 +186,12 @@ class Engine:
         settings = runtime.speculative_decoding
         if not settings.enabled or not self.info.generates:
             return None
-        propose = leave_open if settings.uses_model else look_up
+        propose = placeholders if settings.uses_model else prompt_lookup
         return Speculator(self.kv, runtime.scheduler, settings.chunk_size, propose)
 
     def _limits(self, runtime: RuntimeConfig) -> SchedulerConfig:
-        """A model that reads a text as a whole computes it with its last chunk: one after another in the largest
-        chunks, not many ending at once after as many small ones, so that a step is not much more than a text."""
+        """Returns the scheduler's limits. An encoder computes a text with its last chunk: with the largest chunks texts
+        end one after another, so that a step computes little more than one text."""
         limits = runtime.scheduler
         if self.info.generates:
             return limits
@@ -230,7 +230,7 @@ class Engine:
         return refused
 
     def _adapter(self, adapter_id: str | None) -> tuple[int, bytes]:
-        """Returns an adapter's number and its part in the names of pages. Raises RequestError for an unknown id."""
+        """Returns an adapter's number and its part of page names. Raises RequestError for an unknown id."""
         if adapter_id is None:
             return 0, b""
         if adapter_id not in self._adapters:

@@ -1,4 +1,4 @@
-"""Executor: a model made ready to run, and the plans it carries out.
+"""Executor: loads a model and carries out plans.
 
 The engine's interface to everything that computes, on one rank or several: rank 0 sends every plan to the others before
 it computes its own share. Importing this file does not import torch; making an Executor does, and measures how long.
@@ -20,12 +20,12 @@ from inferflux.engine.interface import ModelInfo
 from inferflux.engine.step import FileChange, MoveResult, StepOutput, StepPlan
 from inferflux.sampling_params import Grammar, SamplingParams
 
-# All that ranks other than 0 need of a row's start is its slot: rank 0 samples.
+# Other ranks need only the slot and adapter of a row's start: rank 0 samples.
 _NO_SAMPLING: Final = SamplingParams()
 
 
 class Launched(Protocol):
-    """A step on its way."""
+    """A launched step."""
 
     def result(self) -> StepOutput:
         """Waits for the step to end; called once, and for the oldest step first."""
@@ -79,7 +79,7 @@ class Executor:
         self.adapter_names: Sequence[bytes]
         self.phases: list[tuple[str, float]] = []
         with self._phase("import"):
-            # Here, so that its seconds show up among the phases, and processes without an engine stay free of torch.
+            # Here, so that its time is one of the phases, and processes without an engine do not import torch.
             from inferflux.dist.channel import Channel
             from inferflux.dist.launch import launch, leave
             from inferflux.engine.runner.build import build_runner, choose_device
@@ -92,7 +92,7 @@ class Executor:
         self._runner, self.info, self.fingerprint, self._grammars, self._moves, self._draft, self.adapter_names = built
         self._expert_load = getattr(self._runner.decoder, "expert_load", None)
         if self._expert_load is not None:
-            self._expert_load.zero_()  # nobody asked for what was computed to get ready
+            self._expert_load.zero_()  # leave out the warm-up
 
     @property
     def decoder(self) -> Any:
@@ -104,23 +104,23 @@ class Executor:
         return [] if self._expert_load is None else self._expert_load.tolist()
 
     def on_progress(self, tell: Callable[[], object]) -> None:
-        """See `Engine.on_progress`. Other models' steps are cut to what takes seconds."""
+        """See `Engine.on_progress`. Decoders' steps take seconds at most."""
         if not self.info.generates:
             self.decoder.on_layer = tell
 
     @property
-    def runs_beside(self) -> bool:
-        """Whether the device computes while this process does something else."""
+    def is_asynchronous(self) -> bool:
+        """Whether the device computes in parallel with this process."""
         return self.info.device != "cpu"
 
     def with_drafts(self, plan: StepPlan) -> StepPlan:
-        """Returns the plan with the draft model's tokens in its draft rows, if there is such a model, which waits for
-        it to compute. Every plan of a step passes through here once, before it is launched."""
+        """Returns the plan with the draft model's tokens in its draft rows, if there is a draft model; waits for it to
+        compute. Every plan passes through here once, before it is launched."""
         return plan if self._draft is None else self._draft.fill(plan)
 
     def launch(self, plan: StepPlan) -> Launched:
-        """Starts one step; those before it need not have ended. An exception, here or from the result, means that the
-        engine has failed and must not be used again."""
+        """Starts one step; earlier ones need not have ended. After an exception, here or from the result, the engine
+        has failed and must not be used."""
         if self._context.control is not None:
             self._channel.send(encode_plan(plan))
         if self._moves is None:
@@ -134,8 +134,8 @@ class Executor:
         return self.launch(plan).result()
 
     def prepare(self, request_id: int, grammar: Grammar) -> Future[Any]:
-        """Compiles a request's grammar in a thread. It may join a plan when the future is done; the future raises
-        RequestError when it never may. Kept until `forget`."""
+        """Compiles a request's grammar in a thread. The request may be in a plan once the future is done; the future
+        raises RequestError if the grammar cannot be used. Kept until `forget`."""
         return self._grammars.prepare(request_id, grammar)
 
     def forget(self, request_ids: Collection[int]) -> None:
@@ -180,7 +180,7 @@ class Executor:
         self._leave(self._context)
 
     def close_file(self) -> None:
-        """Closes the file of pages, which another engine may be waiting for; involves no other rank."""
+        """Closes the page file, which another engine may be waiting for; involves no other rank."""
         if self._moves is not None:
             self._moves.close()
 

@@ -1,7 +1,7 @@
-"""Large pages: moves a loaded model's weights into pages of 2 MiB (x86-64) where Linux has them.
+"""Large pages: moves a loaded model's weights into pages of 2 MiB (x86-64) where Linux supports it.
 
-In pages of 4 KiB a model of 250 MB has 60 000 addresses to translate in each decode step, more than a processor
-remembers. Only asks: who does not get them computes the same, a little slower. Tokens per second of one request in
+In pages of 4 KiB a model of 250 MB needs 60 000 address translations per decode step, more than a TLB holds. The kernel
+may refuse; results are the same without, a little slower. Tokens per second of one request in
 small and in large pages: 135M parameters in float32 38 and 44, bfloat16 69 and 74, int8 104 and 113; 500M in bfloat16
 25.5 and 30; with 32 requests there is no difference (two cores of a Zen 3 EPYC, runs that were not kept).
 """
@@ -17,17 +17,16 @@ from typing import Any, Final
 import torch
 
 _SETTINGS: Final = Path("/sys/kernel/mm/transparent_hugepage")
-_COLLAPSE: Final = 25  # MADV_COLLAPSE of Linux 6.1; older ones say that they do not know it
-# Weights do not begin where pages do: what else lies in a page moves along, and what is free in it is filled up. Of S
-# and M shapes in all types 88 to 97 % of the weights lie in pages that are full enough.
-_FULL: Final = 0.75
-# The system may take 7 ms to make a page, 3 s for a model of 800 MB. Requests that come meanwhile matter more.
+_COLLAPSE: Final = 25  # MADV_COLLAPSE of Linux 6.1; older kernels return an error
+# Weights are not aligned to pages: a page's other contents move too, and its free parts take memory. Of the S and M
+# shapes in all types 88 to 97 % of the weights are in pages that are full enough.
+_MIN_FULL: Final = 0.75
+# The system may take 7 ms per page, 3 s for a model of 800 MB. Requests that come meanwhile matter more.
 _NICENESS: Final = 10
 
 
 def collapse_in_background(model: object) -> threading.Thread | None:
-    """Starts to move what a model holds in the CPU's memory. Returns the thread that does, None where there is nothing
-    to be had."""
+    """Starts to move a model's tensors in CPU memory. Returns the thread, None if large pages are not available."""
     size = _page_size()
     pages = [] if size is None else _full_pages(model, size)
     if not pages:
@@ -48,7 +47,7 @@ def _collapse(pages: Iterable[int], size: int) -> None:
 
 
 def _page_size() -> int | None:
-    """Returns the bytes of a large page; None where there are none, or the operator wants none."""
+    """Returns the bytes of a large page; None if there are none or the operator has disabled them."""
     try:
         if "[never]" in (_SETTINGS / "enabled").read_text():
             return None
@@ -58,16 +57,16 @@ def _page_size() -> int | None:
 
 
 def _full_pages(model: object, size: int) -> list[int]:
-    """Returns the numbers of the pages that are mostly tensors of the model's."""
+    """Returns the numbers of the pages that consist mostly of the model's tensors."""
     filled: Counter[int] = Counter()
     for first, last in {_span(tensor) for tensor in _tensors(model, set()) if not tensor.is_mkldnn}:
         for page in range(first // size, -(-last // size)):
             filled[page] += min(last, (page + 1) * size) - max(first, page * size)
-    return sorted(page for page, num_bytes in filled.items() if num_bytes >= _FULL * size)
+    return sorted(page for page, num_bytes in filled.items() if num_bytes >= _MIN_FULL * size)
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """From where to where its memory lies."""
+    """Returns the start and end address of its memory."""
     memory = tensor.untyped_storage()
     return memory.data_ptr(), memory.data_ptr() + memory.nbytes()
 

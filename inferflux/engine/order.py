@@ -1,6 +1,6 @@
 """Order: applies the scheduling policy. Ranks requests, and decides which one is preempted for which.
 
-Holds the state that ranking needs (the policy in force, the tenants' counters, the turns given out); the queues and the
+Holds the state that ranking needs (the current policy, the tenants' counters, the arrival numbers); the queues and the
 pages are the scheduler's. One thread calls everything here.
 """
 

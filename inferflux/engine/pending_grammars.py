@@ -26,14 +26,15 @@ class PendingGrammars:
         self._waiting[request.id] = request, prepared
 
     def remove(self, request_ids: Iterable[int]) -> None:
-        """Forgets these requests, and does not have compiled what has not begun; unknown ids are ignored."""
+        """Forgets these requests and cancels compilations that have not started; unknown ids are ignored."""
         for request_id in request_ids:
             if request_id in self._waiting:
                 _, prepared = self._waiting.pop(request_id)
                 prepared.cancel()
 
     def take_ready(self, *, idle: bool) -> list[tuple[Request, BaseException | None]]:
-        """Returns the requests that need wait no longer, each with what went wrong. idle: wait a moment for one."""
+        """Returns the requests whose compilation has ended, each with its error or None. idle: wait a moment for
+        one."""
         if idle:
             wait([prepared for _, prepared in self._waiting.values()], PATIENCE_S, FIRST_COMPLETED)
         done = [(request, prepared) for request, prepared in self._waiting.values() if prepared.done()]

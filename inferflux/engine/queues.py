@@ -1,7 +1,7 @@
-"""Queues: where each request stands (waiting, loading, running), and how it moves from one to another.
+"""Queues: the requests by state (waiting, loading, running), and the transitions between states.
 
-A running request has a slot and pages, a loading one pages, a waiting one neither. Moves requests when the scheduler
-says so and decides nothing. One thread calls everything here.
+A running request has a slot and pages, a loading one pages, a waiting one neither. Carries out the scheduler's
+decisions and makes none. One thread calls everything here.
 """
 
 import heapq
@@ -17,9 +17,9 @@ from inferflux.engine.waiting import Waiting
 
 
 class Queues:
-    """requests: all there are, by id. loading, running: sorted by rank.
+    """requests: all of them, by id. loading, running: sorted by rank.
 
-    is_blocked: the first waiting request found no room, none has been freed since, and it is still the first.
+    is_blocked: there was no room for the first waiting request, none has been freed since, and it is still the first.
     prompt_logprobs: those collected so far, by request id.
     """
 
@@ -77,7 +77,7 @@ class Queues:
         self._blocked_first = self.waiting.first
 
     def load(self, request: Request) -> None:
-        """Makes a waiting request, whose prefix is on its way to the pages it was given, a loading one."""
+        """Makes a waiting request a loading one: its prefix is being loaded into the pages it was given."""
         self.waiting.remove(request)
         request.state = RequestState.LOADING
         insort(self.loading, request, key=by_rank)

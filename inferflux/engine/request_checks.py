@@ -1,4 +1,4 @@
-"""What a model accepts: one rule for the engine and for the server, which asks before a request waits.
+"""What a model accepts: the same checks for the engine and for the server, which applies them before a request waits.
 
 Pure functions; know no queue, no HTTP and no torch.
 """
@@ -29,6 +29,6 @@ def check_prompt(prompt_token_ids: Sequence[int], info: ModelInfo, *, param: str
 
 
 def check_pooling(pooling: Pooling | None, info: ModelInfo) -> None:
-    """Raises RequestError for a pooling that would say nothing of the prompt."""
+    """Raises RequestError for a pooling that does not depend on the prompt."""
     if pooling == "cls" and info.generates:
         raise RequestError("pooling: must be last or mean: this model's first token sees no other", param="pooling")

@@ -1,17 +1,16 @@
-"""Scheduler: decides what each step computes (with `step_planner`), and takes in its results.
+"""Scheduler: decides what each step computes (with `step_planner`), and applies its results.
 
 Continuous batching: one step mixes decodes and prefill chunks under one token budget. Knows tokens, pages and slots as
 numbers; knows no tensor, no model and no runner. One thread calls everything here; `schedule` and `update` alternate,
 or `schedule` is one step ahead; `add` and `abort` may come between any two calls.
 
-Planning ahead means: while a step is in flight, its tokens count as computed, and the tokens it samples as known,
-though their values are not. `update` corrects what turns out otherwise: the result of a row whose request has ended or
-was preempted meanwhile is dropped. What such a row still writes is harmless: it goes past its request's full pages, and
-the next owner of that page writes later.
+Planning ahead: while a step is in flight, its tokens count as computed, and the tokens it samples as present, although
+their values are not known. The result of a row whose request has ended or was preempted meanwhile is dropped. What such
+a row still writes is harmless: it goes past its request's full pages, and the next owner of that page writes later.
 
-A request that yields its pages waits again under its old rank, ahead of whatever came after it; its full pages stay
-cached, so resuming is a prefix hit. One whose timeslice is over queues again behind the others. A request whose prefix
-lies in a lower tier holds pages while it is loading, and no slot; when they are filled it waits again, and finds them.
+A preempted request waits again with its old rank, ahead of later ones; its full pages stay cached, so resuming is a
+prefix hit. One whose timeslice is over queues again behind the others. A request whose prefix is in a lower tier holds
+pages while it is loading, but no slot; when they are filled it waits again, and finds them.
 """
 
 from collections import deque
@@ -36,7 +35,7 @@ from inferflux.errors import RequestError
 
 
 class Scheduler:
-    """The requests in their queues, and the steps in flight: those without results so far, oldest first.
+    """Holds the queues, and the steps in flight (without results so far, oldest first).
 
     Raises ConfigError when the policy is not known.
     """
@@ -82,7 +81,7 @@ class Scheduler:
             )
         if request.id in self._queues.requests:
             raise RequestError(f"request_id: {request.id} is running already", param="request_id")
-        # The last token is never computed, so it needs no place.
+        # The last token is never computed, so it needs no room in a page.
         request.max_total_tokens = min(request.max_total_tokens, self._kv.capacity_tokens + 1)
         self._queues.add(request)
 
@@ -95,7 +94,7 @@ class Scheduler:
         self._queues.rearrange()
 
     def abort(self, request_ids: list[int]) -> None:
-        """Ends these requests at once, whatever they are doing; unknown ids are ignored. No output follows."""
+        """Ends these requests at once, in any state; unknown ids are ignored. No output follows."""
         for request_id in request_ids:
             request = self._queues.requests.get(request_id)
             if request is not None:
@@ -106,10 +105,10 @@ class Scheduler:
         self.abort(list(self._queues.requests))
 
     def schedule(self) -> StepPlan | None:
-        """Returns the next step, or None when there is nothing to run, or nothing before the step in flight has its
+        """Returns the next step; None when there is nothing to run, or nothing until the step in flight has its
         results.
 
-        Pages of the plan's rows are taken here. At most one plan may be without its `update` when this is called.
+        Allocates the pages of the plan's rows. At most one plan may be without its `update` when this is called.
         """
         assert sum(step.is_live for step in self._in_flight) <= 1, "the update of the plan before the last is still due"
         if self._must_wait():
@@ -179,7 +178,7 @@ class Scheduler:
         return outputs
 
     def stats(self) -> EngineStats:
-        """Returns the numbers of this moment."""
+        """Returns the current statistics."""
         stats = copy(self._stats)
         stats.running = len(self._queues.running)
         stats.waiting = len(self._queues.waiting) + len(self._queues.loading)
@@ -197,7 +196,7 @@ class Scheduler:
         assert {request.id for request in self._queues.requests.values() if request.num_planned} == in_flight
 
     def _give_way(self) -> None:
-        """Sorts the queues. Where no request can be admitted, preempts running ones as the policy demands: all whose
+        """Sorts the queues. If no request can be admitted, preempts running ones as the policy demands: all whose
         timeslice is over, or one for a waiting request that may take its slot."""
         waiting, running = self._queues.waiting, self._queues.running
         if self._order.is_dynamic and (self._queues.has_free_slot or self._order.may_displace(waiting.first)):
@@ -214,9 +213,9 @@ class Scheduler:
             self._queues.preempt(victim)
 
     def _must_wait(self) -> bool:
-        """Whether the next step cannot be planned before the one in flight has its results: choosing a row's next token
-        takes the value of the one still to come, or pages are so short that a request might be preempted for one that
-        is about to end."""
+        """Whether the next step cannot be planned before the one in flight has its results: sampling a row needs the
+        value of a token that is not known yet, or pages are so short that a request might be preempted for one that is
+        about to end."""
         for step in self._in_flight:
             if self._speculator is not None and step.is_live:
                 return True
@@ -228,7 +227,7 @@ class Scheduler:
         return False
 
     def _note_time(self, step: InFlightStep, plan: StepPlan) -> None:
-        """Reports how long the step took to everything that predicts the time of steps."""
+        """Passes the step's time to everything that predicts the time of steps."""
         now = self._clock()
         if plan.rows:
             # A step planned ahead begins when the one before it ends.
@@ -240,7 +239,7 @@ class Scheduler:
         self._last_update = now
 
     def _append(self, request: Request, result: RowOutput) -> Output:
-        """Appends a sampled token, ends the request when it is its last, and returns its output."""
+        """Appends a sampled token, ends the request if it is the last one, and returns its output."""
         if result.vector is not None:
             self._queues.end(request, "stop")
             return pooled_output(request, result.vector)

@@ -5,9 +5,9 @@ before it; all rows are computed at once, and one counts only if the row before 
 row assumed (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). A sample is a function of logits, seed and
 position, so verification is a comparison, and the output is the same as without drafts.
 
-Drafts pay while rows are cheap: a draft row is worth its time while the probability that it counts is above the share
-of a step's time that its rows take, the rest being fixed cost. So a single request gets many drafts and a full batch
-none. Until steps have shown what a row costs, one draft in every other step finds out. A wrong draft leaves keys and
+Drafts are worth their time while rows are cheap: as long as the probability that a draft row counts is above the share
+of a step's time that its rows take (the rest is fixed cost). So a single request gets many drafts and a full batch
+none. Until the cost of a row is known, every other step has one draft, to measure it. A wrong draft leaves keys and
 values past the computed ones, where the next step writes. Called from the scheduler's thread only. Knows no model.
 """
 
@@ -28,15 +28,15 @@ from inferflux.engine.step_time import StepSize
 # How much the newest verified draft counts: from the initial acceptance two wrong ones halve it, five right ones bring
 # it to nine tenths.
 WEIGHT: Final = 0.3
-# A request without drafts forgets so much of how its last ones fared with each step: its text may have changed.
+# How far a request without drafts returns to the initial acceptance with each step: its text may have changed.
 FORGETTING: Final = 0.02
 
-# Returns up to so many tokens that may follow a request's.
+# Returns up to `count` tokens that may follow a request's.
 Propose = Callable[[Request, int], list[int]]
 
 
 class Speculator:
-    """Drafts within a step's `limits`, at most max_drafts for a request. propose: see `Propose`; may be replaced."""
+    """Adds drafts within a step's `limits`, at most max_drafts per request. propose: see `Propose`; may be replaced."""
 
     def __init__(self, kv: KVManager, limits: SchedulerConfig, max_drafts: int, propose: Propose) -> None:
         self._kv = kv
@@ -66,7 +66,7 @@ class Speculator:
                 self._num_drafts += len(token_ids)
 
     def accepts(self, request: Request, row: Row) -> bool:
-        """Whether the request, as the rows before have left it, went on with the row's token. Asked once for each."""
+        """Whether the request's newest token is the one that this draft row assumed. Called once per row, in order."""
         if row.start != len(request.tokens) - 1:
             return False  # a draft before this one was wrong
         is_right = row.token_ids[0] == request.tokens[-1]
@@ -84,16 +84,17 @@ class Speculator:
         stats.draft_tokens, stats.accepted_draft_tokens = self._num_drafts, self._num_accepted
 
     def _num_allowed(self) -> int:
-        """Returns how many drafts a step may have, whatever their worth. Eight for each of eight requests made a step
-        six times as long on two cores, and it took ten such steps to see it."""
+        """Returns how many drafts a step may have in all. Until the cost of a row is known, one in every other step:
+        eight for each of eight requests made a step six times as long on two cores, and learning took ten such
+        steps."""
         if self._row_cost.is_known:
             return self._limits.max_batch_size
         self._tries_one = not self._tries_one
         return int(self._tries_one)
 
     def _num_worth(self, request: Request, step: StepBuilder, least: float) -> int:
-        """How many drafts there is room for that have the least chance to count, each right with the request's chance
-        if those before it are."""
+        """Returns how many drafts fit and have at least the chance `least` to count, each being right with the
+        request's acceptance if those before it are."""
         most = min(
             self._max_drafts,
             request.max_total_tokens - len(request.tokens) - 1,
@@ -107,14 +108,13 @@ class Speculator:
         return count
 
 
-def look_up(request: Request, count: int) -> list[int]:
-    """Proposes what followed the request's last tokens when they came up before (prompt lookup: Yang et al. 2023,
-    arXiv 2304.04487)."""
+def prompt_lookup(request: Request, count: int) -> list[int]:
+    """Proposes what followed the request's last tokens earlier in its text (Yang et al. 2023, arXiv 2304.04487)."""
     if request.ngrams is None:
         request.ngrams = Ngrams()
     return request.ngrams.continuation(request.tokens, count)
 
 
-def leave_open(request: Request, count: int) -> list[int]:
-    """Proposes places for what a draft model will fill in."""
+def placeholders(request: Request, count: int) -> list[int]:
+    """Proposes zeros, which a draft model will replace."""
     return [0] * count

@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 ALIGNMENT = 16
 _TORCH_DTYPES = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32}
 _NUMPY_DTYPES = {torch.int64: np.int64, torch.float32: np.float32}
-# Of elements by their size, whatever they mean: numpy has no bfloat16.
+# Integer types by element size: numpy has no bfloat16.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -50,7 +50,7 @@ class FakeExecutor:
         )
         self.fingerprint = b"model"
         self.adapter_names = [b"adapter %d" % number for number in range(num_adapters)]
-        self.runs_beside = False
+        self.is_asynchronous = False
         self.prepared: dict[int, Future[Any]] = {}
         self.kept: set[int] = set()
 

@@ -1,9 +1,9 @@
-"""DraftModel: a small model that proposes what a large one verifies.
+"""DraftModel: a small model that proposes draft tokens, which a large one verifies.
 
-It goes through every step just before the large one does: the same rows at the same places of the same pages, in a pool
-of its own. So a page that the large model's books hand out, new, shared or cached, holds its keys and values as well,
-and there is nothing to keep in step. It draws with the large model's seeds and positions, and so the same noise: where
-the two think alike they mostly draw alike.
+It runs every step just before the large one does: the same rows at the same places of the same pages, in a pool of its
+own. So every page of the large model, new, shared or cached, holds the small model's keys and values as well, and
+nothing needs to be kept in sync. It samples with the large model's seeds and positions, and so with the same noise:
+where the distributions are similar, the samples mostly agree.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ from inferflux.sampling_params import SamplingParams
 
 
 class DraftModel:
-    """runner: of the small model, with pages as the large one's. num_known: tokens that both know; others, for which
-    one of them has padding, read as 0."""
+    """runner: of the small model, with the large one's page numbers. num_known: size of the common vocabulary; other
+    ids (padding in one of the models) read as 0."""
 
     def __init__(self, runner: Runner, num_known: int) -> None:
         self._runner = runner
@@ -33,7 +33,7 @@ class DraftModel:
                 drafts.setdefault(row.slot, []).append(row)
         tokens = self._run([*map(_start, plan.starts)], [self._row(row) for row in plan.rows if not row.is_draft])
         filled: dict[tuple[int, int], list[int]] = {}
-        # The last draft is computed for its keys and values alone: if it is right, the next step needs them.
+        # The last draft is computed only for its keys and values: if it is right, the next step needs them.
         for number in range(max(map(len, drafts.values()), default=0)):
             rows = []
             for slot, of_slot in drafts.items():
@@ -48,8 +48,7 @@ class DraftModel:
         self._runner.close()
 
     def _run(self, starts: list[RowStart], rows: list[Row]) -> dict[int, int]:
-        """Computes rows; returns the tokens they sampled, by slot. A row that fails, or has no numbers for logits,
-        samples 0: guesses are all that is wanted."""
+        """Computes rows; returns the tokens they sampled, by slot. A row that fails samples 0, as a guess."""
         output = self._runner.execute(StepPlan(0, starts, rows))
         drawn = self._known([result.token_id or 0 for result in output.rows])
         return {row.slot: token_id for row, token_id in zip(rows, drawn, strict=True) if row.sample}
@@ -64,8 +63,8 @@ class DraftModel:
 
 
 def _start(start: RowStart) -> RowStart:
-    """What a small model needs of a request's settings: how it draws. Whoever is penalised or has a grammar gets no
-    drafts; adapters are for the model that verifies them."""
+    """Keeps the sampling settings that a draft needs. Requests with penalties or grammars get no drafts; adapters are
+    the large model's."""
     given = start.sampling
     sampling = SamplingParams(
         temperature=given.temperature,

@@ -1,4 +1,4 @@
-"""A name for a model's weights and for the shape of its pages, so that cached pages never meet another model.
+"""Fingerprints of a model's weights and page layout, so that cached pages are never used with another model.
 
 Hashing whole checkpoints would take longer than loading them. Instead: every file's name, size, time of change and
 header, and samples spread over its bytes, so that neither an edit in place nor a swapped file of the same shape passes.
@@ -20,7 +20,7 @@ def fingerprint(path: Path, *facts: object) -> bytes:
 
 
 def contents(path: Path) -> str:
-    """Returns what names the model in the folder `path`, wherever and whenever that was written."""
+    """Returns a fingerprint of the model's contents, independent of its place and time of writing."""
     return _sampled(_files(path)).hex()
 
 

@@ -1,6 +1,6 @@
 """Decides how many KV pages to allocate, and how long a request may get.
 
-Works on plain numbers; measuring free memory is the only look at the outside. Allocating is `kv.store.device`'s.
+Works on plain numbers, but for measuring free memory. `kv.store.device` allocates.
 """
 
 import logging
@@ -21,7 +21,7 @@ DEFAULT_FRACTION = {"cuda": 0.9, "cpu": 0.25}
 # What the prefix cache may bring into use on a CPU for a model with smaller weights: a prompt that
 # fills SmolLM2-135M's window of 8192 tokens takes 180 MiB in bfloat16.
 LEAST_CACHE_BYTES = 192 * 2**20
-# A model whose pool cannot hold this many tokens is not worth serving.
+# A model whose pool cannot hold this many tokens is refused.
 MIN_USEFUL_TOKENS = 256
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -56,8 +56,8 @@ class FreeMemory(NamedTuple):
 def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_bytes: int, free: FreeMemory) -> PoolPlan:
     """Sizes the pool for requests of up to `window` tokens with pages of page_bytes bytes.
 
-    Raises ConfigError when the settings cannot be met, ModelLoadError when memory is too short for any use. A window
-    that nobody asked for explicitly shrinks to what fits, with a warning.
+    Raises ConfigError when the settings cannot be met, ModelLoadError when memory is too short for any use. If
+    models[].max_model_len is not set, the window shrinks to what fits, with a warning.
     """
     page_tokens = runtime.paged_kv.page_tokens
     num_pages = _num_pages(runtime, math.ceil(window / page_tokens), page_bytes, free)
@@ -120,7 +120,7 @@ def free_memory(device: torch.device) -> FreeMemory:
 
 
 def _system_available() -> int:
-    """Memory the system can give without swapping; where it does not say, half of all there is."""
+    """Returns the memory available without swapping; if the system does not say, half of all memory."""
     try:
         fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
         return int(fields["MemAvailable"].split()[0]) * 1024
@@ -139,6 +139,6 @@ def _cgroup_available(root: Path) -> int | None:
             stat = dict(line.split() for line in (root / stat_file).read_text().splitlines())
         except (OSError, ValueError):
             continue
-        # File cache counts as usage but goes as soon as memory is wanted.
+        # File cache counts as usage but is freed when memory is needed.
         return None if limit == "max" else int(limit) - usage + int(stat.get(cache_key, 0))
     return None

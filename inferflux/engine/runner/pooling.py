@@ -1,4 +1,4 @@
-"""Pooler: from a request's hidden states to its vector, of length 1. Knows slots and rows; no model.
+"""Pooler: turns a request's hidden states into its vector, of length 1. Knows slots and rows; no model.
 
 `last` takes the last token's state. `mean` adds up the states of all tokens as chunks of the prompt are computed, so it
 keeps one sum per slot.

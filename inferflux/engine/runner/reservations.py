@@ -1,8 +1,8 @@
 """Reservations: memory that models being loaded right now will take, so that two loads do not both count on it.
 
-Each load has a file of its own, locked while it lasts, with the bytes it has reserved; what its process has taken of
-these already shows as used memory and is subtracted. Shared by all processes of one user on one machine. Where such
-files cannot be made, loads do not know of each other, which is no error. Knows no model.
+Each load has a file, locked while it lasts, with the bytes it has reserved; what its process has allocated of these is
+used memory already and is subtracted. Shared by all processes of one user on one machine. If such files cannot be
+created, loads do not know of each other, which is no error. Knows no model.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from inferflux.engine.process_memory import resident_bytes
 
 logger = logging.getLogger(__name__)
 
-# A turn takes milliseconds; a process that takes longer (it is stopped) is not waited for.
+# A turn takes milliseconds; a process that holds it longer (because it is suspended) is not waited for.
 TURN_S: Final = 5.0
 _LOCK: Final = "lock"
 _PRIVATE: Final = 0o700
