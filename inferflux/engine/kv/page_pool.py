@@ -21,7 +21,8 @@ class PagePool:
 
     def __init__(self, num_pages: int, order: EvictionOrder, cache_pages: int | None = None) -> None:
         self.num_pages = num_pages
-        self._cache_pages = num_pages if cache_pages is None else cache_pages
+        # A small model's cache may be allowed more pages than the pool has.
+        self._cache_pages = num_pages if cache_pages is None else min(cache_pages, num_pages)
         # Pages from this one on have never been in use; those that are free again are given out first.
         self._first_unused = 0
         self._free: list[int] = []

@@ -52,6 +52,17 @@ def test_cached_pages_are_evicted_before_more_are_brought_into_use_than_the_cach
     assert pool.take(1) == ([pages[0]], [])
 
 
+def test_a_cache_that_may_have_more_pages_than_there_are_evicts_when_all_were_in_use() -> None:
+    """Others were taken that were not there, which ended the engine."""
+    pool = PagePool(4, Lru(), cache_pages=9)
+    pages, _ = pool.take(3)
+    for page in pages:
+        pool.release(page, keep=True)
+    taken, evicted = pool.take(3)
+    assert (sorted(taken), evicted) == ([0, 1, 3], [0, 1])
+    pool.check_integrity(dict.fromkeys(taken, 1))
+
+
 def test_what_was_in_use_goes_before_what_never_was() -> None:
     pool = PagePool(1000, Lru())
     (a, b), _ = pool.take(2)
