@@ -149,6 +149,20 @@ def test_pages_of_8_bits_are_copied_at_least_four_bytes_at_a_time(kind: str) -> 
     assert not re.findall(r"ld\.global\S*\.[bus]8", code.asm["ptx"])
 
 
+def test_a_score_is_scaled_and_shifted_by_one_instruction_whatever_triton_fuses() -> None:
+    """Triton 3.10 no longer fuses by default: one instruction more for each score is a tenth of prefill's loop."""
+    from inferflux.kernels.triton.tuning import SHIPPED
+    from tests.support.triton_compile import launches_of
+
+    (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith("prefill"))
+    (launch,) = launches_of("attention", [inputs])
+    launch.arguments["enable_fp_fusion"] = False
+    tile = SHIPPED.prefill[128]
+    scores = tile.block_m * tile.block_n // (32 * tile.num_warps)
+    # In two loops: that of whole tiles, and that of the last ones.
+    assert launch.compile().asm["ptx"].count("fma.rn.f32") >= 2 * scores
+
+
 def test_eight_programs_of_shipped_decode_share_a_multiprocessor() -> None:
     """Else a row of 65,536 tokens, which is cut for that, takes a second turn of a fifth of its programs."""
     from inferflux.kernels.triton.tuning import SHIPPED

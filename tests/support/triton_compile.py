@@ -23,7 +23,7 @@ from inferflux.kernels.cases.case import Inputs
 # moe uses that op between its own kernels.
 ACTIVATION = "inferflux.kernels.triton.activation"
 H100 = GPUTarget("cuda", 90, 32)
-OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl", "enable_fp_fusion")
 POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",

@@ -82,6 +82,8 @@ _ONE: Final = (
     RowBlock(1, 1, 4096, 8, 1),
     RowBlock(1, 2, 2048, 8, 1),
     RowBlock(1, 4, 1024, 4, 1),
+    RowBlock(1, 2, 2048, 4, 1),
+    RowBlock(1, 2, 4096, 8, 1),
     RowBlock(8, 16, 256, 4, 4),
     RowBlock(8, 32, 256, 4, 4),
     RowBlock(8, 64, 128, 4, 5),

@@ -119,11 +119,12 @@ def _tile_step(
             visible = inside[None, :]
         scores = tl.where(visible, scores, float("-inf"))
 
-    # Scaled as they are shifted, one multiply-add for each: the scale is positive, so the order stays.
+    # Scaled as they are shifted, one multiply-add for each, which Triton will not always make of two operations (3.10
+    # stops): the scale is positive, so the order stays.
     new_maximum = tl.maximum(maximum, tl.max(scores, 1) * base_2_scale)
     # A query that has seen nothing yet keeps -inf; subtracting 0 instead of -inf avoids NaN.
     shift = new_maximum if ALL_VISIBLE else tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-    weights = tl.exp2(scores * base_2_scale - shift[:, None])
+    weights = tl.exp2(tl.fma(scores, base_2_scale, -shift[:, None]))
     decay = tl.exp2(maximum - shift)
     # A single query's tile of keys lies across all warps: its columns are summed up once, by the caller, since a sum in
     # every iteration would have all warps meet three times.
