@@ -93,7 +93,7 @@ class Stopwatch:
             self._parts[tape.entries] = [(ON_TAPE[number], part) for number, part in tape.calls()]
         for op, part in self._parts[tape.entries]:
             start = time.perf_counter()
-            library().replay(part.entries, 1, arena.data_ptr())
+            library().replay(part.entries, 1, arena.data_ptr(), torch.get_num_threads())
             self.seconds[op] += time.perf_counter() - start
 
 

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.native import activation, norm, panels
 from inferflux.kernels.native.calls import NORM
 from inferflux.kernels.native.tape import Recording, Tape, _lay_out, record
+from inferflux.kernels.quantized_weight import quantize
 
 SIZE = 48
 TWICE = panels.arrange_floats(torch.ones(2 * SIZE, SIZE))
@@ -59,6 +61,36 @@ def test_a_tape_computes_what_its_inputs_hold_by_then_for_any_number_of_rows(num
         (expected,) = compute(x[:num_rows].clone(), stream[:num_rows])
         assert torch.equal(played(tape, 255), expected)
         assert torch.equal(residual, stream), "what is overwritten in place is too, and no more"
+
+
+def test_threads_that_come_late_change_nothing() -> None:
+    """With more threads than cores some find nothing left. What a call shares must be computed once, and all of it
+    before the next call reads it."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 1000, generator=generator)
+    weight, scale = torch.randn(1000, 1000, generator=generator) / 32, torch.ones(1000)
+    kinds = [panels.arrange_floats(weight), panels.arrange_floats(weight.bfloat16())]
+    kinds += [panels.arrange(quantize(weight, scheme)) for scheme in SCHEMES]
+
+    def compute() -> tuple[torch.Tensor]:
+        value = rows[:3]
+        for _ in range(3):
+            for matrix in kinds:
+                value = panels.multiply(matrix, value, None)
+        return (norm.norm(value, scale, 1e-5),)
+
+    with torch.inference_mode():
+        tape = recording_of(record(compute, 3)).tape(60)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            alone = played(tape)
+            for num_threads in (2, 5):
+                torch.set_num_threads(num_threads)
+                for _ in range(20):
+                    assert torch.equal(played(tape), alone)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def test_rows_are_copied_on_a_tape() -> None:

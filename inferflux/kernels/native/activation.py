@@ -17,5 +17,5 @@ def activation(gate_up: Tensor, kind: ActivationKind) -> Tensor:
         return fallback.activation(gate_up, kind)
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, size))
-    call(GATE, TYPES[gate_up.dtype], (out, gate_up), rows, size, number, torch.get_num_threads())
+    call(GATE, TYPES[gate_up.dtype], (out, gate_up), rows, size, number)
     return out

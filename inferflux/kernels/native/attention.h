@@ -3,8 +3,6 @@
 // A context is cut every SPLIT tokens, wherever it belongs, so that a row's result does not depend on the batch; the
 // parts are merged by their largest score and sum (Milakov and Gimelshein 2018, arXiv 1805.02867).
 #pragma once
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -24,7 +22,6 @@ struct AttentionCall {
   int64_t query_stride, page_stride, part_stride, token_stride, table_stride;
   int64_t num_rows, num_heads, num_kv_heads, head_dim, page_tokens, window;  // window 0: all
   float scale, soft_cap;  // scale: above 0; soft_cap 0: off
-  int32_t threads;
 };
 
 constexpr long SPLIT = 128, CHUNK = 16;
@@ -297,7 +294,7 @@ static void merge(const AttentionCall& c, const Part& part, long count, const Wo
 }
 
 template <class E>
-static void decode(const AttentionCall& c) {
+static void decode(const AttentionCall& c, Team& team) {
   std::vector<Part> parts;
   std::vector<long> firsts;
   for (long r = 0; r < c.num_rows; r++) {
@@ -315,24 +312,25 @@ static void decode(const AttentionCall& c) {
   const long num_parts = parts.size(), num_rows = firsts.size() - 1;
   if (!num_rows) return;
   Work<E> work(c);
-  const long num_threads = num_parts > 1 ? c.threads : 1, result = work.result_lines(), scratch = work.scratch_lines();
+  const long num_threads = num_parts > 1 ? team.size() : 1, result = work.result_lines(), scratch = work.scratch_lines();
   // Made here, because a thread that finds no memory can only end the process.
   const std::unique_ptr<Line[]> memory(new Line[num_parts * result + num_threads * scratch]);
   Line *results = memory.get(), *scratches = results + num_parts * result;
   std::atomic<long> taken(0);
-#pragma omp parallel num_threads(num_threads) firstprivate(work) if (num_parts > 1)
-  {
+  team.share(num_threads, 1, [&](long thread, long, long) {
+    Work<E> own = work;
     // A part is taken before the one before it is computed, so that its first keys are fetched in time.
     for (long p = taken++, next; p < num_parts; p = next) {
       next = taken++;
-      work.place(&results[p * result], &scratches[omp_get_thread_num() * scratch]);
-      attend<E>(c, parts[p], next < num_parts ? &parts[next] : nullptr, work);
+      own.place(&results[p * result], &scratches[thread * scratch]);
+      attend<E>(c, parts[p], next < num_parts ? &parts[next] : nullptr, own);
     }
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (long r = 0; r < num_rows; r++) {
-      work.place(&results[firsts[r] * result], scratches);
-      merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], work);
+  });
+  team.share(num_rows, num_parts > 1 ? team.slice(num_rows) : num_rows, [&](long begin, long end, long) {
+    Work<E> own = work;
+    for (long r = begin; r < end; r++) {
+      own.place(&results[firsts[r] * result], scratches);
+      merge<E>(c, parts[firsts[r]], firsts[r + 1] - firsts[r], own);
     }
-  }
+  });
 }

@@ -45,6 +45,5 @@ def attention(
             window or 0,
             scale,
             soft_cap or 0.0,
-            torch.get_num_threads(),
         )
     return output

@@ -29,13 +29,13 @@ class Function(NamedTuple):
     counts_requests: bool = False
 
 
-NORM: Final = Function(0, struct.Struct("8qfi"), rows=4)
-ROPE: Final = Function(1, struct.Struct("16qi4x"), rows=10)
-GATE: Final = Function(2, struct.Struct("4q2i"), rows=2)
-ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"), rows=11, counts_requests=True)
-PRODUCT: Final = Function(4, struct.Struct("8q2i"), rows=5)
+NORM: Final = Function(0, struct.Struct("8qf4x"), rows=4)
+ROPE: Final = Function(1, struct.Struct("16q"), rows=10)
+GATE: Final = Function(2, struct.Struct("4qi4x"), rows=2)
+ATTENTION: Final = Function(3, struct.Struct("17q2f"), rows=11, counts_requests=True)
+PRODUCT: Final = Function(4, struct.Struct("8qi4x"), rows=5)
 COPY: Final = Function(5, struct.Struct("6q"), rows=2)
-LOW_RANK: Final = Function(6, struct.Struct("9qi4x"), rows=5)
+LOW_RANK: Final = Function(6, struct.Struct("9q"), rows=5)
 
 
 class Listener(TorchDispatchMode):
@@ -68,7 +68,7 @@ def call(function: Function, kind: int, tensors: Sequence[Tensor | None], *numbe
     """
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     packed = function.layout.pack(*addresses, *numbers)
-    if not library().call(function.number, kind, packed):
+    if not library().call(function.number, kind, packed, torch.get_num_threads()):
         raise MemoryError("no scratch memory for a CPU kernel")
     listener = _get_current_dispatch_mode()
     if isinstance(listener, Listener):

@@ -265,21 +265,21 @@ static void store_all(const ProductCall& c, long p, const RoundedRows<K>& x, lon
 
 // E: what bias, x and y are made of.
 template <class K, class E>
-static void multiply_integers(const ProductCall& c) {
+static void multiply_integers(const ProductCall& c, Team& team) {
   const long columns = columns_of(c), panels = (c.outputs + PANEL - 1) / PANEL;
   const long near = ROUNDED_BYTES / (columns * (long)sizeof(typename K::X::T)) / TILE * TILE, most = near < TILE ? TILE : near;
   RoundedRows<K> x(c.rows, columns);
-#pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 40000)
-  {
-#pragma omp for schedule(static)
-    for (long m = 0; m < c.rows; m++) round_row<K, E>((const typename E::T*)c.x + m * c.inputs, c.inputs, x, m);
-    const Share own = share_of(panels);
-    for (long first = 0; first < c.rows; first += most) {
-      const long rows = first + most < c.rows ? most : c.rows - first;
-      for (long p = own.first, next; p < own.last; p = next) {
-        next = rows >= MANY && p + PANELS <= own.last ? p + PANELS : p + 1;
-        (next == p + PANELS ? store_all<K, E, PANELS> : store_all<K, E, 1>)(c, p, x, first, rows);
+  const bool together = c.rows * c.outputs * c.inputs > 40000;
+  team.share(c.rows, together ? team.slice(c.rows) : c.rows, [&](long first, long last, long) {
+    for (long m = first; m < last; m++) round_row<K, E>((const typename E::T*)c.x + m * c.inputs, c.inputs, x, m);
+  });
+  for (long row = 0; row < c.rows; row += most) {
+    const long rows = row + most < c.rows ? most : c.rows - row;
+    team.share(panels, together ? PANELS : panels, [&](long first, long last, long) {
+      for (long p = first, next; p < last; p = next) {
+        next = rows >= MANY && p + PANELS <= last ? p + PANELS : p + 1;
+        (next == p + PANELS ? store_all<K, E, PANELS> : store_all<K, E, 1>)(c, p, x, row, rows);
       }
-    }
+    });
   }
 }

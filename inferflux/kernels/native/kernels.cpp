@@ -16,37 +16,37 @@ struct NormCall {
   const void* weight;  // [heads, size]: one for each row of a token
   int64_t rows, heads, size, token_stride;
   float eps;
-  int32_t threads;
 };
 
 template <class E>
-static void norm_rows(const NormCall& c) {
+static void norm_rows(const NormCall& c, Team& team) {
   typedef typename E::T T;
   const long F = c.size;
-#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.rows * F > 32768)
-  for (long r = 0; r < c.rows; r++) {
-    const T* from = (const T*)c.x + r / c.heads * c.token_stride + r % c.heads * F;
-    const T* weight = (const T*)c.weight + r % c.heads * F;
-    if (c.residual) {
-      T* sums = (T*)c.residual + r * F;
+  team.share(c.rows, c.rows * F > 32768 ? team.slice(c.rows) : c.rows, [&](long begin, long end, long) {
+    for (long r = begin; r < end; r++) {
+      const T* from = (const T*)c.x + r / c.heads * c.token_stride + r % c.heads * F;
+      const T* weight = (const T*)c.weight + r % c.heads * F;
+      if (c.residual) {
+        T* sums = (T*)c.residual + r * F;
+        long i = 0;
+        for (; i + W <= F; i += W) E::write(sums + i, E::read(sums + i) + E::read(from + i));
+        for (; i < F; i++) E::write1(sums + i, E::read1(sums + i) + E::read1(from + i));
+        from = sums;
+      }
+      Floats squares = {};
+      float square = 0;
       long i = 0;
-      for (; i + W <= F; i += W) E::write(sums + i, E::read(sums + i) + E::read(from + i));
-      for (; i < F; i++) E::write1(sums + i, E::read1(sums + i) + E::read1(from + i));
-      from = sums;
+      for (; i + W <= F; i += W) {
+        Floats v = E::read(from + i);
+        squares += v * v;
+      }
+      for (; i < F; i++) square += E::read1(from + i) * E::read1(from + i);
+      float factor = 1.0f / sqrtf((square + sum(squares)) / F + c.eps);
+      T* to = (T*)c.out + r * F;
+      for (i = 0; i + W <= F; i += W) E::write(to + i, E::read(from + i) * factor * E::read(weight + i));
+      for (; i < F; i++) E::write1(to + i, E::read1(from + i) * factor * E::read1(weight + i));
     }
-    Floats squares = {};
-    float square = 0;
-    long i = 0;
-    for (; i + W <= F; i += W) {
-      Floats v = E::read(from + i);
-      squares += v * v;
-    }
-    for (; i < F; i++) square += E::read1(from + i) * E::read1(from + i);
-    float factor = 1.0f / sqrtf((square + sum(squares)) / F + c.eps);
-    T* to = (T*)c.out + r * F;
-    for (i = 0; i + W <= F; i += W) E::write(to + i, E::read(from + i) * factor * E::read(weight + i));
-    for (; i < F; i++) E::write1(to + i, E::read1(from + i) * factor * E::read1(weight + i));
-  }
+  });
 }
 
 struct RopeCall {
@@ -56,75 +56,77 @@ struct RopeCall {
   const int64_t* slots;
   int64_t qkv_stride, angle_stride, page_stride, part_stride, token_stride;
   int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, page_tokens;
-  int32_t threads;
 };
 
 template <class E>
-static void rope_tokens(const RopeCall& c) {
+static void rope_tokens(const RopeCall& c, Team& team) {
   typedef typename E::T T;
   const long D = c.head_dim, half = c.rotary_dim / 2, K = c.num_kv_heads;
   // Two threads pay early: half of what they read is in the other's cache. 32 tokens of 15 heads of 64, two cores of a
   // Zen 3 EPYC: 240 us in one thread, 70 to 150 in two.
-#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.num_tokens * c.num_heads * D > 4096)
-  for (long t = 0; t < c.num_tokens; t++) {
-    T* heads = (T*)c.qkv + t * c.qkv_stride;
-    T* to = (T*)c.pages + c.slots[t] / c.page_tokens * c.page_stride + c.slots[t] % c.page_tokens * c.token_stride;
-    // Its place in the pages is fetched while the heads are rotated: it lies anywhere.
-    for (long i = 0; i < K * D; i += 64 / sizeof(T)) {
-      __builtin_prefetch(to + i, 1);
-      __builtin_prefetch(to + c.part_stride + i, 1);
-    }
-    const T *cos = (const T*)c.cos + t * c.angle_stride, *sin = (const T*)c.sin + t * c.angle_stride;
-    for (long h = 0; c.cos && h < c.num_heads + K; h++) {
-      T *first = heads + h * D, *second = first + half;
-      long i = 0;
-      for (; i + W <= half; i += W) {
-        Floats a = E::read(first + i), b = E::read(second + i), co = E::read(cos + i), si = E::read(sin + i);
-        E::write(first + i, a * co - b * si);
-        E::write(second + i, b * co + a * si);
+  const long each = c.num_tokens * c.num_heads * D > 4096 ? team.slice(c.num_tokens) : c.num_tokens;
+  team.share(c.num_tokens, each, [&](long begin, long end, long) {
+    for (long t = begin; t < end; t++) {
+      T* heads = (T*)c.qkv + t * c.qkv_stride;
+      T* to = (T*)c.pages + c.slots[t] / c.page_tokens * c.page_stride + c.slots[t] % c.page_tokens * c.token_stride;
+      // Its place in the pages is fetched while the heads are rotated: it lies anywhere.
+      for (long i = 0; i < K * D; i += 64 / sizeof(T)) {
+        __builtin_prefetch(to + i, 1);
+        __builtin_prefetch(to + c.part_stride + i, 1);
       }
-      for (; i < half; i++) {
-        float a = E::read1(first + i), b = E::read1(second + i), co = E::read1(cos + i), si = E::read1(sin + i);
-        E::write1(first + i, a * co - b * si);
-        E::write1(second + i, b * co + a * si);
+      const T *cos = (const T*)c.cos + t * c.angle_stride, *sin = (const T*)c.sin + t * c.angle_stride;
+      for (long h = 0; c.cos && h < c.num_heads + K; h++) {
+        T *first = heads + h * D, *second = first + half;
+        long i = 0;
+        for (; i + W <= half; i += W) {
+          Floats a = E::read(first + i), b = E::read(second + i), co = E::read(cos + i), si = E::read(sin + i);
+          E::write(first + i, a * co - b * si);
+          E::write(second + i, b * co + a * si);
+        }
+        for (; i < half; i++) {
+          float a = E::read1(first + i), b = E::read1(second + i), co = E::read1(cos + i), si = E::read1(sin + i);
+          E::write1(first + i, a * co - b * si);
+          E::write1(second + i, b * co + a * si);
+        }
       }
+      memcpy(to, heads + c.num_heads * D, K * D * sizeof(T));
+      memcpy(to + c.part_stride, heads + (c.num_heads + K) * D, K * D * sizeof(T));
     }
-    memcpy(to, heads + c.num_heads * D, K * D * sizeof(T));
-    memcpy(to + c.part_stride, heads + (c.num_heads + K) * D, K * D * sizeof(T));
-  }
+  });
 }
 
 struct GateCall {
   void* out;       // [rows, size]
   const void* in;  // [rows, 2, size]: gate and up
   int64_t rows, size;
-  int32_t kind, threads;  // kind 0: SiLU, 1: GELU by tanh
+  int32_t kind;  // 0: SiLU, 1: GELU by tanh
 };
 
 template <class E>
-static void gate_rows(const GateCall& c) {
+static void gate_rows(const GateCall& c, Team& team) {
   typedef typename E::T T;
   const long I = c.size;
-#pragma omp parallel for num_threads(c.threads) schedule(static) if (c.rows * I > 16384)
-  for (long r = 0; r < c.rows; r++) {
-    const T *gate = (const T*)c.in + r * 2 * I, *up = gate + I;
-    T* out = (T*)c.out + r * I;
-    const auto gated = [&](const T* g_at, const T* u_at, T* to) {
-      const Floats g = E::read(g_at), u = E::read(u_at);
-      const Floats inner = g * 0.7978845608f * (1.0f + 0.044715f * g * g);
-      const Floats half = c.kind ? 0.5f * g * (1.0f + tanh(inner)) : g / (1.0f + exp(g < -87.0f ? splat(87.0f) : -g));
-      E::write(to, half * u);
-    };
-    long i = 0;
-    for (; i + W <= I; i += W) gated(gate + i, up + i, out + i);
-    if (i < I) {
-      T last[2 * W] = {}, result[W];
-      memcpy(last, gate + i, (I - i) * sizeof(T));
-      memcpy(last + W, up + i, (I - i) * sizeof(T));
-      gated(last, last + W, result);
-      memcpy(out + i, result, (I - i) * sizeof(T));
+  team.share(c.rows, c.rows * I > 16384 ? team.slice(c.rows) : c.rows, [&](long begin, long end, long) {
+    for (long r = begin; r < end; r++) {
+      const T *gate = (const T*)c.in + r * 2 * I, *up = gate + I;
+      T* out = (T*)c.out + r * I;
+      const auto gated = [&](const T* g_at, const T* u_at, T* to) {
+        const Floats g = E::read(g_at), u = E::read(u_at);
+        const Floats inner = g * 0.7978845608f * (1.0f + 0.044715f * g * g);
+        const Floats half = c.kind ? 0.5f * g * (1.0f + tanh(inner)) : g / (1.0f + exp(g < -87.0f ? splat(87.0f) : -g));
+        E::write(to, half * u);
+      };
+      long i = 0;
+      for (; i + W <= I; i += W) gated(gate + i, up + i, out + i);
+      if (i < I) {
+        T last[2 * W] = {}, result[W];
+        memcpy(last, gate + i, (I - i) * sizeof(T));
+        memcpy(last + W, up + i, (I - i) * sizeof(T));
+        gated(last, last + W, result);
+        memcpy(out + i, result, (I - i) * sizeof(T));
+      }
     }
-  }
+  });
 }
 
 struct CopyCall {
@@ -133,35 +135,35 @@ struct CopyCall {
   int64_t rows, bytes, to_stride, from_stride;
 };
 
-template <class Call, void (*FLOAT)(const Call&), void (*BFLOAT)(const Call&)>
-static void by_type(int type, const void* call) {
-  (type ? BFLOAT : FLOAT)(*(const Call*)call);
+template <class Call, void (*FLOAT)(const Call&, Team&), void (*BFLOAT)(const Call&, Team&)>
+static void by_type(int type, const void* call, Team& team) {
+  (type ? BFLOAT : FLOAT)(*(const Call*)call, team);
 }
 
-static void attend_all(int type, const void* call) {
+static void attend_all(int type, const void* call, Team& team) {
   const AttentionCall& c = *(const AttentionCall*)call;
-  (type ? decode<BF16> : decode<F32>)(c);
-  (type ? prefill<BF16> : prefill<F32>)(c);
+  (type ? decode<BF16> : decode<F32>)(c, team);
+  (type ? prefill<BF16> : prefill<F32>)(c, team);
 }
 
 // By the weights' type, then by that of bias, x and y.
-static void multiply(int type, const void* call) {
-  static void (*const by_types[][2])(const ProductCall&) = {
+static void multiply(int type, const void* call, Team& team) {
+  static void (*const by_types[][2])(const ProductCall&, Team&) = {
       {multiply_floats<Panel32>, multiply_widened<Panel32>},
       {multiply_floats<Panel16>, multiply_pairs<Pairs16, Panel16>},
       {multiply_integers<Packed8, F32>, multiply_integers<Packed8, BF16>},
       {multiply_floats<Panel8>, multiply_pairs<Pairs8, Panel8>},
       {multiply_integers<Packed4, F32>, multiply_integers<Packed4, BF16>}};
   const ProductCall& c = *(const ProductCall*)call;
-  by_types[type][c.type](c);
+  by_types[type][c.type](c, team);
 }
 
-static void copy_rows(int, const void* call) {
+static void copy_rows(int, const void* call, Team&) {
   const CopyCall& c = *(const CopyCall*)call;
   for (long r = 0; r < c.rows; r++) memcpy((char*)c.to + r * c.to_stride, (const char*)c.from + r * c.from_stride, c.bytes);
 }
 
-typedef void (*Function)(int type, const void* call);
+typedef void (*Function)(int type, const void* call, Team& team);
 static const Function FUNCTIONS[] = {by_type<NormCall, norm_rows<F32>, norm_rows<BF16>>,
                                      by_type<RopeCall, rope_tokens<F32>, rope_tokens<BF16>>,
                                      by_type<GateCall, gate_rows<F32>, gate_rows<BF16>>,
@@ -180,28 +182,44 @@ template <class... Calls> constexpr bool all_fit() { return ((sizeof(Calls) <= s
 static_assert(all_fit<NormCall, RopeCall, GateCall, AttentionCall, ProductCall, CopyCall, LowRankCall>(),
               "an entry holds any call");
 
+static bool replay(const Entry* entries, long count, char* arena, Team& team) noexcept {
+  try {
+    for (const Entry* e = entries; e < entries + count; e++) {
+      int64_t words[20];
+      memcpy(words, e->words, sizeof words);
+      for (uint64_t bits = e->relative; bits; bits &= bits - 1) words[__builtin_ctzll(bits)] += (int64_t)arena;
+      FUNCTIONS[e->function](e->type, words, team);
+    }
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
 extern "C" {
 
 // How many columns of an output lie side by side in a panel of 4 bits.
 int inferflux_int4_together() { return Packed4::X::TOGETHER; }
 
-// Both return whether there was memory for what is computed.
-int inferflux_call(int function, int type, const void* call) {
+// Both return whether there was memory for what is computed. threads: how many compute it.
+int inferflux_call(int function, int type, const void* call, int threads) {
   try {
-    FUNCTIONS[function](type, call);
+    Team team(threads);
+    FUNCTIONS[function](type, call, team);
     return 1;
   } catch (const std::bad_alloc&) {
     return 0;
   }
 }
 
-int inferflux_replay(const Entry* entries, long count, char* arena) {
-  for (const Entry* e = entries; e < entries + count; e++) {
-    int64_t words[20];
-    memcpy(words, e->words, sizeof words);
-    for (uint64_t bits = e->relative; bits; bits &= bits - 1) words[__builtin_ctzll(bits)] += (int64_t)arena;
-    if (!inferflux_call(e->function, e->type, words)) return 0;
+int inferflux_replay(const Entry* entries, long count, char* arena, int threads) {
+  try {
+    Team team(threads);
+    bool enough = true;
+    team.gather([&] { enough = replay(entries, count, arena, team); });
+    return enough;
+  } catch (const std::bad_alloc&) {
+    return 0;
   }
-  return 1;
 }
 }

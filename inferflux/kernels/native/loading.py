@@ -15,7 +15,11 @@ from inferflux.kernels.native.background import start_build
 from inferflux.kernels.native.build import build, compiler, library_path, openmp_library, refusal
 from inferflux.kernels.native.portable import portable_library
 
-_SIGNATURES: Final = {"call": (c_int, c_int, c_char_p), "replay": (c_char_p, c_long, c_void_p), "int4_together": ()}
+_SIGNATURES: Final = {
+    "call": (c_int, c_int, c_char_p, c_int),
+    "replay": (c_char_p, c_long, c_void_p, c_int),
+    "int4_together": (),
+}
 
 
 class Library(NamedTuple):

@@ -20,7 +20,6 @@ struct LowRankCall {
   const int32_t* adapters;  // [rows]
   const LowRank* pairs;     // by adapter; further ones add nothing
   int64_t num_pairs, rows, outputs, inputs, most;  // most: the largest rank
-  int32_t threads;
 };
 
 template <class E>
@@ -48,7 +47,7 @@ static void add_panel(const typename E::T* up, const float* factors, long rank, 
 }
 
 template <class E>
-static void add_low_ranks(const LowRankCall& c) {
+static void add_low_ranks(const LowRankCall& c, Team& team) {
   typedef typename E::T T;
   const long panels = (c.outputs + WIDE - 1) / WIDE, blocks = (c.rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
   const LowRank none = {};
@@ -57,22 +56,24 @@ static void add_low_ranks(const LowRankCall& c) {
     return adapter < c.num_pairs ? c.pairs[adapter] : none;
   };
   std::unique_ptr<float[]> inner(new float[c.rows * c.most]);
-#pragma omp parallel num_threads(c.threads) if (c.rows * c.most * (c.inputs + c.outputs) > 20000)
-  {
-#pragma omp for schedule(static)
-    for (long t = 0; t < blocks * c.most; t++)
-      for (long j = t % c.most, r = t / c.most * ROWS_AT_ONCE, end = r + ROWS_AT_ONCE; r < end && r < c.rows; r++) {
+  const auto each = [&](long count) {
+    return c.rows * c.most * (c.inputs + c.outputs) > 20000 ? team.slice(count) : count;
+  };
+  team.share(blocks * c.most, each(blocks * c.most), [&](long begin, long end, long) {
+    for (long t = begin; t < end; t++)
+      for (long j = t % c.most, r = t / c.most * ROWS_AT_ONCE, last = r + ROWS_AT_ONCE; r < last && r < c.rows; r++) {
         const LowRank& pair = pair_of(r);
         if (j >= pair.rank) continue;
         inner[r * c.most + j] = dot<E>((const T*)c.x + r * c.inputs, (const T*)pair.down + j * c.inputs, c.inputs);
       }
-#pragma omp for schedule(static)
-    for (long t = 0; t < blocks * panels; t++)
-      for (long p = t % panels, r = t / panels * ROWS_AT_ONCE, end = r + ROWS_AT_ONCE; r < end && r < c.rows; r++) {
+  });
+  team.share(blocks * panels, each(blocks * panels), [&](long begin, long end, long) {
+    for (long t = begin; t < end; t++)
+      for (long p = t % panels, r = t / panels * ROWS_AT_ONCE, last = r + ROWS_AT_ONCE; r < last && r < c.rows; r++) {
         const LowRank& pair = pair_of(r);
         const long first = p * WIDE, count = c.outputs - first < WIDE ? c.outputs - first : WIDE;
         const T* up = (const T*)pair.up + p * pair.rank * WIDE;
         if (pair.rank) add_panel<E>(up, &inner[r * c.most], pair.rank, (T*)c.y + r * c.outputs + first, count);
       }
-  }
+  });
 }

@@ -51,5 +51,5 @@ def add(low_ranks: LowRanks, y: Tensor, x: Tensor, adapters: Tensor) -> None:
     expect_same("rows with adapters", adapters.shape[0], len(x))
     expect_same("types", {y.dtype, x.dtype, adapters.dtype}, {weights[0].dtype, torch.int32})
     expect_same("layout", y.is_contiguous() and adapters.is_contiguous(), True)
-    numbers = (len(pairs), len(x), num_outputs, num_inputs, most, torch.get_num_threads())
+    numbers = (len(pairs), len(x), num_outputs, num_inputs, most)
     call(LOW_RANK, TYPES[x.dtype], (y, x.contiguous(), adapters, pairs), *numbers)

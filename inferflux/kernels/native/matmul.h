@@ -4,8 +4,6 @@
 // Weights lie in panels of PANEL outputs, a column's outputs side by side: one column of a few panels meets one input of
 // each row of a tile. A row's sums grow in the order of the columns, whatever else is in the batch.
 #pragma once
-#include <omp.h>
-
 #include <memory>
 #include <type_traits>
 
@@ -30,7 +28,7 @@ struct ProductCall {
   const void* x;        // [rows, inputs]
   void* y;              // [rows, outputs]
   int64_t rows, outputs, inputs;
-  int32_t type, threads;  // type: what bias, x and y are made of
+  int32_t type;  // what bias, x and y are made of
 };
 
 // How a panel holds COLUMNS columns of an output side by side, and FACTORS registers of a panel's outputs that are made of
@@ -236,15 +234,6 @@ static void add_narrow(Columns<K> c, const typename K::X::T* x, typename K::Y::T
   for (long m = 0; m < rows; m++) memcpy(y + m * outputs, part[m], count * sizeof(Y));
 }
 
-// The part of so many panels that is this thread's: whatever the rows, a panel is always the same thread's.
-struct Share {
-  long first, last;
-};
-static inline Share share_of(long panels) {
-  const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
-  return {panels * thread / threads, panels * (thread + 1) / threads};
-}
-
 // `num` panels meet rows; the last may be narrow.
 template <class K>
 static void add_panels(const Columns<K>& c, long num, const typename K::X::T* x, typename K::Y::T* y, long rows, long outputs) {
@@ -272,7 +261,7 @@ static Columns<typename K::Wide> widen_panels(const Columns<K>& c, long num, typ
 }
 
 template <class K>
-static void multiply_floats(const ProductCall& c) {
+static void multiply_floats(const ProductCall& c, Team& team) {
   typedef typename K::T T;
   typedef typename K::X::T X;
   typedef typename K::Y::T Y;
@@ -288,58 +277,59 @@ static void multiply_floats(const ProductCall& c) {
   // without 768, 822; of float32 451, 503; without 262, 259; as AVX2 208, 232; before 123, 121.
   const long wide_panel = (most + 1) / 2 * 2 * PANEL;
   std::unique_ptr<typename K::Wide::T[]> wide;
-  if (WIDENS && c.rows > FLOAT_TILE) wide.reset(new typename K::Wide::T[c.threads * PANELS * wide_panel]);
-#pragma omp parallel num_threads(c.threads) if (c.rows * c.outputs * c.inputs > 20000)
+  if (WIDENS && c.rows > FLOAT_TILE) wide.reset(new typename K::Wide::T[team.size() * PANELS * wide_panel]);
+  const bool together = c.rows * c.outputs * c.inputs > 20000;
+  // Where each thread has few panels, what it fetched would be another's too often.
+  const long step = panels > 4 * team.size() ? AHEAD * PANEL * (long)sizeof(T) : 0;
   for (long row = 0; row < c.rows; row += row_block)
-    for (long first = 0; first < c.inputs; first += most) {
+    for (long column = 0; column < c.inputs; column += most) {
       const long rows = row + row_block < c.rows ? row_block : c.rows - row;
-      const long count = first + most < c.inputs ? most : c.inputs - first;
-      const bool last = first + count == c.inputs;
-      const X* x = (const X*)c.x + row * c.inputs + first;
-      // Where each thread has few panels, what it fetched would be another's too often.
-      const long step = panels > 4 * c.threads ? AHEAD * PANEL * (long)sizeof(T) : 0;
-      const Share own = share_of(panels);
-      for (long p = own.first, next; p < own.last; p = next) {
-        const long o = p * PANEL, at_once = p + PANELS <= own.last && p + PANELS <= whole ? PANELS : 1;
-        next = p + at_once;
-        const T* weight = (const T*)c.weight + p * panel + first * PANEL;
-        const char* ahead = (const char*)(step ? weight + at_once * panel : weight);
-        const float* scales = last && c.scales ? c.scales + o : nullptr;
-        const Y* bias = last && c.bias ? (const Y*)c.bias + o : nullptr;
-        Columns<K> columns{weight, panel, count, c.inputs, c.outputs, scales, bias, first == 0, ahead, step};
-        Y* y = (Y*)c.y + row * c.outputs + o;
-        if constexpr (WIDENS)
-          if (wide) {
-            auto* to = wide.get() + omp_get_thread_num() * PANELS * wide_panel;
-            add_panels(widen_panels(columns, at_once, to, wide_panel), at_once, x, y, rows, c.outputs - o);
-            continue;
-          }
-        add_panels(columns, at_once, x, y, rows, c.outputs - o);
-      }
+      const long count = column + most < c.inputs ? most : c.inputs - column;
+      const bool done = column + count == c.inputs;
+      const X* x = (const X*)c.x + row * c.inputs + column;
+      team.share(panels, together ? PANELS : panels, [&](long begin, long end, long thread) {
+        for (long p = begin, next; p < end; p = next) {
+          const long o = p * PANEL, at_once = p + PANELS <= end && p + PANELS <= whole ? PANELS : 1;
+          next = p + at_once;
+          const T* weight = (const T*)c.weight + p * panel + column * PANEL;
+          const char* ahead = (const char*)(step ? weight + at_once * panel : weight);
+          const float* scales = done && c.scales ? c.scales + o : nullptr;
+          const Y* bias = done && c.bias ? (const Y*)c.bias + o : nullptr;
+          Columns<K> columns{weight, panel, count, c.inputs, c.outputs, scales, bias, column == 0, ahead, step};
+          Y* y = (Y*)c.y + row * c.outputs + o;
+          if constexpr (WIDENS)
+            if (wide) {
+              auto* to = wide.get() + thread * PANELS * wide_panel;
+              add_panels(widen_panels(columns, at_once, to, wide_panel), at_once, x, y, rows, c.outputs - o);
+              continue;
+            }
+          add_panels(columns, at_once, x, y, rows, c.outputs - o);
+        }
+      });
     }
 }
 
 // For bias, x and y of bfloat16.
 template <class K>
-static void multiply_widened(const ProductCall& given) {
+static void multiply_widened(const ProductCall& given, Team& team) {
   const long num_x = given.rows * given.inputs, num_y = given.rows * given.outputs;
   std::unique_ptr<float[]> floats(new float[num_x + num_y + given.outputs]);
   ProductCall c = given;
   c.x = floats.get(), c.y = floats.get() + num_x, c.type = 0;
-  convert<BF16, F32>(floats.get(), given.x, num_x, c.threads);
+  convert<BF16, F32>(floats.get(), given.x, num_x, team);
   if (given.bias) {
     c.bias = floats.get() + num_x + num_y;
-    convert<BF16, F32>(floats.get() + num_x + num_y, given.bias, c.outputs, 1);
+    convert<BF16, F32>(floats.get() + num_x + num_y, given.bias, c.outputs, team);
   }
-  multiply_floats<K>(c);
-  convert<F32, BF16>(given.y, c.y, num_y, c.threads);
+  multiply_floats<K>(c, team);
+  convert<F32, BF16>(given.y, c.y, num_y, team);
 }
 
 // The same, in pairs if the processor can.
 template <class PAIRS, class K>
-static void multiply_pairs(const ProductCall& c) {
+static void multiply_pairs(const ProductCall& c, Team& team) {
 #if defined(__AVX512BF16__)
-  if (c.inputs % 2 == 0) return multiply_floats<PAIRS>(c);
+  if (c.inputs % 2 == 0) return multiply_floats<PAIRS>(c, team);
 #endif
-  multiply_widened<K>(c);
+  multiply_widened<K>(c, team);
 }

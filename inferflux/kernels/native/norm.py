@@ -37,5 +37,5 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
 def _run(out: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, token_stride: int, eps: float) -> None:
     size = weight.shape[-1]
     heads = weight.numel() // size
-    numbers = (x.numel() // size, heads, size, token_stride, eps, torch.get_num_threads())
+    numbers = (x.numel() // size, heads, size, token_stride, eps)
     call(NORM, TYPES[x.dtype], (out, x, residual, weight), *numbers)

@@ -83,5 +83,5 @@ def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:
     y = torch.empty((x.shape[0], panels.num_outputs), dtype=dtype)
     sizes = (x.shape[0], panels.num_outputs, x.shape[1])
     tensors = (panels.values, panels.scales, bias, rows, y)
-    call(PRODUCT, TYPES[panels.values.dtype], tensors, *sizes, TYPES[dtype], torch.get_num_threads())
+    call(PRODUCT, TYPES[panels.values.dtype], tensors, *sizes, TYPES[dtype])
     return y.to(x.dtype)

@@ -239,13 +239,13 @@ static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>&
 }
 
 template <class E>
-static void prefill(const AttentionCall& c) {
+static void prefill(const AttentionCall& c, Team& team) {
   const long G = c.num_heads / c.num_kv_heads, K = c.num_kv_heads;
   long num_tokens = 0, most = QUERIES / G;
   for (long r = 0; r < c.num_rows; r++)
     if (c.starts[r + 1] - c.starts[r] > 1) num_tokens += c.starts[r + 1] - c.starts[r];
   // Smaller blocks where threads would have few each, and wait for the last.
-  while (most * G > PANEL_QUERIES && num_tokens * K < most * c.threads * 4) most /= 2;
+  while (most * G > PANEL_QUERIES && num_tokens * K < most * team.size() * 4) most /= 2;
   std::vector<Block> blocks;
   for (long r = 0; r < c.num_rows; r++) {
     const long token = c.starts[r], count = c.starts[r + 1] - token;
@@ -257,8 +257,10 @@ static void prefill(const AttentionCall& c) {
   if (!num_blocks) return;
   // Each thread's. They are made here, because a thread that finds no memory can only end the process.
   std::vector<Buffers<E>> buffers;
-  for (long i = 0; i < (num_blocks > 1 ? c.threads : 1); i++) buffers.emplace_back(c.head_dim, most * G);
+  for (long i = 0; i < (num_blocks > 1 ? team.size() : 1); i++) buffers.emplace_back(c.head_dim, most * G);
   // The last see most.
-#pragma omp parallel for num_threads(c.threads) schedule(dynamic, 1) if (num_blocks > 1)
-  for (long i = num_blocks - 1; i >= 0; i--) attend_block<E>(c, blocks[i], buffers[omp_get_thread_num()]);
+  std::atomic<long> left(num_blocks);
+  team.share(buffers.size(), 1, [&](long thread, long, long) {
+    for (long i; (i = --left) >= 0;) attend_block<E>(c, blocks[i], buffers[thread]);
+  });
 }

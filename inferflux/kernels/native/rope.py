@@ -32,6 +32,5 @@ def rope(
         head_dim,
         0 if cos is None else cos.shape[1],
         kv_pages.shape[2],
-        torch.get_num_threads(),
     )
     return qkv[:, :num_heads]

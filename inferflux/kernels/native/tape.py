@@ -47,7 +47,7 @@ class Tape:
 
         Raises MemoryError when a call cannot allocate its scratch memory.
         """
-        if not library().replay(self.entries, self.num_calls, arena.data_ptr()):
+        if not library().replay(self.entries, self.num_calls, arena.data_ptr(), torch.get_num_threads()):
             raise MemoryError("no scratch memory for a decode step")
 
     def results(self, arena: Tensor) -> tuple[Tensor, ...]:

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+
+#include "team.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -329,13 +331,14 @@ struct alignas(64) Line {
 static inline long padded(long count, long to) { return (count + to - 1) / to * to; }
 
 // to[i] = from[i], in another type.
-template <class FROM, class TO> static void convert(void* to_, const void* from_, long count, int threads) {
+template <class FROM, class TO> static void convert(void* to_, const void* from_, long count, Team& team) {
   typedef typename FROM::T From;
   typedef typename TO::T To;
   const From* from = (const From*)from_;
   To* to = (To*)to_;
-  const long whole = count / W * W;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count > 32768)
-  for (long i = 0; i < whole; i += W) TO::write(to + i, FROM::read(from + i));
-  for (long i = whole; i < count; i++) TO::write1(to + i, FROM::read1(from + i));
+  const long whole = count / W;
+  team.share(whole, count > 32768 ? team.slice(whole) : whole, [=](long first, long last, long) {
+    for (long i = first * W; i < last * W; i += W) TO::write(to + i, FROM::read(from + i));
+  });
+  for (long i = whole * W; i < count; i++) TO::write1(to + i, FROM::read1(from + i));
 }
