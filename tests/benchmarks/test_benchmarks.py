@@ -41,7 +41,7 @@ def test_offline_runs_quantised_variants_beside_the_float_ones(
 
 def test_shares_of_a_step_add_up(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "op_shares.json"
-    arguments = ["op_shares", "--shapes", "toy", "--quantization", "none", "int8", "--steps", "2"]
+    arguments = ["op_shares", "--shapes", "toy", "--quantization", "none", "int8", "--steps", "32"]
     monkeypatch.setattr("sys.argv", [*arguments, "--cache", str(cache), "--out", str(out)])
     op_shares.main()
     results = json.loads(out.read_text())["results"]
