@@ -116,8 +116,11 @@ def test_kv_tiers_measures_prefixes_from_every_tier_and_the_books(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Rates, "prefers_load", lambda *_args: True)
-    found = kv_tiers.ttft(cache / "toy-float32", 1280, 1, tmp_path)
-    assert found["samples"] == {"recomputed": 2, "cpu": 1, "nvme": 1}
+    found = kv_tiers.ttft(cache / "toy-float32", 1280, 3, tmp_path)
+    assert found["samples"]["recomputed"] == 6
+    # On a busy machine pages may come faster than the file takes them: then they give way, and a round has no sample.
+    assert found["samples"]["cpu"] >= 1
+    assert found["samples"]["nvme"] >= 1
     lost = kv_tiers.loss(cache / "toy-float32", 64, 1, tmp_path)
     assert lost["demoted_mb"] > 0
     assert kv_tiers.books(500, 3)["median_us"] > 0
