@@ -24,7 +24,7 @@ from inferflux.engine.models.load import build_decoder
 from inferflux.engine.models.spec import read_spec, with_max_model_len
 from inferflux.engine.request import Request
 from inferflux.engine.runner.runner import Runner
-from inferflux.engine.scheduler import Scheduler
+from inferflux.engine.scheduler.scheduler import Scheduler
 from inferflux.engine.weights.loader import WeightLoader
 from inferflux.engine.weights.source import Weight
 from inferflux.kernels.kernel_set import KernelSet, select

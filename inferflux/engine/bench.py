@@ -23,7 +23,7 @@ from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.layers.lora import StepAdapters
 from inferflux.engine.request import Request
 from inferflux.engine.runner.runner import Runner
-from inferflux.engine.scheduler import Scheduler
+from inferflux.engine.scheduler.scheduler import Scheduler
 from inferflux.kernels.kernel_set import select
 from inferflux.kernels.metadata import AttentionMetadata
 from inferflux.sampling_params import SamplingParams

@@ -19,9 +19,9 @@ from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.pending_grammars import PendingGrammars
 from inferflux.engine.request import Request
 from inferflux.engine.request_checks import check_pooling, check_prompt
-from inferflux.engine.request_outputs import refused_output
-from inferflux.engine.scheduler import Scheduler
-from inferflux.engine.speculator import Speculator, placeholders, prompt_lookup
+from inferflux.engine.scheduler.request_outputs import refused_output
+from inferflux.engine.scheduler.scheduler import Scheduler
+from inferflux.engine.scheduler.speculator import Speculator, placeholders, prompt_lookup
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import StepPlan
 from inferflux.errors import RequestError, did_you_mean

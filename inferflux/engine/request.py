@@ -41,10 +41,10 @@ class Request:
     num_planned, num_pending: tokens that steps in flight compute, and tokens that they sample: not yet counted in
         num_computed and tokens.
     num_loads: how often its prefix was loaded since it last ran; num_loaded: pages that were loaded, by tier.
-    rank: place in the scheduling policy's order, smallest first; set by `order`. queued_time: since when it waits for
-        its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
-    num_turns: timeslices it has used up. last_turn: when `fair_share` last gave it a row in a shared step.
-    draft_acceptance: estimated probability that a draft token is right (see `speculator`).
+    rank: place in the scheduling policy's order, smallest first; set by `scheduler.order`. queued_time: since when it
+        waits for its turn: its arrival, or the end of its last timeslice. turn_start: len(tokens) when its turn began.
+    num_turns: timeslices it has used up. last_turn: when `scheduler.fair_share` last gave it a row.
+    draft_acceptance: estimated probability that a draft token is right (see `scheduler.speculator`).
     ngrams: index of its tokens, for drafts by prompt lookup.
     adapter: number of its adapter, 0 for none; adapter_name: the adapter's part in the names of pages (see
         `kv.hashing`).

@@ -1,9 +1,9 @@
 """What the estimators of time have in common: a moving average, and what a delayed step counts as.
 
 There are three, for three questions:
-  `step_time`  how long does this step take? For `fair_share`; weighs decoding rows and prompt tokens apart.
-  `row_cost`   what share of a decode step's time do its rows take? For `speculator`; says when it does not know yet.
-  `kv.rates`   how long does a prompt token take, and loading a page? For the choice between loading and computing.
+  `scheduler.step_time`  how long does this step take? Tells decoding rows from prompt tokens. For `fair_share`.
+  `scheduler.row_cost`   what share of a decode step's time do its rows take, if that is known? For `speculator`.
+  `kv.rates`             how long does a prompt token take, and loading a page? To choose between the two.
 Pure functions of numbers.
 """
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from inferflux.config.tree import ServerConfig
-from inferflux.engine.policies import AGE_STEP_S
+from inferflux.engine.scheduler.policies import AGE_STEP_S
 from inferflux.server.access.rate_limit import retry_after_s
 from inferflux.server.errors import BusyError, NotReadyError
 

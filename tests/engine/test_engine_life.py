@@ -23,8 +23,8 @@ from inferflux.engine import pending_grammars
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.policies import PATIENCE_S, POLICIES
 from inferflux.engine.request import Request
+from inferflux.engine.scheduler.policies import PATIENCE_S, POLICIES
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.fake_executor import EOS, WINDOW, FakeExecutor

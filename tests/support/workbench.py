@@ -8,8 +8,8 @@ from inferflux.engine.interface import Output
 from inferflux.engine.kv.lower_tiers import TierSettings
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.scheduler import Scheduler
-from inferflux.engine.speculator import Speculator
+from inferflux.engine.scheduler.scheduler import Scheduler
+from inferflux.engine.scheduler.speculator import Speculator
 from inferflux.engine.step import StepOutput, StepPlan
 from inferflux.sampling_params import SamplingParams
 from tests.support.fake_runner import VOCAB_SIZE, FakeRunner, expected_tokens, next_token, seed_of

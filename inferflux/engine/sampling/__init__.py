@@ -1,0 +1,1 @@
+"""Sampling: how logits become a token, with penalties, biases, grammar masks and log-probabilities."""

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from inferflux.engine.engine import Engine
 from inferflux.engine.interface import Output, Submit
-from inferflux.engine.request_outputs import refused_output
+from inferflux.engine.scheduler.request_outputs import refused_output
 from inferflux.engine.service.health import Health
 from inferflux.engine.service.output_frames import output_frames
 from inferflux.engine.service.protocol import (

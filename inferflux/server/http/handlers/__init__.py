@@ -1,0 +1,1 @@
+"""One module per group of routes: a checked body in, a response out."""

@@ -6,9 +6,9 @@ A row's result counts only if its request still runs and has not been preempted 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from inferflux.engine.fair_share import SharedStep
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.step_time import StepSize
+from inferflux.engine.scheduler.fair_share import SharedStep
+from inferflux.engine.scheduler.step_time import StepSize
 
 
 class InFlightStep(NamedTuple):

@@ -18,19 +18,25 @@ from collections.abc import Callable
 from copy import copy
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.in_flight import InFlightStep, is_current
 from inferflux.engine.interface import Output
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.order import Order
-from inferflux.engine.policies import Policy
-from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request
-from inferflux.engine.request_outputs import failed_output, finish_reason, pooled_output, prompt_output, token_output
-from inferflux.engine.speculator import Speculator
+from inferflux.engine.scheduler.in_flight import InFlightStep, is_current
+from inferflux.engine.scheduler.order import Order
+from inferflux.engine.scheduler.policies import Policy
+from inferflux.engine.scheduler.queues import Queues
+from inferflux.engine.scheduler.request_outputs import (
+    failed_output,
+    finish_reason,
+    pooled_output,
+    prompt_output,
+    token_output,
+)
+from inferflux.engine.scheduler.speculator import Speculator
+from inferflux.engine.scheduler.step_builder import StepBuilder
+from inferflux.engine.scheduler.step_planner import StepPlanner
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import RowOutput, StepOutput, StepPlan
-from inferflux.engine.step_builder import StepBuilder
-from inferflux.engine.step_planner import StepPlanner
 from inferflux.errors import RequestError
 
 

@@ -9,11 +9,11 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.order import Order, by_rank
 from inferflux.engine.request import FinishReason, Request, RequestState
+from inferflux.engine.scheduler.order import Order, by_rank
+from inferflux.engine.scheduler.waiting import Waiting
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import TokenLogprobs
-from inferflux.engine.waiting import Waiting
 
 
 class Queues:

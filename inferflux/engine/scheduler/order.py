@@ -13,11 +13,11 @@ from math import inf
 from operator import attrgetter
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.fair_share import FairShare, SharedStep
-from inferflux.engine.policies import Policy, PolicyContext, policy_named
 from inferflux.engine.request import Request
-from inferflux.engine.step_time import StepSize
-from inferflux.engine.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
+from inferflux.engine.scheduler.fair_share import FairShare, SharedStep
+from inferflux.engine.scheduler.policies import Policy, PolicyContext, policy_named
+from inferflux.engine.scheduler.step_time import StepSize
+from inferflux.engine.scheduler.tenants import OUTPUT_TOKEN, PROMPT_TOKEN, TenantCounters
 
 # Tier, the policy's number, turn.
 Rank = tuple[int, float, int]

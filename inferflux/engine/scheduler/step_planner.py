@@ -10,14 +10,14 @@ from itertools import chain
 from typing import Final
 
 from inferflux.config import SchedulerConfig
-from inferflux.engine.in_flight import InFlightStep
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.order import Order
-from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request, RequestState
+from inferflux.engine.scheduler.in_flight import InFlightStep
+from inferflux.engine.scheduler.order import Order
+from inferflux.engine.scheduler.queues import Queues
+from inferflux.engine.scheduler.step_builder import StepBuilder
+from inferflux.engine.scheduler.step_time import StepSize
 from inferflux.engine.stats import EngineStats
-from inferflux.engine.step_builder import StepBuilder
-from inferflux.engine.step_time import StepSize
 
 # Longest time that a step may spend on prompt tokens: new requests wait for its end, and an engine that is silent for a
 # minute is taken for stuck.

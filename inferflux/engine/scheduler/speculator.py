@@ -18,12 +18,12 @@ from inferflux.config import SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.ngrams import Ngrams
 from inferflux.engine.request import INITIAL_ACCEPTANCE, Request
-from inferflux.engine.row_cost import RowCost
+from inferflux.engine.scheduler.row_cost import RowCost
+from inferflux.engine.scheduler.step_builder import StepBuilder
+from inferflux.engine.scheduler.step_time import StepSize
 from inferflux.engine.smoothing import moving_average
 from inferflux.engine.stats import EngineStats
 from inferflux.engine.step import Row
-from inferflux.engine.step_builder import StepBuilder
-from inferflux.engine.step_time import StepSize
 
 # How much the newest verified draft counts: from the initial acceptance two wrong ones halve it, five right ones bring
 # it to nine tenths.

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inferflux.config import FairnessConfig
-from inferflux.engine.policies import PATIENCE_S, POLICIES
 from inferflux.engine.request import RequestState
+from inferflux.engine.scheduler.policies import PATIENCE_S, POLICIES
 from inferflux.errors import RequestError
 from tests.support.workbench import Workbench
 

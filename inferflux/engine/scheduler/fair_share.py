@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 
 from inferflux.config import SchedulerConfig
 from inferflux.engine.request import Request
+from inferflux.engine.scheduler.step_time import GAIN, StepSize, StepTimeModel
+from inferflux.engine.scheduler.tenants import TenantCounters
 from inferflux.engine.smoothing import moving_average, without_outlier
-from inferflux.engine.step_time import GAIN, StepSize, StepTimeModel
-from inferflux.engine.tenants import TenantCounters
 
 # How long a favoured request may take, as a multiple of what it would take alone. 2 is promised; the difference is for
 # the step that is running when a request arrives. Worst of 5 over solo on 2 cores, at batches of 8, 32 and 128:

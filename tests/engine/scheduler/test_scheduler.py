@@ -6,10 +6,10 @@ import pytest
 
 from inferflux.config import FairnessConfig
 from inferflux.engine.kv.rates import FIRST_TOKENS
-from inferflux.engine.policies import AGE_STEP_S
 from inferflux.engine.request import Request, RequestState
+from inferflux.engine.scheduler.policies import AGE_STEP_S
+from inferflux.engine.scheduler.step_planner import LONGEST_STEP_S, MAX_PASSED_OVER
 from inferflux.engine.step import StepOutput
-from inferflux.engine.step_planner import LONGEST_STEP_S, MAX_PASSED_OVER
 from inferflux.errors import RequestError
 from tests.support.fake_runner import next_token, score_of
 from tests.support.workbench import EOS, Workbench

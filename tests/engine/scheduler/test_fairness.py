@@ -4,10 +4,10 @@ import pytest
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
-from inferflux.engine.order import Order
-from inferflux.engine.policies import PATIENCE_S, policy_named
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.tenants import OUTPUT_TOKEN, TenantCounters
+from inferflux.engine.scheduler.order import Order
+from inferflux.engine.scheduler.policies import PATIENCE_S, policy_named
+from inferflux.engine.scheduler.tenants import OUTPUT_TOKEN, TenantCounters
 from inferflux.errors import ConfigError
 from inferflux.sampling_params import SamplingParams
 from tests.support.workbench import Workbench
@@ -58,7 +58,7 @@ def test_who_comes_back_has_saved_up_nothing_and_escapes_nothing() -> None:
 
 
 def test_counters_do_not_grow_with_every_tenant_ever_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferflux.engine.tenants.MAX_REMEMBERED", 10)
+    monkeypatch.setattr("inferflux.engine.scheduler.tenants.MAX_REMEMBERED", 10)
     tenants = TenantCounters()
     for number in range(1000):
         tenants.enter(str(number))
@@ -69,7 +69,7 @@ def test_counters_do_not_grow_with_every_tenant_ever_seen(monkeypatch: pytest.Mo
 
 def test_a_tenant_that_is_here_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though it has had the least of all: its next token is charged to it."""
-    monkeypatch.setattr("inferflux.engine.tenants.MAX_REMEMBERED", 10)
+    monkeypatch.setattr("inferflux.engine.scheduler.tenants.MAX_REMEMBERED", 10)
     tenants = TenantCounters()
     tenants.enter("stays")
     for number in range(100):
@@ -222,7 +222,7 @@ def test_another_policy_counts_for_who_waits_already() -> None:
 
 
 def test_a_long_queue_is_not_looked_up_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferflux.engine.order.MAX_LOOKED_UP", 2)
+    monkeypatch.setattr("inferflux.engine.scheduler.order.MAX_LOOKED_UP", 2)
     looked_up = []
     order = Order(
         SchedulerConfig(policy="longest_prefix"),

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-from inferflux.engine.lazy_heap import LazyHeap
+from inferflux.engine.scheduler.lazy_heap import LazyHeap
 
 PROMPT_TOKEN: Final = 1
 OUTPUT_TOKEN: Final = 2

@@ -9,9 +9,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import chain
 
-from inferflux.engine.lazy_heap import LazyHeap
-from inferflux.engine.order import Order, Rank
 from inferflux.engine.request import Request
+from inferflux.engine.scheduler.lazy_heap import LazyHeap
+from inferflux.engine.scheduler.order import Order, Rank
 
 # The one lane of policies that do not share slots among tenants.
 _ALL = ""

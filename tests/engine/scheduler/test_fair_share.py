@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.fair_share import ARRIVAL_WINDOW_S, LATENCY_FACTOR, MAX_CREDIT_STEPS, FairShare
 from inferflux.engine.request import Request, RequestState
+from inferflux.engine.scheduler.fair_share import ARRIVAL_WINDOW_S, LATENCY_FACTOR, MAX_CREDIT_STEPS, FairShare
+from inferflux.engine.scheduler.step_time import StepSize, StepTimeModel
+from inferflux.engine.scheduler.tenants import TenantCounters
 from inferflux.engine.step import StepPlan
-from inferflux.engine.step_time import StepSize, StepTimeModel
-from inferflux.engine.tenants import TenantCounters
 from inferflux.sampling_params import SamplingParams
 from tests.support.workbench import Workbench
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inferflux.config import FairnessConfig, SchedulerConfig
-from inferflux.engine.order import Order
-from inferflux.engine.policies import POLICIES
-from inferflux.engine.queues import Queues
 from inferflux.engine.request import Request
+from inferflux.engine.scheduler.order import Order
+from inferflux.engine.scheduler.policies import POLICIES
+from inferflux.engine.scheduler.queues import Queues
+from inferflux.engine.scheduler.tenants import TenantCounters
 from inferflux.engine.stats import EngineStats
-from inferflux.engine.tenants import TenantCounters
 from inferflux.sampling_params import SamplingParams
 from tests.support.workbench import Workbench
 

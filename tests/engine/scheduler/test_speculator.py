@@ -15,11 +15,11 @@ from inferflux.config import SchedulerConfig
 from inferflux.engine.kv.manager import KVManager
 from inferflux.engine.ngrams import MAX_TOKENS, Ngrams
 from inferflux.engine.request import Request
-from inferflux.engine.row_cost import RowCost
-from inferflux.engine.speculator import Speculator
+from inferflux.engine.scheduler.row_cost import RowCost
+from inferflux.engine.scheduler.speculator import Speculator
+from inferflux.engine.scheduler.step_builder import StepBuilder
+from inferflux.engine.scheduler.step_time import StepSize
 from inferflux.engine.step import Row
-from inferflux.engine.step_builder import StepBuilder
-from inferflux.engine.step_time import StepSize
 from inferflux.errors import ConfigError
 from inferflux.sampling_params import Grammar, SamplingParams
 from tests.support.engines import run_requests, start_engine, tokens_of

@@ -4,8 +4,8 @@ Knows what a row looks like; who gets one is the scheduler's decision.
 """
 
 from inferflux.engine.request import Request
+from inferflux.engine.scheduler.step_time import StepSize
 from inferflux.engine.step import PageMove, Row, RowStart, StepPlan
-from inferflux.engine.step_time import StepSize
 
 
 class StepBuilder:
