@@ -2,19 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from inferflux.ctl.admin import areas
+from inferflux.ctl.arguments import given, read_source
 from inferflux.ctl.client import Client
 from inferflux.ctl.show import print_embeddings, print_json, print_models, print_status, printable
-from inferflux.ctl.source import read_source
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
-_OPTIONS: Final = ("model", "max_tokens", "temperature")
+OPTIONS: Final = ("model", "max_tokens", "temperature")
 
 Command = Callable[[Client, argparse.Namespace], Awaitable[None]]
 
@@ -35,17 +35,17 @@ async def models(client: Client, args: argparse.Namespace) -> None:
 
 
 async def completion(client: Client, args: argparse.Namespace) -> None:
-    body = {"prompt": read_text(args.prompt), **options(args)}
+    body = {"prompt": read_text(args.prompt), **given(args, OPTIONS)}
     await _generate(client, COMPLETIONS, body, args, lambda choice: choice["text"])
 
 
 async def chat(client: Client, args: argparse.Namespace) -> None:
-    body = {"messages": [{"role": "user", "content": read_text(args.message)}], **options(args)}
+    body = {"messages": [{"role": "user", "content": read_text(args.message)}], **given(args, OPTIONS)}
     await _generate(client, CHAT, body, args, chat_text)
 
 
 async def embed(client: Client, args: argparse.Namespace) -> None:
-    body = {"input": [read_text(text) for text in args.text], **options(args, ("model", "dimensions"))}
+    body = {"input": [read_text(text) for text in args.text], **given(args, ("model", "dimensions"))}
     answer = await client.post(EMBEDDINGS, body)
     print_json(answer) if args.json else print_embeddings(answer["data"])
 
@@ -53,12 +53,6 @@ async def embed(client: Client, args: argparse.Namespace) -> None:
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {"status": status, "models": models, "completion": completion, "chat": chat, "embed": embed, "admin": areas.run}
 )
-
-
-def options(args: argparse.Namespace, names: Sequence[str] = _OPTIONS) -> dict[str, Any]:
-    """Returns the request fields that were given on the command line; the server has defaults for the others."""
-    given = {name: getattr(args, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def chat_text(choice: Mapping[str, Any]) -> str:

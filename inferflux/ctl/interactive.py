@@ -11,8 +11,9 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from inferflux.ctl.arguments import given
 from inferflux.ctl.client import Client, ServerError
-from inferflux.ctl.commands import CHAT, chat_text, options, say
+from inferflux.ctl.commands import CHAT, OPTIONS, chat_text, say
 from inferflux.ctl.show import print_json
 
 PROMPT: Final = "> "
@@ -36,7 +37,7 @@ class Conversation:
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = ""
         try:
-            async for event in self._ask({**options(self._args), "messages": asked}):
+            async for event in self._ask({**given(self._args, OPTIONS), "messages": asked}):
                 piece = "".join(map(chat_text, event["choices"]))
                 answer += piece
                 print_json(event) if self._args.json else say(piece)

@@ -19,7 +19,7 @@ from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import DistributedConfig
 from inferflux.engine.engine import Engine
 from inferflux.engine.executor import Executor
-from inferflux.engine.layers import mixture
+from inferflux.engine.layers import moe
 from inferflux.sampling_params import SamplingParams
 from tests.support.engines import Result, adapter_configs, run_requests
 
@@ -119,5 +119,5 @@ def answer(
 
 def answer_all_to_all(*arguments: Any) -> tuple[list[Result], int] | None:
     """As `answer`, with experts' rows sent to the rank that adds them up, however few tokens there are."""
-    with patch.object(mixture, "ALL_TO_ALL_TOKENS", 1):
+    with patch.object(moe, "ALL_TO_ALL_TOKENS", 1):
         return answer(*arguments)

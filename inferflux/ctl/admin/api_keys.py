@@ -4,12 +4,12 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
-from inferflux.ctl.client import Client
-from inferflux.ctl.show import print_json, print_table
+from inferflux.ctl.admin.area import Action, Area, add_yes, confirm, read
+from inferflux.ctl.arguments import given
+from inferflux.ctl.client import Answer, Client
+from inferflux.ctl.show import print_table
 
 PATH: Final = "/v1/admin/api_keys"
 SCOPES: Final = ("generate", "read", "admin")
@@ -17,26 +17,26 @@ _COLUMNS: Final = ("id", "name", "tenant", "scopes", "begins with", "requests/mi
 _OPTIONAL: Final = ("tenant", "rate_limit_per_minute", "tokens_per_minute", "max_priority")
 
 
-async def _list(client: Client, args: argparse.Namespace) -> None:
-    answer = await client.get(PATH)
-    print_json(answer) if args.json else print_table(_COLUMNS, map(_row, answer["data"]))
+def _show_list(answer: Answer) -> None:
+    print_table(_COLUMNS, map(_row, answer["data"]))
 
 
-async def _create(client: Client, args: argparse.Namespace) -> None:
-    body = {"name": args.name, "scopes": args.scopes}
-    body |= {name: value for name in _OPTIONAL if (value := getattr(args, name)) is not None}
-    answer = await client.post(PATH, body)
-    if args.json:
-        print_json(answer)
-        return
-    print(f"{answer['id']}; the key is shown this once:", file=sys.stderr)
+async def _create(client: Client, args: argparse.Namespace) -> Any:
+    return await client.post(PATH, {"name": args.name, "scopes": args.scopes, **given(args, _OPTIONAL)})
+
+
+def _show_created(answer: Answer) -> None:
+    print(f"{answer['id']}; the key is shown only once:", file=sys.stderr)
     print(answer["key"])
 
 
-async def _revoke(client: Client, args: argparse.Namespace) -> None:
-    confirm(f"Revoke {args.id}? Whoever uses it is refused from the next request on.", args.yes)
-    answer = await client.delete(PATH, {"id": args.id})
-    print_json(answer) if args.json else print(f"revoked {answer['id']}")
+async def _revoke(client: Client, args: argparse.Namespace) -> Any:
+    confirm(f"Revoke {args.id}? Requests that use it will be refused immediately.", args.yes)
+    return await client.delete(PATH, {"id": args.id})
+
+
+def _show_revoked(answer: Answer) -> None:
+    print(f"revoked {answer['id']}")
 
 
 def _row(key: Mapping[str, Any]) -> tuple[object, ...]:
@@ -77,11 +77,9 @@ def _scopes(text: str) -> list[str]:
 AREA: Final = Area(
     "who may call",
     "list",
-    MappingProxyType(
-        {
-            "list": Action("the keys, without their secrets", _list),
-            "create": Action("make a key and show it once", _create, _add_create),
-            "revoke": Action("refuse a key from now on", _revoke, _add_revoke),
-        }
-    ),
+    {
+        "list": Action("the keys, without their secrets", read(PATH), _show_list),
+        "create": Action("create a key and show it once", _create, _show_created, _add_create),
+        "revoke": Action("revoke a key, immediately", _revoke, _show_revoked, _add_revoke),
+    },
 )

@@ -1,21 +1,22 @@
-"""What an area of `inferctl admin` is made of, and the question before what cannot be undone."""
+"""What an area of `inferctl admin` consists of, and the confirmation before a change."""
 
 import argparse
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inferflux.ctl.client import Client
 from inferflux.errors import ConfigError, InferFluxError
 
-Run = Callable[[Client, argparse.Namespace], Awaitable[None]]
+Ask = Callable[[Client, argparse.Namespace], Awaitable[Any]]
 
 
 class Action(NamedTuple):
-    """help: one line for the listing. run: asks the server and prints the answer."""
+    """help: one line for the listing. ask: asks the server and returns the answer. show: prints it for people."""
 
     help: str
-    run: Run
+    ask: Ask
+    show: Callable[[Any], None]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda _parser: None
 
 
@@ -31,17 +32,21 @@ class DeclinedError(InferFluxError):
     """The user did not confirm."""
 
 
+def read(path: str) -> Ask:
+    """Returns an `Action.ask` that gets `path`."""
+    return lambda client, _args: client.get(path)
+
+
 def add_yes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def add_if_match(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--if-match", metavar="TAG", help="only if `show` would still print this tag")
+    parser.add_argument("--if-match", metavar="TAG", help="change only what still has this tag (see `show`)")
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Asks on the terminal unless `yes`. Raises DeclinedError for a no, ConfigError where there is nobody
-    to ask."""
+    """Asks on the terminal unless `yes`. Raises DeclinedError for a no, ConfigError without a terminal."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -8,6 +8,7 @@ from typing import Any, Final
 from inferflux.ctl.admin import api_keys, cache, fairness, guardrails, models, policy, pools, rate_limit
 from inferflux.ctl.admin.area import Area
 from inferflux.ctl.client import Client
+from inferflux.ctl.show import print_json
 
 AREAS: Final[Mapping[str, Area]] = MappingProxyType(
     {
@@ -35,4 +36,6 @@ def add_areas(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) 
 
 async def run(client: Client, args: argparse.Namespace) -> None:
     area = AREAS[args.area]
-    await area.actions[args.action or area.default].run(client, args)
+    action = area.actions[args.action or area.default]
+    answer = await action.ask(client, args)
+    print_json(answer) if args.json else action.show(answer)

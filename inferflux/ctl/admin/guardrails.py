@@ -1,24 +1,19 @@
 """`inferctl admin guardrails`: the blocklist, the policy service, and whether answers are checked."""
 
 import argparse
-from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin.area import Action, Area, add_if_match, add_yes, confirm
+from inferflux.ctl.admin.area import Action, Area, add_if_match, add_yes, confirm, read
+from inferflux.ctl.arguments import read_source
 from inferflux.ctl.client import Answer, Client
-from inferflux.ctl.show import print_json, print_table
-from inferflux.ctl.source import read_source
+from inferflux.ctl.show import print_table
 from inferflux.errors import ConfigError
 
 PATH: Final = "/v1/admin/guardrails"
 NONE: Final = "none"
 
 
-async def _show(client: Client, args: argparse.Namespace) -> None:
-    _print(await client.get(PATH), args)
-
-
-async def _set(client: Client, args: argparse.Namespace) -> None:
+async def _set(client: Client, args: argparse.Namespace) -> Any:
     body: dict[str, Any] = {}
     if args.blocklist is not None:
         body["blocklist"] = _read_terms(args.blocklist)
@@ -31,13 +26,10 @@ async def _set(client: Client, args: argparse.Namespace) -> None:
     if not body:
         raise ConfigError("nothing to change: give at least one option")
     confirm(f"Change {', '.join(body)} for all callers?", args.yes)
-    _print(await client.put(PATH, body, tag=args.if_match), args)
+    return await client.put(PATH, body, tag=args.if_match)
 
 
-def _print(answer: Answer, args: argparse.Namespace) -> None:
-    if args.json:
-        print_json(answer)
-        return
+def _show(answer: Answer) -> None:
     rows = [
         ("policy service", answer["opa_endpoint"] or "none"),
         ("if it fails", answer["on_error"]),
@@ -52,10 +44,12 @@ def _print(answer: Answer, args: argparse.Namespace) -> None:
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--blocklist", metavar="FILE", help="the whole blocklist, one term a line; - reads stdin")
-    parser.add_argument("--opa-endpoint", metavar="URL", help=f"the policy service's decision; {NONE} for no service")
-    parser.add_argument("--on-error", choices=("deny", "allow"), help="what happens when the service fails")
-    parser.add_argument("--check-output", choices=("yes", "no"), help="check answers against the blocklist, too")
+    parser.add_argument("--blocklist", metavar="FILE", help="new blocklist, one term a line; - is standard input")
+    parser.add_argument(
+        "--opa-endpoint", metavar="URL", help=f"where the policy service decides; {NONE} for no service"
+    )
+    parser.add_argument("--on-error", choices=("deny", "allow"), help="decision when the service fails")
+    parser.add_argument("--check-output", choices=("yes", "no"), help="check answers against the blocklist too")
     add_if_match(parser)
     add_yes(parser)
 
@@ -65,7 +59,10 @@ def _read_terms(source: str) -> list[str]:
 
 
 AREA: Final = Area(
-    "what may be said",
+    "blocked terms and the policy service",
     "show",
-    MappingProxyType({"show": Action("what is checked", _show), "set": Action("change it", _set, _add_set)}),
+    {
+        "show": Action("what is checked", read(PATH), _show),
+        "set": Action("change it", _set, _show, _add_set),
+    },
 )

@@ -3,12 +3,12 @@
 import argparse
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
-from inferflux.ctl.admin.area import Action, Area, add_yes, confirm
-from inferflux.ctl.client import Client
-from inferflux.ctl.show import print_json, print_table, printable
+from inferflux.ctl.admin.area import Action, Area, add_yes, confirm, read
+from inferflux.ctl.arguments import given
+from inferflux.ctl.client import Answer, Client
+from inferflux.ctl.show import print_table, printable
 
 PATH: Final = "/v1/admin/models"
 DEFAULT_PATH: Final = "/v1/admin/models/default"
@@ -25,14 +25,10 @@ _OPTIONAL: Final = (
 _MEBIBYTE: Final = 2**20
 
 
-async def _list(client: Client, args: argparse.Namespace) -> None:
-    answer = await client.get(PATH)
-    if args.json:
-        print_json(answer)
-        return
+def _show_list(answer: Answer) -> None:
     print_table(_COLUMNS, map(_row, answer["data"]))
     if answer["unloaded"]:
-        print(f"\nunloaded, though the files ask for them: {', '.join(answer['unloaded'])}")
+        print(f"\nunloaded by the admin API, although in the files: {', '.join(answer['unloaded'])}")
     registry = answer["registry"]
     if registry is not None:
         print(f"\nregistry {registry['path']}: {registry['state']}")
@@ -40,39 +36,41 @@ async def _list(client: Client, args: argparse.Namespace) -> None:
             print(printable(registry["error"]))
 
 
-async def _events(client: Client, args: argparse.Namespace) -> None:
-    events = (await client.get(PATH))["events"]
-    if args.json:
-        print_json(events)
-    else:
-        print_table(("time", "event", "model", "detail"), map(_event_row, events))
+async def _events(client: Client, args: argparse.Namespace) -> Any:
+    return (await client.get(PATH))["events"]
 
 
-async def _load(client: Client, args: argparse.Namespace) -> None:
-    body: dict[str, Any] = {"id": args.id, "path": args.path, "default": args.default}
-    body |= {name: value for name in _OPTIONAL if (value := getattr(args, name)) is not None}
-    answer = await client.post(PATH, body, accept=(200, 202))
-    print_json(answer) if args.json else print(f"{answer['id']} is {answer['state']}")
+def _show_events(events: list[dict[str, Any]]) -> None:
+    print_table(("time", "event", "model", "detail"), map(_event_row, events))
 
 
-async def _unload(client: Client, args: argparse.Namespace) -> None:
-    confirm(f"Unload {args.id}? New requests for it are refused; those that run finish.", args.yes)
-    answer = await client.delete(PATH, {"id": args.id}, accept=(200, 202))
-    print_json(answer) if args.json else print(f"{answer['id']} is {answer['state']}")
+async def _load(client: Client, args: argparse.Namespace) -> Any:
+    body = {"id": args.id, "path": args.path, "default": args.default, **given(args, _OPTIONAL)}
+    return await client.post(PATH, body, accept=(200, 202))
 
 
-async def _forget(client: Client, args: argparse.Namespace) -> None:
-    confirm(f"Forget what was decided here about {args.id}, and let the files say whether it is served?", args.yes)
-    answer = await client.delete(PATH, {"id": args.id, "forget": True}, accept=(200, 202))
-    print_json(answer) if args.json else print(f"{answer['id']} is {answer['state']}")
+async def _unload(client: Client, args: argparse.Namespace) -> Any:
+    confirm(f"Unload {args.id}? New requests for it will be refused; running ones will finish.", args.yes)
+    return await client.delete(PATH, {"id": args.id}, accept=(200, 202))
 
 
-async def _default(client: Client, args: argparse.Namespace) -> None:
+async def _forget(client: Client, args: argparse.Namespace) -> Any:
+    confirm(f"Forget the admin API's changes to {args.id}, so that the files decide whether it is served?", args.yes)
+    return await client.delete(PATH, {"id": args.id, "forget": True}, accept=(200, 202))
+
+
+def _show_state(answer: Answer) -> None:
+    print(f"{answer['id']} is {answer['state']}")
+
+
+async def _set_default(client: Client, args: argparse.Namespace) -> Any:
     model_id = None if args.files else args.id
-    subject = "the model that the files say" if args.files else args.id
-    confirm(f"Let {subject} answer all requests that name no model?", args.yes)
-    answer = await client.put(DEFAULT_PATH, {"id": model_id})
-    print_json(answer) if args.json else print(f"the default is {answer['id'] or 'no model'}")
+    confirm(f"Let {model_id or 'the default of the files'} answer all requests that name no model?", args.yes)
+    return await client.put(DEFAULT_PATH, {"id": model_id})
+
+
+def _show_default(answer: Answer) -> None:
+    print(f"the default is {answer['id'] or 'no model'}")
 
 
 def _row(model: Mapping[str, Any]) -> tuple[object, ...]:
@@ -97,14 +95,14 @@ def _event_row(event: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="ID", help="the name that requests give; one that is served is replaced")
+    parser.add_argument("id", metavar="ID", help="name that requests give; a served model of this name is replaced")
     parser.add_argument("path", metavar="PATH", help="model folder on the server, or stub: the demo model")
-    parser.add_argument("--default", action="store_true", help="let it answer requests that name no model")
+    parser.add_argument("--default", action="store_true", help="make it the default model")
     parser.add_argument("--backend", choices=("auto", "cpu", "cuda", "stub"), help="device to run on")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="type to compute in")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="maximum tokens of prompt and answer together")
     parser.add_argument("--quantization", choices=("int8", "int4", "fp8"), help="round its weights to fewer bits")
-    parser.add_argument("--idle-unload-s", type=float, metavar="S", help="unload it after so long without a request")
+    parser.add_argument("--idle-unload-s", type=float, metavar="S", help="unload it after S seconds without a request")
     parser.add_argument("--memory-gb", type=float, metavar="GB", help="maximum memory of weights and KV cache")
     parser.add_argument("--max-requests", type=int, metavar="N", help="maximum number of requests for it at once")
 
@@ -117,21 +115,19 @@ def _add_unload(parser: argparse.ArgumentParser) -> None:
 def _add_default(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("id", metavar="ID", nargs="?")
-    which.add_argument("--files", action="store_true", help="the default that configuration and registry say")
+    which.add_argument("--files", action="store_true", help="use the default of the configuration and registry")
     add_yes(parser)
 
 
 AREA: Final = Area(
     "which models are served",
     "list",
-    MappingProxyType(
-        {
-            "list": Action("the models, their engines, the registry", _list),
-            "events": Action("what happened to models of late", _events),
-            "load": Action("serve a model, in place of the one of that id", _load, _add_load),
-            "unload": Action("stop serving a model", _unload, _add_unload),
-            "forget": Action("let the files say again whether a model is served, and which", _forget, _add_unload),
-            "default": Action("choose who answers requests that name no model", _default, _add_default),
-        }
-    ),
+    {
+        "list": Action("the models, their engines, the registry", read(PATH), _show_list),
+        "events": Action("recent loads, unloads and failures", _events, _show_events),
+        "load": Action("serve a model; replaces a served one of the same id", _load, _show_state, _add_load),
+        "unload": Action("stop serving a model", _unload, _show_state, _add_unload),
+        "forget": Action("undo load and unload: the files decide again", _forget, _show_state, _add_unload),
+        "default": Action("choose the model for requests that name none", _set_default, _show_default, _add_default),
+    },
 )

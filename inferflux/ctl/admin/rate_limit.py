@@ -1,41 +1,33 @@
-"""`inferctl admin rate-limit`: the limit of every caller without one of their own."""
+"""`inferctl admin rate-limit`: the limit for callers without one of their own."""
 
 import argparse
-from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from inferflux.ctl.admin.area import Action, Area, add_if_match
+from inferflux.ctl.admin.area import Action, Area, add_if_match, read
 from inferflux.ctl.client import Answer, Client
-from inferflux.ctl.show import print_json, print_table
+from inferflux.ctl.show import print_table
 
 PATH: Final = "/v1/admin/rate_limit"
 
 
-async def _show(client: Client, args: argparse.Namespace) -> None:
-    _print(await client.get(PATH), args)
+async def _set(client: Client, args: argparse.Namespace) -> Any:
+    return await client.put(PATH, {"requests_per_minute": args.requests_per_minute}, tag=args.if_match)
 
 
-async def _set(client: Client, args: argparse.Namespace) -> None:
-    body = {"requests_per_minute": args.requests_per_minute}
-    _print(await client.put(PATH, body, tag=args.if_match), args)
-
-
-def _print(answer: Answer, args: argparse.Namespace) -> None:
-    if args.json:
-        print_json(answer)
-    else:
-        print_table(
-            (), [("requests a minute", answer["requests_per_minute"] or "no limit"), ("tag", answer.tag or "-")]
-        )
+def _show(answer: Answer) -> None:
+    print_table((), [("requests a minute", answer["requests_per_minute"] or "no limit"), ("tag", answer.tag or "-")])
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("requests_per_minute", type=int, metavar="N", help="requests a minute, 0 for no limit")
+    parser.add_argument("requests_per_minute", type=int, metavar="N", help="requests a minute; 0 is no limit")
     add_if_match(parser)
 
 
 AREA: Final = Area(
-    "how many requests a minute each caller may send",
+    "requests a minute for callers without a limit of their own",
     "show",
-    MappingProxyType({"show": Action("the limit", _show), "set": Action("change it", _set, _add_set)}),
+    {
+        "show": Action("the limit", read(PATH), _show),
+        "set": Action("change it", _set, _show, _add_set),
+    },
 )

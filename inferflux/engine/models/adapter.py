@@ -99,7 +99,7 @@ def _weights(spec: ModelSpec) -> Iterator[tuple[int, Weight]]:
     """Yields what can be adapted, by layer: attention's matrices, and those of an MLP that is no mixture of experts."""
     for index, (layer, weights) in enumerate(zip(spec.layers, weight_table(spec).layers, strict=True)):
         for weight in (weights.qkv, weights.o, *(() if layer.sparse else (weights.gate_up, weights.down))):
-            assert weight is not None, "a layer has an MLP or a mixture"
+            assert weight is not None, "a layer has an MLP or experts"
             yield index, weight
 
 

@@ -29,7 +29,7 @@ def _all_full(config: ConfigReader, num_layers: int) -> LayerTypes:
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureKeys:
+class MoeKeys:
     """Under which keys a family's configs keep the sizes of its mixtures of experts.
 
     normalise: whether the chosen experts' weights are made to add up to 1.
@@ -50,7 +50,7 @@ class Family:
     defaults: what its configs may leave out.
     qkv_bias, o_bias, mlp_bias: whether these products add a bias.
     qk_norm: queries and keys are normalised, head by head; qk_norm_whole: all heads of a token as one.
-    mixture: MLPs are mixtures of experts, in the layers that `decoder_sparse_step` and `mlp_only_layers` say.
+    moe: MLPs are mixtures of experts, in the layers that `decoder_sparse_step` and `mlp_only_layers` say.
     qkv_clip: reads `clip_qkv`, beyond which queries, keys and values are cut off.
     nope: reads `no_rope_layers`. norm_offset: norms multiply by 1 + weight. sandwich_norms: attention and MLP outputs
     are normalised too. scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
@@ -65,7 +65,7 @@ class Family:
     mlp_bias: Rule = False
     qk_norm: bool = False
     qk_norm_whole: bool = False
-    mixture: MixtureKeys | None = None
+    moe: MoeKeys | None = None
     qkv_clip: bool = False
     nope: bool = False
     norm_offset: bool = False
@@ -222,13 +222,13 @@ FAMILIES: Mapping[str, Family] = {
             "rope_theta": 1e6,
         },
         layer_types=_all_sliding,
-        mixture=MixtureKeys(expert_size="intermediate_size", normalise=True),
+        moe=MoeKeys(expert_size="intermediate_size", normalise=True),
     ),
     "Qwen2MoeForCausalLM": Family(
         defaults={**_QWEN, "num_experts_per_tok": 4, "num_experts": 60, "qkv_bias": True},
         layer_types=_every_second_below,
         qkv_bias="qkv_bias",
-        mixture=MixtureKeys(shared=True),
+        moe=MoeKeys(shared=True),
     ),
     "Qwen3MoeForCausalLM": Family(
         defaults={**_QWEN, "num_experts_per_tok": 8},
@@ -236,7 +236,7 @@ FAMILIES: Mapping[str, Family] = {
         qkv_bias="attention_bias",
         o_bias="attention_bias",
         qk_norm=True,
-        mixture=MixtureKeys(),
+        moe=MoeKeys(),
     ),
     "OlmoeForCausalLM": Family(
         defaults={
@@ -249,7 +249,7 @@ FAMILIES: Mapping[str, Family] = {
         qkv_bias="attention_bias",
         o_bias="attention_bias",
         qk_norm_whole=True,
-        mixture=MixtureKeys(expert_size="intermediate_size"),
+        moe=MoeKeys(expert_size="intermediate_size"),
         qkv_clip=True,
     ),
     "SmolLM3ForCausalLM": Family(

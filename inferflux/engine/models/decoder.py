@@ -13,8 +13,8 @@ from inferflux.engine.layers.attention import Attention, Step
 from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.linear import Linear
 from inferflux.engine.layers.lora import StepAdapters
-from inferflux.engine.layers.mixture import Mixture
 from inferflux.engine.layers.mlp import GatedMlp
+from inferflux.engine.layers.moe import MoeMlp
 from inferflux.engine.layers.rope import Angles, RopeTable
 from inferflux.engine.models.spec import ModelSpec
 from inferflux.engine.transfer import Array
@@ -37,7 +37,7 @@ class DecoderLayer:
         kernels: KernelSet,
         eps: float,
         attention: Attention,
-        mlp: GatedMlp | Mixture,
+        mlp: GatedMlp | MoeMlp,
         input_norms: tuple[Tensor, Tensor],
         output_norms: tuple[Tensor, Tensor] | None,
     ) -> None:

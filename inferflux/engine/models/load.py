@@ -12,8 +12,8 @@ from inferflux.engine.layers.attention import Attention, AttentionShape
 from inferflux.engine.layers.embedding import Embedding
 from inferflux.engine.layers.head_norm import HeadNorm, PerHeadNorm, WholeNorm
 from inferflux.engine.layers.linear import Linear, LoraLinear
-from inferflux.engine.layers.mixture import Mixture, MixtureShape, SharedExpert
 from inferflux.engine.layers.mlp import GatedMlp
+from inferflux.engine.layers.moe import MoeMlp, MoeShape, SharedExpert
 from inferflux.engine.layers.rope import RopeTable
 from inferflux.engine.models.adapter import Adapter
 from inferflux.engine.models.common_keys import CheckpointDtype
@@ -128,7 +128,7 @@ class _Builder:
         self._quantization = quantization
         self._lora = lora
         self.is_adapted = False
-        num_experts = 0 if spec.mixture is None else spec.mixture.num_experts
+        num_experts = 0 if spec.moe is None else spec.moe.num_experts
         self.expert_load = torch.zeros(num_experts, dtype=torch.int64, device=context.device)
         check_partition(spec, context.size)
         self._num_heads = num_heads(spec, context.size)
@@ -151,7 +151,7 @@ class _Builder:
             self.kernels,
             self.spec.norm_eps,
             self._attention(layer, weights),
-            self._mixture(weights) if layer.sparse else self._mlp(weights),
+            self._moe(weights) if layer.sparse else self._mlp(weights),
             (self.norm(weights.input_norm), self.norm(weights.mlp_input_norm)),
             output_norms,
         )
@@ -164,17 +164,17 @@ class _Builder:
             self.kernels, self.context, self.spec.activation, gate_up, self._linear(weights.down, weights.down_bias)
         )
 
-    def _mixture(self, weights: LayerWeights) -> Mixture:
-        mixture, kernels = self.spec.mixture, self.kernels
-        assert mixture is not None
+    def _moe(self, weights: LayerWeights) -> MoeMlp:
+        moe, kernels = self.spec.moe, self.kernels
+        assert moe is not None
         assert weights.router is not None
-        mine = self.context.split(mixture.num_experts, "num_experts")
+        mine = self.context.split(moe.num_experts, "num_experts")
         op: Any = kernels.moe if self._quantization is None else kernels.quantized_moe
         matrix = partial(self.matrix, scheme=self._quantization)
         experts = op.pack(map(matrix, weights.experts_gate_up[mine]), map(matrix, weights.experts_down[mine]))
-        shape = MixtureShape(mixture.num_experts, mixture.per_token, mixture.normalise, self.spec.activation)
+        shape = MoeShape(moe.num_experts, moe.experts_per_token, moe.normalise, self.spec.activation)
         router, shared = self.loader.load(weights.router), self._shared_expert(weights)
-        return Mixture(op, experts, self.context, shape, router=router, shared=shared, load=self.expert_load)
+        return MoeMlp(op, experts, self.context, shape, router=router, shared=shared, load=self.expert_load)
 
     def _shared_expert(self, weights: LayerWeights) -> SharedExpert | None:
         if weights.gate_up is None or weights.down is None or weights.shared_gate is None:

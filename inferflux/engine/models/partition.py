@@ -13,9 +13,9 @@ def check_partition(spec: ModelSpec, size: int) -> None:
     num_kv_heads(spec, size)
     if not all(layer.sparse for layer in spec.layers):
         shares.even(spec.intermediate_size, 0, size, "intermediate_size")
-    if spec.mixture is not None:
-        shares.even(spec.mixture.num_experts, 0, size, "num_experts")
-        shares.even(spec.mixture.shared_size, 0, size, "shared_expert_intermediate_size")
+    if spec.moe is not None:
+        shares.even(spec.moe.num_experts, 0, size, "num_experts")
+        shares.even(spec.moe.shared_size, 0, size, "shared_expert_intermediate_size")
 
 
 def num_heads(spec: ModelSpec, size: int) -> int:

@@ -15,7 +15,7 @@ from inferflux.engine.models.catalog import (
     FULL,
     SLIDING,
     Family,
-    MixtureKeys,
+    MoeKeys,
     Rule,
     rotating_layers,
     sparse_layers,
@@ -57,14 +57,14 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureSpec:
-    """A mixture of experts (`LayerSpec.sparse`): each token goes through `per_token` of `num_experts` gated MLPs.
+class MoeSpec:
+    """A mixture of experts (`LayerSpec.sparse`): each token uses `experts_per_token` of `num_experts` gated MLPs.
 
     normalise: their weights are made to add up to 1. shared_size: of the expert that every token goes through; 0: none.
     """
 
     num_experts: int
-    per_token: int
+    experts_per_token: int
     expert_size: int
     normalise: bool
     shared_size: int
@@ -109,7 +109,7 @@ class ModelSpec:
     sandwich_norms: bool
     qk_norm_whole: bool = False
     qkv_clip: float | None = None
-    mixture: MixtureSpec | None = None
+    moe: MoeSpec | None = None
     tied_embeddings: bool = False
     checkpoint_dtype: CheckpointDtype = "float32"
     eos_token_ids: tuple[int, ...] = ()
@@ -127,12 +127,12 @@ class ModelSpec:
         return embeddings + self.num_layers * layer + mlps + self.hidden_size
 
     def _num_mlp_parameters(self, sparse: bool) -> int:
-        if not sparse or self.mixture is None:
+        if not sparse or self.moe is None:
             biases = 2 * self.intermediate_size + self.hidden_size if self.mlp_bias else 0
             return 3 * self.hidden_size * self.intermediate_size + biases
-        mixture = self.mixture
-        per_input = mixture.num_experts * (1 + 3 * mixture.expert_size) + 3 * mixture.shared_size
-        return self.hidden_size * (per_input + (1 if mixture.shared_size else 0))
+        moe = self.moe
+        per_input = moe.num_experts * (1 + 3 * moe.expert_size) + 3 * moe.shared_size
+        return self.hidden_size * (per_input + (1 if moe.shared_size else 0))
 
     @property
     def longest_model_len(self) -> int:
@@ -241,16 +241,16 @@ def _build(architecture: str, family: Family, config: ConfigReader) -> ModelSpec
         sandwich_norms=family.sandwich_norms,
         qk_norm_whole=family.qk_norm_whole,
         qkv_clip=config.optional_number("clip_qkv", 1e-3, 1e6) if family.qkv_clip else None,
-        mixture=_mixture(family.mixture, config) if family.mixture is not None else None,
+        moe=_moe(family.moe, config) if family.moe is not None else None,
     )
 
 
-def _mixture(keys: MixtureKeys, config: ConfigReader) -> MixtureSpec:
+def _moe(keys: MoeKeys, config: ConfigReader) -> MoeSpec:
     count = next((key for key in keys.num_experts if key in config), keys.num_experts[0])
     num_experts = config.integer(count, 1, MAX_EXPERTS)
-    return MixtureSpec(
+    return MoeSpec(
         num_experts=num_experts,
-        per_token=config.integer("num_experts_per_tok", 1, num_experts),
+        experts_per_token=config.integer("num_experts_per_tok", 1, num_experts),
         expert_size=config.integer(keys.expert_size, 1, MAX_INTERMEDIATE_SIZE),
         normalise=_holds(keys.normalise, config),
         shared_size=config.integer("shared_expert_intermediate_size", 1, MAX_INTERMEDIATE_SIZE) if keys.shared else 0,
@@ -279,7 +279,7 @@ def _layers(
     """Returns the layers and the distinct ropes they refer to. sizes: head_dim, max_position_embeddings."""
     types = family.layer_types(config, num_layers)
     rotates = rotating_layers(config, num_layers) if family.nope else (True,) * num_layers
-    sparse = sparse_layers(config, num_layers) if family.mixture is not None else (False,) * num_layers
+    sparse = sparse_layers(config, num_layers) if family.moe is not None else (False,) * num_layers
     window = config.integer("sliding_window", 1, MAX_POSITIONS) if SLIDING in types else None
     by_type = {kind: read_rope(config, kind, *sizes) for kind in sorted(set(types))}
     ropes = tuple(dict.fromkeys(by_type.values()))

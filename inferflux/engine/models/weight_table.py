@@ -127,16 +127,16 @@ def _mlp(spec: ModelSpec, names: WeightNames, prefix: str) -> dict[str, Any]:
 
 def _experts(spec: ModelSpec, names: WeightNames, prefix: str) -> dict[str, Any]:
     """Returns the fields of LayerWeights that a mixture of experts has. Ranks have whole experts."""
-    assert spec.mixture is not None, "only a model with a mixture has sparse layers"
-    hidden, size, shared = spec.hidden_size, spec.mixture.expert_size, spec.mixture.shared_size
-    folders = [f"{prefix}{names.experts}.{index}." for index in range(spec.mixture.num_experts)]
+    assert spec.moe is not None, "only a mixture of experts has sparse layers"
+    hidden, size, shared = spec.hidden_size, spec.moe.expert_size, spec.moe.shared_size
+    folders = [f"{prefix}{names.experts}.{index}." for index in range(spec.moe.num_experts)]
     shared_names = tuple(f"{names.shared_expert}.{name}" for name in names.expert_gate_up)
     return {
         "gate_up": _stacked(prefix, shared_names, (shared, shared), (hidden,)) if shared else None,
         "gate_up_bias": None,
         "down": _row(f"{prefix}{names.shared_expert}.{names.expert_down}.weight", hidden, shared) if shared else None,
         "down_bias": None,
-        "router": (TensorSource(f"{prefix}{names.router}.weight", (spec.mixture.num_experts, hidden)),),
+        "router": (TensorSource(f"{prefix}{names.router}.weight", (spec.moe.num_experts, hidden)),),
         "shared_gate": (TensorSource(f"{prefix}{names.shared_expert}_gate.weight", (1, hidden)),) if shared else None,
         "experts_gate_up": tuple(
             tuple(TensorSource(f"{folder}{name}.weight", (size, hidden)) for name in names.expert_gate_up)
