@@ -10,9 +10,9 @@ PATH: Final = "/v1/admin/policy"
 
 
 def _show(answer: Answer) -> None:
-    kept = "in a file, encrypted" if answer["encrypted"] else "in a file, not encrypted"
+    stored = "in a file, encrypted" if answer["encrypted"] else "in a file, not encrypted"
     rows = [
-        ("kept", kept if answer["persistent"] else "until the server stops"),
+        ("stored", stored if answer["persistent"] else "until the server stops"),
         ("generation", answer["generation"]),
         ("API keys", f"{answer['api_keys']}, {answer['admin_keys']} of them with the scope admin"),
         ("blocked terms", answer["blocked_terms"]),
