@@ -53,10 +53,6 @@ class TextWork:
         """Returns the rendered conversation, ready for the answer. Raises RequestError."""
         return await self.run(lambda: text.chat_prompt(messages, tools=tools, variables=variables))
 
-    async def encode_chat(self, text: TextBundle, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Returns the token ids of the rendered conversation, ready for the answer. Raises RequestError."""
-        return await self.run(text.encode_chat, messages)
-
     async def check_grammar(self, check: GrammarCheck, grammar: Grammar, param: str) -> None:
         """Raises RequestError naming `param` when the model's engine could not use the grammar."""
         try:

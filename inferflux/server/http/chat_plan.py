@@ -79,17 +79,22 @@ def plan_chat(body: ChatRequest, text: TextBundle) -> ChatPlan:
     """Raises RequestError for what contradicts itself, and for tools that the model's template does not know."""
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     asked = body.asked_grammar()
-    if not use.definitions:
-        return ChatPlan(text, asked=asked)
-    form = text.style.tools
-    if form is None:
-        raise RequestError("tools: this model's chat template does not take any", param="tools")
-    if not use.callable:
+    form = tool_format(use, text)
+    if form is None or not use.callable:
         return ChatPlan(text, use, asked=asked)
     if asked is not None and (use.forced or asked.grammar.kind != "json"):
         clash = "a tool_choice that forces a call" if use.forced else 'tools unless tool_choice is "none"'
         raise RequestError(f"{asked.param}: cannot be combined with {clash}", param=asked.param)
     return ChatPlan(text, use, form, asked)
+
+
+def tool_format(use: ToolUse, text: TextBundle) -> ToolFormat | None:
+    """Returns what calls look like; None: there are no tools. Raises RequestError where the template takes none."""
+    if not use.definitions:
+        return None
+    if text.style.tools is None:
+        raise RequestError("tools: this model's chat template does not take any", param="tools")
+    return text.style.tools
 
 
 def _after(asked: Asked, thoughts: Thoughts) -> Asked:

@@ -8,16 +8,20 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import hdrs, web
 
+from inferflux.engine.text import TextBundle
 from inferflux.errors import RequestError
 from inferflux.sampling_params import Grammar
 from inferflux.server.backends import Backend, BackendState
 from inferflux.server.errors import BusyError, SlowBodyError
 from inferflux.server.generation import Caller
+from inferflux.server.http.chat_plan import tool_format
 from inferflux.server.http.context import CONTEXT, INFO
 from inferflux.server.http.schemas.body import BodyReader
+from inferflux.server.http.schemas.chat import TemplatedRequest
 from inferflux.server.http.schemas.generate import CallerRequest
-from inferflux.server.http.schemas.messages import Message, template_messages
+from inferflux.server.http.schemas.messages import template_messages
 from inferflux.server.http.schemas.structured import Asked
+from inferflux.server.http.schemas.tools import tool_use
 from inferflux.server.text_work import TextWork
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -145,16 +149,25 @@ async def tokens_of(request: web.Request, backend: Backend, prompts: Sequence[st
 
 
 async def token_ids_of(
-    request: web.Request, backend: Backend, prompt: str | list[int] | None, messages: list[Message] | None
+    request: web.Request, backend: Backend, prompt: str | list[int] | None, chat: TemplatedRequest
 ) -> list[int]:
-    """Returns the token ids of the one of the two that was given. Raises RequestError when it is not one."""
-    if (prompt is None) == (messages is None):
+    """Returns the token ids of the prompt, or of the chat's messages. Raises RequestError unless one of them is given,
+    and as a chat does for what the model's template cannot render."""
+    if (prompt is None) == (chat.messages is None):
         raise RequestError("prompt: give either prompt or messages", param="prompt")
-    if messages is not None:
-        rendered = await compute(request, template_messages, messages)
-        return await text_work_of(request).encode_chat(backend.text, rendered)
-    assert prompt is not None
-    return (await tokens_of(request, backend, [prompt]))[0]
+    chat.check()
+    if prompt is not None:
+        return (await tokens_of(request, backend, [prompt]))[0]
+    messages, definitions = await compute(request, _for_template, chat, backend.text)
+    made = await text_work_of(request).chat_prompt(backend.text, messages, definitions, chat.chat_template_kwargs)
+    return made.token_ids
+
+
+def _for_template(chat: TemplatedRequest, text: TextBundle) -> tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]:
+    assert chat.messages is not None
+    use = tool_use(chat.tools, chat.tool_choice, None)
+    tool_format(use, text)
+    return template_messages(chat.messages), use.definitions
 
 
 def caller_of(request: web.Request, body: CallerRequest) -> Caller:

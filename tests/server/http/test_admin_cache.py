@@ -5,10 +5,11 @@ import msgspec
 from inferflux.engine.stats import EngineStats, TierStats
 from inferflux.server.access.principal import cache_salt, tenant_salt
 from tests.support.http_server import KEY, MODEL, Site, running_server
+from tests.support.templates import bundle
 
 CONFIG = {
     "models": [{"id": MODEL, "path": "stub"}],
-    "auth": {"api_keys": [{"key": KEY, "tenant": "acme", "scopes": ["admin"]}]},
+    "auth": {"api_keys": [{"key": KEY, "tenant": "acme", "scopes": ["admin", "read"]}]},
 }
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -63,6 +64,16 @@ async def test_warming_runs_the_prompt_under_the_salt_of_who_will_ask():
         own, other = site.engine.submitted
         assert (own.tenant, own.salt, own.sampling.max_tokens) == ("acme", tenant_salt("acme"), 0)
         assert (other.prompt_token_ids, other.salt) == ([1, 2, 3], cache_salt(tenant_salt("other"), "x"))
+
+
+async def test_what_a_chat_with_tools_begins_with_can_be_warmed():
+    """Templates show tools before the messages: a prompt without them would warm nothing for such chats."""
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools}
+    async with running_server(CONFIG, text=bundle()) as site:
+        assert (await site.post("/v1/admin/cache/warm", chat, headers=HEADERS))[0] == 200
+        _, counted = await site.post("/tokenize", chat, headers=HEADERS)
+        assert site.engine.submitted[0].prompt_token_ids == counted["tokens"]
 
 
 async def test_bad_bodies_are_400_and_name_the_field():

@@ -174,6 +174,14 @@ async def test_some_of_the_tools_may_be_allowed(site_with_tools: Site, mode: str
     assert answer["error"]["param"] == "tools[1].function.parameters", "its place in the request"
 
 
+@pytest.mark.parametrize("fields", [{}, {"tools": TOOLS}, {"tools": TOOLS, **allowed("auto", "now")}])
+async def test_tokenize_counts_the_tools_too(site_with_tools: Site, fields: dict[str, Any]):
+    """As the chat would have them: long ones are most of a prompt."""
+    _, counted = await site_with_tools.post("/tokenize", {"messages": ASK, **fields})
+    await site_with_tools.post(CHAT, {"messages": ASK, **fields})
+    assert counted["tokens"] == site_with_tools.engine.submitted[0].prompt_token_ids
+
+
 async def test_none_means_that_no_call_is_looked_for(site_with_tools: Site):
     site_with_tools.engine.reply = REPLIES["hermes"]
     _, answer = await site_with_tools.post(CHAT, {"messages": ASK, "tools": TOOLS, "tool_choice": "none"})

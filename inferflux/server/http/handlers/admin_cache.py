@@ -40,7 +40,7 @@ async def warm_cache(request: web.Request) -> web.Response:
     """Answers when the prompt's pages are cached."""
     body = await read_body(request, WARM)
     backend = await use_backend(request, body.model)
-    token_ids = await token_ids_of(request, backend, body.prompt, body.messages)
+    token_ids = await token_ids_of(request, backend, body.prompt, body)
     assert backend.info is not None, "a ready backend has been described"
     check_prompt(token_ids, backend.info, "prompt", ends=True)
     context, principal = request.app[CONTEXT], request[INFO].principal

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from inferflux.server.http.schemas.admin import Label
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.messages import Message
+from inferflux.server.http.schemas.chat import TemplatedRequest
 
 
 class TierCard(msgspec.Struct, frozen=True):
@@ -39,13 +39,12 @@ class CacheList(msgspec.Struct, frozen=True):
     data: list[ModelCache]
 
 
-class WarmRequest(msgspec.Struct, frozen=True, kw_only=True):
+class WarmRequest(TemplatedRequest, frozen=True, kw_only=True):
     """Give `prompt` (text or token ids) or `messages`. tenant: for whom; without it the caller's own. cache_salt: as
     the requests to come will give it."""
 
     model: str | None = None
     prompt: str | list[int] | None = None
-    messages: list[Message] | None = None
     tenant: Label | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 

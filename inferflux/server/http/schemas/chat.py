@@ -31,6 +31,22 @@ _OWN_RANGES: Final[Mapping[str, Range]] = MappingProxyType(
 _OWN_NEEDS: Final[Mapping[str, str]] = MappingProxyType({"top_logprobs": "logprobs"})
 
 
+class TemplatedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chat's prompt is made of, where a request wants the prompt alone. All but the messages: as the chat to
+    come will give them."""
+
+    messages: list[Message] | None = None
+    tools: Annotated[list[Tool] | None, field_schema(maxItems=MAX_TOOLS)] = None
+    tool_choice: ToolChoice | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raises RequestError for what only messages can have."""
+        for name in ("tools", "tool_choice", "chat_template_kwargs"):
+            if self.messages is None and getattr(self, name) is not None:
+                raise RequestError(f"{name}: needs messages", param=name)
+
+
 class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     """chat_template_kwargs: further names for the chat template, such as enable_thinking."""
 

@@ -3,15 +3,14 @@
 import msgspec
 
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.http.schemas.messages import Message
+from inferflux.server.http.schemas.chat import TemplatedRequest
 
 
-class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TokenizeRequest(TemplatedRequest, frozen=True, kw_only=True):
     """Give `prompt` or `messages`, not both."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
 
 
 class TokenizeResponse(msgspec.Struct, frozen=True):
