@@ -15,7 +15,7 @@ from inferflux.config import checks
 from inferflux.config.env import FLAGS, MODEL_PATH, read_setting, settings_from_env, warnings_of
 from inferflux.config.layers import DEFAULT_ORIGIN, Layers, find_origin
 from inferflux.config.passphrase import PASSPHRASE_VARIABLE, policy_passphrase
-from inferflux.config.schema import Key, format_key
+from inferflux.config.schema import ANY_INDEX, Key, format_key
 from inferflux.config.tree import Config
 from inferflux.errors import ConfigError
 from inferflux.log import escape
@@ -73,12 +73,17 @@ def check_servable(loaded: LoadedConfig) -> None:
 
 
 def located(loaded: LoadedConfig, error: ConfigError) -> ConfigError:
-    """Returns an error found after loading, with the origin of the key that its message begins with."""
-    origins = {
-        format_key(key[:length]): origin for key, origin in loaded.origins.items() for length in range(1, len(key) + 1)
-    }
-    origin = origins.get(str(error).partition(": ")[0])
-    return error if origin is None else ConfigError(f"{origin}: {error}")
+    """Returns an error found after loading, with the origin of the key that its message begins with. Where that key
+    is of one of a list, `models[].path`, no matter which, it has an origin if all of them have the same."""
+    origins: dict[str, list[str]] = {}
+    for key, origin in loaded.origins.items():
+        for length in range(1, len(key) + 1):
+            origins.setdefault(format_key(key[:length]), [origin])
+            of_any = tuple(ANY_INDEX if isinstance(part, int) else part for part in key[:length])
+            if of_any != key[:length]:
+                origins.setdefault(format_key(of_any), []).append(origin)
+    found = set(origins.get(str(error).partition(": ")[0], ()))
+    return ConfigError(f"{found.pop()}: {error}") if len(found) == 1 else error
 
 
 def _passphrase_warnings(config: Config, environ: Mapping[str, str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import inspect
 import sysconfig
 import traceback
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from inferflux.kernels import ops
 
@@ -49,15 +49,34 @@ def _line_of(error: BaseException) -> str | None:
 
 def signature_of(op: str) -> str:
     """As the op is defined, without types: `norm(x, weight, eps)`."""
+    return ", ".join(f"{op}{method and '.' + method}{signature}" for method, signature in _signatures(op).items())
+
+
+def wrong_signature(op: str, implementation: Any) -> str | None:
+    """Returns how the op is called where `implementation` cannot be called so, else None."""
+    for method, signature in _signatures(op).items():
+        called = getattr(implementation, method) if method else implementation
+        try:
+            own = inspect.signature(called)
+        except (TypeError, ValueError):
+            continue  # compiled, it does not say
+        parameters = signature.parameters.values()
+        keywords = {one.name: None for one in parameters if one.kind is one.KEYWORD_ONLY}
+        try:
+            own.bind(*[None] * (len(parameters) - len(keywords)), **keywords)
+        except TypeError as error:
+            return f"{error} (the op is {signature_of(op)}, see inferflux/kernels/ops.py)"
+    return None
+
+
+def _signatures(op: str) -> dict[str, inspect.Signature]:
+    """Of the op, under "", or of its methods; without types and without self."""
     protocol = getattr(ops, "".join(word.title() for word in op.split("_")) + "Op")
     methods = [name for name in ("pack", "run") if hasattr(protocol, name)]
-    return ", ".join(_call_of(getattr(protocol, name), f"{op}.{name}") for name in methods) or _call_of(
-        protocol.__call__, op
-    )
+    return {name: _bare(getattr(protocol, name)) for name in methods} or {"": _bare(protocol.__call__)}
 
 
-def _call_of(method: object, name: str) -> str:
+def _bare(method: object) -> inspect.Signature:
     assert callable(method)
-    parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
-    bare = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
-    return f"{name}{inspect.Signature(bare)}"
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    return inspect.Signature([parameter.replace(annotation=parameter.empty) for parameter in parameters])

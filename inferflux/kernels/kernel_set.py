@@ -13,6 +13,7 @@ import torch
 from inferflux.config import KernelsConfig
 from inferflux.errors import ConfigError
 from inferflux.kernels.backends import BUILT_IN, OPS, Backend, find_backend
+from inferflux.kernels.blame import wrong_signature
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.ops import (
     ActivationOp,
@@ -66,7 +67,8 @@ def select(
     """Returns the best implementation of each op for `device` and `dtype`, or the one `overrides` names.
 
     narrow_kv: keys and values are cached in 8 bits (see `narrow_kv`).
-    Raises ConfigError when a named backend is unknown, cannot be imported, lacks the op or refuses it.
+    Raises ConfigError when a named backend is unknown, cannot be imported, lacks the op, refuses it or takes other
+    arguments.
     """
     settings = overrides or KernelsConfig()
     # A file is executed once, for all the ops that it serves.
@@ -102,7 +104,7 @@ def _named(op: str, name: str, find: Callable[[str], Backend], refusal: Refusal,
         backend = find(name)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
-    reason = refusal(backend)
+    reason = refusal(backend) or wrong_signature(op, backend.find(op))
     if reason is not None:
         raise ConfigError(f"{key}: {name} cannot serve {op} in {where}: {reason}")
     return Choice(op, name)

@@ -191,8 +191,10 @@ async def _load_and_follow(models: Models) -> None:
         await models.backends.load_all()
         if models.registry is None and all(backend.error is not None for backend in backends):
             failures = "; ".join(f"{backend.id}: {backend.error}" for backend in backends)
-            misconfigured = all(isinstance(backend.failure, ConfigError) for backend in backends)
-            raise (ConfigError if misconfigured else ModelLoadError)(f"no model could be loaded: {failures}")
+            if all(isinstance(backend.failure, ConfigError) for backend in backends):
+                # Each begins with its key: whoever has read the configuration says where that is from.
+                raise ConfigError("; ".join(dict.fromkeys(str(backend.error) for backend in backends)))
+            raise ModelLoadError(f"no model could be loaded: {failures}")
         await following
     finally:
         following.cancel()

@@ -482,13 +482,17 @@ def test_any_input_gives_a_config_or_one_line(leaf: Key, depth: int, junk: objec
     [
         ("policy.store: p: damaged", "INFERFLUX_POLICY_STORE: policy.store: p: damaged"),
         ("models: m: no such folder", "c.yaml: models: m: no such folder"),
+        ("models[].path: no such folder", "c.yaml: models[].path: no such folder"),
+        ("models[].dtype: one of two files", "models[].dtype: one of two files"),
         ("server.host: is a default", "server.host: is a default"),
         ("no key here", "no key here"),
     ],
 )
 def test_late_errors_name_where_their_key_was_set(tmp_path: Path, message: str, line: str) -> None:
-    (tmp_path / "c.yaml").write_text("models: [{id: m}]")
-    loaded = load_config(tmp_path / "c.yaml", {"INFERFLUX_POLICY_STORE": "p"}, {})
+    models = "[{id: m, path: a, dtype: float32}, {id: n, path: b, dtype: float32, default: true}]"
+    (tmp_path / "c.yaml").write_text(f"models: {models}")
+    environ = {"INFERFLUX_POLICY_STORE": "p", "INFERFLUX_MODELS__1__DTYPE": "bfloat16"}
+    loaded = load_config(tmp_path / "c.yaml", environ, {})
     assert str(located(loaded, ConfigError(message))).removeprefix(f"{tmp_path}/") == line
 
 

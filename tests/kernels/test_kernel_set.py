@@ -127,7 +127,7 @@ def test_a_package_of_ones_own(my_file: Path, monkeypatch: pytest.MonkeyPatch) -
     """A file per op, as the built-in backends have, or all in the package itself."""
     package = my_file.parent / "my_package"
     package.mkdir()
-    (package / "__init__.py").write_text("def rope(): ...")
+    (package / "__init__.py").write_text("def rope(*args, **kwargs): ...")
     my_file.rename(package / "norm.py")
     monkeypatch.syspath_prepend(str(my_file.parent))
     kernels = select(norm="my_package", add_norm="my_package.norm", rope="my_package")
@@ -161,6 +161,31 @@ def test_an_unknown_name_lists_what_is_accepted() -> None:
 def test_kernels_that_cannot_be_had_are_an_error(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"^runtime\.kernels\.norm: .*{reason}"):
         select(norm=name)
+
+
+@pytest.mark.parametrize(
+    ("op", "source", "fault"),
+    [
+        ("norm", "def norm(x): ...", "too many positional arguments"),
+        ("norm", "def norm(x, weight, eps, *, speed): ...", "missing a required.* 'speed'"),
+        ("rope", "def rope(qkv, cos, sin, kv_pages, slots): ...", "unexpected keyword argument 'num_heads'"),
+        ("linear", "class linear:\n    def pack(weight): ...\n    def run(packed, x): ...", "too many positional"),
+        ("norm", "def norm(*args, **kwargs): ...", None),
+        ("norm", "import functools\n\nnorm = functools.partial(lambda weight, x, w, eps: ..., 1)", None),
+        ("norm", "norm = max", None),
+    ],
+)
+def test_a_function_that_takes_other_arguments_is_the_keys_error(
+    op: str, source: str, fault: str | None, tmp_path: Path
+) -> None:
+    """Told before anything is computed: from within a model's first step, it would be our own traceback."""
+    path = tmp_path / "odd.py"
+    path.write_text(source)
+    if fault is None:
+        select(**{op: str(path)})
+        return
+    with pytest.raises(ConfigError, match=rf"^runtime\.kernels\.{op}: .*{fault}.*\(the op is {op}"):
+        select(**{op: str(path)})
 
 
 def test_a_file_that_fails_to_import_is_an_error(tmp_path: Path) -> None:

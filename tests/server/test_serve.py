@@ -187,6 +187,14 @@ async def test_nothing_to_serve_is_a_failure(life: Life):
             await task
 
 
+async def test_a_wrong_key_that_only_the_engine_knows_is_told_with_the_key_first(life: Life):
+    """For then the configuration's reader can name the file (`located`)."""
+    life.engine.load_error = ConfigError("runtime.kernels.norm: no kernels called 'foo'")
+    async with life.run() as task:
+        with pytest.raises(ConfigError, match=r"^runtime\.kernels\.norm: no kernels called 'foo'$"):
+            await task
+
+
 def test_a_missing_model_without_a_stub_does_not_even_open_the_port():
     tree = {"models": [{"id": "m", "path": "/no/such"}], "runtime": {"allow_stub": False}}
     with pytest.raises(ConfigError, match="/no/such is not a folder"):
