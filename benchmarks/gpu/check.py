@@ -8,12 +8,14 @@ correctness check passed, 1 otherwise, 2 without a GPU.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,12 +94,18 @@ def _run_child(name: str, out: Path, toy: bool, limit: float) -> str:
     (out / f"{name}.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.check", "--child", name, "--out", str(out)]
     with (out / f"{name}.log").open("w") as log:
+        child = subprocess.Popen(
+            command + ["--toy"] * toy, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command + ["--toy"] * toy, stdout=log, stderr=subprocess.STDOUT, timeout=limit, check=False
-            ).returncode
+            code = child.wait(limit)
         except subprocess.TimeoutExpired:
             return f"stopped after {limit:.0f} s"
+        finally:
+            # With the processes that it has started, which would go on and share the device with the next section.
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
     return "ok" if code == 0 else f"failed with {code}, see {name}.log"
 
 

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -17,47 +17,91 @@ from inferflux.dist.check import problems
 from inferflux.dist.context import ParallelContext
 from inferflux.dist.launch import launch, leave
 from inferflux.kernels.backends import KV_OPS, OPS, find_backend
-from inferflux.kernels.check import check_op, dtypes_of
+from inferflux.kernels.bench.roofline import synchronize
+from inferflux.kernels.cases import cases_of
+from inferflux.kernels.check import check_case, dtypes_of
+from inferflux.kernels.dtypes import dtype_name
+
+# Of an op's cases, by one process: attention has some 60, of which each takes seconds to compile in float32.
+CASES_AT_ONCE: Final = 5
+# Each takes half a GB of the device.
+MOST_PROCESSES: Final = 16
+MOST_PROBLEMS: Final = 20
+
+
+class _Part(NamedTuple):
+    """Some of an op's cases, from the number `first` on. narrow: with pages of 8 bits."""
+
+    op: str
+    dtype: torch.dtype
+    narrow: bool
+    first: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} {dtype_name(self.dtype)}{', 8-bit pages' if self.narrow else ''}"
 
 
 def kernels(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
-    """Checks in processes side by side: most of the time goes into compiling."""
-    tasks = [(op, dtype, False) for op in OPS for dtype in dtypes_of(op)]
-    tasks += [(op, dtype, True) for op in sorted(KV_OPS) for dtype in dtypes_of(op)]
-    if toy:
-        tasks = [("norm", torch.float32, False)]
+    """Checks some cases at a time in processes side by side, since most of the time goes into compiling. Yields what is
+    known of an op whenever that is more than before: `cases` of `of`."""
+    parts = [_Part("norm", torch.float32, False, 0)] if toy else _parts()
+    found: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=spawn) as pool:
-        futures = {
-            pool.submit(_check, op, str(dtype), str(device), narrow): (op, dtype, narrow) for op, dtype, narrow in tasks
-        }
+    with ProcessPoolExecutor(min(MOST_PROCESSES, os.cpu_count() or 1), mp_context=spawn) as pool:
+        futures = {pool.submit(_check, part, str(device)): part for part in parts}
         for future in as_completed(futures):
-            op, dtype, narrow = futures[future]
+            part = futures[future]
             try:
                 figures = future.result()
             except Exception as error:
-                figures = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
-            yield f"{op} {str(dtype).removeprefix('torch.')}{', 8-bit pages' if narrow else ''}", figures
+                figures = {"ok": False, "cases": 0, "problems": [f"{type(error).__name__}: {error}"[:500]]}
+            found[part.name] = _joined(found.get(part.name), figures, len(cases_of(part.op, narrow_kv=part.narrow)))
+            yield part.name, found[part.name]
 
 
-def _check(op: str, dtype: str, device: str, narrow: bool) -> dict[str, Any]:
-    """narrow: with pages of 8 bits."""
+def _parts() -> list[_Part]:
+    """Attention first, which takes longest to compile."""
+    return [
+        _Part(op, dtype, narrow, first)
+        for op in OPS
+        for dtype in dtypes_of(op)
+        for narrow in ((False, True) if op in KV_OPS else (False,))
+        for first in range(0, len(cases_of(op, narrow_kv=narrow)), CASES_AT_ONCE)
+    ]
+
+
+def _joined(earlier: dict[str, Any] | None, figures: dict[str, Any], num_cases: int) -> dict[str, Any]:
+    """Returns what is known of an op's cases, which are so many in all."""
+    both = [each for each in (earlier, figures) if each is not None]
+    errors = [each["largest_error"] for each in both if each.get("largest_error") is not None]
+    return {
+        "ok": all(each["ok"] for each in both),
+        "backend": next((each["backend"] for each in both if each.get("backend")), None),
+        "cases": sum(each["cases"] for each in both),
+        "of": num_cases,
+        "largest_error": max(errors, default=None),
+        "problems": [problem for each in both for problem in each["problems"]][:MOST_PROBLEMS],
+    }
+
+
+def _check(part: _Part, device: str) -> dict[str, Any]:
     # float32 means float32 to the rivals too.
     torch.backends.cuda.matmul.allow_tf32 = False
-    name = "triton" if device.startswith("cuda") else "torch"
-    backend = find_backend(name)
-    kind = getattr(torch, dtype.removeprefix("torch."))
-    if backend.refusal(op, torch.device(device), kind) is not None:
+    on = torch.device(device)
+    backend = find_backend("triton" if on.type == "cuda" else "torch")
+    if backend.refusal(part.op, on, part.dtype) is not None:
         backend = find_backend("torch")
-    results = list(check_op(backend.find(op), op, kind, torch.device(device), narrow_kv=narrow))
-    problems = [f"{result.case}: {result.problem}" for result in results if not result.ok]
-    finite = [result.error for result in results if result.error != float("inf")]
+    # After an illegal access this process can compute nothing more; that is not these cases' fault.
+    synchronize(on)
+    cases = cases_of(part.op, narrow_kv=part.narrow)[part.first : part.first + CASES_AT_ONCE]
+    results = [check_case(backend.find(part.op), case, part.dtype, on) for case in cases]
     return {
-        "ok": not problems,
+        "ok": all(result.ok for result in results),
         "backend": backend.name,
         "cases": len(results),
-        "largest_error": max(finite, default=None),
-        "problems": problems[:20],
+        "largest_error": max((each.error for each in results if each.error != float("inf")), default=None),
+        "problems": [f"{result.case}: {result.problem}" for result in results if not result.ok],
     }
 
 

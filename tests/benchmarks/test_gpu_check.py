@@ -2,7 +2,10 @@
 
 import json
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,11 @@ import torch
 from benchmarks.gpu import attention, check, correctness, tune, whole_model
 from benchmarks.gpu.bars import BARS, bars
 from benchmarks.gpu.check import run_all
+from inferflux.kernels.backends import KV_OPS, OPS
 from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workloads import workloads_of
+from inferflux.kernels.cases import cases_of
+from inferflux.kernels.check import dtypes_of
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -21,8 +27,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_it_says_so_and_exits_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
     done = subprocess.run(
         [ROOT / "scripts" / "gpu_check.sh", "--out", str(tmp_path)],
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
@@ -115,3 +119,61 @@ def test_a_section_that_fails_keeps_its_figures_and_the_others_run(
     }
     assert sections["decode"]["figures"] == {"first": {"ok": True}}
     assert run_all(["kernels"], tmp_path, toy=True) == 0
+
+
+def test_the_processes_of_a_section_that_is_cut_off_end_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would hold the device's memory, and be at work while the next section measures."""
+    sleeper, pid = tmp_path / "sleeper.py", tmp_path / "pid"
+    sleeper.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(pid)!r}).write_text(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!/bin/sh\nexec {sys.executable} {sleeper}\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(check.sys, "executable", str(interpreter))
+    assert check._run_child("decode", tmp_path, True, 3.0) == "stopped after 3 s"
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    deadline = time.monotonic() + 5
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "it is at work still"
+        time.sleep(0.01)
+
+
+def test_every_case_is_checked_some_at_a_time_and_what_is_known_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of an op's cases in one process took longer than the section has; those cut off are then few, and counted."""
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, most: int, mp_context: object) -> None:
+            super().__init__(2)
+
+    def play(part: correctness._Part, device: str) -> dict[str, Any]:
+        if part.op == "norm" and part.first:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        cases = cases_of(part.op, narrow_kv=part.narrow)[part.first : part.first + correctness.CASES_AT_ONCE]
+        return {"ok": True, "backend": "triton", "cases": len(cases), "largest_error": part.first / 1e6, "problems": []}
+
+    monkeypatch.setattr(correctness, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(correctness, "_check", play)
+    told = list(correctness.kernels(CPU, False))
+    last = dict(told)
+    for op in OPS:
+        for dtype in dtypes_of(op):
+            for narrow in (False, True) if op in KV_OPS else (False,):
+                name = f"{op} {str(dtype)[6:]}" + ", 8-bit pages" * narrow
+                figures, count = last.pop(name), len(cases_of(op, narrow_kv=narrow))
+                assert figures["of"] == count
+                assert figures["ok"] == (op != "norm")
+                if op == "norm":
+                    assert figures["cases"] == correctness.CASES_AT_ONCE
+                    assert "illegal memory access" in figures["problems"][0]
+                else:
+                    assert figures["cases"] == count
+    assert not last
+    counts = [figures["cases"] for name, figures in told if name == "attention float32"]
+    assert counts == sorted(counts)
+    assert len(counts) > 10
