@@ -58,7 +58,7 @@ class NullDecoder:
     ) -> torch.Tensor:
         return self._logits[: indices.shape[0]]
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return hidden
 
 

@@ -39,9 +39,9 @@ class FakeDecoder:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         return 3 * torch.randn(self.spec.vocab_size, generator=generator)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         self.most_logits = max(self.most_logits, len(hidden))
-        return hidden.clone()
+        return hidden.clone() if out is None else out.copy_(hidden)
 
     def hidden_states(
         self,

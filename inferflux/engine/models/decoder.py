@@ -155,15 +155,15 @@ class Decoder:
         return self._kernels.add_norm(hidden, residual, self._final_norm, self.spec.norm_eps)[0]
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden [S, hidden], as from `hidden_states`. Returns logits float32 [S, vocab_size], which may be
-        overwritten.
+        overwritten; in `out` if that is given.
 
         On ranks other than 0 it returns some part of them: only rank 0 samples.
         """
         if not hidden.shape[0]:
             return hidden.new_empty((0, self.spec.vocab_size), dtype=torch.float32)
-        return self.finish_logits(self.local_logits(hidden))
+        return self.finish_logits(self.local_logits(hidden), out)
 
     def local_logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden]. Returns the product with this rank's part of the output matrix, the last rank's
@@ -175,8 +175,10 @@ class Decoder:
         is_whole = local_logits.dtype == torch.float32 and local_logits.shape[1] == self.spec.vocab_size
         return is_whole and self.spec.final_soft_cap is None
 
-    def finish_logits(self, local_logits: Tensor) -> Tensor:
-        """Returns the logits made of these: gathered, float32, soft-capped. They may share memory."""
-        logits = self.context.gather(local_logits)[:, : self.spec.vocab_size].float().contiguous()
+    def finish_logits(self, local_logits: Tensor, out: Tensor | None = None) -> Tensor:
+        """Returns the logits made of these: gathered, float32, soft-capped; in `out` if that is given, else they may
+        share memory."""
+        gathered = self.context.gather(local_logits)[:, : self.spec.vocab_size]
+        logits = gathered.float().contiguous() if out is None else out[:, : gathered.shape[1]].copy_(gathered)
         cap = self.spec.final_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -40,11 +40,19 @@ Record = Callable[[Callable[[], None]], Replay]
 Agree = Callable[[bool], bool]
 
 
+class Vocabulary(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+
 class GraphDecoder(Protocol):
     """What a recording needs of a model. context: the ranks that share it."""
 
     @property
     def context(self) -> ParallelContext: ...
+
+    @property
+    def spec(self) -> Vocabulary: ...
 
     def hidden_states(
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, kv_pool: torch.Tensor, indices: torch.Tensor
@@ -53,8 +61,9 @@ class GraphDecoder(Protocol):
         Returns the hidden states of those tokens, [S, hidden], for `logits`."""
         ...
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [rows, hidden] -> logits float32 [rows, V], contiguous; the caller may overwrite them."""
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [rows, hidden] -> logits float32 [rows, V], contiguous, in `out` if that is given; the caller
+        may overwrite them."""
         ...
 
 
@@ -95,6 +104,10 @@ class DecodeGraphs:
         # One set of inputs for all: a recording of fewer rows reads the first ones.
         num_pages = -(-self._lengths[-1] // kv_pool.shape[3])
         self._inputs = static_inputs(self._sizes[-1], num_pages, kv_pool.device)
+        # And one place for the logits: each recording's own, of 128256 tokens for up to 128 rows in five lengths, would
+        # be 0.65 GB together.
+        shape = (self._sizes[-1], decoder.spec.vocab_size)
+        self._logits = torch.empty(shape, dtype=torch.float32, device=kv_pool.device)
         # Largest first, so that the others fit into its memory.
         self._graphs = {
             (size, length): self._record(size, length, record)
@@ -122,7 +135,7 @@ class DecodeGraphs:
 
         def step() -> None:
             hidden = self._decoder.hidden_states(inputs.token_ids, inputs.metadata, self._kv_pool, inputs.indices)
-            graph.decoded = Decoded(hidden, self._decoder.logits(hidden))
+            graph.decoded = Decoded(hidden, self._decoder.logits(hidden, self._logits[:size]))
 
         graph.replay = record(step)
         return graph
@@ -223,13 +236,20 @@ class CudaRecorder:
 
     def capture(self, step: Callable[[], None]) -> Replay:
         """See `Recorder.capture`."""
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        failure: Exception | None = None
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                step()
-        except (RuntimeError, InferFluxError):
+                try:
+                    step()
+                except Exception as error:
+                    failure = error
+                    raise
+        except (RuntimeError, InferFluxError) as error:
+            # The end of a capture that has failed raises once more, which says less, and torch stays on its stream.
+            torch.cuda.set_stream(stream)
             torch.cuda.synchronize()
-            raise
+            raise failure or error from None
         return graph.replay
 
 

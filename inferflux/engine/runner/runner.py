@@ -33,16 +33,8 @@ from inferflux.kernels.metadata import AttentionMetadata
 SCORED_AT_ONCE = 64
 
 
-class Vocabulary(Protocol):
-    @property
-    def vocab_size(self) -> int: ...
-
-
 class Decoder(GraphDecoder, Protocol):
     """What the runner needs of a model."""
-
-    @property
-    def spec(self) -> Vocabulary: ...
 
     def hidden_states(
         self,
