@@ -4,6 +4,7 @@ Knows the engine and its text rooms; knows no HTTP and starts no process.
 """
 
 import itertools
+import os
 import sys
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -95,7 +96,8 @@ class LLM:
     runtime: scheduler, KV and kernel settings, the same tree as the server's `runtime` section.
     adapters: folders of LoRA adapters, as PEFT writes them, by the names to be used for them in `generate`.
     Raises ModelLoadError when the model cannot be loaded, ConfigError when a setting does not fit it.
-    Threads may share it; their prompts then share steps. `with LLM(...) as llm` closes it at the end.
+    Threads may share it; their prompts then share steps. A fork of the process may not: its threads and its KV file are
+    the parent's. `with LLM(...) as llm` closes it at the end.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class LLM:
         self._in_engine = False
         self._is_closed = False
         self._dropped: list[int] = []
+        self._process_id = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +214,9 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine; writes KV pages out where they are kept over a restart. Running prompts and later calls
-        raise EngineError; closing again does nothing."""
+        raise EngineError; closing again does nothing, and neither does closing in a fork."""
+        if not self._is_ours:
+            return
         with self._turn:
             if not self._is_closed:
                 with self._alone():
@@ -285,7 +290,14 @@ class LLM:
                         self._unread.setdefault(output.request_id, []).append(output)
             return own
 
+    @property
+    def _is_ours(self) -> bool:
+        """False in a fork, where `_turn` may be held by a thread that is not there."""
+        return self._process_id == os.getpid()
+
     def _stop(self, request_ids: list[int]) -> None:
+        if not self._is_ours:
+            return
         with self._turn:
             self._dropped += request_ids
             if not self._in_engine:
@@ -294,6 +306,8 @@ class LLM:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Gives this thread the engine to itself; requests dropped meanwhile are stopped at the end."""
+        if not self._is_ours:
+            raise EngineError("this LLM is of the process that was forked: load another one here")
         with self._turn:
             if self._is_closed:
                 raise EngineError("this LLM has been closed")

@@ -223,11 +223,3 @@ def test_a_start_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch,
     first: Library = loading.library.__wrapped__()
     assert first.reason == "not built yet: it is being built for the next start"
     assert started == [tmp_path]
-
-
-def test_a_damaged_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = tmp_path / "native.so"
-    path.write_bytes(b"not a library")
-    monkeypatch.setattr(loading, "openmp_library", lambda: "libgomp.so")
-    monkeypatch.setattr(loading, "library_path", lambda _: path)
-    assert "cannot be loaded" in str(loading.library.__wrapped__().reason)

@@ -111,6 +111,34 @@ def test_a_right_library_is_kept_and_a_reason_against_it_is_not(
     assert kept() == [".so"]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda whole: b"",
+        lambda whole: b"not a library",
+        lambda whole: whole[:4096],
+        lambda whole: whole[: len(whole) // 2].ljust(len(whole), b"\0"),
+        lambda whole: whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+    ],
+    ids=["empty", "text", "cut short", "a lost end", "one bit"],
+)
+def test_a_damaged_library_is_built_again_and_never_loaded(
+    damaged: Callable[[bytes], bytes], fake_compiler: FakeCompiler, true_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a crash of the machine may leave it: it would end each process that loads it, an engine again and again."""
+    fake_compiler(f'cp {true_library} "$output"')
+    path = build.library_path(str(OPENMP))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(damaged(true_library.read_bytes()))
+    started: list[Path] = []
+    monkeypatch.setattr(loading, "start_build", started.append)
+    assert loading.library.__wrapped__().reason == "not built yet: it is being built for the next start"
+    assert started == [path.parent]
+    assert loading.build_now() == (path, None)
+    assert build.is_whole(path)
+    assert loading.library.__wrapped__().reason is None
+
+
 def test_a_script_that_ends_at_once_leaves_the_build_going(
     fake_compiler: FakeCompiler, true_library: Path, tmp_path: Path
 ) -> None:
@@ -189,8 +217,9 @@ def test_a_package_brings_libraries_for_machines_without_a_compiler(
     monkeypatch.setattr(loading, "compiler", lambda: None)
     assert portable.portable_library() == best.path()
     assert loading.library.__wrapped__().reason is None
-    # One made from other sources is left alone, and so are those of better CPUs.
+    # One made from other sources or damaged is left alone, and so are those of better CPUs.
     best.path().rename(best.path().with_stem(f"{best.name}-0"))
+    best.path().write_bytes(b"")
     lesser = [level.path() for level in levels if level.runs_here() and level is not best]
     assert portable.portable_library() == (lesser[0] if lesser else None)
 

@@ -37,6 +37,8 @@ THIS_CPU: Final = ("-march=native",)
 COMPILERS: Final = ("g++", "c++")
 LOCK: Final = "native.lock"
 WORK: Final = "native-build-"
+# At the end of a library: the SHA-256 of the rest.
+SEAL_BYTES: Final = 32
 # Generous: in the background both run at low priority.
 TIMEOUT_S: Final = 600.0
 SELF_TEST_TIMEOUT_S: Final = 600.0
@@ -86,6 +88,23 @@ def digest_of(*facts: object) -> str:
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:20]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is as `build` sealed it. One that lost its end or a block (a crash of the machine, a copy to a
+    full disk) may load and end the process later; it counts as not built."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-SEAL_BYTES]).digest() == content[-SEAL_BYTES:]
+
+
+def _seal(path: Path) -> None:
+    """Appends the digest of what is in the file; loaders of libraries ignore what follows the last section."""
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    with path.open("ab") as file:
+        file.write(digest)
 
 
 def refusal(path: Path) -> str | None:
@@ -149,6 +168,7 @@ def _compile(command: Sequence[str], result: Path, openmp: str) -> str | None:
             return f"{command[0]} failed: {error}"
         if done.returncode:
             return f"{command[0]} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+    _seal(result)
     return None
 
 

@@ -1,8 +1,8 @@
 """The loaded native library: its C functions, or the reason why there are none.
 
-A library that is not built yet is built in the background and used from the next start on; `inferflux kernels build`
-builds it now. If the package has some (`portable`), the best of them is used instead. A start never waits for a
-compiler. A library that was built and found wrong is rebuilt only by that command.
+A library that is not built yet, or is damaged, is built in the background and used from the next start on; `inferflux
+kernels build` builds it now. If the package has some (`portable`), the best of them is used instead. A start never
+waits for a compiler. A library that was built and found wrong is rebuilt only by that command.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from inferflux.kernels.native.background import start_build
-from inferflux.kernels.native.build import build, compiler, library_path, openmp_library, refusal
+from inferflux.kernels.native.build import build, compiler, is_whole, library_path, openmp_library, refusal
 from inferflux.kernels.native.portable import portable_library
 
 _SIGNATURES: Final = {
@@ -38,7 +38,7 @@ def library() -> Library:
     if openmp is None:
         return Library(reason="needs Linux and a torch with GNU OpenMP")
     path = library_path(openmp)
-    if path.exists():
+    if is_whole(path):
         return _load(path)
     refused = refusal(path)
     if refused is not None:
@@ -58,7 +58,7 @@ def build_now() -> tuple[Path, str | None]:
     if openmp is None:
         return Path(), "needs Linux and a torch with GNU OpenMP"
     path = library_path(openmp)
-    return path, None if path.exists() else build(path, openmp)
+    return path, None if is_whole(path) else build(path, openmp)
 
 
 def _load(path: Path) -> Library:

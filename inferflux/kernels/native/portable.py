@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from inferflux.kernels import cpu_features
-from inferflux.kernels.native.build import SOURCES, build, digest_of, openmp_library
+from inferflux.kernels.native.build import SOURCES, build, digest_of, is_whole, openmp_library
 
 FOLDER: Final = SOURCES / "portable"
 
@@ -52,7 +52,7 @@ LEVELS: Final = (
 
 def portable_library() -> Path | None:
     """Returns the best library of the package that runs here, or None."""
-    return next((path for level in LEVELS if level.runs_here() and (path := level.path()).exists()), None)
+    return next((path for level in LEVELS if level.runs_here() and is_whole(path := level.path())), None)
 
 
 def build_portable() -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import check_case
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.native import DTYPES, low_rank, panels
-from inferflux.kernels.native.build import REFUSED, library_path, openmp_library
+from inferflux.kernels.native.build import REFUSED, is_whole, library_path, openmp_library
 from inferflux.kernels.native.loading import library
 
 OPS: Final = ("norm", "add_norm", "activation", "rope", "attention")
@@ -57,7 +57,7 @@ def _product(arrange: Callable[[Any], panels.Panels]) -> SimpleNamespace:
 def main() -> int:
     """Returns 0, or REFUSED when the library is wrong or cannot be loaded; what is wrong is the last line printed."""
     openmp = openmp_library()
-    if openmp is None or not library_path(openmp).exists():
+    if openmp is None or not is_whole(library_path(openmp)):
         # `library()` would start a build.
         print("it is not where a start looks for it")
         return 1
