@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -124,11 +125,14 @@ class CpuTable:
 
     def _write(self) -> None:
         """Merges with what other processes wrote meanwhile. A cache that cannot be written is no error."""
+        temporary = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = self._path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({**_read(self._path), **self._names}, indent=1, sort_keys=True))
-            temporary.replace(self._path)
+            try:
+                temporary.write_text(json.dumps({**_read(self._path), **self._names}, indent=1, sort_keys=True))
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             logger.debug("%s: cannot be written: %s", self._path, error)
 
@@ -204,7 +208,7 @@ def _read(path: Path) -> dict[str, list[str]]:
     """A file that is missing, damaged or of another shape is an empty table."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict):
         return {}

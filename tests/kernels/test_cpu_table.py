@@ -1,5 +1,6 @@
 """The table of products: it measures once, within its budget, keeps what it finds, and believes no damaged file."""
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,8 +107,8 @@ def test_a_difference_within_the_noise_changes_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", json.dumps({KEY: 3}), json.dumps({KEY: ["fast"]}), json.dumps({KEY: ["gone", "a", "b", "c", "d"]}),
-     json.dumps({KEY: ["fast", *["quick"] * len(BUCKETS)]})],
+    ["", "[]", "{", "[" * 100_000, json.dumps({KEY: 3}), json.dumps({KEY: ["fast"]}),
+     json.dumps({KEY: ["gone", "a", "b", "c", "d"]}), json.dumps({KEY: ["fast", *["quick"] * len(BUCKETS)]})],
 )  # fmt: skip
 def test_a_damaged_or_outdated_entry_is_measured_anew(path: Path, content: str) -> None:
     """The last one names a method for more rows than it takes."""
@@ -127,6 +128,16 @@ def test_what_others_wrote_meanwhile_stays(path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert Ways().choose(CpuTable(tmp_path / "file" / "products.json", 60)) == FASTEST
+
+
+def test_a_disk_that_is_full_keeps_no_half_of_a_table(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(file: Path, _content: str) -> None:
+        file.touch()
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "write_text", fill)
+    assert Ways().choose(CpuTable(path, 60)) == FASTEST
+    assert list(path.parent.iterdir()) == []
 
 
 def test_rows_go_by_the_next_larger_bucket() -> None:
