@@ -20,3 +20,8 @@ def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 def child_environment() -> dict[str, str]:
     return without_secrets(os.environ)
+
+
+def has_chosen_threads() -> bool:
+    """Whether somebody has said how many threads PyTorch takes, which reads that by itself."""
+    return "OMP_NUM_THREADS" in os.environ

@@ -14,6 +14,7 @@ from inferflux.engine.models.encoder_spec import encoder_architecture
 from inferflux.engine.runner.build_decoder import build_decoder
 from inferflux.engine.runner.build_encoder import build_encoder
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
+from inferflux.engine.runner.cpu_quota import keep_to_quota
 from inferflux.engine.runner.forks import compute_alone_in_forks
 from inferflux.engine.runner.reservations import Reservation, reservations_folder
 from inferflux.errors import ConfigError
@@ -29,6 +30,7 @@ def build_runner(
     Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it.
     """
     compute_alone_in_forks()
+    keep_to_quota()
     settings, context = BuildSettings(_model_path(model), model, runtime, adapters), channel.context
     with Reservation(str(context.device), reservations_folder() if context.size == 1 else None) as reservation:
         if encoder_architecture(settings.path) is not None:
