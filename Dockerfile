@@ -7,7 +7,8 @@
 #   docker run -p 8080:8080 inferflux                                    the demo model; the log shows the key it made
 #   docker run -p 8080:8080 -v ./my-model:/models/my-model:ro -e INFERFLUX_MODEL_PATH=/models/my-model inferflux
 #
-# Runs as user 10001 with a read-only root file system (give it a writable /var/lib/inferflux and /tmp).
+# Runs as user 10001 with a read-only root file system (give it a writable /var/lib/inferflux and /tmp). What Triton
+# compiles is kept in /var/lib/inferflux: Docker mounts a tmpfs so that nothing in it can be executed.
 ARG PYTHON_VERSION=3.12
 ARG DEVICE=cpu
 
@@ -51,8 +52,7 @@ COPY --chmod=0755 deploy/docker/entrypoint.sh /usr/local/bin/inferflux-entrypoin
 ENV PATH=/opt/inferflux/bin:$PATH \
     HOME=/var/lib/inferflux \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    TRITON_CACHE_DIR=/tmp/triton
+    PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /var/lib/inferflux
 VOLUME ["/models", "/var/lib/inferflux"]

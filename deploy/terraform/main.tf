@@ -1,7 +1,7 @@
 # One machine that serves InferFlux: its network rules, its role, its secrets and its start-up.
 #
 #   terraform -chdir=deploy/terraform init
-#   terraform -chdir=deploy/terraform apply -var 'allowed_cidrs=["203.0.113.7/32"]'
+#   terraform -chdir=deploy/terraform apply -var 'allowed_cidrs=["203.0.113.7/32"]' -var package=URL
 
 locals {
   has_model = var.model_bucket != null

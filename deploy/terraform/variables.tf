@@ -78,9 +78,8 @@ variable "port" {
 }
 
 variable "package" {
-  description = "What pip installs: a version from an index, a wheel's URL, or a git URL of this repository."
+  description = "What pip installs: a wheel's URL, or a git URL of this repository (git+https://...). No index has InferFlux."
   type        = string
-  default     = "inferflux"
 }
 
 variable "model_bucket" {

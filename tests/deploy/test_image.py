@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inferflux.config.tree import ServerConfig
 from tests.support.certificates import certificate_of, new_key, write_certificate, write_key
 from tests.support.programs import ROOT, called, program
 from tests.support.waiting import PATIENCE_S
@@ -63,6 +64,23 @@ def test_runs_without_privileges_and_stops_by_sigterm() -> None:
     runtime = dict(instructions("runtime"))
     assert runtime["USER"] == "10001:10001"
     assert runtime["STOPSIGNAL"] == "SIGTERM"
+
+
+def test_nothing_is_executed_from_a_tmpfs() -> None:
+    """`docker run --tmpfs /tmp` mounts it noexec: Triton's kernels could be compiled there, but not loaded."""
+    environ = next(rest for word, rest in instructions("runtime") if word == "ENV")
+    assert "/tmp" not in environ
+    assert "HOME=/var/lib/inferflux" in environ, "where Triton's cache is unless it is told otherwise"
+
+
+def test_the_guides_commands_fit_the_chart_and_the_drain() -> None:
+    """`docker stop` waits ten seconds unless it is told otherwise; a cluster pulls the tag that the chart names."""
+    guide = (ROOT / "docs" / "Deployment.md").read_text()
+    waits = [int(seconds) for seconds in re.findall(r"docker run .*?--stop-timeout (\d+)", guide, flags=re.DOTALL)]
+    assert waits
+    assert min(waits) > ServerConfig().drain_timeout_s
+    chart = yaml.safe_load((ROOT / "charts" / "inferflux" / "Chart.yaml").read_text())
+    assert set(re.findall(r"registry\S*/inferflux:(\S+)", guide)) == {chart["appVersion"]}
 
 
 @pytest.fixture(scope="module")

@@ -223,3 +223,12 @@ def test_machine_can_compile_what_it_computes_with() -> None:
     """As the image's build: without a compiler a CPU is served by torch alone, and Triton serves nothing."""
     packages = cloud_init(has_model=False, has_tls=False)["packages"]
     assert {"g++", "python3-dev"} <= set(packages)
+
+
+def test_machine_installs_no_strangers_package() -> None:
+    """No index has InferFlux: a name there would be nobody's, or somebody else's."""
+    assert "default" not in read_module()["variable"]["package"]
+    assert "git" in cloud_init(has_model=False, has_tls=False)["packages"]
+    for guide in (MODULE / "README.md", ROOT / "docs" / "Deployment.md"):
+        for command in re.findall(r"terraform [^\n]*apply (?:[^\n]*\\\n)*[^\n]*", guide.read_text()):
+            assert "-var package=" in command
