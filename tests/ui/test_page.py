@@ -197,6 +197,36 @@ async def test_administrator_loads_and_unloads_a_model(opened: Open, site: Site,
     assert [backend.id for backend in site.backends.backends] == [MODEL]
 
 
+async def test_why_a_model_failed_can_be_read_and_the_default_is_changed_by_nobody_by_accident(
+    opened: Open, site: Site
+) -> None:
+    """Both without a mouse: a reason that only hovering shows is none on a phone, and Enter is soon pressed."""
+    admin = {"Authorization": f"Bearer {KEY}"}
+    assert (await site.post("/v1/admin/models", {"id": "other", "path": "stub"}, headers=admin))[0] == 200
+    async with opened() as page:
+        await page.click("#tab-models")
+        await page.locator("#model-table button", has_text="Make default").focus()
+        await page.keyboard.press("Enter")
+        await page.locator("#confirm-text", has_text="other").wait_for()
+        await page.keyboard.press("Enter")
+        await page.locator("#confirm[open]").wait_for(state="detached")
+        assert site.backends.default.id == MODEL
+        await page.click("#model-table button:text('Make default')")
+        await page.click("#confirm-yes")
+        await page.locator("#model-table tr", has_text="other").locator(".badge", has_text="default").wait_for()
+        assert site.backends.default.id == "other"
+        failed = {"id": "bad", "state": "failed", "error": "config.json: <b>broken</b>"}
+        await page.route("**/v1/admin/models", lambda route: route.fulfill(json={"data": [failed]}))
+        await page.locator("#model-table .error", has_text="config.json: <b>broken</b>").wait_for()
+
+
+async def test_page_says_that_it_needs_javascript(browser: Any, site: Site) -> None:
+    page = await browser.new_page(java_script_enabled=False)
+    await page.goto(site.url + "/ui")
+    assert "needs JavaScript" in await page.locator("body").inner_text()
+    await page.close()
+
+
 async def test_administrator_sets_guardrails(opened: Open, site: Site) -> None:
     async with opened() as page:
         await forbid(page, "project falcon\n\n  <b>bold</b>  ")

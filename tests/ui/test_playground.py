@@ -127,6 +127,28 @@ async def test_thoughts_and_answer_of_one_event_are_shown(opened: Open) -> None:
         assert "Hm. Yes." in await page.locator("#transcript").inner_text()
 
 
+async def test_thoughts_look_other_than_the_answer(opened: Open) -> None:
+    async with opened() as page:
+        await answered(page, event(reasoning_content="Hm.") + event(content="Yes.") + "data: [DONE]\n\n")
+        await page.locator("#chat-status", has_text="ended").wait_for()
+        assert await page.locator(".turn .thought").all_inner_texts() == ["Hm."]
+
+
+async def test_each_paragraph_runs_the_way_of_its_script(opened: Open) -> None:
+    """Arabic from the right, its question mark at the left, whatever stands above and below it."""
+    where = """() => [...document.querySelector(".turn:last-child > span").childNodes].map((node) => {
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        const box = node.parentElement.getBoundingClientRect();
+        const lines = [...range.getClientRects()].filter((line) => line.width);
+        return lines.map((line) => line.left - box.left < box.right - line.right);
+    }).flat()"""
+    async with opened() as page:
+        await answered(page, event(content="Hello?\n\u0645\u0631\u062d\u0628\u0627\u061f") + "data: [DONE]\n\n")
+        await page.locator("#chat-status", has_text="ended").wait_for()
+        assert await page.evaluate(where) == [True, False]
+
+
 async def test_answer_that_is_cut_short_is_no_answer(opened: Open) -> None:
     async with opened() as page:
         await answered(page, event(content="half"))

@@ -35,10 +35,11 @@ export async function refreshModelTable() {
   if (shown === shownModels) return;
   shownModels = shown;
   fillTable(byId("model-table"), ["Model", "State", "Backend", "Window", ""], data.map((model) => {
-    const state = make("span", { className: `badge ${model.state}`, title: model.error ?? "" }, model.state);
+    const state = make("span", { className: `badge ${model.state}` }, model.state);
     const name = make("td", {}, model.id);
     if (model.default) name.append(" ", make("span", { className: "badge" }, "default"));
     if (model.stub) name.append(" ", make("span", { className: "badge" }, "demo"));
+    if (model.error) name.append(make("p", { className: "error" }, model.error));
     const window = model.max_model_len ? model.max_model_len.toLocaleString("en") : "–";
     return [name, make("td", {}, state), model.backend ?? "–", make("td", { className: "number" }, window), actions(model)];
   }));
@@ -49,13 +50,14 @@ function actions(model) {
   if (!isAdmin) return cell;
   if (!model.default && model.state === "ready") {
     cell.append(button("Make default", (event) => attempt(event.target, async () => {
+      if (!(await confirmed(`Let ${model.id} answer requests that name no model?`, "Make default"))) return;
       await call("PUT", "/v1/admin/models/default", { id: model.id });
       await refreshModelTable();
     })));
   }
   cell.append(button("Unload", (event) => attempt(event.target, async () => {
     const question = `Unload ${model.id}? What runs on it finishes; new requests for it are refused.`;
-    if (!(await confirmed(question, "Unload"))) return;
+    if (!(await confirmed(question, "Unload", { isLoss: true }))) return;
     const { state } = await call("DELETE", "/v1/admin/models", { id: model.id });
     toast(`${model.id} is ${state}`);
     await refreshModelTable();
@@ -120,7 +122,7 @@ async function saveGuardrails() {
 async function offerTheirs() {
   const question = "Nothing was saved: somebody else has changed the guardrails since you opened them. "
     + "Load theirs, in place of what you have typed?";
-  if (await confirmed(question, "Load theirs")) await refreshGuardrails();
+  if (await confirmed(question, "Load theirs", { isLoss: true })) await refreshGuardrails();
 }
 
 export async function refreshKeys() {
@@ -129,7 +131,7 @@ export async function refreshKeys() {
   if (!isAdmin) return; // signed out meanwhile
   fillTable(byId("key-table"), ["Name", "Begins with", "Tenant", "Scopes", ""], data.map((one) => {
     const revoke = button("Revoke", (event) => attempt(event.target, async () => {
-      if (!(await confirmed(`Revoke the key ${one.name} (${one.id})? It is refused at once.`, "Revoke"))) return;
+      if (!(await confirmed(`Revoke the key ${one.name} (${one.id})? It is refused at once.`, "Revoke", { isLoss: true }))) return;
       await call("DELETE", "/v1/admin/api_keys", { id: one.id });
       await refreshKeys();
     }));
@@ -142,7 +144,7 @@ async function makeKey() {
   const scopes = [...document.querySelectorAll("input[name=scope]:checked")].map((box) => box.value);
   const made = await call("POST", "/v1/admin/api_keys", { name: byId("key-name").value, scopes });
   byId("new-key").reset();
-  byId("made-key").textContent = `${made.key}  (shown this once)`;
+  byId("made-key").replaceChildren(make("code", {}, made.key), " (shown this once)");
   await refreshKeys();
 }
 

@@ -44,11 +44,13 @@ export function toast(message) {
   toastTimer = setTimeout(() => { box.hidden = true; }, 6000);
 }
 
-/** Asks before something dangerous; resolves to true when the answer is yes. */
-export function confirmed(question, yes) {
+/** Asks before something that others will notice; resolves to true when the answer is yes. `isLoss`: it takes something
+ * away. */
+export function confirmed(question, yes, { isLoss = false } = {}) {
   const dialog = byId("confirm");
   byId("confirm-text").textContent = question;
   byId("confirm-yes").textContent = yes;
+  byId("confirm-yes").className = isLoss ? "danger" : "";
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {

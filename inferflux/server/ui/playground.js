@@ -34,8 +34,8 @@ function turn(who, text = "") {
 }
 
 /** One piece of the answer's text with the tokens it is made of. Only one token at a time is a stop of the Tab key. */
-function token(text, entries) {
-  const span = make("span", { className: "token", tabIndex: -1 }, text);
+function token(text, entries, isThought) {
+  const span = make("span", { className: `token${isThought ? " thought" : ""}`, tabIndex: -1 }, text);
   span.entries = entries;
   return span;
 }
@@ -123,7 +123,8 @@ async function answer(signal, say) {
       reason = choice.finish_reason ?? reason;
       if (!piece) continue;
       if (choice.delta.content) text += choice.delta.content;
-      body.append(entries.length ? token(piece, entries) : piece);
+      const isThought = !choice.delta.content;
+      body.append(entries.length ? token(piece, entries, isThought) : make("span", { className: isThought ? "thought" : "" }, piece));
       follow();
       say(`${count} tokens`);
     }
