@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from inferflux.engine.kv.store.host import HostPool
+
 # Device page and host slot, or the other way round for promotions.
 Pair = tuple[int, int]
 Fence = Callable[[], None]
@@ -41,9 +43,9 @@ class Copier(Protocol):
 class HostCopier:
     """The device is the CPU: copies are done when the call returns."""
 
-    def __init__(self, device_pool: torch.Tensor, host_pool: torch.Tensor) -> None:
+    def __init__(self, device_pool: torch.Tensor, host_pool: HostPool) -> None:
         self._device_rows = _rows(device_pool).numpy()
-        self._host_rows = host_pool.numpy()
+        (self._host_rows,) = (piece.numpy() for piece in host_pool.pieces)
 
     def demote(self, pairs: Sequence[Pair]) -> Callable[[], float | None]:
         start = time.perf_counter()
@@ -69,11 +71,10 @@ class StreamCopier:
     """The device is a GPU. Copies run on one stream, in the order of the calls, and are fenced both ways: they wait for
     earlier computation, and later computation waits for demotions."""
 
-    def __init__(self, device_pool: torch.Tensor, host_pool: torch.Tensor) -> None:
+    def __init__(self, device_pool: torch.Tensor, host_pool: HostPool) -> None:
         self._device = device_pool.device
         self._device_rows = _rows(device_pool)
         self._host_rows = host_pool
-        self._host_arrays = host_pool.numpy()
         self._stream = torch.cuda.Stream(self._device)
         self._lock = threading.Lock()
         # The last copy from or to each host slot that may still be going on.
@@ -112,10 +113,10 @@ class StreamCopier:
             last = self._last_copy.get(slot)
         if last is not None:
             last.synchronize()
-        return memoryview(self._host_arrays[slot])
+        return self._host_rows[slot].numpy().data
 
 
-def make_copier(device_pool: torch.Tensor, host_pool: torch.Tensor) -> Copier:
+def make_copier(device_pool: torch.Tensor, host_pool: HostPool) -> Copier:
     """Returns the copier for where the device pool is."""
     return (StreamCopier if device_pool.device.type == "cuda" else HostCopier)(device_pool, host_pool)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from inferflux.engine.kv.store.copier import Fence, StreamCopier
+from inferflux.engine.kv.store.host import HostPool
 from tests.support.streams import PlayedStreams
 
 NUM_PAGES, NUM_SLOTS = 6, 5
@@ -22,7 +23,7 @@ class Moves:
         self._streams = streams
         self._random = random.Random(seed)
         self._pages = torch.zeros(NUM_PAGES, 2, 4)
-        self._slots = torch.zeros(NUM_SLOTS, 32, dtype=torch.uint8)
+        self._slots = HostPool(torch.zeros(NUM_SLOTS, 32, dtype=torch.uint8).split(2))
         self._copier = StreamCopier(self._pages, self._slots)
         self._free_pages, self._free_slots = list(range(NUM_PAGES)), list(range(NUM_SLOTS))
         self._on_device: dict[int, float] = {}
