@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,15 @@ def test_errors_go_to_stderr_with_the_request_id(live: Live, run: Run):
 def test_a_server_that_is_not_there(run: Run):
     code, _, err = run("status", "--url", "http://127.0.0.1:9")
     assert (code, err) == (1, "inferctl: cannot reach http://127.0.0.1:9: Connection refused\n")
+    code, _, err = run("status", "--url", "http://no-such-host.invalid")
+    assert code == 1
+    assert re.fullmatch(r"inferctl: cannot reach http://no-such-host\.invalid: [A-Z][a-z ]+\n", err), err
+
+
+def test_https_to_a_server_of_plain_http(live: Live, run: Run):
+    code, _, err = run("status", "--url", live.site.url.replace("http", "https"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert "perhaps it serves plain http: " in err
 
 
 def test_the_address_may_end_in_v1(live: Live, run: Run):

@@ -1,6 +1,7 @@
 """The HTTP side of `inferctl`: requests out, JSON and events in, failures as one error with words to show."""
 
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
@@ -99,12 +100,22 @@ class Client:
         return self._session
 
     def _unreachable(self, error: Exception) -> ServerError:
-        number = None
-        # OpenSSL's errors have numbers of their own.
-        if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
-            number = error.os_error.errno
-        reason = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
-        return ServerError(f"cannot reach {self.url}: {reason}")
+        return ServerError(f"cannot reach {self.url}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Why a server cannot be reached, in as few words as there are."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as refusal):
+            said = refusal.verify_message.rstrip(".")
+            return f"its certificate is not trusted: {said} (SSL_CERT_FILE names a file of those to trust)"
+        case aiohttp.ClientConnectorError(os_error=ssl.SSLError() as failure):
+            return f"no TLS connection, perhaps it serves plain http: {failure.reason or failure}"
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int() as number)) if number > 0:
+            return os.strerror(number)
+        case aiohttp.ClientConnectorError(os_error=failure) if failure.strerror:
+            return failure.strerror  # of a name that is not known, whose numbers are others
+    return str(error) or type(error).__name__
 
 
 def _read(url: str, content: bytes, tag: str | None = None) -> Answer:

@@ -75,6 +75,7 @@ async def test_keys_work_over_tls_and_nothing_is_said_in_the_clear(files: Files)
         assert (code, "fake" in printed) == (0, True), printed
         code, printed = await run(*client, INFERCTL_API_KEY=KEY)
         assert (code, "certificate" in printed) == (1, True), "a certificate that nobody vouches for was taken"
+        assert "SSL_CERT_FILE" in printed, "what to do about it"
         with pytest.raises(aiohttp.ClientError):
             await site.session.get(site.url.replace("https", "http") + "/livez")
 
