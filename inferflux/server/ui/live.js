@@ -95,7 +95,7 @@ function showTiles(now) {
     tile("running", "Running", now.sum("inferflux_running_requests"), whole(now.sum("inferflux_running_requests"))),
     tile("tokens", "Tokens a second", made, made < 10 ? made.toFixed(1) : whole(made)),
     tile("ttft", "Time to first token", first, first === null ? "–" : seconds(first)),
-    tile("between", "Time between tokens", between, between === null ? "–" : seconds(between)),
+    tile("between", "Between tokens", between, between === null ? "–" : seconds(between)),
     tile("batch", "Tokens in a step", now.sum("inferflux_batch_tokens"), whole(now.sum("inferflux_batch_tokens"))),
   );
 }
