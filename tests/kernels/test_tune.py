@@ -373,3 +373,15 @@ def test_people_are_told_of_all_that_was_not_measured(found: Found) -> None:
     outcomes = {"a": Outcome(problem=NO_TIME), **found.outcomes}
     assert next(remarks(outcomes)) == "a: not measured completely: there was no time left"
     assert outcome_table(outcomes, GPU).row_count == 2
+
+
+def test_an_early_start_is_checked_on_every_kernel_that_may_have_one_and_on_little_else() -> None:
+    """It is tried after the products of one row: what compiles for half a minute is not reached within gpu_check."""
+    (knob,) = (knob for task in tasks_of(SHAPES["large"]) for knob in task.knobs if knob.table == "launches")
+    names = [case.name for case in knob.cases if case.op == "attention"]
+    assert {case.op for case in knob.cases} == {
+        "norm", "add_norm", "rope", "activation", "quantized_linear", "attention"
+    }  # fmt: skip
+    assert any("window" in name for name in names)
+    assert any("window" not in name for name in names)
+    assert len(knob.cases) <= 14
