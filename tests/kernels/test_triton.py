@@ -52,7 +52,10 @@ import functools
 import torch
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases import cases_of
+from inferflux.kernels.cases.case import Draw
+from inferflux.kernels.cases.paged import Paging
 from inferflux.kernels.check import check_case
+from inferflux.kernels.triton.attention import attention
 from inferflux.kernels.triton.sizes import HEAD_DIMS, AttentionTile, Decode, Sizes, Split
 from inferflux.kernels.triton.tuning import SHIPPED
 
@@ -71,6 +74,17 @@ for split, names in SOME.items():
     for case in cases:
         result = check_case(op, case, torch.float32, torch.device("cpu"))
         assert result.ok, (split, result)
+
+# Splits that begin in the middle of a page, of which a tile holds whole ones.
+draw = Draw(torch.float32, torch.device("cpu"), torch.Generator().manual_seed(0))
+paging = Paging(((499, 500), (99, 100)), page_tokens=256)
+metadata = paging.metadata(draw)
+pages = paging.pool(draw, 2, 32)
+paging.fill(pages, metadata, draw)
+query, settings = draw.normal(2, 4, 32), {"scale": 0.125, "window": None, "soft_cap": None}
+short = Sizes(decode=dict.fromkeys(HEAD_DIMS, Decode(AttentionTile(16, 256, 4, 3), Split(128, 16, 16)))).over(SHIPPED)
+true = find_backend("reference").find("attention")(query, pages, metadata, **settings)
+assert torch.allclose(attention(query, pages, metadata, sizes=short, **settings), true, atol=1e-5)
 
 # Layer after layer of a step, and replay after replay of a recorded one: the counters are ready for the next.
 (long,) = (case for case in cases_of("attention") if case.name == "decode, long")

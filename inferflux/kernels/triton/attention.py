@@ -191,8 +191,8 @@ def _split_kernel(
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    # A window's splits begin where it does, which may be within a page.
-    ON_PAGES: tl.constexpr = BLOCK_N % PAGE_TOKENS == 0 and not HAS_WINDOW
+    # A window's splits begin where it does, which may be within a page; so may others where pages are longer.
+    ON_PAGES: tl.constexpr = BLOCK_N % PAGE_TOKENS == 0 and SPLIT_TOKENS % PAGE_TOKENS == 0 and not HAS_WINDOW
     accumulator, maximum, total = fold(
         tile, lanes, accumulator, maximum, total, kv_start, kv_end, kv_end,
         kv_pages + kv_head * STRIDE_KV_HEAD, kv_scales + kv_head * (STRIDE_KV_HEAD // 4),
