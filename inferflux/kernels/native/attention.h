@@ -28,6 +28,9 @@ constexpr long SPLIT = 128, CHUNK = 16;
 // How many heads that share a key head meet a key at once: sums of four keys with each stay in registers. Where keys or
 // values are bfloat16, and the processor multiplies these in pairs, weights are rounded to it as well.
 constexpr int MOST_HEADS = W == 16 ? 4 : 3;
+// Beside 12 sums AVX2 has room for what belongs to three heads and to one key or value. 32 rows of 208 tokens, 9 heads of 64
+// over 3, one core of a Zen 5 EPYC held to AVX2: float32 273 to 254 us, bfloat16 258 to 242.
+constexpr bool FEW_REGISTERS = W == 8;
 
 // Positions first..last-1 of one row, for all its heads: a page's keys and values lie together and are read in order.
 struct Part {
@@ -93,6 +96,16 @@ static inline void score(const Chunk<E> keys, const float* query, long units, fl
       UNROLLED for (int i = 1; i < 4; i++) key[i] = key[i - 1] + (n + i < count ? keys.stride : 0);
       const float* q = query;
       for (long d = 0; d < D; d += O::COUNT, q += W) {
+        if constexpr (FEW_REGISTERS) {
+          Floats x[GT];
+          UNROLLED for (int g = 0; g < GT; g++) x[g] = load<Floats>(q + g * units), hold(x[g]);
+          UNROLLED for (int i = 0; i < 4; i++) {
+            Floats k = WHOLE ? O::read(key[i] + d) : read_up_to<E>(key[i] + d, D - d);
+            hold(k);
+            UNROLLED for (int g = 0; g < GT; g++) acc[g][i] = O::add(acc[g][i], k, x[g]);
+          }
+          continue;
+        }
         Floats k[4];
         UNROLLED for (int i = 0; i < 4; i++) {
           k[i] = WHOLE ? O::read(key[i] + d) : read_up_to<E>(key[i] + d, D - d);
@@ -123,6 +136,16 @@ static inline void mix_columns(const Chunk<E> values, const float* weights, cons
   Ahead ahead = *values.shared;
   for (long n = 0; n < values.count; n += O::TOGETHER, value += O::TOGETHER * values.stride, weights++) {
     ahead.fetch(O::TOGETHER * DT * W * sizeof(typename E::T));
+    if constexpr (FEW_REGISTERS) {
+      Floats weight[GT];
+      UNROLLED for (int g = 0; g < GT; g++) weight[g] = splat_unit(weights + g * CHUNK), hold(weight[g]);
+      UNROLLED for (int i = 0; i < DT; i++) {
+        Floats v = WHOLE ? O::read(value + i * W) : O::read(value + i * W, values.D - d);
+        hold(v);
+        UNROLLED for (int g = 0; g < GT; g++) acc[g][i] = O::add(acc[g][i], weight[g], v);
+      }
+      continue;
+    }
     Floats v[DT];
     UNROLLED for (int i = 0; i < DT; i += O::TOGETHER) {
       Floats rows[O::TOGETHER], pairs[O::TOGETHER];
