@@ -16,7 +16,7 @@ from inferflux.kernels.native.loading import Library
 from tests.support.waiting import wait_until
 
 OPENMP = build.openmp_library()
-FUNCTIONS = ("call", "replay", "int4_together")
+FUNCTIONS = ("call", "replay")
 FakeCompiler = Callable[[str], None]
 
 pytestmark = pytest.mark.skipif(

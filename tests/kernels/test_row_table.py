@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from inferflux.kernels.native import panels
-from inferflux.kernels.native.loading import library
 from inferflux.kernels.native.row_table import RowTable
 from inferflux.kernels.quantized_weight import QuantizedWeight, Scheme, quantize
 
@@ -42,7 +41,6 @@ def test_a_row_that_is_not_there_is_an_error() -> None:
         table.take(np.array([16]))
 
 
-@pytest.mark.skipif(library().int4_together is None, reason="there is no library whose layout it would be")
 def test_4_bits_are_not_looked_up() -> None:
     with pytest.raises(AssertionError, match="side by side"):
         RowTable(panels.arrange(quantize(torch.ones(16, 64), "int4")))

@@ -15,8 +15,10 @@ constexpr long INT4_GROUP = 32;
 // [3072, 576] x 1, 4, 8, 32, 512 rows, two cores of a Zen 5 EPYC: 8 rows of 3 panels 105, 291, 494, 727, 898, 12 of 1 161,
 // 432, 383, 586, 819; as it is, with the next panels fetched, 166, 450, 725, 842, 896.
 constexpr int TILE = W == 16 ? 8 : 4, MANY = 5;
-// While rows meet a panel, the next one is fetched; with AVX2 it comes by itself (fetching costs 32 rows 4 % there).
-constexpr bool FETCHES = W == 16;
+// While the first rows meet a panel, the next one is fetched; with AVX-512 while all do. [3072, 576] x 1, 8, 32 rows, one core
+// of a Zen 5 EPYC held to AVX2: int8 91, 159, 175 GOP/s without, 112, 192, 194 with; int4 149, 262, 264 and 173, 294, 294.
+// Zen 3 guesses itself what comes next: fetched with all of 32 rows it cost 4 % there.
+constexpr bool ALWAYS_FETCHES = W == 16;
 // Of the rounded rows as many as fit stay in the second cache while the panels pass.
 constexpr long ROUNDED_BYTES = 192 * 1024;
 typedef int16_t Shorts __attribute__((vector_size(4 * W)));
@@ -43,7 +45,10 @@ template <bool IS_FEW> static inline Ints add_products(Ints to, int16_t, Ints x,
   return to + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)weight);
 }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-template <bool> static inline Ints add_products(Ints to, int16_t, Ints x, Shorts weight) {
+template <bool IS_FEW> static inline Ints add_products(Ints to, int16_t, Ints x, Shorts weight) {
+#if defined(__AVXVNNI__)
+  if constexpr (!IS_FEW) return (Ints)_mm256_dpwssd_avx_epi32((__m256i)to, (__m256i)x, (__m256i)weight);
+#endif
   return to + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)weight);
 }
 #else
@@ -52,29 +57,56 @@ template <bool> static inline Ints add_products(Ints to, int16_t, Ints x, Shorts
   return to + (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16);
 }
 #endif
+// weight: bytes of 0 to 15. Without VNNI, products of bytes are added up in 16 bits, twice as many at once as in 32. GOP/s of
+// int4 [3072, 576] x 1, 8, 512 rows, one core of a Zen 5 EPYC held to AVX2: inputs of 16 bits 92, 146, 153, of 8 173, 294, 294.
 #if defined(__AVX512VNNI__)
-#define MULTIPLIES_BYTES
 template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)weight, (__m512i)x);
 }
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
-#define MULTIPLIES_BYTES
 template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
   return (Ints)_mm256_dpbusd_avx_epi32((__m256i)to, (__m256i)weight, (__m256i)x);
 }
+#elif defined(__AVX512BW__)
+#define ADDS_HALVES
+template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
+  return (Ints)((Shorts)to + (Shorts)_mm512_maddubs_epi16((__m512i)weight, (__m512i)x));
+}
+static inline Ints add_halves(Ints sums) { return (Ints)_mm512_madd_epi16((__m512i)sums, _mm512_set1_epi16(1)); }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define ADDS_HALVES
+template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
+  return (Ints)((Shorts)to + (Shorts)_mm256_maddubs_epi16((__m256i)weight, (__m256i)x));
+}
+static inline Ints add_halves(Ints sums) { return (Ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1)); }
+#else
+template <bool> static inline Ints add_products(Ints to, int8_t, Ints x, Ints weight) {
+  for (int shift = 24; shift >= 0; shift -= 8) to += (x << shift >> 24) * (weight << shift >> 24);
+  return to;
+}
 #endif
+// What a block's sums begin with, of what each lane's columns give; and what they come to. Where two columns of each four are
+// added up in 16 bits, these always fit: a column brings -8 times its input at the start, and later up to 15 times.
+#if defined(ADDS_HALVES)
+static_assert(INT4_GROUP / 2 * 8 * Inputs8::STEPS < (1L << 15), "half a block's sum must fit 16 bits");
+static inline Ints block_sums(int8_t, Ints sums) { return add_halves(sums); }
+static inline int32_t block_start(Ints sums) {
+  const int32_t first = sum(LANES & 2 ? Ints{} : sums), second = sum(LANES & 2 ? sums : Ints{});
+  return (first & 0xffff) | second << 16;
+}
+#else
+static inline Ints block_sums(int8_t, Ints sums) { return sums; }
+static inline int32_t block_start(Ints sums) { return sum(sums); }
+#endif
+static inline Ints block_sums(int16_t, Ints sums) { return sums; }
 
 #if defined(__AVX512BW__)
 static inline Shorts widen_pairs(const int8_t* p) { return (Shorts)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
-static inline Shorts widen_pairs(const uint8_t* p) { return (Shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
 static inline Shorts widen_pairs(const int8_t* p) { return (Shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
-static inline Shorts widen_pairs(const uint8_t* p) { return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)); }
 #else
 typedef int8_t BytePairs __attribute__((vector_size(2 * W)));
-typedef uint8_t UBytePairs __attribute__((vector_size(2 * W)));
 static inline Shorts widen_pairs(const int8_t* p) { return __builtin_convertvector(load<BytePairs>(p), Shorts); }
-static inline Shorts widen_pairs(const uint8_t* p) { return __builtin_convertvector(load<UBytePairs>(p), Shorts); }
 #endif
 
 // How a panel holds 2 * X::TOGETHER columns in BYTES, as halves 0 and 1. SUMMED: columns whose products are added before they
@@ -88,7 +120,6 @@ struct Packed8 {
     return widen_pairs((const int8_t*)p + HALF * 2 * PANEL + v * 2 * W);
   }
 };
-#if defined(MULTIPLIES_BYTES)
 struct Packed4 {  // half 0 in the low halves of the bytes, 1 in the high ones
   typedef Inputs8 X;
   typedef Ints Weights;
@@ -99,18 +130,6 @@ struct Packed4 {  // half 0 in the low halves of the bytes, 1 in the high ones
     return (HALF ? both >> 4 : both) & 0x0f0f0f0f;
   }
 };
-#else
-struct Packed4 {
-  typedef Inputs16 X;
-  typedef Shorts Weights;
-  static constexpr bool GROUPED = true;
-  static constexpr long BYTES = 2 * PANEL, SUMMED = INT4_GROUP, ZERO = 0;
-  template <int HALF> static inline Weights read(const uint8_t* p, int v) {
-    Shorts both = widen_pairs(p + v * 2 * W);
-    return (HALF ? both >> 4 : both & 15) - 8;
-  }
-};
-#endif
 
 // Of a ProductCall with integers for weights, uint8 [panels, columns / (2 * X::TOGETHER), K::BYTES], and scales
 // [panels, groups, PANEL].
@@ -177,11 +196,11 @@ static void round_row(const typename E::T* x, long inputs, const RoundedRows<K>&
       if (i < end) memcpy(rest, x + i, (end - i) * sizeof(*x));
       round(rest, to + i);
     }
-    *scales++ = {largest / X::STEPS, K::ZERO && steps > 0 ? -(int32_t)K::ZERO * sum(sums) : 0};
+    *scales++ = {largest / X::STEPS, K::ZERO && steps > 0 ? block_start(-(int32_t)K::ZERO * sums) : 0};
   }
 }
 
-template <class K, int NUM, int ROWS>
+template <class K, int NUM, int ROWS, bool FETCHES>
 static inline void sum_tile(const uint8_t* panel, const float* scales, const RoundedRows<K>& x, long row,
                             Floats sums[ROWS][NUM * VECTORS]) {
   typedef typename K::X X;
@@ -219,19 +238,19 @@ static inline void sum_tile(const uint8_t* panel, const float* scales, const Rou
         Floats scale = splat(x_scales[m * x.blocks + first / X::BLOCK].scale);
         if (K::GROUPED)
           scale *= load<Floats>(scales + (v / VECTORS * groups + first / K::SUMMED) * PANEL + v % VECTORS * W);
-        sums[m][v] = fused(__builtin_convertvector(acc[m][v], Floats), scale, sums[m][v]);
+        sums[m][v] = fused(__builtin_convertvector(block_sums(typename X::T{}, acc[m][v]), Floats), scale, sums[m][v]);
       }
   }
 }
 
-template <class K, class E, int NUM, int ROWS>
+template <class K, class E, int NUM, int ROWS, bool FETCHES>
 static void store_tile(const ProductCall& c, long p, const RoundedRows<K>& x, long row) {
   typedef typename E::T T;
   constexpr int NUM_V = NUM * VECTORS;
   const long columns = x.columns, first = p * PANEL, bytes = columns / (2 * K::X::TOGETHER) * K::BYTES;
   const float* scales = c.scales + p * groups_of<K>(columns) * PANEL;
   Floats sums[ROWS][NUM_V] = {};
-  sum_tile<K, NUM, ROWS>((const uint8_t*)c.weight + p * bytes, scales, x, row, sums);
+  sum_tile<K, NUM, ROWS, FETCHES>((const uint8_t*)c.weight + p * bytes, scales, x, row, sums);
   const long count = c.outputs - first < NUM * PANEL ? c.outputs - first : NUM * PANEL;
   T bias[NUM * PANEL] = {}, part[NUM * PANEL];
   if (c.bias) memcpy(bias, (const T*)c.bias + first, count * sizeof(T));
@@ -246,12 +265,12 @@ static void store_tile(const ProductCall& c, long p, const RoundedRows<K>& x, lo
   }
 }
 
-template <class K, class E, int NUM, int ROWS = TILE>
+template <class K, class E, int NUM, bool FETCHES, int ROWS = TILE>
 static void store_rows(const ProductCall& c, long p, const RoundedRows<K>& x, long row, long count) {
   if (count == ROWS)
-    store_tile<K, E, NUM, ROWS>(c, p, x, row);
+    store_tile<K, E, NUM, ROWS, FETCHES>(c, p, x, row);
   else if constexpr (ROWS > 1)
-    store_rows<K, E, NUM, ROWS - 1>(c, p, x, row, count);
+    store_rows<K, E, NUM, FETCHES, ROWS - 1>(c, p, x, row, count);
 }
 
 template <class K, class E, int NUM>
@@ -259,7 +278,7 @@ static void store_all(const ProductCall& c, long p, const RoundedRows<K>& x, lon
   const long tiles = tiles_of(rows, TILE);
   for (long t = 0, m = first, end; t < tiles; t++, m = end) {
     end = first + (t + 1) * rows / tiles;
-    store_rows<K, E, NUM>(c, p, x, m, end - m);
+    (t ? store_rows<K, E, NUM, ALWAYS_FETCHES> : store_rows<K, E, NUM, true>)(c, p, x, m, end - m);
   }
 }
 

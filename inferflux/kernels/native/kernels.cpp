@@ -198,9 +198,6 @@ static bool replay(const Entry* entries, long count, char* arena, Team& team) no
 
 extern "C" {
 
-// How many columns of an output lie side by side in a panel of 4 bits.
-int inferflux_int4_together() { return Packed4::X::TOGETHER; }
-
 // Both return whether there was memory for what is computed. threads: how many compute it.
 int inferflux_call(int function, int type, const void* call, int threads) {
   try {

@@ -18,16 +18,14 @@ from inferflux.kernels.native.portable import portable_library
 _SIGNATURES: Final = {
     "call": (c_int, c_int, c_char_p, c_int),
     "replay": (c_char_p, c_long, c_void_p, c_int),
-    "int4_together": (),
 }
 
 
 class Library(NamedTuple):
-    """The functions that `calls`, `tape` and `panels` use; None, with a reason, where the library cannot be used."""
+    """The functions that `calls` and `tape` use; None, with a reason, where the library cannot be used."""
 
     call: Any = None
     replay: Any = None
-    int4_together: Any = None
     reason: str | None = None
 
 

@@ -6,13 +6,14 @@ import torch
 from torch.nn import functional
 
 from inferflux.kernels.native.calls import PRODUCT, TYPES, call, expect_same
-from inferflux.kernels.native.loading import library
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 
 Tensor = torch.Tensor
 # As in matmul.h.
 PANEL: Final = 16
 INTEGERS: Final = ("int8", "int4")
+# Columns of 4 bits whose products are added up at once, as in integers.h.
+INT4_TOGETHER: Final = 4
 
 
 class Panels(NamedTuple):
@@ -21,9 +22,8 @@ class Panels(NamedTuple):
     float32: values [panels, columns, 16]. bfloat16, fp8: values [panels, columns / 2, 16, 2], filled up to an even
     number of columns. All: scales float32 [outputs], or None.
     int8: values [panels, columns / 2, 16, 2], each output's columns in pairs, filled up to a multiple of 32 columns.
-    int4: uint8 [panels, columns / (2 * n), 16, n], where n, 2 or 4, is what this CPU's instructions add up at once:
-    columns 2ni to 2ni + n - 1 in the low halves of the bytes, the next n in the high ones. Both: scales float32
-    [panels, groups, 16].
+    int4: uint8 [panels, columns / 8, 16, 4], columns 8i to 8i + 3 in the low halves of the bytes, the next four in the
+    high ones. Both: scales float32 [panels, groups, 16].
     """
 
     values: Tensor
@@ -48,7 +48,7 @@ def arrange(weight: QuantizedWeight) -> Panels:
     if weight.scheme == "int8":
         values = _filled(values, INT4_GROUP)
     else:
-        together = library().int4_together()
+        together = INT4_TOGETHER
         # A byte here holds columns 2i, 2i + 1.
         columns = torch.stack((values & 0xF, values >> 4), dim=-1).view(num_outputs, -1, 2, together)
         values = (columns[:, :, 0] | columns[:, :, 1] << 4).flatten(1)
@@ -74,7 +74,7 @@ def _panels(matrix: Tensor, together: int) -> Tensor:
 
 def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:
     """x [T, in] -> [T, out], in x's dtype, summed in float32; integers: x is rounded, each row's every 512 columns to
-    16 bits with a scale of their own, or, for int4 where the CPU multiplies bytes, every 32 to 8 bits."""
+    16 bits with a scale of their own, or, beside int4, every 32 to 8 bits."""
     expect_same("columns of x", x.shape[1], panels.num_inputs)
     dtype = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else torch.float32
     rows = x.to(dtype).contiguous()

@@ -41,14 +41,16 @@ static inline void narrow(uint16_t* p, Ints v) {
   __m256i low = (__m256i)(v & 0xffff);
   _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
 }
-#else
-static inline void narrow(uint16_t* p, Ints v) {
-  for (int i = 0; i < W; i++) p[i] = (uint16_t)v[i];
+static inline void narrow(int8_t* p, Ints v) {
+  const __m256i quarters = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
+  _mm_storel_epi64((__m128i*)p, _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(quarters, _mm256_set1_epi64x(4L << 32))));
 }
-#endif
-#if !defined(__AVX512F__)
+#else
 static inline void narrow(int8_t* p, Ints v) {
   for (int i = 0; i < W; i++) p[i] = (int8_t)v[i];
+}
+static inline void narrow(uint16_t* p, Ints v) {
+  for (int i = 0; i < W; i++) p[i] = (uint16_t)v[i];
 }
 #endif
 static inline void narrow(int16_t* p, Ints v) { narrow((uint16_t*)p, v); }

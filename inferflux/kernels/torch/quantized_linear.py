@@ -1,7 +1,7 @@
 """Matrix product with a quantised weight. The op is this module: `pack`, and the `run` of `linear`.
 
-panels: int8 and int4 products in the native library, whose inputs are rounded to 16 bits. onednn8: int8 products in
-oneDNN, whose inputs are rounded in two halves of 7 bits each. Both lose little, whatever else is in the batch and
+panels: int8 and int4 products in the native library, whose inputs are rounded to 16 and 8 bits. onednn8: int8 products
+in oneDNN, whose inputs are rounded in two halves of 7 bits each. Both lose little, whatever else is in the batch and
 however far a model's outliers lie out. values: as they came, widened one cache-sized block at a time, or multiplied by
 the native kernel (fp8, few rows). On CPUs the table chooses.
 """

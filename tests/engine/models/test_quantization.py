@@ -27,11 +27,11 @@ QUESTIONS = ("What is InferFlux?", "What is the prefix cache?", "How do I set an
 # What the demo model may lose: KL in nats, and the share of positions with the same top token.
 DEMO_LIMITS = {"int8": (1e-4, 0.98), "int4": (5e-3, 0.96), "fp8": (1.5e-3, 0.96)}
 # How far logits of the tiny models, which spread over some units, may lie off in the mean and at most. Inputs of int8
-# and int4 products are rounded to 16 bits (measured: 4e-4, 0.01), or to halves of 7 bits where no native library is
-# (1.6e-3, 0.02); fp8 products are those of floats.
+# products are rounded to 16 bits (measured: 4e-4, 0.01), or to halves of 7 bits where no native library is (1.6e-3,
+# 0.02); fp8 products are those of floats.
 TOLERANCES = {"int8": (2e-3, 2.5e-2), "int4": (2e-3, 2.5e-2), "fp8": (1e-5, 1e-4)}
-# Where inputs of int4 products are rounded to 8 bits, as they then are in the reference too, there is now and then one
-# that goes the other way (7e-3, 0.11).
+# Inputs of int4 products are rounded to 8 bits in the native library, as they then are in the reference too; now and
+# then there is one that goes the other way (7e-3, 0.11).
 BYTES_TOLERANCE = (1.5e-2, 0.2)
 # In the reference's experts they are not: of what rounding the weights does, this share at most (measured: 0.14).
 EXPERTS_SHARE = 0.2
@@ -40,7 +40,7 @@ MIXTURES = ("mixtral", "qwen2_moe")
 
 def takes_bytes(scheme: Scheme) -> bool:
     """Whether inputs beside weights of 4 bits are rounded to 8 here."""
-    return scheme == "int4" and library().reason is None and library().int4_together() == 4
+    return scheme == "int4" and library().reason is None
 
 
 def round_weights(model: PreTrainedModel, scheme: Scheme) -> None:
