@@ -6,20 +6,18 @@ threads spend the limit by waiting for each other, and the kernel stops all of t
 
 import logging
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from inferflux.config.child_env import has_chosen_threads
-
-_CGROUP: Final = Path("/sys/fs/cgroup")
+from inferflux.engine.runner.control_groups import ROOT, folders
 
 _logger = logging.getLogger(__name__)
 
 
 def keep_to_quota() -> None:
-    """Lowers PyTorch's threads, which the native kernels take too, to the whole CPUs that the control group allows."""
-    quota = cpu_quota(_CGROUP)
+    """Lowers PyTorch's threads, which the native kernels take too, to the whole CPUs that the control groups allow."""
+    quota = cpu_quota(ROOT)
     if quota is None or has_chosen_threads():
         return
     allowed, found = max(1, int(quota)), torch.get_num_threads()
@@ -29,10 +27,15 @@ def keep_to_quota() -> None:
 
 
 def cpu_quota(root: Path) -> float | None:
-    """Returns the CPUs of the control group as a container sees it (version 2, else 1), or None without a limit."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+    """Returns the CPUs of the narrowest of the process's control groups, or None without a limit."""
+    quotas = [quota for folder in folders("cpu", root) if (quota := _quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = " ".join((root / name).read_text() for name in files).split()
+            quota, period = " ".join((folder / name).read_text() for name in files).split()
             return int(quota) / int(period) if quota not in ("max", "-1") else None
         except (OSError, ValueError):
             continue

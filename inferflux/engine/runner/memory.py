@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from inferflux.config import ModelConfig, RuntimeConfig
+from inferflux.engine.runner.control_groups import ROOT, folders
 from inferflux.errors import ConfigError, ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ LEAST_CACHE_BYTES = 192 * 2**20
 # A model whose pool cannot hold this many tokens is refused.
 MIN_USEFUL_TOKENS = 256
 
-_CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -112,10 +112,10 @@ def _megabytes(num_bytes: int) -> str:
 
 
 def free_memory(device: torch.device) -> FreeMemory:
-    """Measures what is free now; on the CPU within the limits of this process's control group."""
+    """Measures what is free now; on the CPU within the limits of this process's control groups."""
     if device.type == "cuda":
         return FreeMemory("cuda", torch.cuda.mem_get_info(device)[0])
-    available = [amount for amount in (_system_available(), _cgroup_available(_CGROUP)) if amount is not None]
+    available = [amount for amount in (_system_available(), _cgroup_available(ROOT)) if amount is not None]
     return FreeMemory("cpu", max(0, min(available)))
 
 
@@ -129,14 +129,19 @@ def _system_available() -> int:
 
 
 def _cgroup_available(root: Path) -> int | None:
-    """Bytes left in the control group as a container sees it (version 2, else 1), or None without a limit."""
-    for limit_file, usage_file, stat_file, cache_key in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    """Bytes left in the fullest of the process's control groups, or None without a limit."""
+    left = [amount for folder in folders("memory", root) if (amount := _left(folder)) is not None]
+    return min(left, default=None)
+
+
+def _left(folder: Path) -> int | None:
+    for limit_file, usage_file, cache_key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            limit, usage = (root / limit_file).read_text().strip(), int((root / usage_file).read_text())
-            stat = dict(line.split() for line in (root / stat_file).read_text().splitlines())
+            limit, usage = (folder / limit_file).read_text().strip(), int((folder / usage_file).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
         # File cache counts as usage but is freed when memory is needed.

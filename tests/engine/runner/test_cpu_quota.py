@@ -13,7 +13,7 @@ from inferflux.llm import LLM
 
 @pytest.fixture(autouse=True)
 def eight_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(8)
