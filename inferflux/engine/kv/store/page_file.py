@@ -203,8 +203,11 @@ def write_at(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
 
 
 def allocate(fd: int, offset: int, num_bytes: int) -> None:
-    """Sets space aside, so that later writes to it find some."""
-    os.posix_fallocate(fd, offset, num_bytes)
+    """Sets space aside, so that later writes to it find some; macOS cannot, there the file only becomes longer."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, offset, num_bytes)
+    elif os.fstat(fd).st_size < offset + num_bytes:
+        os.ftruncate(fd, offset + num_bytes)
 
 
 def _rest(buffers: Sequence[Buffer], count: int) -> list[memoryview]:
