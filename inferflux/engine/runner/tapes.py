@@ -221,7 +221,10 @@ def _obstacle(decoder: Decoder, kernels: KernelSet) -> str | None:
     """Returns why tapes cannot be used, or None: a user's own op or layer would not be called."""
     others = [op for op, ours in _OPS.items() if getattr(kernels, op) is not ours]
     if others:
-        return f"{', '.join(others)} not by the native library"
+        chosen = [choice for choice in kernels.choices if choice.op in others]
+        refused = {reason for choice in chosen for name, reason in choice.refused if name == "native"}
+        why = f" ({'; '.join(sorted(refused))})" if refused else ""
+        return f"{', '.join(others)} not by the native library{why}"
     return None if all(map(_is_plain, decoder.layers)) else "a layer has parts that compute in torch"
 
 

@@ -168,6 +168,16 @@ def test_keys_and_values_of_8_bits_are_torchs(
     assert made == [None]
 
 
+def test_why_there_are_no_tapes_is_in_the_log(
+    tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps take twice as long then: an operator whose library is not there should see what hinders it."""
+    caplog.set_level("INFO", tapes_module.__name__)
+    start_engine(tiny_model("llama").folder, dtype="float16")
+    assert made == [None]
+    assert "activation not by the native library (not written for float16)" in caplog.text
+
+
 def test_where_a_kernel_is_somebodys_own_there_are_no_tapes(
     tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None], tmp_path: Path
 ) -> None:
