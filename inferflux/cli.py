@@ -31,8 +31,8 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "serve": Command("start the HTTP server", "inferflux.server.commands"),
         "config": Command("check a configuration file, show the effective configuration", "inferflux.config.commands"),
         "policy": Command("restore the policy store, change its passphrase", "inferflux.server.policy.commands"),
-        "audit": Command("verify that an audit log is as it was written", "inferflux.server.audit.commands"),
-        "kernels": Command("list, check, time, tune and build the compute kernels", "inferflux.kernels.commands"),
+        "audit": Command("verify that an audit log has not been changed", "inferflux.server.audit.commands"),
+        "kernels": Command("list, check, benchmark, tune and build the compute kernels", "inferflux.kernels.commands"),
         "bench": Command("measure the runtime", "inferflux.engine.bench"),
     }
 )
@@ -127,7 +127,7 @@ def _command_name(argv: list[str]) -> str:
         prog="inferflux",
         usage="inferflux COMMAND ...",
         description="LLM inference server and research engine.",
-        epilog=f"commands:\n{listing}\n\nEach has its own --help.",
+        epilog=f"commands:\n{listing}\n\nEach command has its own --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"inferflux {__version__}")

@@ -62,7 +62,7 @@ def adapters_for(num_prompts: int, adapter: str | Sequence[str | None] | None) -
 def check_generates(params: SamplingParams) -> None:
     """Refuses parameters that make a vector instead of text."""
     if params.pooling is not None:
-        raise RequestError("pooling: makes a vector and no text: use embed()", param="pooling")
+        raise RequestError("pooling: gives a vector instead of text; use embed()", param="pooling")
 
 
 def token_ids_of(prompt: Prompt, text: TextBundle) -> list[int]:

@@ -346,7 +346,7 @@ def test_the_answer_of_another_server_is_told_on_one_line(run: Run, body: bytes)
 def test_a_stream_that_is_cut_short_is_no_success(run: Run):
     with canned(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n') as url:
         code, out, err = run("chat", "Hi", "--stream", "--url", url)
-    assert (code, out, err) == (1, "half", "inferctl: the answer ends before it is complete\n")
+    assert (code, out, err) == (1, "half", "inferctl: the answer ended before it was complete\n")
 
 
 def test_what_the_terminals_encoding_lacks_is_a_question_mark(live: Live):

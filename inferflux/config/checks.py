@@ -49,9 +49,9 @@ def warnings(config: Config) -> Iterator[str]:
     """Yields lines for the log about settings that are allowed but probably not intended."""
     for index, entry in enumerate(config.auth.api_keys):
         if entry.key is not None and len(entry.key) < _SHORT_KEY:
-            yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, easy to guess"
+            yield f"auth.api_keys[{index}].key: shorter than {_SHORT_KEY} characters, and so easy to guess"
     if config.auth.oidc_issuer is not None and not config.auth.oidc_scope_map:
-        yield "auth.oidc_scope_map: empty, so tokens of auth.oidc_issuer may do nothing"
+        yield "auth.oidc_scope_map: empty, so tokens of auth.oidc_issuer grant nothing"
     if config.auth.oidc_issuer is None and (config.auth.oidc_audience is not None or config.auth.oidc_scope_map):
         yield "auth.oidc_issuer: not set, so auth.oidc_audience and auth.oidc_scope_map do nothing"
     tls = config.server.tls

@@ -16,7 +16,7 @@ DEFAULT_FILE: Final = Path("config/server.yaml")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
-    check = actions.add_parser("check", help="check one file, without the environment; exit 2 when it is faulty")
+    check = actions.add_parser("check", help="check a file, without the environment; exit 2 if it is invalid")
     check.add_argument("file", type=Path, metavar="FILE")
     check.set_defaults(run=_check)
     show = actions.add_parser("show", help="print every effective value and where it comes from, secrets masked")

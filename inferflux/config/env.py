@@ -119,7 +119,7 @@ def warnings_of(environ: Mapping[str, str]) -> list[str]:
     known = {*SHORT_NAMES, *_OTHER_NAMES}
     candidates = [name for name in sorted(environ) if name.startswith("INFERFLUX_") and name not in known]
     return [
-        f"{name}: not a name InferFlux knows, ignored{_nearest(name, known)}"
+        f"{name}: unknown variable, ignored{_nearest(name, known)}"
         for name in candidates
         if not _is_service_link(name, environ[name]) and key_of_name(name) is None
     ]

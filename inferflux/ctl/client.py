@@ -81,7 +81,7 @@ class Client:
                         raise ServerError(_words(event["error"]["message"], None, response))
                     yield event
                 if not done:
-                    raise ServerError(_words("the answer ends before it is complete", None, response))
+                    raise ServerError(_words("the answer ended before it was complete", None, response))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 

@@ -65,13 +65,13 @@ class NullDecoder:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="step|dist")
     step = actions.add_parser("step", help="Python overhead of one engine step, outside the kernels")
-    step.add_argument("--rows", type=positive, default=32, help="requests decoding at once (default 32)")
+    step.add_argument("--rows", type=positive, default=32, help="concurrently decoding requests (default 32)")
     step.add_argument("--steps", type=positive, default=300, help="steps to measure (default 300)")
     step.add_argument("--prompt-tokens", type=positive, default=128, help="length of each prompt (default 128)")
     step.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     step.add_argument("--json", action="store_true", help="print JSON")
     step.set_defaults(run=_run_step)
-    dist = actions.add_parser("dist", help="what ranks cost each other: handing a plan on, collectives")
+    dist = actions.add_parser("dist", help="cost of sending plans between ranks, and of collectives")
     bench_dist.add_arguments(dist)
     dist.set_defaults(run=bench_dist.run)
 

@@ -37,7 +37,7 @@ CPU: Final = torch.device("cpu")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, choices=range(2, 65), default=2, metavar="N", help="ranks (default 2)")
-    parser.add_argument("--repeats", type=positive, default=200, help="times each is measured (default 200)")
+    parser.add_argument("--repeats", type=positive, default=200, help="repetitions of each measurement (default 200)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

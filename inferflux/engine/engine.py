@@ -89,7 +89,7 @@ class Engine:
         prompt, sampling = submit.prompt_token_ids, submit.sampling
         adapter, adapter_name = self._adapter(submit.adapter)
         if sampling.pooling is None and not self.info.generates:
-            raise RequestError("model: this model makes embeddings only", param="model")
+            raise RequestError("model: this model only computes embeddings", param="model")
         check_pooling(sampling.pooling, self.info)
         check_prompt(prompt, self.info, param="prompt", ends=not sampling.generates)
         self._check_token_ids(sampling)

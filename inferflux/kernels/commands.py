@@ -31,22 +31,24 @@ from inferflux.kernels.tune import command as tune
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|check|bench|tune|build")
-    listing = actions.add_parser("list", help="show each op's backends and which one is taken here")
+    listing = actions.add_parser("list", help="show each op's backends and which one is used here")
     listing.add_argument("--dtype", choices=DTYPES, default="float32", help="type to compute in (default: float32)")
     add_common(listing)
     listing.set_defaults(run=_list)
-    check = actions.add_parser("check", help="compare kernels with the reference; exit 1 when one differs")
+    check = actions.add_parser("check", help="compare kernels with the reference; exit 1 if one differs")
     check.add_argument("--op", action="append", choices=OPS, help="only this op; may be repeated")
     check.add_argument("--backend", action="append", metavar="NAME", help="only this backend; may be repeated")
     check.add_argument("--module", action="append", metavar="FILE", default=[],
-                       help="only kernels of your own, a Python file or a module's name; may be repeated")  # fmt: skip
+                       help="only your own kernels: a Python file or a module name; may be repeated")  # fmt: skip
     check.add_argument("--dtype", action="append", choices=DTYPES, help="only this type; may be repeated")
     add_common(check)
     check.set_defaults(run=_check)
-    bench.add_arguments(actions.add_parser("bench", help="time kernels, beside each other and this machine's limits"))
-    tune.add_arguments(actions.add_parser("tune", help="measure the sizes of the triton kernels on this GPU"))
+    bench.add_arguments(
+        actions.add_parser("bench", help="benchmark kernels against each other and this machine's limits")
+    )
+    tune.add_arguments(actions.add_parser("tune", help="tune the triton kernels' sizes for this GPU"))
     build = actions.add_parser("build", help="compile and test the native CPU kernels now, not in the background")
-    build.add_argument("--portable", action="store_true", help="for every such CPU, into the package: for images")
+    build.add_argument("--portable", action="store_true", help="for all CPU levels, into the package (for images)")
     build.set_defaults(run=_build)
 
 

@@ -19,16 +19,16 @@ Engines = Mapping[str, Sequence[Backend]]
 _COUNTERS = (
     ("generation_tokens", "generation_tokens", "Tokens generated."),
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
-    ("draft_tokens", "draft_tokens", "Draft tokens computed, for speculative decoding."),
-    ("accepted_draft_tokens", "accepted_draft_tokens", "Draft tokens that were right."),
-    ("preemptions", "preemptions", "Times a running sequence gave its pages back."),
-    ("engine_restarts", "restarts", "Times a dead engine was replaced."),
-    ("engine_retries", "retries", "Requests a dead engine left unanswered, given to a new one."),
+    ("draft_tokens", "draft_tokens", "Draft tokens computed by speculative decoding."),
+    ("accepted_draft_tokens", "accepted_draft_tokens", "Draft tokens that were accepted."),
+    ("preemptions", "preemptions", "Preemptions of running sequences."),
+    ("engine_restarts", "restarts", "Restarts of an engine that had died."),
+    ("engine_retries", "retries", "Requests passed to a new engine after theirs had died."),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Backend], float]], ...] = (
-    ("running_requests", "Sequences the engine computes now.", lambda backend: backend.client.stats.running),
+    ("running_requests", "Sequences being computed.", lambda backend: backend.client.stats.running),
     ("batch_tokens", "Tokens in the engine's last step.", lambda backend: backend.client.stats.batch_tokens),
-    ("model_ready", "1 while the model takes requests.", lambda backend: backend.serves),
+    ("model_ready", "1 while the model accepts requests.", lambda backend: backend.serves),
 )
 
 
@@ -83,7 +83,7 @@ def _expert_tokens(engines: Engines) -> Metric:
     """Counted by the engines that run now: a restart begins at zero, as with any counter of a process."""
     family = CounterMetricFamily(
         "inferflux_expert_tokens",
-        "Tokens each expert of a mixture got, all layers together.",
+        "Tokens routed to each expert of an MoE model, over all layers.",
         labels=("model", "expert"),
     )
     for model_id, backends in engines.items():

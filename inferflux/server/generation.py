@@ -213,7 +213,7 @@ class Choice:
 def check_generates(info: ModelInfo) -> None:
     """Raises RequestError for a model that continues no prompt."""
     if not info.generates:
-        raise RequestError("model: this model makes embeddings only: see /v1/embeddings", param="model")
+        raise RequestError("model: this model only computes embeddings: see /v1/embeddings", param="model")
 
 
 def check_prompt(

@@ -24,7 +24,7 @@ _EVERY_ADDRESS: Final[Mapping[str, str]] = MappingProxyType({"0.0.0.0": "127.0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m inferflux.server.health", description="Whether the server lives.")
+    parser = Parser(prog="python -m inferflux.server.health", description="Checks whether the server is alive.")
     parser.add_argument("--config", type=Path, metavar="FILE", help=config_help())
     try:
         ask(load_from_process(parser.parse_args(argv).config, {}).config.server)

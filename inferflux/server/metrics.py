@@ -108,7 +108,7 @@ class Metrics:
     def _add_request_series(self) -> None:
         self.requests = self._counter(
             "requests_total",
-            "HTTP requests answered; status 499: the client left first.",
+            "HTTP requests answered; status 499: the client disconnected first.",
             "endpoint",
             "model",
             "status",
@@ -122,37 +122,37 @@ class Metrics:
             "time_to_first_token_seconds", "Time from a request's headers to its first token.", LATENCY_BUCKETS, "model"
         )
         self.inter_token_latency = self._histogram(
-            "inter_token_latency_seconds", "Time from one token of a sequence to the next.", TOKEN_BUCKETS, "model"
+            "inter_token_latency_seconds", "Time between consecutive tokens of a sequence.", TOKEN_BUCKETS, "model"
         )
         self.queue_wait = self._histogram(
             "queue_wait_seconds", "Time a sequence waits, in the server and in the engine.", LATENCY_BUCKETS, "model"
         )
         self.prompt_tokens = self._counter(
             "prompt_tokens_total",
-            "Prompt tokens, each prompt once whatever its choices; those found in the prefix cache included.",
+            "Prompt tokens, counted once per prompt whatever its choices, including those found in the prefix cache.",
             "model",
         )
         self.stream_tokens = self._counter("stream_tokens_total", "Tokens sent in streamed answers.", "model")
 
     def _add_access_series(self) -> None:
-        self.auth_failures = self._counter("auth_failures_total", "Requests without a valid key.", "reason")
+        self.auth_failures = self._counter("auth_failures_total", "Requests without valid credentials.", "reason")
         self.rate_limited = self._counter("rate_limited_total", "Requests answered with status 429.", "reason")
-        self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests a guardrail refused.", "reason")
-        self.opa_failures = self._counter("opa_failures_total", "Requests the policy service gave no verdict on.")
+        self.guardrail_blocks = self._counter("guardrail_blocks_total", "Requests refused by a guardrail.", "reason")
+        self.opa_failures = self._counter("opa_failures_total", "Requests without the policy service's decision.")
         self.audit_records = self._counter("audit_records_total", "Records written to the audit log.")
         for failure in get_args(FailureReason):
             self.auth_failures.labels(failure)
         for limit in ("requests", "tokens", "attempts", "queue_full"):
             self.rate_limited.labels(limit)
-        self.audit_dropped = self._counter("audit_records_dropped_total", "Records that are missing in the audit log.")
+        self.audit_dropped = self._counter("audit_records_dropped_total", "Records missing from the audit log.")
         for reason in ("blocklist", "opa", "opa_error", "output_blocklist"):
             self.guardrail_blocks.labels(reason)
 
     def _add_model_series(self) -> None:
-        self.model_events = self._counter("model_events_total", "What happened to models.", "model", "event")
+        self.model_events = self._counter("model_events_total", "Model lifecycle events.", "model", "event")
         for event in REGISTRY_EVENTS:
             self.model_events.labels("", event)
-        self.model_load = self._gauge("model_load_seconds", "Time the model's last load took.", "model")
+        self.model_load = self._gauge("model_load_seconds", "Duration of the model's last load.", "model")
 
     def _build_info(self) -> None:
         info = self._gauge("build_info", "Always 1; the labels name the build.", "version", "python")

@@ -104,7 +104,7 @@ class ModelControl:
 
         async def kept() -> None:
             if stays and self.manager.serving(model.id) is not backend:
-                raise SupersededError(f'another change took "{model.id}" away meanwhile')
+                raise SupersededError(f'another change removed "{model.id}" in the meantime')
             await keep(_on_models(lambda present: with_loaded(present, model, default=default)))
 
         await self._change(lambda: [] if stays else [wanted], kept)
@@ -173,7 +173,7 @@ class ModelControl:
             async with self._turn:
                 self.manager.require_staged(staged)
                 if [one.model for one in missing()] != [one.model for one in wanted]:
-                    raise SupersededError("another change to the same models came in between")
+                    raise SupersededError("another change to the same models was made in the meantime")
                 await keep()
                 self._settle(staged, wanted)
         except BaseException:

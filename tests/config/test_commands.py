@@ -53,7 +53,7 @@ def test_show_notes_what_it_left_out(
     assert main(["config", "show", "--json"]) == 0
     shown = capsys.readouterr()
     json.loads(shown.out)
-    assert 'note: INFERFLUX_PROT: not a name InferFlux knows, ignored; did you mean "INFERFLUX_PORT"?\n' in shown.err
+    assert 'note: INFERFLUX_PROT: unknown variable, ignored; did you mean "INFERFLUX_PORT"?\n' in shown.err
 
 
 def test_show_without_keys_shows_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,7 +293,7 @@ def test_what_is_no_text_is_refused_before_something_stumbles_over_it(name: str,
 
 def test_unknown_short_name_is_a_warning() -> None:
     (warning,) = load(environ={"INFERFLUX_MODEL_PTH": "x"}).warnings
-    assert warning == 'INFERFLUX_MODEL_PTH: not a name InferFlux knows, ignored; did you mean "INFERFLUX_MODEL_PATH"?'
+    assert warning == 'INFERFLUX_MODEL_PTH: unknown variable, ignored; did you mean "INFERFLUX_MODEL_PATH"?'
 
 
 def test_names_that_our_own_scripts_read_are_no_slip_of_the_hand() -> None:

@@ -25,7 +25,7 @@ async def forbid(page: Any, lines: str) -> None:
     await page.fill("#blocklist", lines)
     await page.click("#guardrails-form button[type=submit]")
     await page.click("#confirm-yes")
-    await page.locator("#toast", has_text="in force").wait_for()
+    await page.locator("#toast", has_text="been applied").wait_for()
 
 
 async def ask(page: Any, question: str) -> None:

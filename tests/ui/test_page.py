@@ -91,7 +91,7 @@ async def test_server_that_hangs_is_said_to_hang(opened: Open) -> None:
             "() => { const all = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = () => all(50); }"
         )
         await page.route("**/healthz", lambda route: None)
-        await until_shown(page, "#health", "does not answer")
+        await until_shown(page, "#health", "does not respond")
         await page.unroute("**/healthz")
         await until_shown(page, "#health", "1 of 1 models ready")
 
@@ -157,7 +157,7 @@ async def test_button_has_the_focus_again_when_its_work_is_done(opened: Open) ->
         await page.fill("#key-name", "by keyboard")
         await page.locator("#new-key button[type=submit]").focus()
         await page.keyboard.press("Enter")
-        await page.locator("#made-key", has_text="shown this once").wait_for()
+        await page.locator("#made-key", has_text="shown only once").wait_for()
         await page.locator("#new-key button[type=submit]:focus").wait_for()
 
 

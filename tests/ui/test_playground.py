@@ -152,7 +152,7 @@ async def test_each_paragraph_runs_the_way_of_its_script(opened: Open) -> None:
 async def test_answer_that_is_cut_short_is_no_answer(opened: Open) -> None:
     async with opened() as page:
         await answered(page, event(content="half"))
-        await page.locator(".turn.failed", has_text="ends before it is complete").wait_for()
+        await page.locator(".turn.failed", has_text="ended before it was complete").wait_for()
 
 
 async def test_long_answers_are_not_laid_out_at_every_token(opened: Open) -> None:

@@ -66,7 +66,7 @@ class AdapterFile:
             plain = name.replace(".default.", ".")
             if plain in self.tensors:
                 file.close()
-                raise ModelLoadError(f"{path}: tensor {plain!r:.200} stands there with and without default")
+                raise ModelLoadError(f"{path}: tensor {plain!r:.200} is there both with and without default")
             self.tensors[plain] = (file, entry)
 
     def close(self) -> None:

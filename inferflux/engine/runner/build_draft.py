@@ -79,7 +79,7 @@ def find_draft(runtime: RuntimeConfig, path: Path, max_model_len: int | None, co
     window = spec.max_model_len
     if own.longest_model_len < window:
         raise ConfigError(
-            f"{_KEY}: is made for {own.longest_model_len} tokens, the model reads {window}; lower "
+            f"{_KEY}: supports {own.longest_model_len} tokens, the model's window is {window}; lower "
             "models[].max_model_len, or choose another"
         )
     ours, theirs = (load_tokenizer(each).encode(_SAMPLE, add_special_tokens=False) for each in (path, folder))

@@ -64,7 +64,7 @@ def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phas
 
 
 def _no_vocabulary() -> Vocabulary:
-    raise RequestError("this model generates nothing")
+    raise RequestError("this model does not generate text")
 
 
 def _warm_up(runner: EncoderRunner) -> None:

@@ -80,7 +80,7 @@ class Scheduler:
         assert request.max_total_tokens > num_tokens > 0, "nothing to compute or nothing to generate"
         if not self._kv.fits(num_tokens + request.sampling.generates):
             raise RequestError(
-                f"prompt: has {num_tokens} tokens, which with one of output is more than the KV pool's "
+                f"prompt: has {num_tokens} tokens, which with one output token exceed the KV pool's "
                 f"{self._kv.capacity_tokens}",
                 param="prompt",
                 code="context_length_exceeded",

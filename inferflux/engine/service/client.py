@@ -246,7 +246,7 @@ class EngineClient:
     def _stop_unread(self, request_id: int) -> None:
         """Ends a sequence whose outputs are not read."""
         mailbox = self._mailboxes.pop(request_id)
-        mailbox.fail(EngineError("it was stopped because its outputs were not read"))
+        mailbox.fail(EngineError("it was stopped because its output was not read"))
         self._send(Abort([request_id]))
 
     async def _restart(self) -> None:

@@ -52,7 +52,7 @@ class Checkpoint:
         self.files.append(file)
         for name, entry in file.entries.items():
             if name in self.tensors:
-                raise ModelLoadError(f"{file.path}: tensor {name!r:.200} stands in {self.tensors[name][0].path} too")
+                raise ModelLoadError(f"{file.path}: tensor {name!r:.200} is in {self.tensors[name][0].path} too")
             self.tensors[name] = (file, entry)
 
     def _check_index(self, weight_map: dict[str, str], index: Path) -> None:

@@ -86,12 +86,12 @@ class SafetensorsFile:
 
     def _read_header(self) -> bytes:
         if self.size < 8:
-            raise ModelLoadError(f"{self.path}: is not a safetensors file: {self.size} bytes, 8 are needed at least")
+            raise ModelLoadError(f"{self.path}: is not a safetensors file: has {self.size} bytes, needs at least 8")
         prefix = bytearray(8)
         self.read_into(memoryview(prefix), 0)
         length = int.from_bytes(prefix, "little")
         if length > min(MAX_HEADER_BYTES, self.size - 8):
-            raise ModelLoadError(f"{self.path}: its header says {length} bytes, but the file has {self.size - 8} more")
+            raise ModelLoadError(f"{self.path}: its header should have {length} bytes, but only {self.size - 8} follow")
         header = bytearray(length)
         self.read_into(memoryview(header), 8)
         return bytes(header)
@@ -120,7 +120,7 @@ def _parse_header(header: bytes, file_size: int, path: Path) -> dict[str, Tensor
 def _unique_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("a name occurs twice in one object")
     return result
 
 
@@ -133,7 +133,7 @@ def _parse_entry(name: str, value: object, data_start: int, path: Path) -> Tenso
     if not _is_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise ModelLoadError(f"{where}: shape must be at most {MAX_DIMENSIONS} sizes (got {shape!r:.80})")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ModelLoadError(f"{where}: data_offsets must be two rising offsets (got {offsets!r:.80})")
+        raise ModelLoadError(f"{where}: data_offsets must be two increasing offsets (got {offsets!r:.80})")
     num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != num_bytes:
         raise ModelLoadError(f"{where}: {dtype} {shape!r:.80} takes {num_bytes} bytes, not those at {offsets!r:.80}")

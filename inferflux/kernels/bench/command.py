@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", action="append", choices=OPS, help="only this op; may be repeated")
     parser.add_argument("--backend", action="append", metavar="NAME", help="only this backend; may be repeated")
     parser.add_argument("--module", action="append", metavar="FILE", default=[],
-                        help="kernels of your own, a Python file or a module's name, beside the others")  # fmt: skip
+                        help="your own kernels, too: a Python file or a module name")  # fmt: skip
     parser.add_argument("--size", choices=tuple(SHAPES), help="default: small on a CPU, large on a GPU")
     parser.add_argument("--dtype", action="append", choices=DTYPES,
                         help="default: float32 on a CPU, bfloat16 on a GPU; may be repeated")  # fmt: skip

@@ -36,10 +36,10 @@ MOST_PROCESSES: Final = 6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", action="append", choices=OPS, help="only this op's sizes; may be repeated")
     parser.add_argument("--size", choices=MODEL_SIZES, default="large",
-                        help="of the model whose layer is measured, as of `bench` (default: large)")  # fmt: skip
-    parser.add_argument("--seconds", type=positive, default=SECONDS, help=f"for all of it (default: {SECONDS})")
+                        help="model size, as for `bench` (default: large)")  # fmt: skip
+    parser.add_argument("--seconds", type=positive, default=SECONDS, help=f"time limit (default: {SECONDS})")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="write the table there; default: the user's cache, where it serves")  # fmt: skip
+                        help="write the table there (default: the user's cache, where it takes effect)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

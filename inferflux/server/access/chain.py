@@ -38,7 +38,7 @@ class AuthenticationChain:
         """Returns the caller. Raises AuthenticationError when the credential is missing, unknown or bad."""
         if token is None or not self._ways:
             if self._anonymous is None:
-                raise AuthenticationError("an API key is needed: send it as Authorization: Bearer KEY", "missing")
+                raise AuthenticationError("an API key is required: send it as Authorization: Bearer KEY", "missing")
             return self._anonymous
         for way in self._ways:
             principal = await way.authenticate(token)

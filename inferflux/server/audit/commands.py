@@ -12,8 +12,8 @@ from inferflux.server.audit.verify import describe, verify
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="verify")
-    check = actions.add_parser("verify", help="exit 1 when a line was changed, removed, added or moved")
-    check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="rotated files too, the oldest first")
+    check = actions.add_parser("verify", help="exit 1 if a line was changed, removed, added or moved")
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="logs, oldest first, rotated ones included")
     check.add_argument("--key", type=Path, metavar="FILE", help="the log's key (default: FILE.key, where it exists)")
 
 

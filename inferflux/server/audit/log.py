@@ -86,7 +86,7 @@ class AuditLog:
         of must not be made."""
         done: Future[None] = Future()
         if not self._put(_Entry(event, self._clock(), done)):
-            raise AuditError("the audit log takes no more records at the moment")
+            raise AuditError("the audit log cannot take more records at the moment")
         await asyncio.wrap_future(done)
 
     def close(self) -> None:

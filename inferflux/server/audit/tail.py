@@ -35,9 +35,9 @@ def has_header(descriptor: int, size: int, keys: AuditKeys, path: Path) -> bool:
         return False
     header = parse_line(line)
     if header is None or header.kind != HEADER_KIND:
-        raise AuditError(f"{path}: not an audit log, or changed; move it away to begin a new one")
+        raise AuditError(f"{path}: not an audit log, or changed; move it away to start a new one")
     if header.fields().get("key_id") != keys.id or not header.is_authentic(keys):
-        raise AuditError(f"{path}: written with another key; bring its key back or move the log away")
+        raise AuditError(f"{path}: written with another key; restore that key or move the log away")
     return True
 
 
@@ -50,7 +50,7 @@ def read_tail(descriptor: int, size: int, path: Path) -> Tail:
         if found is not None:
             return found
         if offset == 0 or num_bytes >= _MAX_TAIL_BYTES:
-            raise AuditError(f"{path}: has no sound line near its end; move it away to begin a new one")
+            raise AuditError(f"{path}: has no valid line near its end; move it away to start a new one")
         num_bytes *= 8
 
 

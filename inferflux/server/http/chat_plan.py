@@ -93,7 +93,7 @@ def tool_format(use: ToolUse, text: TextBundle) -> ToolFormat | None:
     if not use.definitions:
         return None
     if text.style.tools is None:
-        raise RequestError("tools: this model's chat template does not take any", param="tools")
+        raise RequestError("tools: this model's chat template does not support tools", param="tools")
     return text.style.tools
 
 

@@ -63,69 +63,71 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = MappingProxyType(
         ("POST", "/v1/completions"): Operation(
             "Continue prompts", (completions.Completion,), completions.COMPLETION, completions.Completion
         ),
-        ("POST", "/v1/embeddings"): Operation("Texts to vectors", (embeddings.EmbeddingList,), embeddings.EMBEDDING),
+        ("POST", "/v1/embeddings"): Operation("Compute embeddings", (embeddings.EmbeddingList,), embeddings.EMBEDDING),
         ("GET", "/v1/models"): Operation("List the models", (models.ModelList,)),
         ("GET", "/v1/models/{id}"): Operation("Show one model", (models.ModelCard,)),
-        ("POST", "/tokenize"): Operation("Text or messages to token ids", (tokens.TokenizeResponse,), tokens.TOKENIZE),
-        ("POST", "/detokenize"): Operation("Token ids to text", (tokens.DetokenizeResponse,), tokens.DETOKENIZE),
+        ("POST", "/tokenize"): Operation("Tokenize text or messages", (tokens.TokenizeResponse,), tokens.TOKENIZE),
+        ("POST", "/detokenize"): Operation("Turn token ids into text", (tokens.DetokenizeResponse,), tokens.DETOKENIZE),
         ("GET", "/v1/admin/api_keys"): Operation("List the API keys, without the keys themselves", (admin.KeyList,)),
-        ("POST", "/v1/admin/api_keys"): Operation("Make an API key, shown this once", (admin.KeyCard,), admin.NEW_KEY),
+        ("POST", "/v1/admin/api_keys"): Operation(
+            "Create an API key, shown only once", (admin.KeyCard,), admin.NEW_KEY
+        ),
         ("DELETE", "/v1/admin/api_keys"): Operation("Revoke an API key", (admin.Revoked,), admin.KEY_ID),
         ("GET", "/v1/admin/cache"): Operation("Show the cached pages of every tier", (cache.CacheList,)),
         ("DELETE", "/v1/admin/cache"): Operation("Drop every cached page", (cache.Dropped,), cache.DROP),
-        ("POST", "/v1/admin/cache/warm"): Operation("Compute a prompt ahead", (cache.Warmed,), cache.WARM),
-        ("GET", "/v1/admin/fairness"): Operation("Show how requests are ordered", (Fairness,), tagged=True),
+        ("POST", "/v1/admin/cache/warm"): Operation("Compute a prompt ahead of time", (cache.Warmed,), cache.WARM),
+        ("GET", "/v1/admin/fairness"): Operation("Show scheduling policy and preemption", (Fairness,), tagged=True),
         ("PUT", "/v1/admin/fairness"): Operation(
-            "Change how requests are ordered", (Fairness,), admin.FAIRNESS, tagged=True
+            "Change scheduling policy and preemption", (Fairness,), admin.FAIRNESS, tagged=True
         ),
-        ("GET", "/v1/admin/guardrails"): Operation("Show what may not be said", (Guardrails,), tagged=True),
+        ("GET", "/v1/admin/guardrails"): Operation("Show the guardrails", (Guardrails,), tagged=True),
         ("PUT", "/v1/admin/guardrails"): Operation(
-            "Change what may not be said", (Guardrails,), admin.GUARDRAILS, tagged=True
+            "Change the guardrails", (Guardrails,), admin.GUARDRAILS, tagged=True
         ),
         ("GET", "/v1/admin/models"): Operation(
             "Show the models, their engines and the registry", (admin_models.AdminModelList,)
         ),
         ("POST", "/v1/admin/models"): Operation(
-            "Serve a model, in place of the one of its id",
+            "Load a model; replaces a served one of the same id",
             (admin_models.AdminModelCard,),
             admin_models.LOAD,
-            further={202: "It goes on loading, for longer than a request may take"},
+            further={202: "Still loading, for longer than the request timeout"},
         ),
         ("DELETE", "/v1/admin/models"): Operation(
             "Stop serving a model",
             (admin_models.Unloaded, admin_models.Forgotten),
             admin_models.UNLOAD,
-            further={202: "It leaves once it has answered what it is answering"},
+            further={202: "Will be unloaded when its running requests have finished"},
         ),
         ("PUT", "/v1/admin/models/default"): Operation(
-            "Choose the model of requests that name none", (admin_models.Default,), admin_models.DEFAULT
+            "Set the default model", (admin_models.Default,), admin_models.DEFAULT
         ),
-        ("GET", "/v1/admin/policy"): Operation("Show how the policy store is kept", (admin.PolicyCard,)),
+        ("GET", "/v1/admin/policy"): Operation("Show the state of the policy store", (admin.PolicyCard,)),
         ("GET", "/v1/admin/pools"): Operation("Show readiness, queues, batches and KV pages", (pools.Pools,)),
-        ("GET", "/v1/admin/rate_limit"): Operation("Show the limit of requests a minute", (RateLimit,), tagged=True),
+        ("GET", "/v1/admin/rate_limit"): Operation("Show the request rate limit", (RateLimit,), tagged=True),
         ("PUT", "/v1/admin/rate_limit"): Operation(
-            "Change the limit of requests a minute", (RateLimit,), admin.RATE_LIMIT, tagged=True
+            "Change the request rate limit", (RateLimit,), admin.RATE_LIMIT, tagged=True
         ),
         ("GET", "/livez"): Operation(
             "Whether the server is alive", (health.Probe,), further={503: "An engine is stuck"}
         ),
         ("GET", "/health"): Operation("The same as /livez", (health.Probe,), further={503: "An engine is stuck"}),
         ("GET", "/readyz"): Operation(
-            "Whether the default model serves", (health.Probe,), further={503: "It does not"}
+            "Whether the default model is ready", (health.Probe,), further={503: "Not ready"}
         ),
         ("GET", "/healthz"): Operation("Models, queue, uptime and version", (health.Health,)),
         ("GET", "/metrics"): Operation("Prometheus metrics", content_type="text/plain"),
         ("GET", PATH): Operation("This document"),
-        ("GET", "/ui"): Operation("The operator's page", content_type="text/html"),
-        ("GET", "/ui/{file}"): Operation("A file of the operator's page", content_type="text/javascript"),
+        ("GET", "/ui"): Operation("The web page", content_type="text/html"),
+        ("GET", "/ui/{file}"): Operation("A file of the web page", content_type="text/javascript"),
     }
 )
 
 _DESCRIPTION: Final = (
-    "OpenAI's API, and InferFlux's own routes beside it. Every route but those for health, metrics and pages needs a "
+    "The OpenAI API and InferFlux's own routes. All routes except health checks, metrics and pages require a "
     "key with the scope named in `x-scope`."
 )
-_IF_MATCH: Final = "An ETag of this resource: where it has changed since, nothing is changed, and the answer is 412"
+_IF_MATCH: Final = "An ETag of this resource; if it has changed since, the change is refused with 412"
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 
 
@@ -174,9 +176,9 @@ def _responses(known: Operation) -> dict[str, Any]:
     error = {JSON: {"schema": _reference(ErrorBody)}}
     tag = {"headers": {"ETag": {"schema": {"type": "string"}}}} if known.tagged else {}
     return {
-        "200": {"description": "The answer", "content": content, **tag},
+        "200": {"description": "Success", "content": content, **tag},
         **responses,
-        "default": {"description": "What went wrong; `x-request-id` names the request", "content": error},
+        "default": {"description": "An error; `x-request-id` identifies the request", "content": error},
     }
 
 
@@ -210,7 +212,7 @@ def _close(schema: dict[str, Any], reader: BodyReader[Any]) -> None:
     need another one."""
     for name, bounds in reader.ranges.items():
         _bound(schema["properties"][name], bounds)
-    ignored: dict[str, Any] = {name: {"description": "Changes nothing"} for name in reader.ignored}
+    ignored: dict[str, Any] = {name: {"description": "Accepted, but ignored"} for name in reader.ignored}
     unsupported = {name: {"enum": [None, *values]} for name, values in reader.unsupported.items()}
     schema["properties"] |= dict(sorted((ignored | unsupported).items()))
     schema["additionalProperties"] = False

@@ -20,17 +20,17 @@ from inferflux.server.policy.store_file import PolicyFile, PolicyPersistError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="restore|rekey")
-    restore = actions.add_parser("restore", help="bring the store's last good copy (.bak) back")
-    restore.add_argument("--yes", action="store_true", help="do not ask")
+    restore = actions.add_parser("restore", help="restore the store's last good copy (.bak)")
+    restore.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     restore.set_defaults(run=_restore)
     rekey = actions.add_parser(
-        "rekey", help=f"encrypt all under a new passphrase; {PASSPHRASE_VARIABLE} holds the present one, if any"
+        "rekey", help=f"encrypt under a new passphrase; {PASSPHRASE_VARIABLE} holds the current one, if any"
     )
     rekey.add_argument(
-        "--new-passphrase-file", metavar="FILE", help="read the new passphrase from here, - for stdin (default: ask)"
+        "--new-passphrase-file", metavar="FILE", help="file with the new passphrase, - for stdin (default: ask)"
     )
     rekey.add_argument(
-        "--audit-log", type=Path, metavar="FILE", help="the log whose key goes with it (default: logging.audit_log)"
+        "--audit-log", type=Path, metavar="FILE", help="log whose key is encrypted, too (default: logging.audit_log)"
     )
     rekey.set_defaults(run=_rekey)
     for action in (restore, rekey):
@@ -93,7 +93,7 @@ def _rekey(args: argparse.Namespace) -> int:
 def _open_file(args: argparse.Namespace) -> Iterator[PolicyFile]:
     store = args.store or _configured(args).policy.store
     if store is None:
-        raise ConfigError("policy.store: must be set, or the file named with --store")
+        raise ConfigError("policy.store: must be set, or pass --store FILE")
     file = PolicyFile(Path(store), passphrase_of_process())
     try:
         yield file
@@ -125,7 +125,7 @@ def _new_passphrase(source: str | None) -> str:
     """Returns what the file (`-`: stdin) holds, less the line's end; without a file, what is typed twice."""
     if source is None:
         if not sys.stdin.isatty():
-            raise ConfigError("--new-passphrase-file: is needed without a terminal (- reads stdin)")
+            raise ConfigError("--new-passphrase-file: is required without a terminal (- is stdin)")
         passphrase = getpass.getpass("New passphrase: ")
         if getpass.getpass("Again: ") != passphrase:
             raise ConfigError("the two passphrases differ")

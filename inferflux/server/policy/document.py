@@ -127,7 +127,7 @@ def encode(document: PolicyDocument) -> bytes:
     try:
         decode(content)
     except msgspec.ValidationError as error:
-        raise RequestError(f"the change cannot be kept: {error}") from None
+        raise RequestError(f"the change cannot be stored: {error}") from None
     return content
 
 

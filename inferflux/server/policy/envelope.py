@@ -123,7 +123,7 @@ def _read_body(body: bytes) -> PolicyDocument:
     try:
         return decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise EnvelopeError(f"holds a policy that this InferFlux cannot read ({error})") from None
+        raise EnvelopeError(f"has a policy that this version of InferFlux cannot read ({error})") from None
 
 
 def _check_digest(content: bytes, rest: bytes) -> bytes:

@@ -24,7 +24,7 @@ def open_policy(config: Config, passphrase: str | None) -> PolicyStore:
         document = seed_document(config, time.time())
         if not _has_callers(document, config):
             raise ConfigError(
-                "auth.api_keys: needs at least one key to make the policy store with (or auth.oidc_issuer, or "
+                "auth.api_keys: needs at least one key to create the policy store (or auth.oidc_issuer, or "
                 "auth.allow_anonymous: true on a loopback host)"
             )
         return document
@@ -32,7 +32,7 @@ def open_policy(config: Config, passphrase: str | None) -> PolicyStore:
     path = config.policy.store
     store = open_store(Path(path) if path is not None else None, passphrase, seed)
     if not _has_callers(store.document, config):
-        raise ConfigError(f"policy.store: {path}: holds no API key; remove it to make it anew from the configuration")
+        raise ConfigError(f"policy.store: {path}: has no API key; remove it to create it again from the configuration")
     for line in overruled(store.document, config):
         logger.warning(line)
     return store

@@ -63,7 +63,7 @@ class PolicyFile:
         if content is None:
             if _read(self.backup) is not None:
                 raise ConfigError(
-                    f"policy.store: {self.path}: is missing, yet {self.backup.name} is there; bring that back with "
+                    f"policy.store: {self.path}: is missing, but {self.backup.name} exists; restore it with "
                     "`inferflux policy restore`, or remove it to start from the configuration"
                 )
             return None

@@ -56,7 +56,7 @@ function actions(model) {
     })));
   }
   cell.append(button("Unload", (event) => attempt(event.target, async () => {
-    const question = `Unload ${model.id}? What runs on it finishes; new requests for it are refused.`;
+    const question = `Unload ${model.id}? Running requests will finish; new ones will be refused.`;
     if (!(await confirmed(question, "Unload", { isLoss: true }))) return;
     const { state } = await call("DELETE", "/v1/admin/models", { id: model.id });
     toast(`${model.id} is ${state}`);
@@ -98,9 +98,9 @@ export async function refreshGuardrails() {
 }
 
 async function saveGuardrails() {
-  if (!rulesTag) throw new Error("The guardrails in force could not be read: open this tab again first.");
+  if (!rulesTag) throw new Error("The current guardrails could not be read: open this tab again first.");
   const terms = byId("blocklist").value.split("\n").map((term) => term.trim()).filter(Boolean);
-  const question = `Put these guardrails in force now, with ${terms.length} blocked terms?`;
+  const question = `Apply these guardrails now, with ${terms.length} blocked terms?`;
   if (!(await confirmed(question, "Save"))) return;
   try {
     await send("PUT", "/v1/admin/guardrails", {
@@ -114,14 +114,14 @@ async function saveGuardrails() {
     await offerTheirs();
     return;
   }
-  toast("The guardrails are in force.");
+  toast("The guardrails have been applied.");
   await refreshGuardrails();
 }
 
 /** Tells of somebody else's change. What was typed here stays until its author says otherwise. */
 async function offerTheirs() {
   const question = "Nothing was saved: somebody else has changed the guardrails since you opened them. "
-    + "Load theirs, in place of what you have typed?";
+    + "Discard your edits and load theirs?";
   if (await confirmed(question, "Load theirs", { isLoss: true })) await refreshGuardrails();
 }
 
@@ -131,7 +131,7 @@ export async function refreshKeys() {
   if (!isAdmin) return; // signed out meanwhile
   fillTable(byId("key-table"), ["Name", "Begins with", "Tenant", "Scopes", ""], data.map((one) => {
     const revoke = button("Revoke", (event) => attempt(event.target, async () => {
-      if (!(await confirmed(`Revoke the key ${one.name} (${one.id})? It is refused at once.`, "Revoke", { isLoss: true }))) return;
+      if (!(await confirmed(`Revoke the key ${one.name} (${one.id})? It will be refused immediately.`, "Revoke", { isLoss: true }))) return;
       await call("DELETE", "/v1/admin/api_keys", { id: one.id });
       await refreshKeys();
     }));
@@ -144,7 +144,7 @@ async function makeKey() {
   const scopes = [...document.querySelectorAll("input[name=scope]:checked")].map((box) => box.value);
   const made = await call("POST", "/v1/admin/api_keys", { name: byId("key-name").value, scopes });
   byId("new-key").reset();
-  byId("made-key").replaceChildren(make("code", {}, made.key), " (shown this once)");
+  byId("made-key").replaceChildren(make("code", {}, made.key), " (shown only once)");
   await refreshKeys();
 }
 

@@ -28,7 +28,7 @@ export async function send(method, path, body, { signal, tag } = {}) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "the server does not answer");
+    throw new ApiError(0, "the server does not respond");
   }
   if (!response.ok) {
     const answer = await response.json().catch(() => null);
@@ -50,7 +50,7 @@ export async function* events(path, body, signal) {
   let pending = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new ApiError(0, "the answer ends before it is complete");
+    if (done) throw new ApiError(0, "the answer ended before it was complete");
     const parts = (pending + value).split("\n\n");
     pending = parts.pop();
     for (const part of parts) {

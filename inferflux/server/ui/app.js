@@ -32,7 +32,7 @@ async function refreshHealth() {
     byId("version").textContent = answer.version;
   } catch {
     health.className = "degraded";
-    health.textContent = "the server does not answer";
+    health.textContent = "the server does not respond";
   }
 }
 

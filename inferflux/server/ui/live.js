@@ -14,7 +14,7 @@ const TOTALS = [
   ["Tokens generated", "inferflux_generation_tokens_total"],
   ["Prompt tokens from the prefix cache", "inferflux_prefix_cache_hit_tokens_total"],
   ["Preemptions", "inferflux_preemptions_total"],
-  ["Refused credentials", "inferflux_auth_failures_total"],
+  ["Failed authentications", "inferflux_auth_failures_total"],
   ["Rate limited", "inferflux_rate_limited_total"],
   ["Guardrail refusals", "inferflux_guardrail_blocks_total"],
   ["Engine restarts", "inferflux_engine_restarts_total"],
@@ -93,10 +93,10 @@ function showTiles(now) {
   byId("tiles").replaceChildren(
     tile("queue", "Waiting", now.sum("inferflux_queue_depth"), whole(now.sum("inferflux_queue_depth"))),
     tile("running", "Running", now.sum("inferflux_running_requests"), whole(now.sum("inferflux_running_requests"))),
-    tile("tokens", "Tokens a second", made, made < 10 ? made.toFixed(1) : whole(made)),
+    tile("tokens", "Tokens per second", made, made < 10 ? made.toFixed(1) : whole(made)),
     tile("ttft", "Time to first token", first, first === null ? "–" : seconds(first)),
     tile("between", "Between tokens", between, between === null ? "–" : seconds(between)),
-    tile("batch", "Tokens in a step", now.sum("inferflux_batch_tokens"), whole(now.sum("inferflux_batch_tokens"))),
+    tile("batch", "Tokens per step", now.sum("inferflux_batch_tokens"), whole(now.sum("inferflux_batch_tokens"))),
   );
 }
 
@@ -126,7 +126,7 @@ export async function refreshLive() {
     now = new Moment(await metrics());
   } catch (error) {
     byId("live-note").textContent = error.status === 404
-      ? "The server keeps its metrics to itself (server.enable_metrics is false)." : error.message;
+      ? "Metrics are disabled (server.enable_metrics is false)." : error.message;
     return;
   }
   byId("live-note").textContent = "";

@@ -129,7 +129,7 @@ async function answer(signal, say) {
       say(`${count} tokens`);
     }
     const rate = count / ((performance.now() - started) / 1000);
-    say(`${count} tokens, ${rate.toFixed(1)} a second, ended by ${reason ?? "the server"}`);
+    say(`${count} tokens, ${rate.toFixed(1)} per second, ended by ${reason ?? "the server"}`);
   } catch (error) {
     if (error.name === "AbortError") {
       say(`stopped after ${count} tokens`);

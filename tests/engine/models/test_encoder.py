@@ -82,7 +82,7 @@ def test_half_precision_comes_near(tmp_path: Path) -> None:
 def test_it_generates_nothing(tmp_path: Path) -> None:
     write_encoder(tmp_path)
     llm = LLM(tmp_path, dtype="float32")
-    with pytest.raises(RequestError, match="embeddings only"):
+    with pytest.raises(RequestError, match="only computes embeddings"):
         llm.generate("page")
     assert len(llm.embed([[5] * NUM_POSITIONS])[0]) == 48
     with pytest.raises(RequestError) as refused:

@@ -54,7 +54,7 @@ def test_index_names_only_safetensors_of_its_folder(tmp_path, name):
         ({"x.safetensors": A}, {"a": "x.safetensors", "b": "y.safetensors"}, "y.safetensors: is not a file"),
         ({"x.safetensors": A}, {"a": "x.safetensors", "b": "x.safetensors"}, "'b' is not in x.safetensors"),
         ({"x.safetensors": A, "y.safetensors": B}, {"a": "y.safetensors", "b": "x.safetensors"}, "is not in"),
-        ({"x.safetensors": A, "y.safetensors": A}, {"a": "x.safetensors", "b": "y.safetensors"}, "stands in"),
+        ({"x.safetensors": A, "y.safetensors": A}, {"a": "x.safetensors", "b": "y.safetensors"}, "is in"),
         ({}, {}, "weight_map: must be an object"),
         ({}, ["x.safetensors"], "weight_map: must be an object"),
         ({}, {str(i): f"{i}.safetensors" for i in range(1000)}, "at most 512 files"),

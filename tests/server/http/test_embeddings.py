@@ -96,7 +96,7 @@ async def test_a_model_that_only_embeds_generates_nothing(site: Site):
     for path, fields in (("/v1/completions", {"prompt": "Hi"}), ("/v1/chat/completions", {"messages": chat})):
         status, body = await site.post(path, fields)
         assert (status, body["error"]["param"]) == (400, "model")
-        assert "embeddings only" in body["error"]["message"]
+        assert "only computes embeddings" in body["error"]["message"]
     status, _ = await site.post(EMBEDDINGS, {"input": "Hi", "pooling": "cls"})
     assert status == 200
 

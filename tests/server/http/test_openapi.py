@@ -163,7 +163,7 @@ def test_fields_need_each_other_as_it_says(
         ({name: value, other: None}, False),
     ):
         body = {**base, **fields}
-        with contextlib.nullcontext() if is_right else pytest.raises(RequestError, match=f"{name}: needs {other}"):
+        with contextlib.nullcontext() if is_right else pytest.raises(RequestError, match=f"{name}: requires {other}"):
             reader.read(msgspec.json.encode(body)).check()
         assert check.is_valid(body) == is_right, body
 

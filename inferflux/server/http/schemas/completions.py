@@ -68,7 +68,7 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
         if best_of < (self.n or 1):
             raise RequestError(f"best_of: must be >= n ({self.n}, got {best_of})", param="best_of")
         if self.selects and self.stream:
-            raise RequestError("best_of: must be n in a stream, which shows choices before they end", param="best_of")
+            raise RequestError("best_of: must equal n in a stream, which sends choices early", param="best_of")
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):

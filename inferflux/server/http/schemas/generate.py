@@ -87,7 +87,7 @@ def check_needs(body: msgspec.Struct, needs: Mapping[str, str]) -> None:
     """Raises RequestError for a field among these that is given while the one it needs is not true."""
     for name, other in needs.items():
         if getattr(body, name) is not None and not getattr(body, other):
-            raise RequestError(f"{name}: needs {other}: true", param=name)
+            raise RequestError(f"{name}: requires {other}: true", param=name)
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

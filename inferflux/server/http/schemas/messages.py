@@ -87,7 +87,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return None
         where = f"{path}.tool_calls"
         if self.role != "assistant":
-            raise RequestError(f'{where}: only messages of role "assistant" have them', param=where)
+            raise RequestError(f'{where}: only messages of role "assistant" may have tool calls', param=where)
         if len(self.tool_calls) > MAX_CALLS:
             raise RequestError(f"{where}: at most {MAX_CALLS} (got {len(self.tool_calls)})", param=where)
         return [call.for_template(f"{where}[{index}]") for index, call in enumerate(self.tool_calls)]

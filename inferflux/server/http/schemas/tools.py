@@ -109,7 +109,7 @@ def tool_use(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: 
     """Returns what the three fields come to. Raises RequestError."""
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise RequestError("tool_choice: needs tools", param="tool_choice")
+            raise RequestError("tool_choice: requires tools", param="tool_choice")
         return ToolUse()
     _check(tools)
     numbered = list(enumerate(tools))
