@@ -1,8 +1,9 @@
-"""`inferflux kernels bench`: what it counts, what it compares and what it writes. Times themselves are not tested."""
+"""`inferflux kernels bench`: what it counts, compares and writes. Of the times, only that they are times."""
 
 import csv
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def run(out: Path, *argv: str) -> int:
 
 def named(op: str, name: str) -> Workload:
     return next(workload for workload in workloads_of(op, SHAPES["small"]) if workload.name == name)
+
+
+def test_a_sample_is_the_time_of_one_call() -> None:
+    """All that holds on any machine: a call takes at least as long as it sleeps, and not a clock's reading."""
+    contender = Contender("sleeps", lambda: time.sleep(0.01), lambda: None)
+    assert 0.01 <= Sampler(CPU, flush=None).seconds(contender, 3) < 5.0
 
 
 def test_a_strangers_file_runs_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

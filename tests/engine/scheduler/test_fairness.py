@@ -57,6 +57,17 @@ def test_who_comes_back_has_saved_up_nothing_and_escapes_nothing() -> None:
     assert tenants.served("third") >= 1000, "in an empty house the last who left sets the mark"
 
 
+def test_a_tenant_with_one_request_left_is_no_longer_among_those_with_several() -> None:
+    """Tenants are favoured by comparison with the least served of those with several requests."""
+    tenants = TenantCounters()
+    tenants.enter("a")
+    tenants.enter("a")
+    assert tenants.least_served_of_others == 0
+    tenants.leave("a")
+    assert tenants.least_served_of_others is None
+    assert tenants.singles(limit=0, most=2) == ["a"]
+
+
 def test_counters_do_not_grow_with_every_tenant_ever_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inferflux.engine.scheduler.tenants.MAX_REMEMBERED", 10)
     tenants = TenantCounters()

@@ -208,7 +208,7 @@ async def test_an_edit_sees_what_the_api_has_forgotten_while_it_loads(followed: 
         editing = await begin_edit(followed, site)
         assert await call(site, "DELETE", MODELS, {"id": "a", "forget": True}) == 200
         site.engines["b"].may_load.set()
-        assert "came in between" in (await editing or "")
+        assert "was made in the meantime" in (await editing or "")
         assert await states(site) == {"base": "ready", "a": "ready"}
         assert await followed.look(site) is None, "it is tried again"
         assert await states(site) == {"base": "ready", "a": "ready", "b": "ready"}

@@ -31,7 +31,7 @@ async def test_a_first_start_without_callers_makes_no_store(tmp_path: Path) -> N
 async def test_a_store_without_keys_is_refused_unless_there_are_other_callers(tmp_path: Path) -> None:
     path = tmp_path / "policy.enc"
     await open_policy(config(path, allow_anonymous=True), None).close()
-    with pytest.raises(ConfigError, match=r"^policy\.store: .* holds no API key"):
+    with pytest.raises(ConfigError, match=r"^policy\.store: .* has no API key"):
         open_policy(config(path, api_keys=[{"key": KEY}]), None)
 
 
