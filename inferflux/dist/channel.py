@@ -1,8 +1,8 @@
-"""Channel: rank 0 tells the other ranks what to do next, in bytes, over a group in host memory (gloo).
+"""Channel: rank 0 sends the other ranks messages, as bytes, over a group in host memory (gloo).
 
-One broadcast carries a header and, as nearly always, all of the message; a longer one needs a second. A message may
-also be a heartbeat, which every rank answers, or the end. Knows nothing of what a message means. A rank that
-is gone or silent makes every call here raise EngineDeadError within the group's timeout.
+A broadcast carries a header and nearly always the whole message; a longer message needs a second broadcast. Besides
+messages there are heartbeats, which every rank answers, and the end. Does not know what a message means. If a rank is
+gone or does not respond, every call here raises EngineDeadError within the group's timeout.
 """
 
 import struct
@@ -24,9 +24,9 @@ _MESSAGE, _HEARTBEAT, _CLOSE = range(3)
 
 
 class Channel:
-    """One per rank; every rank makes its own at the same point. Alone, nothing is sent.
+    """One per rank; all ranks create theirs at the same point. With a single rank nothing is sent.
 
-    Rank 0 calls `send`, `heartbeat` and `close`; the others call `receive`. One thread.
+    Rank 0 calls `send`, `heartbeat` and `close`; the others call `receive`. Single-threaded.
     """
 
     def __init__(self, context: ParallelContext) -> None:
@@ -36,16 +36,16 @@ class Channel:
         self._token = torch.zeros(1, dtype=torch.int32)
         self._last_sent = time.monotonic()
 
-    def meet(self) -> None:
-        """Returns once every rank has called this; for moments that take ranks differently long, such as a load."""
+    def barrier(self) -> None:
+        """Returns once every rank has called this, however much later, such as after a load."""
         if self.context.control is not None:
             with LostRank():
                 torch.distributed.monitored_barrier(self.context.control, timedelta(seconds=START_TIMEOUT_S))
 
     def agree(self, yes: bool) -> bool:
-        """Returns whether every rank says yes, at a moment for which ranks may take differently long, as `meet`."""
-        self.meet()
-        return self.context.smallest([int(yes)]) == [1]
+        """Returns whether every rank says yes; a `barrier` comes first."""
+        self.barrier()
+        return self.context.all_reduce_min([int(yes)]) == [1]
 
     def send(self, message: bytes) -> None:
         """Sends the message to every other rank."""
@@ -59,7 +59,7 @@ class Channel:
             self._broadcast(rest)
 
     def heartbeat(self, interval_s: float) -> None:
-        """Asks every rank for a heartbeat and waits for it, unless something was sent less than interval_s ago."""
+        """Asks every rank for a heartbeat and waits for it, unless something was sent within the last interval_s."""
         if self.context.control is not None and time.monotonic() - self._last_sent >= interval_s:
             self._announce(_HEARTBEAT, 0)
             self._answer()

@@ -1,7 +1,7 @@
-"""`python -m inferflux.dist.check`: do the collectives of this machine's backend say what they should?
+"""`python -m inferflux.dist.check`: checks the collectives of this machine's backend.
 
-Meets the other ranks as a server's ranks do (the same variables; alone, one rank with a group of its own, so that NCCL
-and the real code path run on a single GPU), then runs every collective and compares with what it must give.
+Connects to the other ranks as a server's ranks do (by the same variables; alone, a group of one, so that NCCL and the
+real code path run on a single GPU), then runs every collective and compares the result with the expected one.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from inferflux.errors import InferFluxError
 
 
 def problems(context: ParallelContext) -> Iterator[str]:
-    """Yields what is wrong; every rank must call this."""
+    """Yields the problems found; every rank must call this."""
     rank, size, device = context.rank, context.size, context.device
     mine = torch.arange(4.0, device=device).view(2, 2) + rank
     everyone = [torch.arange(4.0, device=device).view(2, 2) + other for other in range(size)]
@@ -34,10 +34,10 @@ def problems(context: ParallelContext) -> Iterator[str]:
         if not torch.equal(getattr(context, name)(mine.clone()), wanted):
             yield f"rank {rank}: {name} is wrong"
     rows = torch.full((size, 2), float(rank), device=device)
-    if not torch.equal(context.exchange(rows, [1] * size, [1] * size)[:, 0], torch.arange(size, device=device)):
-        yield f"rank {rank}: exchange is wrong"
-    if context.smallest([rank, -rank]) != [0, 1 - size]:
-        yield f"rank {rank}: smallest is wrong"
+    if not torch.equal(context.all_to_all(rows, [1] * size, [1] * size)[:, 0], torch.arange(size, device=device)):
+        yield f"rank {rank}: all_to_all is wrong"
+    if context.all_reduce_min([rank, -rank]) != [0, 1 - size]:
+        yield f"rank {rank}: all_reduce_min is wrong"
     yield from _channel_problems(Channel(context))
     if device.type == "cuda":
         yield from _graph_problems(context)
@@ -51,11 +51,11 @@ def _channel_problems(channel: Channel) -> Iterator[str]:
         channel.heartbeat(0.0)
         channel.close()
         return
-    heard = []
-    while (message_heard := channel.receive()) is not None:
-        heard.append(message_heard)
-    if heard != [*messages, b""]:
-        yield f"rank {channel.context.rank}: the channel says something else"
+    received = []
+    while (got := channel.receive()) is not None:
+        received.append(got)
+    if received != [*messages, b""]:
+        yield f"rank {channel.context.rank}: the channel delivers other messages"
 
 
 def _graph_problems(context: ParallelContext) -> Iterator[str]:
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     wrong = list(problems(context))
     leave(context)
-    print("\n".join(wrong) or f"rank {context.rank} of {context.size}: {backend} collectives are right")
+    print("\n".join(wrong) or f"rank {context.rank} of {context.size}: {backend} collectives are correct")
     return 1 if wrong else 0
 
 

@@ -1,8 +1,8 @@
-"""ParallelContext: which rank this is, which part of a weight is its own, and how ranks exchange tensors.
+"""ParallelContext: which rank this is, which part of a weight belongs to it, and the collectives.
 
-Without a group, which is one process alone, every collective is a no-op, so that callers need not ask. How ranks find
-each other is `launch`'s work, and a rank that is gone or silent is an EngineDeadError. Nothing here waits for a device
-or looks at a value, so a CUDA graph can capture it; only `exchange` needs the sizes of what it sends as plain numbers.
+Without a group, in a single process, every collective is a no-op, so callers need not distinguish. `launch` connects the
+ranks; a rank that is gone or does not respond is an EngineDeadError. The collectives on `group` do not wait for the
+device or look at values, so a CUDA graph can capture them; only `all_to_all` needs its sizes as plain numbers.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from inferflux.errors import ConfigError
 class ParallelContext:
     """rank: 0 <= rank < size. device: where this rank computes.
 
-    group: carries tensors of `device`; None: this process is alone. control: a gloo group of the same ranks for words
-    in host memory (see `channel`).
+    group: for tensors on `device`; None: a single process. control: a gloo group of the same ranks, for host memory
+    (see `channel`).
     """
 
     rank: int
@@ -37,7 +37,7 @@ class ParallelContext:
             raise ConfigError(f"distributed: 0 <= rank < world_size failed: rank {self.rank}, world_size {self.size}")
 
     def split(self, length: int, name: str) -> slice:
-        """Returns this rank's part of a dimension. Raises ConfigError when ranks cannot share it evenly."""
+        """Returns this rank's part of a dimension. Raises ConfigError if it cannot be divided evenly."""
         return shares.even(length, self.rank, self.size, name)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class ParallelContext:
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, dim: int = -1) -> torch.Tensor:
-        """Returns all ranks' tensors (of one shape) joined along `dim`, in the order of ranks."""
+        """Returns all ranks' tensors (of the same shape) concatenated along `dim`, in rank order."""
         if self.group is None:
             return tensor
         tensor = tensor.contiguous()
@@ -58,7 +58,7 @@ class ParallelContext:
         return torch.cat(parts, dim=dim)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Returns all ranks' tensors joined along the last dimension on rank 0; on the others `tensor` itself."""
+        """Returns all ranks' tensors concatenated along the last dimension on rank 0, `tensor` itself on the others."""
         if self.group is None:
             return tensor
         tensor = tensor.contiguous()
@@ -74,8 +74,8 @@ class ParallelContext:
                 torch.distributed.broadcast(tensor, 0, group=self.group)
         return tensor
 
-    def smallest(self, numbers: Sequence[int]) -> list[int]:
-        """Returns the least of each number over ranks."""
+    def all_reduce_min(self, numbers: Sequence[int]) -> list[int]:
+        """Returns the minimum of each number over all ranks."""
         if self.control is None:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.int64)
@@ -84,16 +84,16 @@ class ParallelContext:
         return values.tolist()
 
     def require_same(self, settings: Mapping[str, str]) -> None:
-        """Raises ConfigError for the first setting that ranks have different values of; all give the same names."""
+        """Raises ConfigError for the first setting whose values differ between ranks; all must give the same names."""
         numbers = [int.from_bytes(hashlib.sha256(value.encode()).digest()[:7]) for value in settings.values()]
-        least = self.smallest([*numbers, *(-number for number in numbers)])
+        least = self.all_reduce_min([*numbers, *(-number for number in numbers)])
         for name, low, high in zip(settings, least, least[len(numbers) :], strict=False):
             if low != -high:
                 raise ConfigError(f"{name}: must be the same on every rank (this one has {settings[name]:.80})")
 
-    def exchange(self, rows: torch.Tensor, num_sent: list[int], num_received: list[int]) -> torch.Tensor:
-        """All-to-all: sends the first num_sent[0] rows to rank 0, the next to rank 1, and so on; returns the rows that
-        came for this rank, in the order of their senders, of which num_received says how many."""
+    def all_to_all(self, rows: torch.Tensor, num_sent: list[int], num_received: list[int]) -> torch.Tensor:
+        """Sends the first num_sent[0] rows to rank 0, the next num_sent[1] to rank 1, and so on; returns the rows sent
+        to this rank, in rank order, num_received[i] of them from rank i."""
         if self.group is None:
             return rows
         received = rows.new_empty((sum(num_received), *rows.shape[1:]))

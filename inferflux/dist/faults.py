@@ -1,4 +1,4 @@
-"""What the collectives say of a rank that is gone or silent, as an error of ours. Knows no collective; no torch."""
+"""Turns the collectives' errors about a rank that is gone or does not respond into EngineDeadError. No torch."""
 
 import re
 from types import TracebackType
@@ -10,7 +10,7 @@ _SOURCE_LINE: Final = re.compile(r"^\[\S+:\d+\] ")
 
 
 class LostRank:
-    """Around a collective: its RuntimeError becomes an EngineDeadError. A class, since a step enters it often."""
+    """Around a collective: turns a RuntimeError into an EngineDeadError. A class, since a step enters it often."""
 
     __slots__ = ()
 
@@ -25,6 +25,6 @@ class LostRank:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an error says, without the source line before it and the advice and stack traces after it."""
+    """Returns an error's message without the source line before it and the advice and stack traces after it."""
     line = (str(error) or type(error).__name__).splitlines()[0]
     return _SOURCE_LINE.sub("", line).partition(" This is typically")[0]

@@ -1,4 +1,4 @@
-"""How often rank 0 asks the other ranks for a heartbeat while nothing is computed. Plain numbers; no torch."""
+"""How often rank 0 asks the other ranks for a heartbeat while it is idle. Plain numbers; no torch."""
 
 from typing import Final
 
@@ -7,5 +7,5 @@ SHARE_OF_TIMEOUT: Final = 0.1
 
 
 def heartbeat_interval_s(timeout_s: float) -> float:
-    """Returns the seconds between two heartbeats, when a rank may be silent for timeout_s."""
+    """Returns the seconds between two heartbeats if a rank must respond within timeout_s."""
     return min(MAX_INTERVAL_S, timeout_s * SHARE_OF_TIMEOUT)

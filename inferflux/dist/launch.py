@@ -1,4 +1,4 @@
-"""From the `distributed` section to a ParallelContext: ranks meet, and leave. Knows the backends; knows no model."""
+"""From the `distributed` section to a ParallelContext: ranks connect and leave. Knows the backends, but no model."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Pods and hosts start minutes apart, and load at their own speed.
 START_TIMEOUT_S: Final = 600.0
-# A collective gives up this much earlier than `distributed.timeout_s`, so that there is time left to say so and leave.
+# A collective times out earlier than `distributed.timeout_s`, which leaves time to report it and exit.
 COLLECTIVE_SHARE: Final = 0.75
 _ATTEMPT: Final = "TORCHELASTIC_RESTART_COUNT"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -29,23 +29,23 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 def launch(
     config: DistributedConfig, device: torch.device, start_timeout_s: float = START_TIMEOUT_S
 ) -> ParallelContext:
-    """Returns this process's context once all ranks have come.
+    """Returns this process's context once all ranks have connected.
 
-    Raises ConfigError for what cannot be launched, EngineDeadError when the ranks do not find each other.
+    Raises ConfigError for an impossible configuration, EngineDeadError if the ranks do not find each other.
     """
     backend = backend_of(config, device)
     if backend == "stub":
         return ParallelContext(rank=config.rank, size=config.world_size, device=device)
     if config.master_addr in _LOOPBACK and sys.platform == "linux":
-        # Ranks of one host need not be reached from outside; gloo's ports ask nobody for a password.
+        # Ranks on one host need not be reachable from outside: gloo does not authenticate its connections.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = collective_timeout(config)
     where = f"{config.master_addr}:{config.master_port}"
     logger.info("rank %d of %d connects to the others at %s", config.rank, config.world_size, where)
     try:
-        # The rendezvous waits longer than any collective may, so that a slow host is not a dead one.
+        # The rendezvous waits longer than any collective, so that a slow host is not taken for a dead one.
         store, rank, size = next(rendezvous(_url(config), timeout=timedelta(seconds=start_timeout_s)))
-        # torchrun's store outlives a restart, and the dead group's addresses are still in it.
+        # torchrun's store outlives a restart, and still has the dead group's addresses.
         store = PrefixStore(f"attempt {os.environ.get(_ATTEMPT, 0)}", store)
         torch.distributed.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=_bound(backend, device)
@@ -58,16 +58,16 @@ def launch(
 
 
 def leave(context: ParallelContext) -> None:
-    """Takes this process out of the group; the context must not be used afterwards."""
+    """Leaves the group; the context must not be used afterwards."""
     if context.group is not None:
         if context.device.type == "cuda":
-            # A step may still be on its way, with collectives in it.
+            # A step with collectives may still be running.
             torch.cuda.synchronize(context.device)
         torch.distributed.destroy_process_group()
 
 
 def backend_of(config: DistributedConfig, device: torch.device) -> str:
-    """Returns the backend that is meant. Raises ConfigError when it cannot be had."""
+    """Returns the backend to use. Raises ConfigError if it does not fit the device or the number of ranks."""
     if config.backend is None:
         return "stub" if config.world_size == 1 else "nccl" if device.type == "cuda" else "gloo"
     if config.backend == "stub" and config.world_size != 1:
@@ -86,7 +86,7 @@ def collective_timeout(config: DistributedConfig) -> timedelta:
 
 
 def _bound(backend: str, device: torch.device) -> torch.device | None:
-    """NCCL wants to know its device early; gloo has none."""
+    """NCCL needs to know its device early; gloo has none."""
     return device if backend == "nccl" else None
 
 

@@ -1,13 +1,13 @@
-"""How ranks share what a model has a number of: heads, experts, features, vocabulary. Plain numbers; no torch.
+"""How heads, experts, features and vocabulary are divided among ranks. Plain numbers; no torch.
 
-What cannot be shared is a ConfigError that prints the equation that failed.
+An impossible division is a ConfigError that prints the condition that failed.
 """
 
 from inferflux.errors import ConfigError
 
 
 def even(length: int, rank: int, size: int, name: str) -> slice:
-    """Returns the rank's part of `length` things, of which every rank has as many. Raises ConfigError."""
+    """Returns the rank's part of `length` things, divided into equal parts. Raises ConfigError."""
     if length % size:
         raise ConfigError(f"{name} % distributed.world_size == 0 failed: {length} % {size} = {length % size}")
     share = length // size
@@ -15,7 +15,7 @@ def even(length: int, rank: int, size: int, name: str) -> slice:
 
 
 def repeated(length: int, rank: int, size: int, name: str) -> slice:
-    """Like `even`, but where ranks outnumber the things, neighbouring ranks have the same one. Raises ConfigError."""
+    """Like `even`, but if there are more ranks than things, neighbouring ranks have copies. Raises ConfigError."""
     if length >= size:
         return even(length, rank, size, name)
     if size % length:
@@ -25,7 +25,7 @@ def repeated(length: int, rank: int, size: int, name: str) -> slice:
 
 
 def padded(length: int, rank: int, size: int) -> slice:
-    """Returns the rank's part of `length` things; the last ranks have fewer, or none, where they do not come out even.
+    """Returns the rank's part of `length` things; if they cannot be divided evenly, the last ranks have fewer or none.
 
     All ranks pad their part to the same `-(-length // size)`.
     """

@@ -1,7 +1,7 @@
 """Watchdog: ends the process when it has made no progress for too long.
 
-A collective whose peer is gone may never return, and then no code of ours runs in that thread: a thread beside it is
-what is left. Knows no ranks; no torch.
+A collective whose peer is gone may never return, and its thread cannot do anything about that: it takes another thread.
+Knows no ranks; no torch.
 """
 
 import logging
@@ -18,12 +18,12 @@ CHECKS_PER_TIMEOUT: Final = 20
 
 
 def end_process() -> NoReturn:
-    """Leaves at once: whatever hangs must not be waited for."""
+    """Exits immediately, without waiting for whatever hangs."""
     os._exit(EXIT_CODE)
 
 
 class Watchdog:
-    """Calls `expire` in a thread of its own once `feed` has not been called for timeout_s seconds; stop with `stop`."""
+    """Calls `expire` in a thread of its own once `feed` has not been called for timeout_s seconds, until `stop`."""
 
     def __init__(self, timeout_s: float, name: str, expire: Callable[[], object] = end_process) -> None:
         self._timeout_s = timeout_s

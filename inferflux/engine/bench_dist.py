@@ -104,7 +104,7 @@ def _measure_plan(channel: Channel, name: str, plan: StepPlan, repeats: int) -> 
     sends, rounds = [], []
     decoder = msgspec.msgpack.Decoder(StepPlan)
     for _ in range(repeats):
-        channel.context.smallest([0])
+        channel.context.all_reduce_min([0])
         started = time.perf_counter()
         if channel.context.rank == 0:
             channel.send(encode_plan(plan))
@@ -113,7 +113,7 @@ def _measure_plan(channel: Channel, name: str, plan: StepPlan, repeats: int) -> 
             message = channel.receive()
             assert message is not None
             decoder.decode(message)
-        channel.context.smallest([0])
+        channel.context.all_reduce_min([0])
         rounds.append(time.perf_counter() - started)
     return {"plan": name, "bytes": len(encode_plan(plan)), "send_us": _median(sends), "round_us": _median(rounds)}
 
@@ -129,7 +129,7 @@ def _measure_collectives(context: ParallelContext, repeats: int) -> Iterator[dic
             tensor = torch.zeros(num_bytes // 4)
             times = []
             for _ in range(repeats):
-                context.smallest([0])
+                context.all_reduce_min([0])
                 started = time.perf_counter()
                 operation(tensor)
                 times.append(time.perf_counter() - started)

@@ -122,7 +122,7 @@ class MoeMlp:
         involved = involved.view(size, share, size).transpose(1, 2)
         sent, received = involved[:, self._context.rank], involved[self._context.rank]
         num_sent, num_received = torch.stack((sent.sum(1), received.sum(1))).tolist()
-        rows = self._context.exchange(part[sent.reshape(-1)[:num_tokens]], num_sent, num_received)
+        rows = self._context.all_to_all(part[sent.reshape(-1)[:num_tokens]], num_sent, num_received)
         tokens = received.nonzero()[:, 1]
         total = torch.zeros((share, part.shape[1]), dtype=torch.float32, device=part.device)
         total.index_add_(0, tokens, rows.float())

@@ -61,7 +61,7 @@ class SharedMoves:
         if not self._under_way and (file is None or file.is_settled):
             return Report([], [])
         file_words = [] if file is None else file.words()
-        words = self._context.smallest([*file_words, *map(self._word, self._under_way)])
+        words = self._context.all_reduce_min([*file_words, *map(self._word, self._under_way)])
         moves = self._results(words[len(file_words) :])
         return Report(moves, [] if file is None else self._file_changes(file, words[:NUM_WORDS]))
 
