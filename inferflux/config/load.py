@@ -14,7 +14,7 @@ import msgspec
 from inferflux.config import checks
 from inferflux.config.env import FLAGS, MODEL_PATH, read_setting, settings_from_env, warnings_of
 from inferflux.config.layers import DEFAULT_ORIGIN, Layers, find_origin
-from inferflux.config.passphrase import PASSPHRASE_VARIABLE, policy_passphrase
+from inferflux.config.process_env import PASSPHRASE_VARIABLE, policy_passphrase
 from inferflux.config.schema import ANY_INDEX, Key, format_key
 from inferflux.config.tree import Config
 from inferflux.errors import ConfigError

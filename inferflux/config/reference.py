@@ -10,7 +10,7 @@ from msgspec import NODEFAULT, inspect
 
 from inferflux.config.descriptions import DESCRIPTIONS
 from inferflux.config.env import MODEL_PATH, SHORT_NAMES, TORCHRUN_NAMES
-from inferflux.config.passphrase import PASSPHRASE_VARIABLE
+from inferflux.config.process_env import PASSPHRASE_VARIABLE
 from inferflux.config.schema import Key, core, default_of, format_key, schema_leaves
 from inferflux.config.tree import MAX_INTEGER
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from inferflux import __version__
 from inferflux.command_line import EXIT_FAILED, EXIT_USAGE, Parser, give_up_output
-from inferflux.config.client_env import API_KEY, URL, read_client_environment
+from inferflux.config.process_env import API_KEY, URL, read_client_environment
 from inferflux.config.urls import is_http_url
 from inferflux.ctl.admin.areas import add_areas
 from inferflux.ctl.client import Client

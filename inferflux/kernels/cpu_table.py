@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from inferflux.config.cache_dir import cache_dir
+from inferflux.config.process_env import cache_dir
 from inferflux.kernels import cpu_features
 
 Tensor = torch.Tensor

@@ -15,8 +15,7 @@ from aiohttp import web
 
 from inferflux import __version__
 from inferflux.config import Config
-from inferflux.config.audit_debug import audit_debug_of_process
-from inferflux.config.passphrase import passphrase_of_process
+from inferflux.config.process_env import audit_debug_of_process, passphrase_of_process
 from inferflux.config.tree import ServerConfig
 from inferflux.engine.service.client import EngineClient
 from inferflux.engine.service.launch import EngineProcesses

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Self
 
-from inferflux.config.child_env import child_environment
+from inferflux.config.process_env import child_environment
 
 # For all expressions of an adapter together; those in use take milliseconds.
 LIMIT_S: Final = 5.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from inferflux.config.child_env import has_chosen_threads
+from inferflux.config.process_env import has_chosen_threads
 from inferflux.engine.runner.control_groups import ROOT, folders
 
 _logger = logging.getLogger(__name__)

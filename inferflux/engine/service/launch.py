@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.child_env import child_environment
+from inferflux.config.process_env import child_environment
 from inferflux.config.tree import AdapterConfig, DistributedConfig, LoggingConfig
 
 TERMINATE_GRACE_S = 5.0

@@ -19,8 +19,7 @@ from typing import Final
 
 import torch
 
-from inferflux.config.cache_dir import cache_dir
-from inferflux.config.child_env import child_environment
+from inferflux.config.process_env import cache_dir, child_environment
 from inferflux.kernels import cpu_features
 
 SOURCES: Final = Path(__file__).parent

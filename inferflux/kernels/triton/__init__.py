@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from inferflux.config.triton_env import asks_for_interpreter
+from inferflux.config.process_env import asks_for_triton_interpreter
 from inferflux.kernels.dtypes import dtype_name
 
 # The first with bfloat16 in its tensor cores (Ampere).
@@ -43,7 +43,7 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
 def _is_interpreted() -> bool:
     """Asks Triton, but imports it for that only where the answer may be yes: on a CPU that would take 75 MB and 0.1 s
     for nothing."""
-    if not asks_for_interpreter():
+    if not asks_for_triton_interpreter():
         return False
     from triton import knobs
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from inferflux.config.cache_dir import cache_dir
+from inferflux.config.process_env import cache_dir
 from inferflux.kernels.triton.sizes import Sizes
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from inferflux.config.passphrase import passphrase_of_process
+from inferflux.config.process_env import passphrase_of_process
 from inferflux.errors import ConfigError, InferFluxError
 from inferflux.server.audit.keys import AuditKeys, key_path, read_keys
 from inferflux.server.audit.verify import describe, verify

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from inferflux.config.passphrase import PASSPHRASE_VARIABLE
+from inferflux.config.process_env import PASSPHRASE_VARIABLE
 from inferflux.errors import ConfigError
 from inferflux.server.durable import make_private, read_file, real_file, write_file
 from inferflux.server.sealed import MAX_N, MIN_N, Derivation, Seal, SealError, fresh_nonce

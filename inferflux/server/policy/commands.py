@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inferflux.config import Config
 from inferflux.config.commands import config_help, load_from_process
-from inferflux.config.passphrase import PASSPHRASE_VARIABLE, passphrase_of_process, without_line_end
+from inferflux.config.process_env import PASSPHRASE_VARIABLE, passphrase_of_process, without_line_end
 from inferflux.errors import ConfigError
 from inferflux.log import escape
 from inferflux.server.audit.keys import key_path, put_key_back, reseal_key

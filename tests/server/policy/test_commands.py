@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inferflux.cli import main
-from inferflux.config.passphrase import PASSPHRASE_VARIABLE
+from inferflux.config.process_env import PASSPHRASE_VARIABLE
 from inferflux.errors import ConfigError
 from inferflux.server.access.key_generation import generate_key
 from inferflux.server.access.key_record import KeyRecord

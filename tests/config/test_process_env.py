@@ -1,14 +1,26 @@
-"""The cache folder follows the environment, and a user without a home has none rather than an error."""
+"""Children are given no secret; the cache folder follows the environment, and a user without a home has none."""
 
 from pathlib import Path
 
 import pytest
 
-from inferflux.config.cache_dir import cache_dir
+from inferflux.config.process_env import cache_dir, without_secrets
 from inferflux.kernels.native import build
 
 
-def test_it_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secrets_stay_here_and_the_rest_goes_along() -> None:
+    kept = {"PATH": "/bin", "RANK": "0", "INFERFLUX_RUNTIME__DTYPE": "float32", "OMP_NUM_THREADS": "1"}
+    secret = {
+        "INFERFLUX_API_KEYS": "k:admin",
+        "INFERFLUX_AUTH__API_KEYS": '[{"key": "k"}]',
+        "INFERFLUX_AUTH__API_KEYS__0__KEY": "k",
+        "INFERFLUX_POLICY_PASSPHRASE": "p",
+        "INFERCTL_API_KEY": "k",
+    }
+    assert without_secrets(kept | secret) == kept
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_dir() == tmp_path / "inferflux"
     monkeypatch.delenv("XDG_CACHE_HOME")
