@@ -27,6 +27,10 @@ LATENCY_FACTOR: Final = 1.25
 MAX_CREDIT_STEPS: Final = 8.0
 # After so many shared steps the favoured get one alone, to measure again how long that takes.
 MAX_STEPS_TOGETHER: Final = 32
+# Of so many first steps of the favoured alone the shortest counts, since other processes may hold one up. With one
+# step, which then took 20 times as long, the others were in every step: of the demo model's requests every fifth took
+# 50 times as long as alone (64 tokens in 0.03 s, batches of 8 and 32, two cores of a Zen 5 EPYC).
+FIRST_STEPS_ALONE: Final = 3
 # After so long with a single tenant no other is expected to arrive, so steps may be long.
 ARRIVAL_WINDOW_S: Final = 600.0
 
@@ -36,6 +40,21 @@ class SharedStep(NamedTuple):
 
     favoured: StepSize
     predicted_s: float
+
+
+class _Alone(NamedTuple):
+    """What steps of some number of favoured rows took without others; num_steps: that were seen."""
+
+    num_steps: int
+    seconds: float
+
+    def with_step(self, seconds: float) -> "_Alone":
+        if self.num_steps < FIRST_STEPS_ALONE:
+            return _Alone(self.num_steps + 1, min(self.seconds, seconds))
+        return self._replace(seconds=moving_average(self.seconds, without_outlier(seconds, self.seconds), GAIN))
+
+
+_NEVER: Final = _Alone(0, inf)
 
 
 class FairShare:
@@ -51,8 +70,8 @@ class FairShare:
         self._max_chunk = config.chunked_prefill_tokens
         self._step_time = StepTimeModel()
         self._credit_s = 0.0
-        # Of steps of favoured rows alone that all decoded, by their number: what they took lately.
-        self._alone_s: dict[int, float] = {}
+        # Of steps of favoured rows alone that all decoded, by the number of rows.
+        self._alone: dict[int, _Alone] = {}
         self._num_together = 0
         self._num_turns = 0
         self._last_tenant: str | None = None
@@ -70,7 +89,7 @@ class FairShare:
         favoured = self._favoured_of_many(tenants) if many else self._favoured_of_few(tenants)
         if favoured and not self.tenants:
             self._credit_s = 0.0
-            self._alone_s.clear()
+            self._alone.clear()
         for tenant in islice(num_requests, 2):
             if tenant != self._last_tenant:
                 self._shared_until = -inf if self._last_tenant is None else now + ARRIVAL_WINDOW_S
@@ -125,8 +144,8 @@ class FairShare:
         alone_s = self._seconds_alone(shared.favoured)
         if size == shared.favoured:
             if not size.prefill_tokens:
-                known_s = seconds if alone_s is None else alone_s
-                self._alone_s[size.decode_rows] = moving_average(known_s, without_outlier(seconds, known_s), GAIN)
+                rows = size.decode_rows
+                self._alone[rows] = self._alone.get(rows, _NEVER).with_step(seconds)
             alone_s = seconds
         alone_s = min(seconds, alone_s or seconds)
         max_s = MAX_CREDIT_STEPS * alone_s
@@ -157,7 +176,8 @@ class FairShare:
         """Returns what a step of favoured requests takes without others; None while that is not known."""
         if size.prefill_tokens:
             return self._step_time.seconds_of(size)
-        return self._alone_s.get(size.decode_rows)
+        known = self._alone.get(size.decode_rows, _NEVER)
+        return known.seconds if known.num_steps == FIRST_STEPS_ALONE else None
 
     def _demand(self, others: Sequence[Request]) -> StepSize:
         """Returns what these would compute in a step of their own."""
