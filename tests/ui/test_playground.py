@@ -134,6 +134,24 @@ async def test_thoughts_look_other_than_the_answer(opened: Open) -> None:
         assert await page.locator(".turn .thought").all_inner_texts() == ["Hm."]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens", "shown"),
+    [
+        ("one two", ["one", " two", "<|end|>"], ["one", " two"]),
+        ("\U0001f600!", ["\ufffd", "\ufffd", "!"], ["\U0001f600!"]),
+        ("on", ["one"], ["on"]),
+    ],
+)
+async def test_tokens_of_one_event_are_told_apart(opened: Open, text: str, tokens: list[str], shown: list[str]) -> None:
+    """A fast model has a dozen in one event: what else was likely in place of all of them fills no screen."""
+    entries = [{"token": one, "logprob": -0.1, "top_logprobs": []} for one in tokens]
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": {"content": entries}}
+    async with opened() as page:
+        await answered(page, f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n")
+        await page.locator("#chat-status", has_text=f"{len(tokens)} tokens").wait_for()
+        assert await page.locator(".token").all_text_contents() == shown
+
+
 async def test_each_paragraph_runs_the_way_of_its_script(opened: Open) -> None:
     """Arabic from the right, its question mark at the left, whatever stands above and below it."""
     where = """() => [...document.querySelector(".turn:last-child > span").childNodes].map((node) => {

@@ -33,6 +33,25 @@ function turn(who, text = "") {
   return { box, body };
 }
 
+/** Returns an event's text as [text, tokens] pieces, one for each token where the tokens' texts are the text's own: a
+ * fast model, or a slow page, has many in one event. Else (a character of several tokens, text that is held back) all
+ * are one piece. What a token adds nothing to (the end) is its neighbour's. */
+function piecesOf(text, entries) {
+  const pieces = [];
+  let at = 0;
+  for (const entry of entries) {
+    if (at < text.length && entry.token && text.startsWith(entry.token, at)) {
+      pieces.push([entry.token, [entry]]);
+      at += entry.token.length;
+    } else if (at === text.length && pieces.length) {
+      pieces.at(-1)[1].push(entry);
+    } else {
+      return [[text, entries]];
+    }
+  }
+  return at === text.length ? pieces : [[text, entries]];
+}
+
 /** One piece of the answer's text with the tokens it is made of. Only one token at a time is a stop of the Tab key. */
 function token(text, entries, isThought) {
   const span = make("span", { className: `token${isThought ? " thought" : ""}`, tabIndex: -1 }, text);
@@ -124,7 +143,9 @@ async function answer(signal, say) {
       if (!piece) continue;
       if (choice.delta.content) text += choice.delta.content;
       const isThought = !choice.delta.content;
-      body.append(entries.length ? token(piece, entries, isThought) : make("span", { className: isThought ? "thought" : "" }, piece));
+      body.append(...(entries.length
+        ? piecesOf(piece, entries).map(([part, tokens]) => token(part, tokens, isThought))
+        : [make("span", { className: isThought ? "thought" : "" }, piece)]));
       follow();
       say(`${count} tokens`);
     }
