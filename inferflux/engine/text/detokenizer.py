@@ -34,6 +34,11 @@ class Detokenizer:
         self._pending = _incomplete_tail(self._table, prompt_ids)
         self._at_start = tokenizer.drops_leading_space and not any(self._table[token_id] for token_id in prompt_ids)
 
+    @property
+    def num_held(self) -> int:
+        """Characters that the bytes held back become if the next token does not complete them."""
+        return len(self._pending.decode("utf-8", "replace"))
+
     def feed(self, token_ids: Sequence[int]) -> str:
         """Returns the text that these tokens complete, which may be none."""
         table = self._table

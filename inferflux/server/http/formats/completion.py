@@ -97,7 +97,7 @@ class CompletionFormat:
         lists = self._lists_of(choice)
         if not self._with_logprobs:
             return text, None
-        return text, lists.prompt(choice.job.prompt_token_ids, choice.prompt_logprobs, text)
+        return text, lists.prompt(choice.prompt_logprobs, text)
 
     def _output_logprobs(self, choice: Choice, delta: TextDelta) -> CompletionLogprobs | None:
         if delta.logprobs is None or not self._with_logprobs:
@@ -105,7 +105,9 @@ class CompletionFormat:
         return self._lists_of(choice).output(delta.logprobs)
 
     def _lists_of(self, choice: Choice) -> LogprobLists:
-        return self._lists.setdefault(choice.index, LogprobLists(self._tokenizer))
+        if choice.index not in self._lists:
+            self._lists[choice.index] = LogprobLists(self._tokenizer, choice.job.prompt_token_ids)
+        return self._lists[choice.index]
 
 
 def _mean_logprob(choice: Choice) -> float:

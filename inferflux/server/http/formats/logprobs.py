@@ -1,36 +1,52 @@
 """Log-probabilities in the words of POST /v1/completions: parallel lists, tokens as text, offsets into the answer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from inferflux.engine.step import TokenLogprobs
 from inferflux.engine.text import Tokenizer
+from inferflux.engine.text.detokenizer import Detokenizer
 from inferflux.server.http.schemas.completions import CompletionLogprobs
 
 # JSON has no infinity; OpenAI's word for "practically impossible".
 LOWEST_LOGPROB = -9999.0
-_CONTINUATION = bytes(range(0x80, 0xC0))
+
+
+class _Offset:
+    """Counts the characters before the next token as the detokenizer makes them of all tokens before it: bytes that are
+    no text become U+FFFD, and a space at a text's beginning may be dropped. value: the index of the character that the
+    next token begins, or of the one it may complete where that began in the prompt."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], start: int) -> None:
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=True, prompt_ids=prompt_ids)
+        self._num_decoded = start
+        self.value = start
+
+    def advance(self, token_id: int) -> None:
+        self._num_decoded += len(self._detokenizer.feed((token_id,)))
+        self.value = self._num_decoded + self._detokenizer.num_held
 
 
 class LogprobLists:
-    """Turns one choice's entries into lists, piece by piece. offset: characters of the answer before the next token."""
+    """Turns one choice's entries into lists, piece by piece. prompt_ids: what the answer continues."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._bytes = tokenizer.byte_table(skip_special_tokens=True)
-        self.offset = 0
+        self._prompt_ids = prompt_ids
+        self._offset = _Offset(tokenizer, prompt_ids, 0)
 
-    def prompt(self, token_ids: list[int], entries: Iterable[TokenLogprobs], text: str) -> CompletionLogprobs:
-        """Returns the lists of an echoed prompt. Nothing precedes its first token, which so has no probability."""
-        first = CompletionLogprobs([_token(self._tokenizer, token_ids[0])], [None], [None], [0])
-        if self._tokenizer.drops_leading_space and self._bytes[token_ids[0]].startswith(b" "):
-            self.offset = -1
-        self._advance(token_ids[0])
-        lists = join(first, self.output(entries))
-        self.offset = len(text)
-        return lists
+    def prompt(self, entries: Iterable[TokenLogprobs], text: str) -> CompletionLogprobs:
+        """Returns the lists of the echoed prompt. Nothing precedes its first token, which so has no probability."""
+        first_id, offset = self._prompt_ids[0], _Offset(self._tokenizer, (), 0)
+        offset.advance(first_id)
+        self._offset = _Offset(self._tokenizer, self._prompt_ids, len(text))
+        first = CompletionLogprobs([_token(self._tokenizer, first_id)], [None], [None], [0])
+        return join(first, self._lists(entries, offset))
 
     def output(self, entries: Iterable[TokenLogprobs]) -> CompletionLogprobs:
         """Returns the lists of the tokens that follow."""
+        return self._lists(entries, self._offset)
+
+    def _lists(self, entries: Iterable[TokenLogprobs], offset: _Offset) -> CompletionLogprobs:
         lists = CompletionLogprobs([], [], [], [])
         for entry in entries:
             token = _token(self._tokenizer, entry.token_id)
@@ -38,14 +54,9 @@ class LogprobLists:
             lists.tokens.append(token)
             lists.token_logprobs.append(finite(entry.logprob))
             lists.top_logprobs.append({**top, token: finite(entry.logprob)})
-            lists.text_offset.append(self.offset)
-            self._advance(entry.token_id)
+            lists.text_offset.append(offset.value)
+            offset.advance(entry.token_id)
         return lists
-
-    def _advance(self, token_id: int) -> None:
-        """Counts the characters that begin in the token: all bytes but those that continue one."""
-        data = self._bytes[token_id]
-        self.offset += len(data) if data.isascii() else len(data.translate(None, _CONTINUATION))
 
 
 def join(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
