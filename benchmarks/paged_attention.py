@@ -1,4 +1,5 @@
-"""Paged decode attention beside torch's fused attention on contiguous keys and values: what paging costs.
+"""Paged decode attention beside torch's fused attention on contiguous keys and values: what paging costs,
+and how fast pages of 8 bits are.
 
     python -m benchmarks.paged_attention                       # heads of S and M, float32: a minute
     python -m benchmarks.paged_attention --shapes S --dtype bfloat16 --rounds 5
@@ -13,7 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich.console import Console
@@ -25,26 +26,36 @@ from benchmarks.shapes import SHAPES, Shape
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases.case import Draw
 from inferflux.kernels.cases.paged import Paging
+from inferflux.kernels.narrow_kv import SCALE_BYTES, narrow
 
 CPU = torch.device("cpu")
-BATCHES = ((1, 192), (1, 2048), (8, 1024), (32, 192), (32, 512))
+BATCHES = ((1, 192), (1, 2048), (1, 16384), (8, 1024), (32, 192), (32, 512))
 # Layers whose caches are visited in turn, so that none is still in the processor's.
 NUM_LAYERS = 8
-BACKENDS = ("native", "torch")
+# A backend of ours and the type of its pages; None: the queries'.
+OURS: Final = {
+    "native": ("native", None),
+    "native_int8": ("native", torch.int8),
+    "native_fp8": ("native", torch.float8_e4m3fn),
+    "torch": ("torch", None),
+    "torch_int8": ("torch", torch.int8),
+}
 
 Layer = Callable[[int], object]
 
 
-def paged(backend: str, shape: Shape, batch: tuple[int, int], dtype: torch.dtype) -> Layer | None:
-    """Returns one layer's attention by a backend of ours, or None where it is refused."""
-    if find_backend(backend).refusal("attention", CPU, dtype) is not None:
+def paged(name: str, shape: Shape, batch: tuple[int, int], dtype: torch.dtype) -> Layer | None:
+    """Returns one layer's attention by one of OURS, or None where its backend is refused."""
+    backend, narrow_as = OURS[name]
+    if find_backend(backend).refusal("attention", CPU, dtype, narrow_kv=narrow_as is not None) is not None:
         return None
     attention = find_backend(backend).find("attention")
     rows, length = batch
     paging = Paging(((length - 1, length),) * rows, num_layers=NUM_LAYERS)
     metadata = paging.metadata(Draw(dtype, CPU, torch.Generator().manual_seed(0)))
     size = (paging.num_pages, NUM_LAYERS, 2, paging.page_tokens, shape.num_kv_heads, shape.head_dim)
-    layers = torch.randn(size).to(dtype).unbind(1)
+    pool = torch.randn(size)
+    layers = (pool.to(dtype) if narrow_as is None else narrow(pool, narrow_as).view(narrow_as)).unbind(1)
     query = torch.randn(rows, shape.num_heads, shape.head_dim).to(dtype)
     scale = shape.head_dim**-0.5
     return lambda layer: attention(query, layers[layer], metadata, scale=scale, window=None, soft_cap=None)
@@ -76,19 +87,21 @@ def run(name: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
     shape, lines = SHAPES[name], []
     for batch in BATCHES:
         contenders: dict[str, Layer] = {"contiguous": contiguous(shape, batch, dtype)}
-        contenders |= {each: ours for each in BACKENDS if (ours := paged(each, shape, batch, dtype)) is not None}
+        contenders |= {each: ours for each in OURS if (ours := paged(each, shape, batch, dtype)) is not None}
         times = measure(contenders, rounds)
-        cache_bytes = batch[0] * batch[1] * 2 * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+        num_heads = batch[0] * batch[1] * 2 * shape.num_kv_heads
         line: dict[str, Any] = {"shape": name, "rows": batch[0], "tokens": batch[1]}
         for each, microseconds in times.items():
+            narrow_as = OURS[each][1] if each in OURS else None
+            head_bytes = shape.head_dim * dtype.itemsize if narrow_as is None else shape.head_dim + SCALE_BYTES
             line[f"{each}_us"] = round(microseconds, 1)
-            line[f"{each}_gb_s"] = round(cache_bytes / microseconds / 1e3, 2)
+            line[f"{each}_gb_s"] = round(num_heads * head_bytes / microseconds / 1e3, 2)
         lines.append(line)
     return lines
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    names = ("contiguous", *BACKENDS)
+    names = ("contiguous", *OURS)
     table = Table(title="decode attention of one layer: microseconds (GB/s of keys and values)")
     for column in ("shape", "rows", "tokens", *names):
         table.add_column(column, justify="right")

@@ -25,6 +25,7 @@ MIXED = [
     SamplingParams(max_tokens=17, temperature=0.8, seed=1, top_k=9, logit_bias={3: 2.0}, ignore_eos=True),
     SamplingParams(max_tokens=24, temperature=0.7, seed=3, frequency_penalty=0.5, min_tokens=5),
 ]
+SEEDED = [msgspec.structs.replace(MIXED[1], seed=seed) for seed in range(4)]
 
 
 def start(model: TinyModel, overlap: bool, **runtime: object) -> Engine:
@@ -40,6 +41,20 @@ def test_overlap_changes_no_token(tiny_model: MakeModel, penalised: bool) -> Non
     plain, ahead = (run_requests(start(model, overlap, **runtime), PROMPTS, params) for overlap in (False, True))
     assert tokens_of(ahead) == tokens_of(plain)
     assert [len(result.logprobs) for result in ahead] == [len(result.logprobs) for result in plain]
+
+
+@pytest.mark.usefixtures("true_library")
+@pytest.mark.parametrize("kind", ["auto", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_seeded_answer_depends_on_nobody_else(tiny_model: MakeModel, dtype: str, kind: str) -> None:
+    """Its log-probabilities do not either, to the bit, in whatever chunks its prompt is computed."""
+    model = tiny_model("llama")
+    runtime = {"dtype": dtype, "paged_kv": {"dtype": kind}, "prefix_cache": {"enabled": False}}
+    engine = start(model, overlap=True, **runtime)
+    alone = [run_requests(engine, [prompt], one)[0] for prompt, one in zip(PROMPTS, SEEDED, strict=True)]
+    assert run_requests(engine, PROMPTS, SEEDED) == alone
+    chunks = {"chunked_prefill_tokens": 24, "max_batch_tokens": 64}
+    assert run_requests(start(model, overlap=True, scheduler=chunks, **runtime), PROMPTS, SEEDED) == alone
 
 
 def test_greedy_answers_are_the_oracles(tiny_model: MakeModel) -> None:

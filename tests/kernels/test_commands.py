@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inferflux.cli import main
-from inferflux.kernels import backends
+from inferflux.kernels import backends, native
 from inferflux.kernels.backends import OPS
 from inferflux.kernels.kernel_set import select
 
@@ -43,7 +43,10 @@ def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["backends"][row["selected"]] for row in listing["ops"]} == {"selected"}
 
 
-def test_list_says_what_serves_for_pages_of_8_bits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_says_what_serves_for_pages_of_8_bits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "NARROW_KV", False)
     asked = ["list", "--device", "cpu", "--dtype", "float32"]
     assert main(["kernels", *asked]) == 0
     assert "attention on 8-bit pages" in capsys.readouterr().out

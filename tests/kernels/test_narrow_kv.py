@@ -1,4 +1,6 @@
-"""Keys and values in 8 bits: how far they are off, and that both backends read and write the same codes."""
+"""Keys and values in 8 bits: how far they are off, and that all backends read and write the same codes."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from inferflux.kernels.cases.case import Draw
 from inferflux.kernels.cases.paged import DECODE, MIXED, Paging
 from inferflux.kernels.kernel_set import select
 from inferflux.kernels.narrow_kv import as_bytes, narrow, widen
+from inferflux.kernels.native.attention import attention as native_attention
+from inferflux.kernels.native.rope import rope as native_rope
 from inferflux.kernels.reference.attention import attention as reference_attention
 from inferflux.kernels.reference.rope import rope as reference_rope
 from inferflux.kernels.torch.attention import attention as torch_attention
@@ -49,27 +53,55 @@ def test_zeros_stay_zeros_and_nan_stays_nan(kind: torch.dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spans", [DECODE, MIXED])
-def test_both_backends_write_and_read_the_same(
-    kind: torch.dtype, dtype: torch.dtype, spans: tuple[tuple[int, int], ...]
-):
+@pytest.mark.usefixtures("true_library")
+def test_backends_write_and_read_the_same(kind: torch.dtype, dtype: torch.dtype, spans: tuple[tuple[int, int], ...]):
     paging, numbers = Paging(spans), draw(dtype)
     metadata = paging.metadata(numbers)
     shape = (paging.num_pages, paging.num_layers, 2, paging.page_tokens, 3, 68)
     filled = narrow(draw().normal(*shape[:-1], 64), kind).view(kind)
     qkv = numbers.normal(paging.num_tokens, 9 + 6, 64)
     pools, outputs = [], []
-    for rope, attention in ((reference_rope, reference_attention), (torch_rope, torch_attention)):
+    backends = ((reference_rope, reference_attention), (torch_rope, torch_attention), (native_rope, native_attention))
+    for rope, attention in backends:
         pages = as_bytes(filled).clone().view(kind)[:, 1]
         query = rope(qkv.clone(), None, None, pages, metadata.slots, num_heads=9)
         outputs.append(attention(query, pages, metadata, scale=0.2, window=None, soft_cap=None))
         pools.append(as_bytes(pages))
-    assert torch.equal(*pools)
-    torch.testing.assert_close(*outputs, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-2)
+    for pages, output in zip(pools[1:], outputs[1:], strict=True):
+        assert torch.equal(pages, pools[0])
+        torch.testing.assert_close(output, outputs[0], atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-2)
 
 
-def test_backends_that_do_not_know_them_are_passed_over():
+@pytest.mark.usefixtures("true_library")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [4, 64, 72])
+def test_backends_write_the_same_codes(kind: torch.dtype, dtype: torch.dtype, size: int):
+    """Of numbers between two codes, of small ones beside a large one, of zeros, and of what is no number."""
+    paging, numbers = Paging(MIXED), draw(dtype)
+    metadata = paging.metadata(numbers)
+    qkv = numbers.normal(paging.num_tokens, 2 + 2, size)
+    qkv[::2, 2:] = (qkv[::2, 2:] * 60).clamp(-126, 126).round() + 0.5
+    qkv[::2, 2:, 0] = 127 if kind == torch.int8 else 448
+    qkv[1::2, 2:] *= (2.0 ** -torch.arange(size).remainder(22)).to(dtype)
+    qkv[0, 2], qkv[1, 2, -1], qkv[2, 2, 1], qkv[3, 2] = 0, torch.nan, torch.inf, 1e-35
+    written = []
+    for rope in (reference_rope, torch_rope, native_rope):
+        pages = paging.pool(numbers, 1, size, kind)
+        rope(qkv.clone(), None, None, pages, metadata.slots, num_heads=2)
+        written.append(as_bytes(pages))
+    finite = [widen(pages, kind, torch.float32).isfinite() for pages in written]
+    assert all(torch.equal(each, finite[0]) for each in finite[1:])
+    assert all(torch.equal(pages[finite[0].all(-1)], written[0][finite[0].all(-1)]) for pages in written[1:])
+
+
+@pytest.mark.usefixtures("true_library")
+def test_backends_that_do_not_know_them_are_refused(tmp_path: Path):
     kernels = select(CPU, torch.float32, narrow_kv=True)
     chosen = {choice.op: choice.backend for choice in kernels.choices}
-    assert (chosen["attention"], chosen["rope"]) == ("torch", "torch")
+    assert (chosen["attention"], chosen["rope"]) == ("native", "native")
+    own = tmp_path / "own_rope.py"
+    own.write_text("from inferflux.kernels.torch.rope import rope\n")
+    select(CPU, torch.float32, KernelsConfig(rope=str(own)))
     with pytest.raises(ConfigError, match="8 bits"):
-        select(CPU, torch.float32, KernelsConfig(rope="inferflux.kernels.native"), narrow_kv=True)
+        select(CPU, torch.float32, KernelsConfig(rope=str(own)), narrow_kv=True)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from inferflux.kernels import native
-from inferflux.kernels.backends import find_backend
+from inferflux.kernels.backends import KV_OPS, find_backend
+from inferflux.kernels.cases.case import Draw
+from inferflux.kernels.cases.paged import MIXED, Paging
 from inferflux.kernels.cases.quantized import SCHEMES
 from inferflux.kernels.check import check_op
 from inferflux.kernels.native import build, loading, low_rank, panels, self_test
@@ -22,7 +24,13 @@ from tests.support.paged import PAGE_TOKENS, step_metadata
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 OPENMP = build.openmp_library()
-CHECKS = [(op, dtype) for op in ("attention", "norm", "add_norm", "rope", "activation") for dtype in native.DTYPES]
+CHECKS = [
+    (op, dtype, narrow_kv)
+    for op in ("attention", "norm", "add_norm", "rope", "activation")
+    for dtype in native.DTYPES
+    for narrow_kv in (False, True)
+    if op in KV_OPS or not narrow_kv
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +40,11 @@ def built(true_library: Path) -> None:
 
 
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize(("op", "dtype"), CHECKS, ids=lambda value: str(value).removeprefix("torch."))
-def test_agrees_with_the_reference(op: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("op", "dtype", "narrow_kv"), CHECKS, ids=lambda value: str(value).removeprefix("torch."))
+def test_agrees_with_the_reference(op: str, dtype: torch.dtype, narrow_kv: bool) -> None:
     backend = find_backend("native")
-    assert backend.refusal(op, CPU, dtype) is None
-    results = list(check_op(backend.find(op), op, dtype, CPU))
+    assert backend.refusal(op, CPU, dtype, narrow_kv=narrow_kv) is None
+    results = list(check_op(backend.find(op), op, dtype, CPU, narrow_kv=narrow_kv))
     assert results
     assert [result for result in results if not result.ok] == []
 
@@ -181,6 +189,29 @@ def test_a_rows_product_has_the_same_bits_beside_any_number_of_rows(dtype: torch
     for num_rows in (2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 300):
         together = panels.multiply(arranged, x.expand(num_rows, -1), bias)
         assert torch.equal(together, alone.expand(num_rows, -1)), num_rows
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("narrow_as", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+def test_a_rows_attention_has_the_same_bits_beside_any_others(
+    dtype: torch.dtype, narrow_as: torch.dtype | None
+) -> None:
+    """And none of it is torch's, whose bits depend on them: pages of 8 bits were once left to it."""
+    paging, draw = Paging(MIXED), Draw(dtype, CPU, torch.Generator().manual_seed(0))
+    metadata, pages = paging.metadata(draw), paging.pool(draw, 3, 64, narrow_as)
+    paging.fill(pages, metadata, draw)
+    query, attention = draw.normal(paging.num_tokens, 9, 64), find_backend("native").find("attention")
+
+    def attend(first: int, last: int) -> torch.Tensor:
+        start, stop = (int(metadata.query_starts[row]) for row in (first, last))
+        rows = step_metadata(list(MIXED[first:last]), metadata.page_table[first:last])
+        result: torch.Tensor = attention(query[start:stop], pages, rows, scale=0.2, window=None, soft_cap=None)
+        return result
+
+    together = attend(0, len(MIXED))
+    alone = torch.cat([attend(row, row + 1) for row in range(len(MIXED))])
+    assert torch.equal(together, alone)
 
 
 @pytest.mark.usefixtures("built")

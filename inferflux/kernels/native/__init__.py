@@ -5,12 +5,16 @@ go to the torch backend, call by call. Products are not an op here but layouts (
 backend's `cpu_table` chooses. All go through `calls`, so that a whole step can be replayed at once (`tape`).
 """
 
+from typing import Final
+
 import torch
 
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.native.loading import library
 
 DTYPES = (torch.float32, torch.bfloat16)
+# Reads and writes pages of 8 bits (see `narrow_kv`).
+NARROW_KV: Final = True
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -10,18 +10,19 @@
 #include <type_traits>
 #include <vector>
 
-#include "vector.h"
+#include "codes.h"
 
 struct AttentionCall {
   void* out;               // [T, H, D]
   const void* query;       // [T, H, D], query_stride elements from token to token
-  const void* pages;       // one layer's view [P, 2, N, K, D] with these strides, in elements
+  const void* pages;       // one layer's view [P, 2, N, K, head_size(D)] with these strides, in elements
   const int32_t* table;    // [B, table_stride]
   const int32_t* lengths;  // [B]
   const int32_t* starts;   // [B + 1]: each row's first token
   int64_t query_stride, page_stride, part_stride, token_stride, table_stride;
   int64_t num_rows, num_heads, num_kv_heads, head_dim, page_tokens, window;  // window 0: all
   float scale, soft_cap;  // scale: above 0; soft_cap 0: off
+  int32_t type;           // what query and output are made of
 };
 
 constexpr long SPLIT = 128, CHUNK = 16;
@@ -55,32 +56,35 @@ template <class E> struct Work {
   // A part's result: values mixed by weights [heads, columns], their largest scores and the weights' sums [heads].
   float *mixed, *peaks, *sums;
   // A thread's: query [heads, units]; scores, then weights [heads, CHUNK]; weights' sums lane by lane [heads, W]; what is
-  // taken from scores before they become weights, and what this makes of older sums [heads].
-  float *query, *scores, *totals, *froms, *shrinks;
+  // taken from scores before they become weights, and what this makes of older sums [heads]; if keys and values are codes,
+  // the scales of a chunk's keys or values [key heads, CHUNK].
+  float *query, *scores, *totals, *froms, *shrinks, *scales;
   explicit Work(const AttentionCall& c)
       : heads(padded(c.num_heads, W)),
         columns(padded(c.head_dim, Operands<E>::COUNT)),
         units(columns / Operands<E>::TOGETHER) {}
   long result_lines() const { return padded(heads * (columns + 2), LINE_FLOATS) / LINE_FLOATS; }
-  long scratch_lines() const { return padded(heads * (units + CHUNK + W + 2), LINE_FLOATS) / LINE_FLOATS; }
+  long scratch_lines() const { return padded(heads * (units + 2 * CHUNK + W + 2), LINE_FLOATS) / LINE_FLOATS; }
   void place(Line* result, Line* scratch) {
     mixed = result->floats, peaks = mixed + heads * columns, sums = peaks + heads;
     query = scratch->floats, scores = query + heads * units, totals = scores + heads * CHUNK;
     froms = totals + heads * W, shrinks = froms + heads;
+    scales = shrinks + heads;
   }
 };
 
 // A chunk's keys or values, of one key head; and what is fetched meanwhile.
-template <class E> struct Chunk {
-  const typename E::T* first;
+template <class P> struct Chunk {
+  const P* first;
   long stride, count, D;
+  const float* scales;
   Ahead* shared;
 };
 
 // scores[g][n] of GT heads that share a key head: a key is read once for all of them, and enough sums grow side by side
 // that none waits for the one before. WHOLE: no register is filled up with zeros.
-template <class E, int GT, bool WHOLE>
-static inline void score(const Chunk<E> keys, const float* query, long units, float* scores) {
+template <class E, class P, int GT, bool WHOLE>
+static inline void score(const Chunk<P> keys, const float* query, long units, float* scores) {
   typedef Operands<E> O;
   const long D = keys.D, count = keys.count;
   Ahead ahead = *keys.shared;
@@ -90,9 +94,9 @@ static inline void score(const Chunk<E> keys, const float* query, long units, fl
     UNROLLED for (int g = 0; g < GT; g++)
       UNROLLED for (int i = 0; i < 4; i++) acc[g][i] = Floats{};
     if (n < count) {
-      ahead.fetch(4 * D * sizeof(typename E::T));
+      ahead.fetch(4 * head_size<P>(D) * sizeof(P));
       // In place of keys behind the last it is read again: what comes of that does not count.
-      const typename E::T* key[4] = {keys.first + n * keys.stride};
+      const P* key[4] = {keys.first + n * keys.stride};
       UNROLLED for (int i = 1; i < 4; i++) key[i] = key[i - 1] + (n + i < count ? keys.stride : 0);
       const float* q = query;
       for (long d = 0; d < D; d += O::COUNT, q += W) {
@@ -100,17 +104,15 @@ static inline void score(const Chunk<E> keys, const float* query, long units, fl
           Floats x[GT];
           UNROLLED for (int g = 0; g < GT; g++) x[g] = load<Floats>(q + g * units), hold(x[g]);
           UNROLLED for (int i = 0; i < 4; i++) {
-            Floats k = WHOLE ? O::read(key[i] + d) : read_up_to<E>(key[i] + d, D - d);
+            Floats k = WHOLE ? read_page<E>(key[i] + d) : read_up_to<E>(key[i] + d, D - d);
             hold(k);
             UNROLLED for (int g = 0; g < GT; g++) acc[g][i] = O::add(acc[g][i], k, x[g]);
           }
           continue;
         }
         Floats k[4];
-        UNROLLED for (int i = 0; i < 4; i++) {
-          k[i] = WHOLE ? O::read(key[i] + d) : read_up_to<E>(key[i] + d, D - d);
-          hold(k[i]);
-        }
+        UNROLLED for (int i = 0; i < 4; i += AT_ONCE<E, P>) read_rows<E, WHOLE>(key + i, d, D - d, k + i);
+        UNROLLED for (int i = 0; i < 4; i++) hold(k[i]);
         UNROLLED for (int g = 0; g < GT; g++) {
           const Floats x = load<Floats>(q + g * units);
           UNROLLED for (int i = 0; i < 4; i++) acc[g][i] = O::add(acc[g][i], k[i], x);
@@ -120,27 +122,30 @@ static inline void score(const Chunk<E> keys, const float* query, long units, fl
     UNROLLED for (int g = 0; g < GT; g++) folded[g][n / W][n % W / 4] = fold<added>(acc[g]);
   }
   for (int g = 0; g < GT; g++)
-    for (int n = 0; n < CHUNK / W; n++) store(scores + g * CHUNK + n * W, join<added>(folded[g][n]));
+    for (int n = 0; n < CHUNK / W; n++) {
+      const Floats all = join<added>(folded[g][n]);
+      store(scores + g * CHUNK + n * W, IS_CODE<P> ? all * load<Floats>(keys.scales + n * W) : all);
+    }
   *keys.shared = ahead;
 }
 
 // mixed = mixed * shrinks + weights @ values, of DT registers of columns from d on.
-template <class E, int GT, int DT, bool WHOLE>
-static inline void mix_columns(const Chunk<E> values, const float* weights, const float* shrinks, long d, float* mixed,
+template <class E, class P, int GT, int DT, bool WHOLE>
+static inline void mix_columns(const Chunk<P> values, const float* weights, const float* shrinks, long d, float* mixed,
                                long columns) {
   typedef Operands<E> O;
   Floats acc[GT][DT];
   UNROLLED for (int g = 0; g < GT; g++)
     UNROLLED for (int i = 0; i < DT; i++) acc[g][i] = load<Floats>(mixed + g * columns + d + i * W) * shrinks[g];
-  const typename E::T* value = values.first + d;
+  const P* value = values.first + d;
   Ahead ahead = *values.shared;
   for (long n = 0; n < values.count; n += O::TOGETHER, value += O::TOGETHER * values.stride, weights++) {
-    ahead.fetch(O::TOGETHER * DT * W * sizeof(typename E::T));
+    ahead.fetch(O::TOGETHER * DT * W * sizeof(P));
     if constexpr (FEW_REGISTERS) {
       Floats weight[GT];
       UNROLLED for (int g = 0; g < GT; g++) weight[g] = splat_unit(weights + g * CHUNK), hold(weight[g]);
       UNROLLED for (int i = 0; i < DT; i++) {
-        Floats v = WHOLE ? O::read(value + i * W) : O::read(value + i * W, values.D - d);
+        Floats v = WHOLE ? read_page<E>(value + i * W) : read_page<E>(value + i * W, values.D - d);
         hold(v);
         UNROLLED for (int g = 0; g < GT; g++) acc[g][i] = O::add(acc[g][i], weight[g], v);
       }
@@ -148,12 +153,10 @@ static inline void mix_columns(const Chunk<E> values, const float* weights, cons
     }
     Floats v[DT];
     UNROLLED for (int i = 0; i < DT; i += O::TOGETHER) {
-      Floats rows[O::TOGETHER], pairs[O::TOGETHER];
-      UNROLLED for (int t = 0; t < O::TOGETHER; t++) {
-        const typename E::T* row = value + (n + t < values.count ? t * values.stride : 0) + i * W;
-        rows[t] = WHOLE ? O::read(row) : O::read(row, values.D - d);
-      }
-      O::pair(rows, pairs);
+      const P* rows[O::TOGETHER];
+      Floats pairs[O::TOGETHER];
+      UNROLLED for (int t = 0; t < O::TOGETHER; t++) rows[t] = value + (n + t < values.count ? t * values.stride : 0);
+      read_columns<E, WHOLE>(rows, i * W, values.D - d, pairs);
       UNROLLED for (int t = 0; t < O::TOGETHER; t++) v[i + t] = pairs[t], hold(v[i + t]);
     }
     UNROLLED for (int g = 0; g < GT; g++) {
@@ -166,14 +169,14 @@ static inline void mix_columns(const Chunk<E> values, const float* weights, cons
   *values.shared = ahead;
 }
 
-template <class E, int GT>
-static inline void mix(const Chunk<E> values, const float* weights, const float* shrinks, float* mixed, long columns) {
+template <class E, class P, int GT>
+static inline void mix(const Chunk<P> values, const float* weights, const float* shrinks, float* mixed, long columns) {
   constexpr int DT = 4, LEAST = Operands<E>::TOGETHER;
   long d = 0;
-  for (; d + DT * W <= values.D; d += DT * W) mix_columns<E, GT, DT, true>(values, weights, shrinks, d, mixed, columns);
+  for (; d + DT * W <= values.D; d += DT * W) mix_columns<E, P, GT, DT, true>(values, weights, shrinks, d, mixed, columns);
   for (; d + LEAST * W <= values.D; d += LEAST * W)
-    mix_columns<E, GT, LEAST, true>(values, weights, shrinks, d, mixed, columns);
-  if (d < values.D) mix_columns<E, GT, LEAST, false>(values, weights, shrinks, d, mixed, columns);
+    mix_columns<E, P, GT, LEAST, true>(values, weights, shrinks, d, mixed, columns);
+  if (d < values.D) mix_columns<E, P, GT, LEAST, false>(values, weights, shrinks, d, mixed, columns);
 }
 
 // Scores in units in which 2^score is a weight.
@@ -183,8 +186,9 @@ static inline Floats capped(const AttentionCall& c, Floats score) {
 }
 
 // A chunk's scores join the running peaks and totals, and become weights in place.
-template <class E>
+template <class E, class P>
 static void weigh(const AttentionCall& c, int count, const Work<E> w) {
+  const long G = c.num_heads / c.num_kv_heads;
   for (long first = 0; first < w.heads; first += W) {
     Floats tops[W / 4];
     for (long h = 0; h < W; h += 4) {
@@ -210,10 +214,16 @@ static void weigh(const AttentionCall& c, int count, const Work<E> w) {
   for (long h = 0; h < c.num_heads; h++) {
     Floats total = load<Floats>(w.totals + h * W) * w.shrinks[h];
     for (int n = 0; n < CHUNK; n += W) {
-      // Rounded before they are added up, too: then each value counts for what it is divided by.
-      const Floats weights = Operands<E>::round_row(exp2(load<Floats>(w.scores + h * CHUNK + n) - w.froms[h]));
+      Floats weights = exp2(load<Floats>(w.scores + h * CHUNK + n) - w.froms[h]);
+      if (IS_CODE<P>) {
+        total += weights;
+        weights = Operands<E>::round_row(weights * load<Floats>(w.scales + h / G * CHUNK + n));
+      } else {
+        // Rounded before they are added up, too: then each value counts for what it is divided by.
+        weights = Operands<E>::round_row(weights);
+        total = Operands<E>::add_up(total, weights);
+      }
       store(w.scores + h * CHUNK + n, weights);
-      total = Operands<E>::add_up(total, weights);
     }
     store(w.totals + h * W, total);
   }
@@ -236,10 +246,10 @@ static inline void by_heads(long num_heads, long group, F f) {
 }
 
 // Where a token's keys lie.
-template <class E>
-static inline const typename E::T* place_of(const AttentionCall& c, long row, long position) {
+template <class P>
+static inline const P* place_of(const AttentionCall& c, long row, long position) {
   const long N = c.page_tokens, page = c.table[row * c.table_stride + position / N];
-  return (const typename E::T*)c.pages + page * c.page_stride + position % N * c.token_stride;
+  return (const P*)c.pages + page * c.page_stride + position % N * c.token_stride;
 }
 
 // A chunk lies in one page.
@@ -249,8 +259,21 @@ static inline long chunk_end(const AttentionCall& c, const Part& part, long star
   return stop < part.last ? stop : part.last;
 }
 
+// scales[k][n]: of key head k of the n-th token of a chunk, whose first token's keys or values are `first`. Behind the last
+// token its own again: what is multiplied by these does not count.
+template <class P>
+static inline void read_scales(const AttentionCall& c, const P* first, long count, float* scales) {
+  for (long k = 0; k < c.num_kv_heads; k++, scales += CHUNK) {
+    const P* scale = first + (k + 1) * head_size<P>(c.head_dim) - sizeof(float);
+    UNROLLED for (long n = 0; n < CHUNK; n++) {
+      memcpy(scales + n, scale, sizeof *scales);
+      scale += n + 1 < count ? c.token_stride : 0;
+    }
+  }
+}
+
 // following: what this thread computes next, or null.
-template <class E>
+template <class E, class P>
 static void attend(const AttentionCall& c, const Part& part, const Part* following, const Work<E> w) {
   typedef typename E::T T;
   typedef Operands<E> O;
@@ -265,26 +288,29 @@ static void attend(const AttentionCall& c, const Part& part, const Part* followi
   std::fill(w.scores + H * CHUNK, w.scores + w.heads * CHUNK, 0.0f);
   for (long start = part.first, stop; start < part.last; start = stop) {
     stop = chunk_end(c, part, start);
-    const T* keys = place_of<E>(c, part.row, start);
-    const T* values = keys + c.part_stride;
-    const long count = stop - start, size = c.token_stride * sizeof(T);
+    const P* keys = place_of<P>(c, part.row, start);
+    const P* values = keys + c.part_stride;
+    const long count = stop - start, size = c.token_stride * sizeof(P);
     Ahead ahead{(const char*)values, (const char*)values + count * size};
+    const auto chunk_of = [&](const P* heads, long h) {
+      return Chunk<P>{heads + h / G * head_size<P>(D), c.token_stride, count, D, w.scales + h / G * CHUNK, &ahead};
+    };
+    if (IS_CODE<P>) read_scales(c, keys, count, w.scales);
     by_heads(H, G, [&](auto num, long h) {
-      const Chunk<E> chunk{keys + h / G * D, c.token_stride, count, D, &ahead};
-      const auto score_heads = D % O::COUNT ? score<E, num, false> : score<E, num, true>;
-      score_heads(chunk, w.query + h * w.units, w.units, w.scores + h * CHUNK);
+      const auto score_heads = D % O::COUNT ? score<E, P, num, false> : score<E, P, num, true>;
+      score_heads(chunk_of(keys, h), w.query + h * w.units, w.units, w.scores + h * CHUNK);
     });
-    weigh<E>(c, count, w);
+    if (IS_CODE<P>) read_scales(c, values, count, w.scales);
+    weigh<E, P>(c, count, w);
     // Pages lie anywhere, so the processor cannot guess the next one.
     const Part* next = stop < part.last ? &part : following;
     if (next) {
       const long after = next == &part ? stop : next->first;
-      ahead.next = (const char*)place_of<E>(c, next->row, after);
+      ahead.next = (const char*)place_of<P>(c, next->row, after);
       ahead.end = ahead.next + (chunk_end(c, *next, after) - after) * size;
     }
     by_heads(H, G, [&](auto num, long h) {
-      const Chunk<E> chunk{values + h / G * D, c.token_stride, count, D, &ahead};
-      mix<E, num>(chunk, w.scores + h * CHUNK, w.shrinks + h, w.mixed + h * w.columns, w.columns);
+      mix<E, P, num>(chunk_of(values, h), w.scores + h * CHUNK, w.shrinks + h, w.mixed + h * w.columns, w.columns);
     });
   }
   for (long h = 0; h < H; h++) w.sums[h] = sum(load<Floats>(w.totals + h * W));
@@ -316,7 +342,7 @@ static void merge(const AttentionCall& c, const Part& part, long count, const Wo
   }
 }
 
-template <class E>
+template <class E, class P>
 static void decode(const AttentionCall& c, Team& team) {
   std::vector<Part> parts;
   std::vector<long> firsts;
@@ -346,7 +372,7 @@ static void decode(const AttentionCall& c, Team& team) {
     for (long p = taken++, next; p < num_parts; p = next) {
       next = taken++;
       own.place(&results[p * result], &scratches[thread * scratch]);
-      attend<E>(c, parts[p], next < num_parts ? &parts[next] : nullptr, own);
+      attend<E, P>(c, parts[p], next < num_parts ? &parts[next] : nullptr, own);
     }
   });
   team.share(num_rows, num_parts > 1 ? team.slice(num_rows) : num_rows, [&](long begin, long end, long) {

@@ -30,9 +30,9 @@ class Function(NamedTuple):
 
 
 NORM: Final = Function(0, struct.Struct("8qf4x"), rows=4)
-ROPE: Final = Function(1, struct.Struct("16q"), rows=10)
+ROPE: Final = Function(1, struct.Struct("16qi4x"), rows=10)
 GATE: Final = Function(2, struct.Struct("4qi4x"), rows=2)
-ATTENTION: Final = Function(3, struct.Struct("17q2f"), rows=11, counts_requests=True)
+ATTENTION: Final = Function(3, struct.Struct("17q2fi4x"), rows=11, counts_requests=True)
 PRODUCT: Final = Function(4, struct.Struct("8qi4x"), rows=5)
 COPY: Final = Function(5, struct.Struct("6q"), rows=2)
 LOW_RANK: Final = Function(6, struct.Struct("9q"), rows=5)

@@ -52,25 +52,26 @@ static void norm_rows(const NormCall& c, Team& team) {
 struct RopeCall {
   void* qkv;          // [T, H + 2K, D], qkv_stride elements from token to token; rotated in place
   const void *cos, *sin;  // [T, R], angle_stride elements from token to token; null: no rotation
-  void* pages;        // [P, 2, N, K, D]
+  void* pages;        // [P, 2, N, K, head_size(D)]
   const int64_t* slots;
   int64_t qkv_stride, angle_stride, page_stride, part_stride, token_stride;
   int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, page_tokens;
+  int32_t type;  // what qkv, cos and sin are made of
 };
 
-template <class E>
+template <class E, class P>
 static void rope_tokens(const RopeCall& c, Team& team) {
   typedef typename E::T T;
-  const long D = c.head_dim, half = c.rotary_dim / 2, K = c.num_kv_heads;
+  const long D = c.head_dim, half = c.rotary_dim / 2, K = c.num_kv_heads, written = K * head_size<P>(D);
   // Two threads pay early: half of what they read is in the other's cache. 32 tokens of 15 heads of 64, two cores of a
   // Zen 3 EPYC: 240 us in one thread, 70 to 150 in two.
   const long each = c.num_tokens * c.num_heads * D > 4096 ? team.slice(c.num_tokens) : c.num_tokens;
   team.share(c.num_tokens, each, [&](long begin, long end, long) {
     for (long t = begin; t < end; t++) {
       T* heads = (T*)c.qkv + t * c.qkv_stride;
-      T* to = (T*)c.pages + c.slots[t] / c.page_tokens * c.page_stride + c.slots[t] % c.page_tokens * c.token_stride;
+      P* to = (P*)c.pages + c.slots[t] / c.page_tokens * c.page_stride + c.slots[t] % c.page_tokens * c.token_stride;
       // Its place in the pages is fetched while the heads are rotated: it lies anywhere.
-      for (long i = 0; i < K * D; i += 64 / sizeof(T)) {
+      for (long i = 0; i < written; i += 64 / sizeof(P)) {
         __builtin_prefetch(to + i, 1);
         __builtin_prefetch(to + c.part_stride + i, 1);
       }
@@ -89,8 +90,13 @@ static void rope_tokens(const RopeCall& c, Team& team) {
           E::write1(second + i, b * co + a * si);
         }
       }
-      memcpy(to, heads + c.num_heads * D, K * D * sizeof(T));
-      memcpy(to + c.part_stride, heads + (c.num_heads + K) * D, K * D * sizeof(T));
+      for (const T* from = heads + c.num_heads * D; from < heads + (c.num_heads + 2 * K) * D; from += K * D) {
+        if constexpr (IS_CODE<P>)
+          for (long k = 0; k < K; k++) write_head<E>(to + k * head_size<P>(D), from + k * D, D);
+        else
+          memcpy(to, from, K * D * sizeof(T));
+        to += c.part_stride;
+      }
     }
   });
 }
@@ -140,10 +146,31 @@ static void by_type(int type, const void* call, Team& team) {
   (type ? BFLOAT : FLOAT)(*(const Call*)call, team);
 }
 
+template <class E, class P>
+static void attend_rows(const AttentionCall& c, Team& team) {
+  decode<E, P>(c, team);
+  prefill<E, P>(c, team);
+}
+
+// By the pages' type, then by that of what they are used with: the same, unless pages are of 8 bits.
 static void attend_all(int type, const void* call, Team& team) {
+  static void (*const by_types[][2])(const AttentionCall&, Team&) = {
+      {attend_rows<F32, float>},
+      {nullptr, attend_rows<BF16, uint16_t>},
+      {attend_rows<F32, int8_t>, attend_rows<BF16, int8_t>},
+      {attend_rows<F32, uint8_t>, attend_rows<BF16, uint8_t>}};
   const AttentionCall& c = *(const AttentionCall*)call;
-  (type ? decode<BF16> : decode<F32>)(c, team);
-  (type ? prefill<BF16> : prefill<F32>)(c, team);
+  by_types[type][c.type](c, team);
+}
+
+static void rope_all(int type, const void* call, Team& team) {
+  static void (*const by_types[][2])(const RopeCall&, Team&) = {
+      {rope_tokens<F32, float>},
+      {nullptr, rope_tokens<BF16, uint16_t>},
+      {rope_tokens<F32, int8_t>, rope_tokens<BF16, int8_t>},
+      {rope_tokens<F32, uint8_t>, rope_tokens<BF16, uint8_t>}};
+  const RopeCall& c = *(const RopeCall*)call;
+  by_types[type][c.type](c, team);
 }
 
 // By the weights' type, then by that of bias, x and y.
@@ -165,7 +192,7 @@ static void copy_rows(int, const void* call, Team&) {
 
 typedef void (*Function)(int type, const void* call, Team& team);
 static const Function FUNCTIONS[] = {by_type<NormCall, norm_rows<F32>, norm_rows<BF16>>,
-                                     by_type<RopeCall, rope_tokens<F32>, rope_tokens<BF16>>,
+                                     rope_all,
                                      by_type<GateCall, gate_rows<F32>, gate_rows<BF16>>,
                                      attend_all,
                                      multiply,

@@ -7,7 +7,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "vector.h"
+#include "codes.h"
 
 constexpr long PANEL = 16;
 // A tile's sums stay in registers: FLOAT_TILE rows of PANELS * VECTORS each. GFLOP/s of bfloat16 in pairs, [3072, 576] x 8,
@@ -53,30 +53,6 @@ struct Panel16 {  // of bfloat16; the first column in a word's low half
     to[0] = (Floats)(both << 16), to[1] = (Floats)(both & (int)0xffff0000);
   }
 };
-#if defined(__AVX512BW__)
-// The sizes of fp8's numbers in bfloat16.
-alignas(64) static const struct Sizes8 {
-  uint16_t of[128];
-  constexpr Sizes8() : of() {
-    for (int code = 0; code < 127; code++) {
-      int exponent = code >> 3, digits = code & 7;
-      if (!exponent && digits)
-        for (exponent = 1; digits < 8; exponent--) digits *= 2;
-      of[code] = digits || exponent ? (exponent + 120) << 7 | (digits & 7) << 4 : 0;
-    }
-    of[127] = 0x7fc0;
-  }
-} SIZES8;
-// Pairs of fp8 as pairs of bfloat16.
-static inline Ints widen_fp8(const uint8_t* p) {
-  const __m512i codes = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
-  const __m512i* sizes = (const __m512i*)SIZES8.of;
-  const __m512i low = _mm512_permutex2var_epi16(sizes[0], codes, sizes[1]);
-  const __m512i high = _mm512_permutex2var_epi16(sizes[2], codes, sizes[3]);
-  const __m512i size = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(codes, _mm512_set1_epi16(64)), low, high);
-  return (Ints)size | ((Ints)codes & (int)0x80008000);
-}
-#endif
 struct Panel8 {  // of fp8; the first column in a half's low byte
   typedef uint8_t T;
   typedef Panel32 Wide;

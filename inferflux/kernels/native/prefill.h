@@ -25,11 +25,13 @@ struct Block {
 // What a block is computed with; `units` and `columns` of a head and `lanes` of queries, padded. In units of E (see
 // Operands): query [lanes / PANEL_QUERIES, units, PANEL_QUERIES], keys [KEYS, units], weights [KEYS / TOGETHER,
 // PANEL_QUERIES] in the place of scores [KEYS, PANEL_QUERIES], values [KEYS / TOGETHER, columns]. mixed [lanes, columns],
-// peaks, totals, places (of queries, in their row) [lanes], shrinks [PANEL_QUERIES].
+// peaks, totals, places (of queries, in their row) [lanes], shrinks [PANEL_QUERIES]. If keys and values are codes: their
+// scales.
 template <class E> struct Buffers {
   long lanes, units, columns;
   std::unique_ptr<Line[]> memory;
   float *query, *keys, *scores, *values, *mixed, *peaks, *totals, *shrinks;
+  float key_scales[KEYS], value_scales[KEYS];
   int32_t* places;
   Buffers(long D, long queries)
       : lanes(padded(queries, PANEL_QUERIES)),
@@ -44,9 +46,9 @@ template <class E> struct Buffers {
 };
 
 // Where a key of the block's row lies, for its key head; its value lies part_stride further.
-template <class E>
-static inline const typename E::T* key_at(const AttentionCall& c, const Block& block, long position) {
-  return place_of<E>(c, block.row, position) + block.head * c.head_dim;
+template <class P>
+static inline const P* key_at(const AttentionCall& c, const Block& block, long position) {
+  return place_of<P>(c, block.row, position) + block.head * head_size<P>(c.head_dim);
 }
 
 // Number r of a block's queries, counted token by token: its token in the row, and its place in the step's query or output.
@@ -81,15 +83,21 @@ static void fetch_queries(const AttentionCall& c, const Block& block, long used,
 
 // Keys first..first+KEYS-1 and their values; zeros where no query of the block sees them, before `seen` and from `last`
 // on, since anything may stand there: a weight of 0 times what is no number is none.
-template <class E>
+template <class E, class P>
 static void fetch(const AttentionCall& c, const Block& block, long first, long seen, long last, Buffers<E>& b) {
   typedef Operands<E> O;
   const long D = c.head_dim;
   for (long n = 0; n < KEYS && n < padded(last - first, KT); n += O::TOGETHER) {
     float *key = b.keys + n * b.units, *value = b.values + n / O::TOGETHER * b.columns;
-    const typename E::T* from[O::TOGETHER];
-    for (int i = 0; i < O::TOGETHER; i++)
-      from[i] = first + n + i < seen || first + n + i >= last ? nullptr : key_at<E>(c, block, first + n + i);
+    const P* from[O::TOGETHER];
+    for (int i = 0; i < O::TOGETHER; i++) {
+      from[i] = first + n + i < seen || first + n + i >= last ? nullptr : key_at<P>(c, block, first + n + i);
+      if (!IS_CODE<P>) continue;
+      b.key_scales[n + i] = b.value_scales[n + i] = 0;
+      if (!from[i]) continue;
+      memcpy(b.key_scales + n + i, from[i] + D, sizeof(float));
+      memcpy(b.value_scales + n + i, from[i] + c.part_stride + D, sizeof(float));
+    }
     for (long d = 0; d < D; d += O::COUNT, key += W, value += O::COUNT) {
       Floats rows[O::TOGETHER], columns[O::TOGETHER];
       for (int i = 0; i < O::TOGETHER; i++) {
@@ -103,8 +111,8 @@ static void fetch(const AttentionCall& c, const Block& block, long first, long s
 }
 
 // scores = keys @ query, of KT keys and the queries of a panel.
-template <class E>
-static inline void score_tile(const float* keys, const float* query, long units, float* scores) {
+template <class E, class P>
+static inline void score_tile(const float* keys, const float* key_scales, const float* query, long units, float* scores) {
   Floats acc[KT][QV];
   UNROLLED for (int k = 0; k < KT; k++)
     UNROLLED for (int v = 0; v < QV; v++) acc[k][v] = Floats{};
@@ -120,12 +128,13 @@ static inline void score_tile(const float* keys, const float* query, long units,
     }
   }
   UNROLLED for (int k = 0; k < KT; k++)
-    UNROLLED for (int v = 0; v < QV; v++) store(scores + k * PANEL_QUERIES + v * W, acc[k][v]);
+    UNROLLED for (int v = 0; v < QV; v++)
+      store(scores + k * PANEL_QUERIES + v * W, IS_CODE<P> ? acc[k][v] * key_scales[k] : acc[k][v]);
 }
 
 // New scores of `count` keys join the running peaks and totals of the panel that begins at q, and become weights in place.
 // all_seen: no query lacks one of these keys. Lanes behind the last query hold what nobody reads.
-template <class E>
+template <class E, class P>
 static void weigh_panel(const AttentionCall& c, long first, long count, bool all_seen, long q, Buffers<E>& b) {
   typedef Operands<E> O;
   const int32_t window = c.window < INT32_MAX ? (int32_t)c.window : 0;
@@ -152,11 +161,13 @@ static void weigh_panel(const AttentionCall& c, long first, long count, bool all
     Floats added = {};
     for (long n = 0; n < count; n += O::TOGETHER) {
       Floats rows[O::TOGETHER];
-      for (int i = 0; i < O::TOGETHER; i++)
+      for (int i = 0; i < O::TOGETHER; i++) {
         rows[i] = exp2(load<Floats>(scores + (n + i) * PANEL_QUERIES) * factor - from);
+        if (IS_CODE<P>) added += rows[i], rows[i] *= b.value_scales[n + i];
+      }
       const Floats weights = O::round(rows);
       store(scores + n / O::TOGETHER * PANEL_QUERIES, weights);
-      added = O::add_up(added, weights);
+      if (!IS_CODE<P>) added = O::add_up(added, weights);
     }
     store(totals, load<Floats>(totals) * shrink + added);
     store(peaks, most);
@@ -190,7 +201,7 @@ static inline void mix_tile(const Buffers<E>& b, float* mixed, long count, long 
 }
 
 // Queries from q on meet the keys that were fetched, of which those from `first` on are seen by some of them.
-template <class E>
+template <class E, class P>
 static void attend_panel(const AttentionCall& c, const Block& block, long first, long q, Buffers<E>& b) {
   const long G = c.num_heads / c.num_kv_heads, used = G * block.count, lanes = padded(used, PANEL_QUERIES);
   const long last_lane = q + PANEL_QUERIES < used ? q + PANEL_QUERIES - 1 : used - 1;
@@ -204,22 +215,23 @@ static void attend_panel(const AttentionCall& c, const Block& block, long first,
     // Of the next keys, too, each panel's share has been fetched when it is done.
     const long end = first + KEYS + (q * count + (n + KT) * PANEL_QUERIES) * KEYS / (lanes * count);
     for (; next < end && next < last; next++) {
-      const typename E::T* key = key_at<E>(c, block, next);
+      const P* key = key_at<P>(c, block, next);
       for (long d = 0; d < c.head_dim; d += 64 / sizeof(*key)) {
         __builtin_prefetch(key + d);
         __builtin_prefetch(key + c.part_stride + d);
       }
     }
-    score_tile<E>(b.keys + n * b.units, b.query + q * b.units, b.units, b.scores + n * PANEL_QUERIES);
+    float* scores = b.scores + n * PANEL_QUERIES;
+    score_tile<E, P>(b.keys + n * b.units, b.key_scales + n, b.query + q * b.units, b.units, scores);
   }
   const bool all_seen = first + count <= first_token + 1 && (!c.window || first > last_token - c.window);
-  weigh_panel<E>(c, first, count, all_seen, q, b);
+  weigh_panel<E, P>(c, first, count, all_seen, q, b);
   for (long d = 0; d < b.columns; d += DV * W)
     for (long m = 0; m < PANEL_QUERIES && q + m < used; m += QT)
       mix_tile<E>(b, b.mixed + q * b.columns, count / Operands<E>::TOGETHER, m, d);
 }
 
-template <class E>
+template <class E, class P>
 static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>& b) {
   const long D = c.head_dim, used = c.num_heads / c.num_kv_heads * block.count, lanes = padded(used, PANEL_QUERIES);
   const long last = block.first + block.count;
@@ -229,8 +241,8 @@ static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>&
   std::fill(b.peaks, b.peaks + lanes, -INFINITY);
   std::fill(b.totals, b.totals + lanes, 0.0f);
   for (long first = seen / KEYS * KEYS; first < last; first += KEYS) {
-    fetch<E>(c, block, first, seen, last, b);
-    for (long q = 0; q < lanes; q += PANEL_QUERIES) attend_panel<E>(c, block, first, q, b);
+    fetch<E, P>(c, block, first, seen, last, b);
+    for (long q = 0; q < lanes; q += PANEL_QUERIES) attend_panel<E, P>(c, block, first, q, b);
   }
   for (long r = 0; r < used; r++) {
     typename E::T* to = (typename E::T*)c.out + query_at(c, block, r, c.num_heads * D).offset;
@@ -238,7 +250,7 @@ static void attend_block(const AttentionCall& c, const Block& block, Buffers<E>&
   }
 }
 
-template <class E>
+template <class E, class P>
 static void prefill(const AttentionCall& c, Team& team) {
   const long G = c.num_heads / c.num_kv_heads, K = c.num_kv_heads;
   long num_tokens = 0, most = QUERIES / G;
@@ -261,6 +273,6 @@ static void prefill(const AttentionCall& c, Team& team) {
   // The last see most.
   std::atomic<long> left(num_blocks);
   team.share(buffers.size(), 1, [&](long thread, long, long) {
-    for (long i; (i = --left) >= 0;) attend_block<E>(c, blocks[i], buffers[thread]);
+    for (long i; (i = --left) >= 0;) attend_block<E, P>(c, blocks[i], buffers[thread]);
   });
 }

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from inferflux.kernels.backends import find_backend
+from inferflux.kernels.backends import KV_OPS, find_backend
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import check_case
 from inferflux.kernels.dtypes import dtype_name
@@ -67,7 +67,7 @@ def main() -> int:
         return REFUSED
     torch.set_num_threads(THREADS)
     for op, implementation, dtype in subjects():
-        for case in cases_of(op):
+        for case in (*cases_of(op), *(cases_of(op, narrow_kv=True) if op in KV_OPS else ())):
             if any(words in case.name for words in TOO_LARGE):
                 continue
             where = f"{op} in {dtype_name(dtype)}, {case.name}"

@@ -309,11 +309,6 @@ template <> struct Operands<BF16> {
 };
 #endif
 
-// As many of `left` elements as a register holds, and zeros behind them.
-template <class E> static inline Floats read_up_to(const typename E::T* p, long left) {
-  return left < Operands<E>::COUNT ? Operands<E>::read(p, left) : Operands<E>::read(p);
-}
-
 // The unit at p in all lanes.
 static inline Floats splat_unit(const float* p) { return (Floats)(load<int32_t>(p) - Ints{}); }
 

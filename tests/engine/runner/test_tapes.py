@@ -161,11 +161,14 @@ def test_narrow_models_say_on_tape_what_they_say_without(
         assert on_tape(made) == [1, 2, 3, 4]
 
 
-def test_keys_and_values_of_8_bits_are_torchs(
-    tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_keys_and_values_of_8_bits_are_on_tape(
+    kind: str, tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
-    run_requests(start_engine(tiny_model("llama").folder, paged_kv={"dtype": "int8"}), PROMPTS, PARAMS)
-    assert made == [None]
+    folder = tiny_model("llama").folder
+    plain = answers(start_engine(folder, paged_kv={"dtype": kind}, cuda_graphs="off"))
+    assert answers(start_engine(folder, paged_kv={"dtype": kind})) == plain
+    assert on_tape(made) == [1, 2, 3, 4]
 
 
 def test_why_there_are_no_tapes_is_in_the_log(
