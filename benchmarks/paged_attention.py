@@ -26,7 +26,7 @@ from benchmarks.shapes import SHAPES, Shape
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases.case import Draw
 from inferflux.kernels.cases.paged import Paging
-from inferflux.kernels.narrow_kv import SCALE_BYTES, narrow
+from inferflux.kernels.quantized_kv import SCALE_BYTES, quantize
 
 CPU = torch.device("cpu")
 BATCHES = ((1, 192), (1, 2048), (1, 16384), (8, 1024), (32, 192), (32, 512))
@@ -46,8 +46,8 @@ Layer = Callable[[int], object]
 
 def paged(name: str, shape: Shape, batch: tuple[int, int], dtype: torch.dtype) -> Layer | None:
     """Returns one layer's attention by one of OURS, or None where its backend is refused."""
-    backend, narrow_as = OURS[name]
-    if find_backend(backend).refusal("attention", CPU, dtype, narrow_kv=narrow_as is not None) is not None:
+    backend, quantized_as = OURS[name]
+    if find_backend(backend).refusal("attention", CPU, dtype, quantized_kv=quantized_as is not None) is not None:
         return None
     attention = find_backend(backend).find("attention")
     rows, length = batch
@@ -55,7 +55,7 @@ def paged(name: str, shape: Shape, batch: tuple[int, int], dtype: torch.dtype) -
     metadata = paging.metadata(Draw(dtype, CPU, torch.Generator().manual_seed(0)))
     size = (paging.num_pages, NUM_LAYERS, 2, paging.page_tokens, shape.num_kv_heads, shape.head_dim)
     pool = torch.randn(size)
-    layers = (pool.to(dtype) if narrow_as is None else narrow(pool, narrow_as).view(narrow_as)).unbind(1)
+    layers = (pool.to(dtype) if quantized_as is None else quantize(pool, quantized_as).view(quantized_as)).unbind(1)
     query = torch.randn(rows, shape.num_heads, shape.head_dim).to(dtype)
     scale = shape.head_dim**-0.5
     return lambda layer: attention(query, layers[layer], metadata, scale=scale, window=None, soft_cap=None)
@@ -92,8 +92,8 @@ def run(name: str, dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
         num_heads = batch[0] * batch[1] * 2 * shape.num_kv_heads
         line: dict[str, Any] = {"shape": name, "rows": batch[0], "tokens": batch[1]}
         for each, microseconds in times.items():
-            narrow_as = OURS[each][1] if each in OURS else None
-            head_bytes = shape.head_dim * dtype.itemsize if narrow_as is None else shape.head_dim + SCALE_BYTES
+            quantized_as = OURS[each][1] if each in OURS else None
+            head_bytes = shape.head_dim * dtype.itemsize if quantized_as is None else shape.head_dim + SCALE_BYTES
             line[f"{each}_us"] = round(microseconds, 1)
             line[f"{each}_gb_s"] = round(num_heads * head_bytes / microseconds / 1e3, 2)
         lines.append(line)

@@ -30,16 +30,16 @@ MOST_PROBLEMS: Final = 20
 
 
 class _Part(NamedTuple):
-    """Some of an op's cases, from the number `first` on. narrow: with pages of 8 bits."""
+    """Some of an op's cases, from the number `first` on. quantized: with pages of 8 bits."""
 
     op: str
     dtype: torch.dtype
-    narrow: bool
+    quantized: bool
     first: int
 
     @property
     def name(self) -> str:
-        return f"{self.op} {dtype_name(self.dtype)}{', 8-bit pages' if self.narrow else ''}"
+        return f"{self.op} {dtype_name(self.dtype)}{', 8-bit pages' if self.quantized else ''}"
 
 
 def kernels(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
@@ -56,18 +56,20 @@ def kernels(device: torch.device, toy: bool) -> Iterator[tuple[str, Any]]:
                 figures = future.result()
             except Exception as error:
                 figures = {"ok": False, "cases": 0, "problems": [f"{type(error).__name__}: {error}"[:500]]}
-            found[part.name] = _joined(found.get(part.name), figures, len(cases_of(part.op, narrow_kv=part.narrow)))
+            found[part.name] = _joined(
+                found.get(part.name), figures, len(cases_of(part.op, quantized_kv=part.quantized))
+            )
             yield part.name, found[part.name]
 
 
 def _parts() -> list[_Part]:
     """Attention first, which takes longest to compile."""
     return [
-        _Part(op, dtype, narrow, first)
+        _Part(op, dtype, quantized, first)
         for op in OPS
         for dtype in dtypes_of(op)
-        for narrow in ((False, True) if op in KV_OPS else (False,))
-        for first in range(0, len(cases_of(op, narrow_kv=narrow)), CASES_AT_ONCE)
+        for quantized in ((False, True) if op in KV_OPS else (False,))
+        for first in range(0, len(cases_of(op, quantized_kv=quantized)), CASES_AT_ONCE)
     ]
 
 
@@ -94,7 +96,7 @@ def _check(part: _Part, device: str) -> dict[str, Any]:
         backend = find_backend("torch")
     # After an illegal access this process can compute nothing more; that is not these cases' fault.
     synchronize(on)
-    cases = cases_of(part.op, narrow_kv=part.narrow)[part.first : part.first + CASES_AT_ONCE]
+    cases = cases_of(part.op, quantized_kv=part.quantized)[part.first : part.first + CASES_AT_ONCE]
     results = [check_case(backend.find(part.op), case, part.dtype, on) for case in cases]
     return {
         "ok": all(result.ok for result in results),

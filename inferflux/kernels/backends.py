@@ -60,14 +60,14 @@ class Backend(NamedTuple):
         return bool(getattr(self.module, "DEVICE_LENGTHS", False))
 
     @property
-    def narrow_kv(self) -> bool:
-        """Whether it reads and writes keys and values cached in 8 bits, which it says by `NARROW_KV = True`."""
-        return bool(getattr(self.module, "NARROW_KV", False))
+    def quantized_kv(self) -> bool:
+        """Whether it reads and writes keys and values cached in 8 bits, which it says by `QUANTIZED_KV = True`."""
+        return bool(getattr(self.module, "QUANTIZED_KV", False))
 
-    def refusal(self, op: str, device: torch.device, dtype: torch.dtype, *, narrow_kv: bool = False) -> str | None:
-        """Returns why this backend cannot serve `op` there, or None when it can. narrow_kv: keys and values are cached
-        in 8 bits."""
-        if narrow_kv and op in KV_OPS and not self.narrow_kv:
+    def refusal(self, op: str, device: torch.device, dtype: torch.dtype, *, quantized_kv: bool = False) -> str | None:
+        """Returns why this backend cannot serve `op` there, or None when it can. quantized_kv: keys and values are
+        cached in 8 bits."""
+        if quantized_kv and op in KV_OPS and not self.quantized_kv:
             return "it does not support keys and values of 8 bits"
         reason = self._own_refusal(op, device, dtype)
         if reason is not None:

@@ -20,7 +20,7 @@ from inferflux.kernels.cases import cases_of
 from inferflux.kernels.cases.case import Case, Inputs
 from inferflux.kernels.differences import draw_difference, form_problem, result_difference
 from inferflux.kernels.guard import Guard
-from inferflux.kernels.narrow_kv import as_bytes, is_narrow, widen
+from inferflux.kernels.quantized_kv import as_bytes, dequantize, is_quantized
 from inferflux.kernels.quantized_weight import QuantizedWeight, Scheme
 from inferflux.kernels.repeats import bind, call_earlier, repeated, reused
 
@@ -76,10 +76,10 @@ def tolerance_of(implementation: Any, op: str, inputs: Inputs, dtype: torch.dtyp
 
 
 def check_op(
-    implementation: Any, op: str, dtype: torch.dtype, device: torch.device, *, narrow_kv: bool = False
+    implementation: Any, op: str, dtype: torch.dtype, device: torch.device, *, quantized_kv: bool = False
 ) -> Iterator[Result]:
-    """Yields one Result per case of `op`; narrow_kv: per case with pages of 8 bits."""
-    for case in cases_of(op, narrow_kv=narrow_kv):
+    """Yields one Result per case of `op`; quantized_kv: per case with pages of 8 bits."""
+    for case in cases_of(op, quantized_kv=quantized_kv):
         yield check_case(implementation, case, dtype, device)
 
 
@@ -152,6 +152,6 @@ def _wide(value: Any) -> Any:
     """In float64, pages of 8 bits too: what the reference writes there is not rounded."""
     if not isinstance(value, Tensor):
         return value
-    if is_narrow(value):
-        return widen(as_bytes(value), value.dtype, torch.float64)
+    if is_quantized(value):
+        return dequantize(as_bytes(value), value.dtype, torch.float64)
     return value.double() if value.is_floating_point() else value

@@ -80,27 +80,30 @@ def _list(args: argparse.Namespace) -> int:
     device, dtype = device_of(args), getattr(torch, args.dtype)
     ops = {choice.op: _listed(choice, device, dtype) for choice in select(device, dtype).choices}
     # The same ops on pages of 8 bits.
-    narrow = {
-        choice.op: _listed(choice, device, dtype, narrow_kv=True)
-        for choice in select(device, dtype, narrow_kv=True).choices
+    quantized = {
+        choice.op: _listed(choice, device, dtype, quantized_kv=True)
+        for choice in select(device, dtype, quantized_kv=True).choices
         if choice.op in KV_OPS
     }
     origin = tune.origin_of_sizes(device)
     if args.json:
         items = [
-            _as_json(each) | ({"narrow_kv": _as_json(narrow[op])} if op in narrow else {}) for op, each in ops.items()
+            _as_json(each) | ({"quantized_kv": _as_json(quantized[op])} if op in quantized else {})
+            for op, each in ops.items()
         ]
         listing = {"device": str(device), "dtype": args.dtype, "ops": items}
         print(json.dumps(listing | ({} if origin is None else {"sizes": origin}), indent=2))
         return 0
-    rows = {op: each.states for op, each in ops.items()} | {_on_narrow(op): each.states for op, each in narrow.items()}
+    rows = {op: each.states for op, each in ops.items()} | {
+        _on_quantized(op): each.states for op, each in quantized.items()
+    }
     _print_states(rows, f"kernels on {device} in {args.dtype}, best first")
     if origin is not None:
         Console().print(escape(f"sizes of the triton kernels: {origin}"), soft_wrap=True)
     return 0
 
 
-def _on_narrow(op: str) -> str:
+def _on_quantized(op: str) -> str:
     return f"{op} on 8-bit pages"
 
 
@@ -129,11 +132,11 @@ def _backend_names() -> tuple[str, ...]:
     return (*BUILT_IN, *installed_names())
 
 
-def _listed(choice: Choice, device: torch.device, dtype: torch.dtype, *, narrow_kv: bool = False) -> Listed:
+def _listed(choice: Choice, device: torch.device, dtype: torch.dtype, *, quantized_kv: bool = False) -> Listed:
     states = {}
     for name in _backend_names():
         try:
-            reason = find_backend(name).refusal(choice.op, device, dtype, narrow_kv=narrow_kv)
+            reason = find_backend(name).refusal(choice.op, device, dtype, quantized_kv=quantized_kv)
         except ConfigError as error:
             reason = str(error)  # another package's, which is no reason to be silent about all others
         states[name] = f"refused: {reason}" if reason else "selected" if name == choice.backend else "available"
@@ -150,14 +153,14 @@ def _as_json(listed: Listed) -> dict[str, Any]:
 
 
 class Line(NamedTuple):
-    """One op of one backend in one dtype. skipped: why it was not checked. narrow_kv: with pages of 8 bits."""
+    """One op of one backend in one dtype. skipped: why it was not checked. quantized_kv: with pages of 8 bits."""
 
     backend: str
     op: str
     dtype: torch.dtype
     results: tuple[Result, ...]
     skipped: str | None = None
-    narrow_kv: bool = False
+    quantized_kv: bool = False
 
     @property
     def failures(self) -> list[Result]:
@@ -189,16 +192,18 @@ def _run_checks(args: argparse.Namespace, device: torch.device) -> Iterator[Line
                 line = _run_line(backend, op, dtype, device)
                 yield line
                 if op in KV_OPS and line.skipped is None:
-                    yield _run_line(backend, op, dtype, device, narrow_kv=True)
+                    yield _run_line(backend, op, dtype, device, quantized_kv=True)
 
 
-def _run_line(backend: Backend, op: str, dtype: torch.dtype, device: torch.device, *, narrow_kv: bool = False) -> Line:
-    reason = backend.refusal(op, device, dtype, narrow_kv=narrow_kv)
+def _run_line(
+    backend: Backend, op: str, dtype: torch.dtype, device: torch.device, *, quantized_kv: bool = False
+) -> Line:
+    reason = backend.refusal(op, device, dtype, quantized_kv=quantized_kv)
     if reason is not None:
-        return Line(backend.name, op, dtype, (), reason, narrow_kv=narrow_kv)
+        return Line(backend.name, op, dtype, (), reason, quantized_kv=quantized_kv)
     implementation = backend.find(op)
-    results = tuple(check_op(implementation, op, dtype, device, narrow_kv=narrow_kv))
-    return Line(backend.name, op, dtype, results, narrow_kv=narrow_kv)
+    results = tuple(check_op(implementation, op, dtype, device, quantized_kv=quantized_kv))
+    return Line(backend.name, op, dtype, results, quantized_kv=quantized_kv)
 
 
 def _result_json(line: Line, result: Result) -> dict[str, Any]:
@@ -216,7 +221,7 @@ def _print_lines(lines: list[Line], *, asked: bool) -> None:
         error, allowed = (max(getattr(result, name) for result in line.results) for name in ("error", "allowed"))
         verdict = f"[red]{len(line.failures)} failed[/red]" if line.failures else "[green]ok[/green]"
         numbers = (str(len(line.results)), f"{error:.1e}", f"{allowed:.1e}")
-        op = _on_narrow(line.op) if line.narrow_kv else line.op
+        op = _on_quantized(line.op) if line.quantized_kv else line.op
         table.add_row(escape(line.backend), op, dtype_name(line.dtype), *numbers, verdict)
     console = Console()
     console.print(table)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import torch
 
 from inferflux.kernels.cases.case import Inputs
-from inferflux.kernels.narrow_kv import LARGEST_CODE, is_narrow
+from inferflux.kernels.quantized_kv import LARGEST_CODE, is_quantized
 
 Tensor = torch.Tensor
 
@@ -75,8 +75,8 @@ def _poison(true: Tensor) -> str:
 
 
 def _roundings(op: str, inputs: Inputs, expected: tuple[Tensor, ...]) -> tuple[Tensor | float, ...]:
-    """How far each result may be off for what it is kept in: narrow pages that rope writes, half a code's step."""
-    if op != "rope" or not is_narrow(inputs.positional[3]):
+    """How far each result may be off for what it is kept in: quantised pages that rope writes, half a code's step."""
+    if op != "rope" or not is_quantized(inputs.positional[3]):
         return (0.0,) * len(expected)
     kind, values = inputs.positional[3].dtype, expected[1].nan_to_num()
     # A little more than the scale, which is a float32 as what it divides.

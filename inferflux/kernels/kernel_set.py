@@ -62,11 +62,11 @@ class KernelSet:
 
 
 def select(
-    device: torch.device, dtype: torch.dtype, overrides: KernelsConfig | None = None, *, narrow_kv: bool = False
+    device: torch.device, dtype: torch.dtype, overrides: KernelsConfig | None = None, *, quantized_kv: bool = False
 ) -> KernelSet:
     """Returns the best implementation of each op for `device` and `dtype`, or the one `overrides` names.
 
-    narrow_kv: keys and values are cached in 8 bits (see `narrow_kv`).
+    quantized_kv: keys and values are cached in 8 bits (see `quantized_kv`).
     Raises ConfigError when a named backend is unknown, cannot be imported, lacks the op, refuses it or takes other
     arguments.
     """
@@ -77,7 +77,7 @@ def select(
     choices = []
     for op in OPS:
         wanted = getattr(settings, op)
-        refusal = functools.partial(Backend.refusal, op=op, device=device, dtype=dtype, narrow_kv=narrow_kv)
+        refusal = functools.partial(Backend.refusal, op=op, device=device, dtype=dtype, quantized_kv=quantized_kv)
         if wanted == AUTO:
             choice = _best(op, refusal)
         else:

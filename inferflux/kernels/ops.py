@@ -26,7 +26,8 @@ class AttentionOp(Protocol):
     """Causal attention of this step's queries over the paged context, own tokens included (already written).
 
     query [T, H, D], contiguous in its last two axes; kv_pages [P, 2, N, K, D], one layer's strided view of the pool
-    (0: keys, 1: values); a backend with `NARROW_KV` takes pages of 8 bits, [P, 2, N, K, D + 4], too (see `narrow_kv`).
+    (0: keys, 1: values); a backend with `QUANTIZED_KV` also takes pages of 8 bits, [P, 2, N, K, D + 4] (see
+    `quantized_kv`).
     scale multiplies q.k. window: a query at position p sees positions > p - window; None: all.
     soft_cap: scores become soft_cap * tanh(scores / soft_cap); None: off.
     Returns [T, H, D].

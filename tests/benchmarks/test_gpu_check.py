@@ -154,7 +154,7 @@ def test_every_case_is_checked_some_at_a_time_and_what_is_known_grows(monkeypatc
     def play(part: correctness._Part, device: str) -> dict[str, Any]:
         if part.op == "norm" and part.first:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        cases = cases_of(part.op, narrow_kv=part.narrow)[part.first : part.first + correctness.CASES_AT_ONCE]
+        cases = cases_of(part.op, quantized_kv=part.quantized)[part.first : part.first + correctness.CASES_AT_ONCE]
         return {"ok": True, "backend": "triton", "cases": len(cases), "largest_error": part.first / 1e6, "problems": []}
 
     monkeypatch.setattr(correctness, "ProcessPoolExecutor", Pool)
@@ -163,9 +163,9 @@ def test_every_case_is_checked_some_at_a_time_and_what_is_known_grows(monkeypatc
     last = dict(told)
     for op in OPS:
         for dtype in dtypes_of(op):
-            for narrow in (False, True) if op in KV_OPS else (False,):
-                name = f"{op} {str(dtype)[6:]}" + ", 8-bit pages" * narrow
-                figures, count = last.pop(name), len(cases_of(op, narrow_kv=narrow))
+            for quantized in (False, True) if op in KV_OPS else (False,):
+                name = f"{op} {str(dtype)[6:]}" + ", 8-bit pages" * quantized
+                figures, count = last.pop(name), len(cases_of(op, quantized_kv=quantized))
                 assert figures["of"] == count
                 assert figures["ok"] == (op != "norm")
                 if op == "norm":

@@ -228,7 +228,7 @@ def test_dropping_the_cache_drops_it_in_every_tier(model: Path, few: Played, sma
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_narrow_pages_say_the_same_with_tiers_as_without(model: Path, few: Played, small: dict[str, Any], kind: str):
+def test_quantized_pages_say_the_same_with_tiers_as_without(model: Path, few: Played, small: dict[str, Any], kind: str):
     scripts, _ = few
     alone = start(model, "float32", paged_kv={"device_pages": 440, "dtype": kind})
     expected = run(alone, scripts)

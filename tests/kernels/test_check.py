@@ -15,7 +15,7 @@ from inferflux.kernels import torch as torch_backend
 from inferflux.kernels.backends import Backend
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import Result, check_case, check_op, dtypes_of
-from inferflux.kernels.narrow_kv import SCALE_BYTES, as_bytes, narrow
+from inferflux.kernels.quantized_kv import SCALE_BYTES, as_bytes, quantize
 
 Tensor = torch.Tensor
 
@@ -210,7 +210,7 @@ def ignoring_strides(values: Tensor) -> Tensor:
     return torch.as_strided(values, values.shape, torch.empty(values.shape).stride(), values.storage_offset())
 
 
-def narrow_attention_that(change: Callable[[Tensor], object]) -> Callable[..., Tensor]:
+def quantized_attention_that(change: Callable[[Tensor], object]) -> Callable[..., Tensor]:
     """change: of the pages' bytes, [P, 2, N, K, D + 4]."""
 
     def attention(query: Tensor, kv_pages: Tensor, metadata: Any, **settings: Any) -> Tensor:
@@ -227,8 +227,8 @@ def coarse_scales(rows: Tensor) -> None:
     rows[..., -SCALE_BYTES:] = scales.bfloat16().float().view(torch.int8)
 
 
-def narrow_rope_that(rounds: Callable[[Tensor, torch.dtype], Tensor]) -> Callable[..., Tensor]:
-    """rounds: keys and values, in place of `narrow`."""
+def quantized_rope_that(rounds: Callable[[Tensor, torch.dtype], Tensor]) -> Callable[..., Tensor]:
+    """rounds: keys and values, in place of `quantize`."""
 
     def rope(qkv: Tensor, cos: Any, sin: Any, kv_pages: Tensor, slots: Tensor, *, num_heads: int) -> Tensor:
         wide = torch.full((*kv_pages.shape[:-1], qkv.shape[-1]), torch.nan)
@@ -241,7 +241,7 @@ def narrow_rope_that(rounds: Callable[[Tensor, torch.dtype], Tensor]) -> Callabl
 
 
 def rounded_towards_zero(values: Tensor, kind: torch.dtype) -> Tensor:
-    rows = narrow(values, kind)
+    rows = quantize(values, kind)
     codes, scales = rows[..., :-SCALE_BYTES], rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
     too_large = codes.view(kind).float().abs() * scales > values.abs()
     # The code before, of float8 too: its bits are in the order of its size.
@@ -251,12 +251,12 @@ def rounded_towards_zero(values: Tensor, kind: torch.dtype) -> Tensor:
 
 def with_half_the_codes(values: Tensor, kind: torch.dtype) -> Tensor:
     """A scale twice as large as need be, as of another head that has a number twice as large."""
-    rows = narrow(torch.cat((values, 2 * values.abs().amax(-1, keepdim=True)), dim=-1), kind)
+    rows = quantize(torch.cat((values, 2 * values.abs().amax(-1, keepdim=True)), dim=-1), kind)
     return torch.cat((rows[..., : values.shape[-1]], rows[..., -SCALE_BYTES:]), dim=-1)
 
 
 def with_one_scale_for_all_heads(values: Tensor, kind: torch.dtype) -> Tensor:
-    rows = narrow(values.flatten(2), kind)
+    rows = quantize(values.flatten(2), kind)
     codes = rows[..., :-SCALE_BYTES].view(values.shape)
     return torch.cat((codes, rows[..., None, -SCALE_BYTES:].expand(*values.shape[:-1], -1)), dim=-1)
 
@@ -417,21 +417,21 @@ def test_a_wrong_kernel_fails(op: str, implementation: Any, case: str) -> None:
 
 BOTH_KINDS = ("int8", "float8_e4m3fn")
 # Codes of float8 that are not all used lose nothing.
-NARROW_WRONG = [
-    ("attention", narrow_attention_that(coarse_scales), BOTH_KINDS),
-    ("attention", narrow_attention_that(lambda rows: rows[:, 1, ..., -4:].copy_(rows[:, 0, ..., -4:])), BOTH_KINDS),
-    ("attention", narrow_attention_that(lambda rows: rows[..., -4:].copy_(rows[..., -4:].roll(1, 3))), BOTH_KINDS),
-    ("rope", narrow_rope_that(rounded_towards_zero), BOTH_KINDS),
-    ("rope", narrow_rope_that(with_half_the_codes), ("int8",)),
-    ("rope", narrow_rope_that(with_one_scale_for_all_heads), ("int8",)),
-    ("rope", narrow_rope_that(lambda values, kind: narrow(values.flip(2), kind)), BOTH_KINDS),
+QUANTIZED_WRONG = [
+    ("attention", quantized_attention_that(coarse_scales), BOTH_KINDS),
+    ("attention", quantized_attention_that(lambda rows: rows[:, 1, ..., -4:].copy_(rows[:, 0, ..., -4:])), BOTH_KINDS),
+    ("attention", quantized_attention_that(lambda rows: rows[..., -4:].copy_(rows[..., -4:].roll(1, 3))), BOTH_KINDS),
+    ("rope", quantized_rope_that(rounded_towards_zero), BOTH_KINDS),
+    ("rope", quantized_rope_that(with_half_the_codes), ("int8",)),
+    ("rope", quantized_rope_that(with_one_scale_for_all_heads), ("int8",)),
+    ("rope", quantized_rope_that(lambda values, kind: quantize(values.flip(2), kind)), BOTH_KINDS),
 ]
 
 
-@pytest.mark.parametrize(("op", "implementation", "kinds"), NARROW_WRONG)
+@pytest.mark.parametrize(("op", "implementation", "kinds"), QUANTIZED_WRONG)
 def test_a_kernel_that_is_wrong_on_pages_of_8_bits_fails(op: str, implementation: Any, kinds: tuple[str, ...]) -> None:
     for kind in kinds:
-        telling = [each for each in cases_of(op, narrow_kv=True) if f"{kind} pages, mixed" in each.name]
+        telling = [each for each in cases_of(op, quantized_kv=True) if f"{kind} pages, mixed" in each.name]
         assert telling
         assert all(not check_case(implementation, each, torch.float32, torch.device("cpu")).ok for each in telling)
 
@@ -439,9 +439,9 @@ def test_a_kernel_that_is_wrong_on_pages_of_8_bits_fails(op: str, implementation
 @pytest.mark.parametrize("op", ["attention", "rope"])
 def test_backends_that_say_they_know_pages_of_8_bits_do(op: str) -> None:
     for backend in (Backend("reference", reference), Backend("torch", torch_backend)):
-        assert backend.narrow_kv
+        assert backend.quantized_kv
         for dtype in dtypes_of(op):
-            checked = list(check_op(backend.find(op), op, dtype, torch.device("cpu"), narrow_kv=True))
+            checked = list(check_op(backend.find(op), op, dtype, torch.device("cpu"), quantized_kv=True))
             assert checked
             assert [result for result in checked if not result.ok] == []
 

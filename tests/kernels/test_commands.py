@@ -46,18 +46,20 @@ def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_says_what_serves_for_pages_of_8_bits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "NARROW_KV", False)
+    monkeypatch.setattr(native, "QUANTIZED_KV", False)
     asked = ["list", "--device", "cpu", "--dtype", "float32"]
     assert main(["kernels", *asked]) == 0
     assert "attention on 8-bit pages" in capsys.readouterr().out
     assert main(["kernels", *asked, "--json"]) == 0
-    narrow = {row["op"]: row["narrow_kv"] for row in json.loads(capsys.readouterr().out)["ops"] if "narrow_kv" in row}
-    assert narrow.keys() == {"attention", "rope"}
-    choices = select(torch.device("cpu"), torch.float32, narrow_kv=True).choices
-    assert {op: row["selected"] for op, row in narrow.items()} == {
-        choice.op: choice.backend for choice in choices if choice.op in narrow
+    quantized = {
+        row["op"]: row["quantized_kv"] for row in json.loads(capsys.readouterr().out)["ops"] if "quantized_kv" in row
     }
-    assert narrow["rope"]["backends"]["native"] == "refused: it does not support keys and values of 8 bits"
+    assert quantized.keys() == {"attention", "rope"}
+    choices = select(torch.device("cpu"), torch.float32, quantized_kv=True).choices
+    assert {op: row["selected"] for op, row in quantized.items()} == {
+        choice.op: choice.backend for choice in choices if choice.op in quantized
+    }
+    assert quantized["rope"]["backends"]["native"] == "refused: it does not support keys and values of 8 bits"
 
 
 def test_check_passes_for_what_is_built_in(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,13 +129,13 @@ def test_the_table_keeps_its_words_whole_at_80_columns(
     assert any(line.split()[:6] == ["reference", "rope", "on", "8-bit", "pages", "bfloat16"] for line in lines)
 
 
-NARROW_ROPE = """
-from inferflux.kernels.narrow_kv import is_narrow
+QUANTIZED_ROPE = """
+from inferflux.kernels.quantized_kv import is_quantized
 from inferflux.kernels.reference.rope import rope as true_rope
 
 def rope(qkv, cos, sin, kv_pages, slots, *, num_heads):
     query = true_rope(qkv, cos, sin, kv_pages, slots, num_heads=num_heads)
-    if is_narrow(kv_pages):
+    if is_quantized(kv_pages):
         kv_pages[..., -1] = 0  # the top of a scale
     return query
 """
@@ -142,12 +144,12 @@ def rope(qkv, cos, sin, kv_pages, slots, *, num_heads):
 def test_pages_of_8_bits_are_checked_where_a_file_says_that_it_knows_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "narrow.py"
-    path.write_text(NARROW_ROPE)
+    path = tmp_path / "quantized.py"
+    path.write_text(QUANTIZED_ROPE)
     asked = ["check", "--module", str(path), "--op", "rope", "--dtype", "float32"]
     assert main(["kernels", *asked]) == 0
     assert "rope: it does not support keys and values of 8 bits" in capsys.readouterr().out
-    path.write_text(NARROW_ROPE + "NARROW_KV = True")
+    path.write_text(QUANTIZED_ROPE + "QUANTIZED_KV = True")
     assert main(["kernels", *asked]) == 1
     text = capsys.readouterr().out
     assert "rope on 8-bit pages" in text

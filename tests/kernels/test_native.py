@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 OPENMP = build.openmp_library()
 CHECKS = [
-    (op, dtype, narrow_kv)
+    (op, dtype, quantized_kv)
     for op in ("attention", "norm", "add_norm", "rope", "activation")
     for dtype in native.DTYPES
-    for narrow_kv in (False, True)
-    if op in KV_OPS or not narrow_kv
+    for quantized_kv in (False, True)
+    if op in KV_OPS or not quantized_kv
 ]
 
 
@@ -40,11 +40,11 @@ def built(true_library: Path) -> None:
 
 
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize(("op", "dtype", "narrow_kv"), CHECKS, ids=lambda value: str(value).removeprefix("torch."))
-def test_agrees_with_the_reference(op: str, dtype: torch.dtype, narrow_kv: bool) -> None:
+@pytest.mark.parametrize(("op", "dtype", "quantized_kv"), CHECKS, ids=lambda value: str(value).removeprefix("torch."))
+def test_agrees_with_the_reference(op: str, dtype: torch.dtype, quantized_kv: bool) -> None:
     backend = find_backend("native")
-    assert backend.refusal(op, CPU, dtype, narrow_kv=narrow_kv) is None
-    results = list(check_op(backend.find(op), op, dtype, CPU, narrow_kv=narrow_kv))
+    assert backend.refusal(op, CPU, dtype, quantized_kv=quantized_kv) is None
+    results = list(check_op(backend.find(op), op, dtype, CPU, quantized_kv=quantized_kv))
     assert results
     assert [result for result in results if not result.ok] == []
 
@@ -193,14 +193,14 @@ def test_a_rows_product_has_the_same_bits_beside_any_number_of_rows(dtype: torch
 
 
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize("narrow_as", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("quantized_as", [None, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
 def test_a_rows_attention_has_the_same_bits_beside_any_others(
-    dtype: torch.dtype, narrow_as: torch.dtype | None
+    dtype: torch.dtype, quantized_as: torch.dtype | None
 ) -> None:
     """And none of it is torch's, whose bits depend on them: pages of 8 bits were once left to it."""
     paging, draw = Paging(MIXED), Draw(dtype, CPU, torch.Generator().manual_seed(0))
-    metadata, pages = paging.metadata(draw), paging.pool(draw, 3, 64, narrow_as)
+    metadata, pages = paging.metadata(draw), paging.pool(draw, 3, 64, quantized_as)
     paging.fill(pages, metadata, draw)
     query, attention = draw.normal(paging.num_tokens, 9, 64), find_backend("native").find("attention")
 

@@ -145,12 +145,12 @@ assert torch.equal(rounded, values.to(torch.float8_e4m3fn).view(torch.uint8))
 
 
 # Of float16 values of about a thousandth, whose scales have few bits left in 16.
-SMALL_NARROW_VALUES = """
+SMALL_QUANTIZED_VALUES = """
 import torch
 from inferflux.kernels.backends import find_backend
 from inferflux.kernels.cases.case import Draw
 from inferflux.kernels.cases.paged import Paging
-from inferflux.kernels.narrow_kv import LARGEST_CODE, as_bytes, narrow
+from inferflux.kernels.quantized_kv import LARGEST_CODE, as_bytes, quantize
 
 settings = {"scale": 0.125, "window": None, "soft_cap": None}
 for kind in LARGEST_CODE:
@@ -160,7 +160,7 @@ for kind in LARGEST_CODE:
         metadata = paging.metadata(draw)
         pages = torch.zeros(paging.num_pages, 2, 16, 2, 68, dtype=torch.int8).view(kind)
         for which, scale in enumerate((1.0, 1e-3)):
-            as_bytes(pages)[:, which] = narrow(draw.normal(paging.num_pages, 16, 2, 64, scale=scale), kind)
+            as_bytes(pages)[:, which] = quantize(draw.normal(paging.num_pages, 16, 2, 64, scale=scale), kind)
         query = draw.normal(paging.num_tokens, 4, 64)
         true = find_backend("reference").find("attention")(query.double(), pages, metadata, **settings)
         ours = find_backend("triton").find("attention")(query, pages, metadata, **settings).double()
@@ -301,5 +301,5 @@ def test_kernels_that_multiply_matrices_pass_their_checks() -> None:
 
 def test_the_other_kernels_pass_their_checks_and_so_do_pages_of_8_bits() -> None:
     small = ("norm", "add_norm", "activation")
-    programs = (FLOAT8, SMALL_NARROW_VALUES, TRIAL, FEW_ROWS, CHAIN, SMALL_SAMPLING_BLOCKS)
+    programs = (FLOAT8, SMALL_QUANTIZED_VALUES, TRIAL, FEW_ROWS, CHAIN, SMALL_SAMPLING_BLOCKS)
     interpret(check("float32", "rope", *small, "sampling"), check("bfloat16", *small), *programs)

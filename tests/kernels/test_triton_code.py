@@ -15,7 +15,7 @@ from inferflux.kernels.bench.workloads import workloads_of
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.cases.case import Draw, Inputs
 from inferflux.kernels.cases.quantized import SCHEMES
-from inferflux.kernels.narrow_kv import SCALE_BYTES
+from inferflux.kernels.quantized_kv import SCALE_BYTES
 from inferflux.kernels.quantized_weight import quantize
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton")
@@ -50,7 +50,7 @@ def launched(op: str) -> Iterator[tuple[str, Inputs]]:
         if workload.name.startswith(seen.get(op, "")):
             yield workload.name, _inputs_of(workload)
         if op in PAGES:
-            yield workload.name, _with_narrow_pages(op, _inputs_of(workload), torch.float8_e4m3fn)
+            yield workload.name, _with_quantized_pages(op, _inputs_of(workload), torch.float8_e4m3fn)
     if op == "attention":
         for case in cases_of(op):
             if case.name in ("mixed, head size 256, soft cap", "decode, window"):
@@ -58,7 +58,7 @@ def launched(op: str) -> Iterator[tuple[str, Inputs]]:
                     yield case.name, case.inputs(dtype, torch.device("cpu"))
 
 
-def _with_narrow_pages(op: str, inputs: Inputs, kind: torch.dtype) -> Inputs:
+def _with_quantized_pages(op: str, inputs: Inputs, kind: torch.dtype) -> Inputs:
     arguments = list(inputs.positional)
     shape = arguments[PAGES[op]].shape
     arguments[PAGES[op]] = torch.zeros(*shape[:-1], shape[-1] + SCALE_BYTES, dtype=torch.int8).view(kind)
@@ -144,7 +144,7 @@ def test_pages_of_8_bits_are_copied_at_least_four_bytes_at_a_time(kind: str) -> 
     from tests.support.triton_compile import launches_of
 
     (inputs,) = (_inputs_of(each) for each in workloads_of("attention", SHAPE) if each.name.startswith(kind))
-    code = launches_of("attention", [_with_narrow_pages("attention", inputs, torch.float8_e4m3fn)])[0].compile()
+    code = launches_of("attention", [_with_quantized_pages("attention", inputs, torch.float8_e4m3fn)])[0].compile()
     assert "cp.async" in code.asm["ptx"]
     assert not re.findall(r"ld\.global\S*\.[bus]8", code.asm["ptx"])
 
@@ -174,8 +174,8 @@ def test_eight_programs_of_shipped_decode_share_a_multiprocessor() -> None:
     threads = 32 * SHIPPED.decode[128].tile.num_warps
     assert min(65536 // (registers * threads), MAX_SHARED_BYTES // (code.metadata.shared + 1024)) >= 8
     # What widens 8 bits needs more.
-    narrow = _with_narrow_pages("attention", inputs, torch.float8_e4m3fn)
-    assert ".maxnreg" not in launches_of("attention", [narrow])[0].compile().asm["ptx"]
+    quantised = _with_quantized_pages("attention", inputs, torch.float8_e4m3fn)
+    assert ".maxnreg" not in launches_of("attention", [quantised])[0].compile().asm["ptx"]
 
 
 def test_the_last_program_of_a_row_counts_itself_after_all_its_threads_have_written() -> None:
@@ -289,7 +289,7 @@ def _for_smaller_gpus() -> Iterator[tuple[str, Inputs]]:
     (attention,) = (case for case in cases_of("attention") if case.name == "mixed, head size 256, soft cap")
     yield "attention", attention.inputs(torch.bfloat16, draw.device)
     for op, name in (("attention", "decode, long"), ("rope", "mixed")):
-        (case,) = (each for each in cases_of(op, narrow_kv=True) if each.name == f"float8_e4m3fn pages, {name}")
+        (case,) = (each for each in cases_of(op, quantized_kv=True) if each.name == f"float8_e4m3fn pages, {name}")
         yield op, case.inputs(torch.bfloat16, draw.device)
     weight = quantize(torch.ones(64, 128), "fp8")
     yield "quantized_linear", Inputs((weight, None, draw.normal(70, 128)))

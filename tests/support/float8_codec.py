@@ -7,14 +7,14 @@ import torch
 import triton
 import triton.language as tl
 
-from inferflux.kernels.triton import narrow
+from inferflux.kernels.triton.codes import rounded_to_float8, widened
 
 
 @triton.jit
 def _both_ways(wide, rounded, codes, values, SIZE: tl.constexpr):
     places = tl.arange(0, SIZE)
-    tl.store(wide + places, narrow.widened(tl.load(codes + places), tl.float32))
-    tl.store(rounded + places, narrow.rounded_to_float8(tl.load(values + places)))
+    tl.store(wide + places, widened(tl.load(codes + places), tl.float32))
+    tl.store(rounded + places, rounded_to_float8(tl.load(values + places)))
 
 
 def both_ways(codes: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,9 +37,9 @@ from inferflux.engine.text.tokenizer import eos_token_id, load_tokenizer
 from inferflux.errors import ConfigError
 from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.kernel_set import KernelSet, select
-from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES
+from inferflux.kernels.quantized_kv import LARGEST_CODE, SCALE_BYTES
 
-_NARROW: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3fn})
+_QUANTIZED_TYPES: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3fn})
 
 
 class _Loaded(NamedTuple):
@@ -104,7 +104,7 @@ def _load(settings: BuildSettings, context: ParallelContext, reservation: Reserv
     adapters = [read_adapter(config, spec) for config in configs]
     dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, device)
     kv_dtype = _kv_dtype(runtime, dtype)
-    kernels = select(device, dtype, runtime.kernels, narrow_kv=kv_dtype in LARGEST_CODE)
+    kernels = select(device, dtype, runtime.kernels, quantized_kv=kv_dtype in LARGEST_CODE)
     num_bytes = weight_bytes(spec.num_parameters, dtype.itemsize, model.quantization)
     num_bytes += dtype.itemsize * sum(adapter.num_parameters for adapter in adapters)
     num_bytes //= context.size
@@ -179,8 +179,8 @@ def _shared_settings(settings: BuildSettings, adapters: Sequence[Adapter]) -> di
 def _kv_dtype(runtime: RuntimeConfig, dtype: torch.dtype) -> torch.dtype:
     """Returns the type of cached keys and values of a model that computes in `dtype`."""
     name, own = runtime.paged_kv.dtype, dtype_name(dtype)
-    if name in _NARROW:
-        return _NARROW[name]
+    if name in _QUANTIZED_TYPES:
+        return _QUANTIZED_TYPES[name]
     if name not in ("auto", own):
         raise ConfigError(
             f'runtime.paged_kv.dtype: must be auto, int8, fp8 or the model\'s dtype, {own} (got "{name}")'

@@ -13,8 +13,8 @@ from inferflux.kernels.cases.dense import activation_cases, add_norm_cases, line
 from inferflux.kernels.cases.moe import moe_cases, quantized_moe_cases
 from inferflux.kernels.cases.paged import (
     attention_cases,
-    narrow_attention_cases,
-    narrow_rope_cases,
+    quantized_attention_cases,
+    quantized_rope_cases,
     rope_cases,
 )
 from inferflux.kernels.cases.quantized import quantized_linear_cases
@@ -35,12 +35,12 @@ _CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
     }
 )
 # With pages of 8 bits, of the ops that see any.
-_NARROW_KV_CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
-    {"attention": narrow_attention_cases, "rope": narrow_rope_cases}
+_QUANTIZED_KV_CASES: Final[Mapping[str, Callable[[], NamedCases]]] = MappingProxyType(
+    {"attention": quantized_attention_cases, "rope": quantized_rope_cases}
 )
 
 
-def cases_of(op: str, *, narrow_kv: bool = False) -> tuple[Case, ...]:
-    """Returns the cases of `op`, one of `backends.OPS`; narrow_kv: those with pages of 8 bits instead."""
-    table = _NARROW_KV_CASES if narrow_kv else _CASES
+def cases_of(op: str, *, quantized_kv: bool = False) -> tuple[Case, ...]:
+    """Returns the cases of `op`, one of `backends.OPS`; quantized_kv: those with pages of 8 bits instead."""
+    table = _QUANTIZED_KV_CASES if quantized_kv else _CASES
     return tuple(Case(op, name, build) for name, build in table[op]())

@@ -9,7 +9,7 @@ import torch
 
 from inferflux.kernels.cases.case import Case, Draw, Inputs, NamedCases
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.narrow_kv import LARGEST_CODE, SCALE_BYTES, as_bytes, is_narrow, narrow
+from inferflux.kernels.quantized_kv import LARGEST_CODE, SCALE_BYTES, as_bytes, is_quantized, quantize
 
 Tensor = torch.Tensor
 
@@ -53,16 +53,16 @@ class Paging:
     def num_tokens(self) -> int:
         return sum(stop - start for start, stop in self.spans)
 
-    def pool(self, draw: Draw, num_kv_heads: int, head_dim: int, narrow_as: torch.dtype | None = None) -> Tensor:
-        """One layer's strided view [P, 2, N, K, D] of a page-major pool that is NaN everywhere; narrow_as: narrow pages
-        of this type instead, whose scales (and codes, in float8) are."""
+    def pool(self, draw: Draw, num_kv_heads: int, head_dim: int, quantized_as: torch.dtype | None = None) -> Tensor:
+        """One layer's strided view [P, 2, N, K, D] of a page-major pool that is NaN everywhere; quantized_as: pages of
+        this 8-bit type instead, whose scales (and codes, in float8) are."""
         shape = (self.num_pages, self.num_layers, 2, self.page_tokens, num_kv_heads)
-        if narrow_as is None:
+        if quantized_as is None:
             pool = torch.full((*shape, head_dim), math.nan, dtype=draw.dtype, device=draw.device)
         else:
             # All bits set are NaN in float32 and in float8.
             pool = torch.full((*shape, head_dim + SCALE_BYTES), -1, dtype=torch.int8, device=draw.device).view(
-                narrow_as
+                quantized_as
             )
         return pool[:, self.num_layers // 2]
 
@@ -72,9 +72,9 @@ class Paging:
             positions = torch.arange(stop)
             slots = self._slots(metadata.page_table.cpu(), torch.full_like(positions, row), positions).to(draw.device)
             pages, offsets = slots // self.page_tokens, slots % self.page_tokens
-            if is_narrow(kv_pages):
+            if is_quantized(kv_pages):
                 values = draw.normal(stop, 2, kv_pages.shape[3], kv_pages.shape[4] - SCALE_BYTES)
-                as_bytes(kv_pages)[pages, :, offsets] = narrow(values, kv_pages.dtype)
+                as_bytes(kv_pages)[pages, :, offsets] = quantize(values, kv_pages.dtype)
             else:
                 kv_pages[pages, :, offsets] = draw.normal(stop, 2, *kv_pages.shape[3:])
 
@@ -95,7 +95,7 @@ MANY: Final = tuple((length, length + 1) for length in range(40))
 # compiler takes seconds for each.
 HEADS: Final = ((4, 4, 80), (10, 2, 96), (12, 2, 112), (16, 2, 128), (32, 8, 64), (4, 2, 256))
 
-NARROW: Final = {kind: str(kind).removeprefix("torch.") for kind in LARGEST_CODE}
+QUANTIZED_TYPES: Final = {kind: str(kind).removeprefix("torch.") for kind in LARGEST_CODE}
 
 
 def attention_cases() -> NamedCases:
@@ -153,16 +153,16 @@ def attention_cases() -> NamedCases:
     yield "mixed, window, soft cap", _attention(Paging(MIXED, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0)
 
 
-def narrow_attention_cases() -> NamedCases:
+def quantized_attention_cases() -> NamedCases:
     """With pages of 8 bits."""
-    for kind, name in NARROW.items():
-        yield f"{name} pages, one token", _attention(Paging(((0, 1),)), (9, 3, 64), narrow_as=kind)
-        yield f"{name} pages, decode", _attention(Paging(FEW_DECODES, page_tokens=7), (14, 2, 64), narrow_as=kind)
-        yield f"{name} pages, decode, long", _attention(Paging(((1199, 1200), (40, 41))), (4, 2, 96), narrow_as=kind)
-        yield f"{name} pages, prefill", _attention(Paging(((0, 37), (0, 2))), (4, 4, 80), narrow_as=kind)
+    for kind, name in QUANTIZED_TYPES.items():
+        yield f"{name} pages, one token", _attention(Paging(((0, 1),)), (9, 3, 64), quantized_as=kind)
+        yield f"{name} pages, decode", _attention(Paging(FEW_DECODES, page_tokens=7), (14, 2, 64), quantized_as=kind)
+        yield f"{name} pages, decode, long", _attention(Paging(((1199, 1200), (40, 41))), (4, 2, 96), quantized_as=kind)
+        yield f"{name} pages, prefill", _attention(Paging(((0, 37), (0, 2))), (4, 4, 80), quantized_as=kind)
         yield (
             f"{name} pages, mixed, window, soft cap",
-            _attention(Paging(FEW, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0, narrow_as=kind),
+            _attention(Paging(FEW, page_tokens=32), (4, 2, 128), window=24, soft_cap=2.0, quantized_as=kind),
         )
 
 
@@ -173,10 +173,12 @@ def attention_case(
     *,
     window: int | None = None,
     soft_cap: float | None = None,
-    narrow_as: torch.dtype | None = None,
+    quantized_as: torch.dtype | None = None,
 ) -> Case:
     """Returns a case at a model's heads, for whoever checks more than `attention_cases`. Arguments: as `_attention`."""
-    return Case("attention", name, _attention(paging, heads, window=window, soft_cap=soft_cap, narrow_as=narrow_as))
+    return Case(
+        "attention", name, _attention(paging, heads, window=window, soft_cap=soft_cap, quantized_as=quantized_as)
+    )
 
 
 def _attention(
@@ -185,15 +187,15 @@ def _attention(
     *,
     window: int | None = None,
     soft_cap: float | None = None,
-    narrow_as: torch.dtype | None = None,
+    quantized_as: torch.dtype | None = None,
     size: float = 1.0,
 ) -> Callable[[Draw], Inputs]:
-    """heads: (H, K, D). narrow_as: the type of pages of 8 bits. size: of the queries."""
+    """heads: (H, K, D). quantized_as: the type of pages of 8 bits. size: of the queries."""
     num_heads, num_kv_heads, head_dim = heads
 
     def build(draw: Draw) -> Inputs:
         metadata = paging.metadata(draw)
-        kv_pages = paging.pool(draw, num_kv_heads, head_dim, narrow_as)
+        kv_pages = paging.pool(draw, num_kv_heads, head_dim, quantized_as)
         paging.fill(kv_pages, metadata, draw)
         # As the rope op leaves it: a view of the projected heads.
         query = draw.normal(paging.num_tokens, num_heads + 2 * num_kv_heads, head_dim, scale=size)[:, :num_heads]
@@ -215,15 +217,15 @@ def rope_cases() -> NamedCases:
     yield "many tokens", _rope(Paging(((0, 290),)), (2, 1, 16), 16)
 
 
-def narrow_rope_cases() -> NamedCases:
+def quantized_rope_cases() -> NamedCases:
     """With pages of 8 bits."""
-    for kind, name in NARROW.items():
-        yield f"{name} pages, one token", _rope(Paging(((41, 42),)), (9, 3, 64), 64, narrow_as=kind)
-        yield f"{name} pages, mixed", _rope(Paging(FEW, page_tokens=7), (4, 4, 80), 80, narrow_as=kind)
-        yield f"{name} pages, part of the head", _rope(Paging(FEW), (6, 2, 96), 24, narrow_as=kind)
+    for kind, name in QUANTIZED_TYPES.items():
+        yield f"{name} pages, one token", _rope(Paging(((41, 42),)), (9, 3, 64), 64, quantized_as=kind)
+        yield f"{name} pages, mixed", _rope(Paging(FEW, page_tokens=7), (4, 4, 80), 80, quantized_as=kind)
+        yield f"{name} pages, part of the head", _rope(Paging(FEW), (6, 2, 96), 24, quantized_as=kind)
         yield (
             f"{name} pages, no rotation, zeros",
-            _rope(Paging(FEW_DECODES), (4, 2, 128), 0, narrow_as=kind, zeros=True),
+            _rope(Paging(FEW_DECODES), (4, 2, 128), 0, quantized_as=kind, zeros=True),
         )
 
 
@@ -232,7 +234,7 @@ def _rope(
     heads: tuple[int, int, int],
     rotary_dim: int,
     *,
-    narrow_as: torch.dtype | None = None,
+    quantized_as: torch.dtype | None = None,
     zeros: bool = False,
 ) -> Callable[[Draw], Inputs]:
     """zeros: the first token's keys and values are."""
@@ -246,7 +248,7 @@ def _rope(
         if zeros:
             qkv[0, num_heads:] = 0
         cos, sin = _angles(draw, metadata.positions, rotary_dim) if rotary_dim else (None, None)
-        kv_pages = paging.pool(draw, num_kv_heads, head_dim, narrow_as)
+        kv_pages = paging.pool(draw, num_kv_heads, head_dim, quantized_as)
         return Inputs((qkv, cos, sin, kv_pages, metadata.slots), {"num_heads": num_heads})
 
     return build

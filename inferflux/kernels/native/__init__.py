@@ -13,8 +13,8 @@ from inferflux.kernels.dtypes import dtype_name
 from inferflux.kernels.native.loading import library
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Reads and writes pages of 8 bits (see `narrow_kv`).
-NARROW_KV: Final = True
+# Reads and writes pages of 8 bits (see `quantized_kv`).
+QUANTIZED_KV: Final = True
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,7 +1,7 @@
 // Numbers of 8 bits, int8 and fp8 (e4m3): as operands, and as a page's heads of keys and values hold them.
 //
 // P stands for what a page holds: int8_t for int8, uint8_t for fp8, else elements of E, as queries have them. A head's D
-// codes are followed by their scale, a float (see narrow_kv.py). Scores are multiplied by keys' scales, and weights by
+// codes are followed by their scale, a float (see quantized_kv.py). Scores are multiplied by keys' scales, and weights by
 // values', so that codes are operands as they are: float32 and bfloat16 hold every one of them.
 #pragma once
 #include <type_traits>
@@ -158,7 +158,7 @@ static inline void write_codes(uint8_t* to, Floats v) {
 }
 template <class P> constexpr float LARGEST_CODE = std::is_same_v<P, int8_t> ? 127.0f : 448.0f;
 
-// A head of D elements as codes and their scale: what narrow_kv.narrow makes of it, bit by bit.
+// A head of D elements as codes and their scale: what quantized_kv.quantize makes of it, bit by bit.
 template <class E, class P> static inline void write_head(P* to, const typename E::T* from, long D) {
   const auto at = [&](long d) {
     typename E::T some[W] = {};

@@ -64,12 +64,12 @@ def _filled(matrix: Tensor, multiple: int) -> Tensor:
 
 def _panels(matrix: Tensor, together: int) -> Tensor:
     """[out, in] -> [panels, in / together, 16, together], the last axis dropped where it is 1."""
-    narrow = matrix.element_size() == 1
-    rows, missing = matrix.view(torch.uint8) if narrow else matrix, -len(matrix) % PANEL
+    one_byte = matrix.element_size() == 1
+    rows, missing = matrix.view(torch.uint8) if one_byte else matrix, -len(matrix) % PANEL
     if missing:  # else padding would copy for nothing
         rows = functional.pad(rows, (0, 0, 0, missing))
     panels = rows.view(-1, PANEL, matrix.shape[1] // together, together).transpose(1, 2).contiguous()
-    return (panels.view(matrix.dtype) if narrow else panels).squeeze(3)
+    return (panels.view(matrix.dtype) if one_byte else panels).squeeze(3)
 
 
 def multiply(panels: Panels, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -67,7 +67,7 @@ def main() -> int:
         return REFUSED
     torch.set_num_threads(THREADS)
     for op, implementation, dtype in subjects():
-        for case in (*cases_of(op), *(cases_of(op, narrow_kv=True) if op in KV_OPS else ())):
+        for case in (*cases_of(op), *(cases_of(op, quantized_kv=True) if op in KV_OPS else ())):
             if any(words in case.name for words in TOO_LARGE):
                 continue
             where = f"{op} in {dtype_name(dtype)}, {case.name}"

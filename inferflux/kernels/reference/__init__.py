@@ -5,5 +5,5 @@ Everything is computed in float32 or wider and rounded once, at the end.
 
 from typing import Final
 
-# Reads and writes pages of 8 bits (see `narrow_kv`).
-NARROW_KV: Final = True
+# Reads and writes pages of 8 bits (see `quantized_kv`).
+QUANTIZED_KV: Final = True

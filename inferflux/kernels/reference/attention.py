@@ -3,7 +3,7 @@
 import torch
 
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.narrow_kv import as_bytes, is_narrow, widen
+from inferflux.kernels.quantized_kv import as_bytes, dequantize, is_quantized
 
 Tensor = torch.Tensor
 
@@ -38,7 +38,7 @@ def attention(
 def _row_context(kv_pages: Tensor, pages: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns the row's keys and values in order of position, [length, K, D] each."""
     own = pages[: -(-length // kv_pages.shape[2])].long()
-    own_pages = widen(as_bytes(kv_pages)[own], kv_pages.dtype, dtype) if is_narrow(kv_pages) else kv_pages[own]
+    own_pages = dequantize(as_bytes(kv_pages)[own], kv_pages.dtype, dtype) if is_quantized(kv_pages) else kv_pages[own]
     key, value = (own_pages[:, which].flatten(0, 1)[:length] for which in (0, 1))
     return key, value
 

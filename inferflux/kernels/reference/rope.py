@@ -2,7 +2,7 @@
 
 import torch
 
-from inferflux.kernels.narrow_kv import as_bytes, is_narrow, narrow
+from inferflux.kernels.quantized_kv import as_bytes, is_quantized, quantize
 
 Tensor = torch.Tensor
 
@@ -15,8 +15,8 @@ def rope(
     query, key, value = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if cos is not None and sin is not None:
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-    if is_narrow(kv_pages):
-        key, value = narrow(key, kv_pages.dtype), narrow(value, kv_pages.dtype)
+    if is_quantized(kv_pages):
+        key, value = quantize(key, kv_pages.dtype), quantize(value, kv_pages.dtype)
         kv_pages = as_bytes(kv_pages)
     for token, slot in enumerate(slots.tolist()):
         page, offset = divmod(slot, page_tokens)

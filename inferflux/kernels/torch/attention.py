@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.narrow_kv import as_bytes, is_narrow, widen
+from inferflux.kernels.quantized_kv import as_bytes, dequantize, is_quantized
 from inferflux.kernels.torch.attention_plan import (
     AttentionPlan,
     DecodeGroup,
@@ -113,10 +113,10 @@ def _prefill(
 
 
 def _gather(pages_of_layer: Tensor, pages: Tensor, hidden: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """pages_of_layer [P, N, K, D], or narrow -> [pages * N, K, D], hidden slots zeroed: a mask does not stop a NaN."""
-    if is_narrow(pages_of_layer):
+    """pages_of_layer [P, N, K, D], or quantised -> [pages * N, K, D], hidden slots zeroed: a mask stops no NaN."""
+    if is_quantized(pages_of_layer):
         rows = as_bytes(pages_of_layer).index_select(0, pages).flatten(0, 1)
-        context = widen(rows, pages_of_layer.dtype, dtype)
+        context = dequantize(rows, pages_of_layer.dtype, dtype)
     else:
         context = pages_of_layer.index_select(0, pages).flatten(0, 1)
     if hidden is not None:

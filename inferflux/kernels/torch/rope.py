@@ -2,7 +2,7 @@
 
 import torch
 
-from inferflux.kernels.narrow_kv import as_bytes, is_narrow, narrow
+from inferflux.kernels.quantized_kv import as_bytes, is_quantized, quantize
 
 Tensor = torch.Tensor
 
@@ -17,8 +17,8 @@ def rope(
         _rotate(qkv[:, : num_all_heads - num_kv_heads, : cos.shape[-1]], cos, sin)
     # Keys and values are neighbours in qkv and in a page, so that one write takes both.
     key_value = qkv[:, num_heads:].view(num_tokens, 2, num_kv_heads, head_dim)
-    if is_narrow(kv_pages):
-        _write(as_bytes(kv_pages), slots, narrow(key_value, kv_pages.dtype))
+    if is_quantized(kv_pages):
+        _write(as_bytes(kv_pages), slots, quantize(key_value, kv_pages.dtype))
     else:
         _write(kv_pages, slots, key_value.to(kv_pages.dtype))
     return qkv[:, :num_heads]

@@ -14,8 +14,8 @@ from inferflux.kernels.dtypes import dtype_name
 
 # The first with bfloat16 in its tensor cores (Ampere).
 MIN_CAPABILITY: Final = (8, 0)
-# Reads and writes pages of 8 bits (see `narrow_kv`).
-NARROW_KV: Final = True
+# Reads and writes pages of 8 bits (see `quantized_kv`).
+QUANTIZED_KV: Final = True
 # Attention may be recorded (see `Backend.device_lengths`): on the host only the longest row's length matters.
 DEVICE_LENGTHS: Final = True
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 
 from inferflux.kernels.metadata import AttentionMetadata
-from inferflux.kernels.narrow_kv import is_narrow
+from inferflux.kernels.quantized_kv import is_quantized
 from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.codes import codes_of, scales_of
 from inferflux.kernels.triton.merge import is_last, merge_heads, merge_kernel, splits_of
-from inferflux.kernels.triton.narrow import codes_of, scales_of
 from inferflux.kernels.triton.paged_softmax import fold, normalised
 from inferflux.kernels.triton.sizes import Sizes
 from inferflux.kernels.triton.start import begin
@@ -52,7 +52,7 @@ def _chunk_kernel(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
-    IS_NARROW: tl.constexpr,
+    IS_QUANTIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     PAGES_AHEAD: tl.constexpr,
 ):
@@ -108,7 +108,7 @@ def _chunk_kernel(
             page_table + row.to(tl.int64) * stride_table,
             scale, soft_cap, window,
             HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
-            False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, ON_PAGES, True, True,
+            False, HAS_SOFT_CAP, IS_QUANTIZED, PRECISION, PAGES_AHEAD, ON_PAGES, True, True,
         )  # fmt: skip
         kv_start = all_visible_end
     accumulator, maximum, total = fold(
@@ -117,9 +117,9 @@ def _chunk_kernel(
         page_table + row.to(tl.int64) * stride_table,
         scale, soft_cap, window,
         HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
-        HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, ON_PAGES, True, False,
+        HAS_WINDOW, HAS_SOFT_CAP, IS_QUANTIZED, PRECISION, PAGES_AHEAD, ON_PAGES, True, False,
     )  # fmt: skip
-    accumulator = normalised(accumulator, total, IS_NARROW)
+    accumulator = normalised(accumulator, total, IS_QUANTIZED)
     output_offsets = (row_start + tokens).to(tl.int64) * stride_output_token + heads * stride_output_head
     tl.store(output + output_offsets[:, None] + dims[None, :], accumulator.to(output.dtype.element_ty), mask=mask)
 
@@ -160,7 +160,7 @@ def _split_kernel(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
-    IS_NARROW: tl.constexpr,
+    IS_QUANTIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     PAGES_AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
@@ -199,10 +199,10 @@ def _split_kernel(
         page_table + row.to(tl.int64) * stride_table,
         scale, soft_cap, window,
         HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
-        False, HAS_SOFT_CAP, IS_NARROW, PRECISION, PAGES_AHEAD, ON_PAGES, False, False,
+        False, HAS_SOFT_CAP, IS_QUANTIZED, PRECISION, PAGES_AHEAD, ON_PAGES, False, False,
     )  # fmt: skip
     total = tl.sum(total, 1)
-    accumulator = normalised(accumulator, total, IS_NARROW)
+    accumulator = normalised(accumulator, total, IS_QUANTIZED)
     row_slot = row.to(tl.int64) * NUM_HEADS
     count = tl.cdiv(kv_length - first, split_tokens)
     if LAST_MERGES > 0 and count == 1:
@@ -267,7 +267,7 @@ def _chunks(
         scale, soft_cap or 0.0, window or 0,
         GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=padded_dim, **_page_sizes(kv_pages),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None,
-        IS_NARROW=is_narrow(kv_pages), PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
+        IS_QUANTIZED=is_quantized(kv_pages), PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return output
@@ -307,10 +307,10 @@ def _decode(
         **_page_sizes(kv_pages), SPLIT_TOKENS=split.tokens, MOST_SPLITS=split.most,
         LAST_MERGES=split.last_merges, MERGED=max(1, 64 * 32 * tile.num_warps // (padded_group * padded_dim)),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-        HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_NARROW=is_narrow(kv_pages),
+        HAS_WINDOW=window is not None, HAS_SOFT_CAP=soft_cap is not None, IS_QUANTIZED=is_quantized(kv_pages),
         PRECISION=_precision(query.dtype), PAGES_AHEAD=tile.pages_ahead,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
-        maxnreg=None if is_narrow(kv_pages) else tile.registers or None, **start,
+        maxnreg=None if is_quantized(kv_pages) else tile.registers or None, **start,
     )  # fmt: skip
     if num_splits > max(split.last_merges, 1):
         merge_kernel[(num_rows, num_heads)](

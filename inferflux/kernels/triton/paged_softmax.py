@@ -6,12 +6,12 @@ The online softmax of FlashAttention (arXiv 2205.14135), in base 2. Knows no row
 import triton
 import triton.language as tl
 
-from inferflux.kernels.triton.narrow import widened
+from inferflux.kernels.triton.codes import widened
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Weights times the scales of narrow values are lifted by so much before they are rounded to 16 bits: float16 would lose
-# the last bits of those of values of about a thousandth. A power of two; the largest scale, 65504 / 127, has room.
-NARROW_LIFT = tl.constexpr(64.0)
+# Weights times the scales of quantised values are lifted by so much before they are rounded to 16 bits: float16 would
+# lose the last bits of those of values of about a thousandth. A power of two; the largest scale, 65504 / 127, has room.
+VALUE_LIFT = tl.constexpr(64.0)
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def _tile_step(
     tile_start,
     kv_end,
     kv_head_pointer,
-    scale_head_pointer,  # the same bytes as float32; read only where pages are narrow
+    scale_head_pointer,  # the same bytes as float32; read only where pages are quantised
     qk_scale,
     soft_cap,
     window,
@@ -76,7 +76,7 @@ def _tile_step(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
-    IS_NARROW: tl.constexpr,
+    IS_QUANTIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     ON_PAGES: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -99,7 +99,7 @@ def _tile_step(
         value = widened(tl.load(pointers + STRIDE_VALUE, mask=mask, other=0.0), query.dtype)
 
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-    if IS_NARROW:
+    if IS_QUANTIZED:
         # A head's scale lies behind its codes. Codes are exact in 16 bits; scales multiply in float32.
         scale_pointers = scale_head_pointer + (slots * STRIDE_SLOT + HEAD_DIM) // 4
         scale_pointers += pages.to(tl.int64) * (STRIDE_PAGE // 4)
@@ -129,8 +129,8 @@ def _tile_step(
     # A single query's tile of keys lies across all warps: its columns are summed up once, by the caller, since a sum in
     # every iteration would have all warps meet three times.
     total = total * decay + tl.sum(weights, 1) if CAUSAL else total * decay[:, None] + weights
-    if IS_NARROW:
-        weights *= tl.load(scale_pointers + STRIDE_VALUE // 4, mask=inside, other=0.0)[None, :] * NARROW_LIFT
+    if IS_QUANTIZED:
+        weights *= tl.load(scale_pointers + STRIDE_VALUE // 4, mask=inside, other=0.0)[None, :] * VALUE_LIFT
     accumulator = accumulator * decay[:, None]
     accumulator += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
     return accumulator, new_maximum, total
@@ -161,7 +161,7 @@ def fold(
     BLOCK_N: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
-    IS_NARROW: tl.constexpr,
+    IS_QUANTIZED: tl.constexpr,
     PRECISION: tl.constexpr,
     PAGES_AHEAD: tl.constexpr,
     ON_PAGES: tl.constexpr,
@@ -187,7 +187,7 @@ def fold(
             query, query_positions, accumulator, maximum, total, pages, tile_start, kv_end,
             kv_head_pointer, scale_head_pointer, qk_scale, soft_cap, window,
             HEAD_DIM, PADDED_DIM, PAGE_TOKENS, STRIDE_PAGE, STRIDE_VALUE, STRIDE_SLOT, BLOCK_N,
-            HAS_WINDOW, HAS_SOFT_CAP, IS_NARROW, PRECISION, ON_PAGES, CAUSAL, ALL_VISIBLE,
+            HAS_WINDOW, HAS_SOFT_CAP, IS_QUANTIZED, PRECISION, ON_PAGES, CAUSAL, ALL_VISIBLE,
         )  # fmt: skip
         if PAGES_AHEAD:
             pages = _pages_ahead(
@@ -197,8 +197,8 @@ def fold(
 
 
 @triton.jit
-def normalised(accumulator, total, IS_NARROW: tl.constexpr):
+def normalised(accumulator, total, IS_QUANTIZED: tl.constexpr):
     """The weighted mean of the values; zeros where nothing was seen."""
-    if IS_NARROW:
-        accumulator *= 1.0 / NARROW_LIFT
+    if IS_QUANTIZED:
+        accumulator *= 1.0 / VALUE_LIFT
     return accumulator / tl.where(total == 0.0, 1.0, total)[:, None]

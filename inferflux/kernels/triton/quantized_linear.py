@@ -13,7 +13,7 @@ import triton.language as tl
 
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 from inferflux.kernels.triton import tuning
-from inferflux.kernels.triton.narrow import codes_of, widened
+from inferflux.kernels.triton.codes import codes_of, widened
 from inferflux.kernels.triton.sizes import Sizes
 from inferflux.kernels.triton.start import begin
 
@@ -46,7 +46,7 @@ def _store(output, accumulator, bias, rows, outputs, num_rows, NUM_OUTPUTS: tl.c
 def _byte_kernel(
     output,
     x,
-    values,  # int8 or fp8 [out, in], see `narrow.codes_of`
+    values,  # int8 or fp8 [out, in], see `codes.codes_of`
     scales,  # float32 [out]
     bias,
     num_rows,

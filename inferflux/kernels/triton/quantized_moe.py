@@ -12,8 +12,8 @@ import triton.language as tl
 from inferflux.kernels.ops import ActivationKind
 from inferflux.kernels.quantized_weight import INT4_GROUP, QuantizedWeight
 from inferflux.kernels.triton import tuning
+from inferflux.kernels.triton.codes import codes_of, widened
 from inferflux.kernels.triton.moe import Tiles, place, run_grouped, store
-from inferflux.kernels.triton.narrow import codes_of, widened
 from inferflux.kernels.triton.quantized_linear import widen_nibbles
 from inferflux.kernels.triton.sizes import Sizes
 
@@ -27,7 +27,7 @@ Experts = tuple[QuantizedWeight, QuantizedWeight]
 def _grouped_byte_kernel(
     output,
     x,
-    values,  # int8 or fp8 [E * out, in], see `narrow.codes_of`
+    values,  # int8 or fp8 [E * out, in], see `codes.codes_of`
     weight_scales,  # float32 [E * out]
     scales,
     pairs,

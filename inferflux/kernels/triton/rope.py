@@ -7,14 +7,14 @@ import torch
 import triton
 import triton.language as tl
 
-from inferflux.kernels import narrow_kv
-from inferflux.kernels.narrow_kv import LARGEST_CODE
+from inferflux.kernels import quantized_kv
+from inferflux.kernels.quantized_kv import LARGEST_CODE
 from inferflux.kernels.triton import tuning
-from inferflux.kernels.triton.narrow import codes_of, rounded_to_float8, scales_of
+from inferflux.kernels.triton.codes import codes_of, rounded_to_float8, scales_of
 from inferflux.kernels.triton.sizes import Sizes
 from inferflux.kernels.triton.start import begin
 
-SMALLEST = tl.constexpr(narrow_kv.SMALLEST)
+SMALLEST = tl.constexpr(quantized_kv.SMALLEST)
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def _rope_kernel(
     cos,
     sin,
     kv_pages,
-    kv_scales,  # the same bytes as float32; written only where pages are narrow
+    kv_scales,  # the same bytes as float32; written only where pages are quantised
     slots,
     stride_token,
     stride_head,

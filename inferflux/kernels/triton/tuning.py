@@ -35,7 +35,7 @@ H100: Final = Gpu(227 * 1024, has_float8=True, starts_early=True)
 
 @functools.cache
 def gpu_of(device: torch.device) -> Gpu:
-    """Under the interpreter nothing is scarce but float8's rounding (see `narrow`)."""
+    """Under the interpreter nothing is scarce but float8's rounding (see `codes`)."""
     if knobs.runtime.interpret:
         return Gpu(2**31, has_float8=False)
     if device.type != "cuda":

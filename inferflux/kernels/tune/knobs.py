@@ -16,7 +16,7 @@ from inferflux.kernels.bench.workloads import NUM_LAYERS, workloads_of
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.cases.case import Case, Draw, Inputs
 from inferflux.kernels.cases.paged import Paging, attention_case
-from inferflux.kernels.narrow_kv import LARGEST_CODE
+from inferflux.kernels.quantized_kv import LARGEST_CODE
 from inferflux.kernels.triton import candidates
 from inferflux.kernels.triton.sizes import EXPERTS, HEAD_DIMS, MOST_ROWS, SCHEMES, Sizes
 from inferflux.kernels.tune.chain import chain_workload
@@ -133,7 +133,7 @@ def _attention(shape: LayerShape) -> Iterator[TuningTask]:
         # Variants that need other registers and shared memory than the plain kernel.
         final_cases = (
             attention_case(f"{table}, window, soft cap", paging, heads, window=700, soft_cap=3.0),
-            *(attention_case(f"{table}, {kind} pages", paging, heads, narrow_as=kind) for kind in LARGEST_CODE),
+            *(attention_case(f"{table}, {kind} pages", paging, heads, quantized_as=kind) for kind in LARGEST_CODE),
         )
         timed = tuple(each for each in workloads if each.name.startswith(table))
         knob = Knob(table, size, tried.get(size, ()), timed, cases, final_cases)

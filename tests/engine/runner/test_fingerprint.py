@@ -56,7 +56,7 @@ def test_an_adapter_is_named_by_its_own_files(tmp_path: Path):
     assert len(seen) == 4
 
 
-def test_narrow_pages_of_another_computation_are_foreign(tiny_model: Callable[[str], TinyModel]):
+def test_quantized_pages_of_another_computation_are_foreign(tiny_model: Callable[[str], TinyModel]):
     """Pages of int8 have one shape, whatever type the numbers in them were computed in."""
     folder, pages = tiny_model("llama").folder, {"device_pages": 64, "dtype": "int8"}
     engines = [start_engine(folder, paged_kv=pages, dtype=dtype) for dtype in ("float32", "bfloat16")]

@@ -149,7 +149,7 @@ def test_a_mixture_is_computed_op_by_op(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
-def test_narrow_models_say_on_tape_what_they_say_without(
+def test_quantized_models_say_on_tape_what_they_say_without(
     dtype: str, quantization: Any, tiny_model: Callable[[str], TinyModel], made: list[StepTapes | None]
 ) -> None:
     """Biased too, and with norms of heads."""

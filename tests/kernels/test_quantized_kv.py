@@ -10,9 +10,9 @@ from inferflux.errors import ConfigError
 from inferflux.kernels.cases.case import Draw
 from inferflux.kernels.cases.paged import DECODE, MIXED, Paging
 from inferflux.kernels.kernel_set import select
-from inferflux.kernels.narrow_kv import as_bytes, narrow, widen
 from inferflux.kernels.native.attention import attention as native_attention
 from inferflux.kernels.native.rope import rope as native_rope
+from inferflux.kernels.quantized_kv import as_bytes, dequantize, quantize
 from inferflux.kernels.reference.attention import attention as reference_attention
 from inferflux.kernels.reference.rope import rope as reference_rope
 from inferflux.kernels.torch.attention import attention as torch_attention
@@ -31,9 +31,9 @@ def draw(dtype: torch.dtype = torch.float32) -> Draw:
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_come_back_within_half_a_step(kind: torch.dtype):
     values = draw().normal(500, 3, 64) * torch.logspace(-20, 15, 500)[:, None, None]
-    rows = narrow(values, kind)
+    rows = quantize(values, kind)
     assert (rows.dtype, rows.shape) == (torch.int8, (500, 3, 68))
-    error = (widen(rows, kind, torch.float32) - values).abs()
+    error = (dequantize(rows, kind, torch.float32) - values).abs()
     size = values.abs().amax(dim=-1, keepdim=True) if kind == torch.int8 else values.abs()
     # Below its normal numbers float8 has steps of 2^-9 of 448.
     floor = 0 if kind == torch.int8 else values.abs().amax(dim=-1, keepdim=True) / 448 * 2.0**-10
@@ -42,10 +42,10 @@ def test_values_come_back_within_half_a_step(kind: torch.dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_stay_zeros_and_nan_stays_nan(kind: torch.dtype):
-    assert torch.equal(widen(narrow(torch.zeros(2, 8), kind), kind, torch.float32), torch.zeros(2, 8))
+    assert torch.equal(dequantize(quantize(torch.zeros(2, 8), kind), kind, torch.float32), torch.zeros(2, 8))
     values = torch.ones(2, 8)
     values[1, 3] = torch.nan
-    back = widen(narrow(values, kind), kind, torch.float32)
+    back = dequantize(quantize(values, kind), kind, torch.float32)
     assert bool(back[0].isfinite().all())
     assert bool(back[1].isnan().any())
 
@@ -58,7 +58,7 @@ def test_backends_write_and_read_the_same(kind: torch.dtype, dtype: torch.dtype,
     paging, numbers = Paging(spans), draw(dtype)
     metadata = paging.metadata(numbers)
     shape = (paging.num_pages, paging.num_layers, 2, paging.page_tokens, 3, 68)
-    filled = narrow(draw().normal(*shape[:-1], 64), kind).view(kind)
+    filled = quantize(draw().normal(*shape[:-1], 64), kind).view(kind)
     qkv = numbers.normal(paging.num_tokens, 9 + 6, 64)
     pools, outputs = [], []
     backends = ((reference_rope, reference_attention), (torch_rope, torch_attention), (native_rope, native_attention))
@@ -90,18 +90,18 @@ def test_backends_write_the_same_codes(kind: torch.dtype, dtype: torch.dtype, si
         pages = paging.pool(numbers, 1, size, kind)
         rope(qkv.clone(), None, None, pages, metadata.slots, num_heads=2)
         written.append(as_bytes(pages))
-    finite = [widen(pages, kind, torch.float32).isfinite() for pages in written]
+    finite = [dequantize(pages, kind, torch.float32).isfinite() for pages in written]
     assert all(torch.equal(each, finite[0]) for each in finite[1:])
     assert all(torch.equal(pages[finite[0].all(-1)], written[0][finite[0].all(-1)]) for pages in written[1:])
 
 
 @pytest.mark.usefixtures("true_library")
 def test_backends_that_do_not_know_them_are_refused(tmp_path: Path):
-    kernels = select(CPU, torch.float32, narrow_kv=True)
+    kernels = select(CPU, torch.float32, quantized_kv=True)
     chosen = {choice.op: choice.backend for choice in kernels.choices}
     assert (chosen["attention"], chosen["rope"]) == ("native", "native")
     own = tmp_path / "own_rope.py"
     own.write_text("from inferflux.kernels.torch.rope import rope\n")
     select(CPU, torch.float32, KernelsConfig(rope=str(own)))
     with pytest.raises(ConfigError, match="8 bits"):
-        select(CPU, torch.float32, KernelsConfig(rope=str(own)), narrow_kv=True)
+        select(CPU, torch.float32, KernelsConfig(rope=str(own)), quantized_kv=True)

@@ -1,4 +1,4 @@
-"""8 bits as Triton sees them: codes by one pointer, the scales of narrow pages (see `narrow_kv`) by another.
+"""8 bits as Triton sees them: codes by one pointer, the scales of quantised pages (see `quantized_kv`) by another.
 
 float8 is taken apart and put together bit by bit where the GPU has no instructions for it (before Ada and Hopper, for
 which Triton does not compile it), and under the interpreter, which loses a carry in rounding to it.
@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from inferflux.kernels.narrow_kv import as_bytes, is_narrow
+from inferflux.kernels.quantized_kv import as_bytes, is_quantized
 from inferflux.kernels.triton import tuning
 
 # The exponents of float32 and e4m3 are biased by 127 and by 7.
@@ -42,6 +42,6 @@ def codes_of(values: torch.Tensor) -> torch.Tensor:
 
 
 def scales_of(kv_pages: torch.Tensor) -> torch.Tensor:
-    """Returns narrow pages as float32: of each head the last element is its scale, all others are codes. Other pages
+    """Returns quantised pages as float32: of each head the last element is its scale, all others are codes. Other pages
     have none; any tensor serves as the pointer that is never read."""
-    return as_bytes(kv_pages).view(torch.float32) if is_narrow(kv_pages) else kv_pages
+    return as_bytes(kv_pages).view(torch.float32) if is_quantized(kv_pages) else kv_pages
