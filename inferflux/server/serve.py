@@ -30,13 +30,13 @@ from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.http.sockets import allow_many_connections
 from inferflux.server.metrics import Metrics
-from inferflux.server.model_events import ModelEvents
 from inferflux.server.model_source import ModelSource, find_sources
-from inferflux.server.models import Models, open_models
+from inferflux.server.models.events import ModelEvents
+from inferflux.server.models.models import Models, open_models
+from inferflux.server.models.registry import ModelRegistry
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.seed import runtime_in_force
 from inferflux.server.ranks import check_ranks, follow
-from inferflux.server.registry import ModelRegistry
 
 try:
     from uvloop import new_event_loop

@@ -24,9 +24,9 @@ from inferflux.server.backends.manager import OnEvent
 from inferflux.server.http.app import build_app
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
-from inferflux.server.model_events import ModelEvents
 from inferflux.server.model_source import ModelSource
-from inferflux.server.models import Models, open_models
+from inferflux.server.models.events import ModelEvents
+from inferflux.server.models.models import Models, open_models
 from inferflux.server.policy.opening import open_policy
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.tls import server_context

@@ -24,7 +24,7 @@ from inferflux.server.http.middleware import (
 from inferflux.server.http.outbound import OutboundClient
 from inferflux.server.http.routes import METRICS_PATH, ROUTES, add_routes
 from inferflux.server.metrics import Metrics
-from inferflux.server.models import Models
+from inferflux.server.models.models import Models
 from inferflux.server.policy.gate import Gate
 from inferflux.server.policy.opening import gate_settings
 from inferflux.server.policy.store import PolicyStore

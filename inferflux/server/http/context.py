@@ -21,7 +21,7 @@ from inferflux.server.admission import Admission
 from inferflux.server.audit import AuditLog, UnauthenticatedRequests
 from inferflux.server.backends import BackendManager
 from inferflux.server.metrics import Metrics
-from inferflux.server.models import Models
+from inferflux.server.models.models import Models
 from inferflux.server.policy.gate import Gate
 from inferflux.server.policy.store import PolicyStore
 from inferflux.server.text_work import TextWork

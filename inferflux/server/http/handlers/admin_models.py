@@ -30,8 +30,8 @@ from inferflux.server.http.schemas.admin_models import (
     LoadRequest,
     Unloaded,
 )
-from inferflux.server.model_control import Keep
-from inferflux.server.models import Models
+from inferflux.server.models.control import Keep
+from inferflux.server.models.models import Models
 from inferflux.server.policy.document import PolicyDocument
 from inferflux.server.policy.store import Change
 

@@ -8,10 +8,10 @@ from msgspec import Meta
 from inferflux.config.tree import STUB, Dtype, Gigabytes, ModelBackend, ModelId, Positive, Quantization, Seconds, Text
 from inferflux.errors import RequestError
 from inferflux.server.http.schemas.body import BodyReader
-from inferflux.server.model_events import ModelEvent
-from inferflux.server.model_set import Origin
+from inferflux.server.models.events import ModelEvent
+from inferflux.server.models.registry import RegistryStatus
+from inferflux.server.models.wanted import Origin
 from inferflux.server.policy.document import LoadedModel
-from inferflux.server.registry import RegistryStatus
 
 
 class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import msgspec
 from inferflux.config import ModelConfig
 from inferflux.config.registry_file import parse_registry
 from inferflux.errors import ConfigError, InferFluxError
-from inferflux.server.model_events import ModelEvents
+from inferflux.server.models.events import ModelEvents
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import pytest
 
 from inferflux.config import ModelConfig
 from inferflux.errors import ConfigError, ModelLoadError
-from inferflux.server.model_events import ModelEvents
-from inferflux.server.registry import SETTLE_S, ModelRegistry
+from inferflux.server.models.events import ModelEvents
+from inferflux.server.models.registry import SETTLE_S, ModelRegistry
 from tests.support.waiting import patience
 
 A = "models: [{id: a, path: x}]"

@@ -13,7 +13,6 @@ from inferflux.config import Config, ModelConfig
 from inferflux.errors import ConfigError, RequestError
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.errors import SupersededError
-from inferflux.server.model_set import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded, without
 from inferflux.server.model_source import (
     ModelSource,
     configured_models,
@@ -23,6 +22,7 @@ from inferflux.server.model_source import (
     require_source,
     with_adapters,
 )
+from inferflux.server.models.wanted import ModelSet, Origin, WantedModel, merge, with_loaded, with_unloaded, without
 from inferflux.server.policy.document import LoadedModel, ModelChanges, PolicyDocument
 from inferflux.server.policy.store import Change, PolicyStore
 

@@ -13,11 +13,11 @@ from inferflux.config.yaml_file import read_text
 from inferflux.errors import ConfigError
 from inferflux.server.backends import Backend, BackendManager
 from inferflux.server.backends.manager import OnEvent
-from inferflux.server.model_control import ModelControl
-from inferflux.server.model_events import ModelEvents
 from inferflux.server.model_source import ModelSource
+from inferflux.server.models.control import ModelControl
+from inferflux.server.models.events import ModelEvents
+from inferflux.server.models.registry import ModelRegistry
 from inferflux.server.policy.store import PolicyStore
-from inferflux.server.registry import ModelRegistry
 
 MakeManager = Callable[[Sequence[ModelSource], OnEvent], BackendManager]
 

@@ -13,8 +13,8 @@ from inferflux.engine.service.client import ClientState
 from inferflux.engine.service.protocol import ModelInfo
 from inferflux.errors import InferFluxError, ModelLoadError
 from inferflux.server.backends import BackendManager
-from inferflux.server.model_control import ModelControl
 from inferflux.server.model_source import ModelSource
+from inferflux.server.models.control import ModelControl
 from inferflux.server.policy.document import LoadedModel, PolicyDocument
 from inferflux.server.policy.store import Change, MemoryKeeper, PolicyStore
 from tests.support.fake_engine import FakeEngine

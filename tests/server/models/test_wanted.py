@@ -1,7 +1,7 @@
 """Configuration, registry and API say which models are wanted; the later in this row decides."""
 
 from inferflux.config import ModelConfig
-from inferflux.server.model_set import merge, with_loaded, with_unloaded, without
+from inferflux.server.models.wanted import merge, with_loaded, with_unloaded, without
 from inferflux.server.policy.document import LoadedModel, ModelChanges
 
 
