@@ -53,8 +53,21 @@ def test_a_seeded_answer_depends_on_nobody_else(tiny_model: MakeModel, dtype: st
     engine = start(model, overlap=True, **runtime)
     alone = [run_requests(engine, [prompt], one)[0] for prompt, one in zip(PROMPTS, SEEDED, strict=True)]
     assert run_requests(engine, PROMPTS, SEEDED) == alone
-    chunks = {"chunked_prefill_tokens": 24, "max_batch_tokens": 64}
-    assert run_requests(start(model, overlap=True, scheduler=chunks, **runtime), PROMPTS, SEEDED) == alone
+    for chunk in (24, 32):
+        chunks = {"chunked_prefill_tokens": chunk, "max_batch_tokens": 64}
+        assert run_requests(start(model, overlap=True, scheduler=chunks, **runtime), PROMPTS, SEEDED) == alone
+
+
+@pytest.mark.usefixtures("true_library")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cached_prompt_changes_no_bit(tiny_model: MakeModel, dtype: str) -> None:
+    """Its log-probabilities are those of the first time, whether whole pages and one token, or two, are left of it."""
+    engine = start(tiny_model("llama"), overlap=True, dtype=dtype)
+    for length in (33, 34, 48, 65):
+        prompt = [3 + (7 * index) % 190 for index in range(length)]
+        first, second = (run_requests(engine, [prompt], SEEDED[2])[0] for _ in range(2))
+        assert second.num_cached_tokens > 0
+        assert (second.token_ids, second.logprobs) == (first.token_ids, first.logprobs)
 
 
 def test_greedy_answers_are_the_oracles(tiny_model: MakeModel) -> None:

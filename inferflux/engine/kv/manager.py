@@ -6,7 +6,7 @@ the lower tiers with their loader. All methods are called from the scheduler's t
 
 The one rule that keeps output right: a page is written only while a single request holds it and nobody can find it.
 Names enter the index in `commit`, after the step that wrote the page; reuse takes whole pages from the index and stops
-short of the last token, so what a request writes always lies in pages of its own.
+short of the last two tokens, so what a request writes always lies in pages of its own.
 """
 
 import time
@@ -73,7 +73,8 @@ class KVManager:
         return num_pages <= self.pool.num_available
 
     def match_prefix(self, request: Request) -> list[int]:
-        """Returns the pages that hold the request's longest cached prefix, leaving at least one token to compute.
+        """Returns the pages that hold the request's longest cached prefix, leaving tokens to compute
+        (see `_num_reusable`).
 
         Takes no reference: the result is valid until the next call that changes the pool. Mutates nothing but
         `request.page_names`. Requests whose prompt is still to be scored or mean-pooled match nothing: they need the
@@ -81,11 +82,15 @@ class KVManager:
         """
         if not self._reads_prefix(request):
             return []
-        limit = (len(request.tokens) - 1) // self.page_tokens
+        limit = self._num_reusable(request)
         known = request.page_names[:limit]
         # The rest are named lazily as the chain is followed, so that a miss costs one hash.
         unnamed = (self._name(request, position) for position in range(len(known), limit))
         return self.index.longest_chain(chain(known, unnamed))
+
+    def num_uncached_tokens(self, request: Request, matched: Sequence[int]) -> int:
+        """Returns how many tokens of a waiting request are to be computed besides its `matched` prefix."""
+        return len(request.tokens) - len(matched) * self.page_tokens
 
     def num_pages_still_needed(self, request: Request) -> int:
         """Pages a request still needs for its known tokens and the next page_tokens it may generate."""
@@ -98,7 +103,7 @@ class KVManager:
         Cheap enough to be asked for each waiting request again and again: a page is evicted before its predecessor, so
         a binary search finds the end. Where a page in between is missing nevertheless, the number is an estimate.
         """
-        names = request.page_names[: (len(request.tokens) - 1) // self.page_tokens]
+        names = request.page_names[: self._num_reusable(request)]
         if names and self._reads_prefix(request) and self._is_missing(names[-1]):
             return bisect_left(names, True, key=self._is_missing) * self.page_tokens
         return len(self.match_prefix(request)) * self.page_tokens
@@ -183,7 +188,7 @@ class KVManager:
         """
         if self._loader is None or request.num_loads >= MAX_LOADS or not self._reads_prefix(request):
             return _NO_MATCH
-        limit = (len(request.tokens) - 1) // self.page_tokens
+        limit = self._num_reusable(request)
         names = (self._name(request, position) for position in range(num_matched, limit))
         return self._loader.match(names, self.page_tokens)
 
@@ -274,7 +279,7 @@ class KVManager:
 
     def first_missing_name(self, request: Request, num_matched: int) -> bytes | None:
         """Returns the name of the first page that `match_prefix` missed; None when the request could not use it."""
-        if not self._reads_prefix(request) or num_matched >= (len(request.tokens) - 1) // self.page_tokens:
+        if not self._reads_prefix(request) or num_matched >= self._num_reusable(request):
             return None
         return self._name(request, num_matched)
 
@@ -336,6 +341,11 @@ class KVManager:
             left -= num_tokens
             if self._tiers is not None:
                 self._tiers.note_hit(tier, num_tokens)
+
+    def _num_reusable(self, request: Request) -> int:
+        """Returns how many of the request's pages may be cached ones: at least the last two tokens are computed, one
+        for its logits and another because a prompt's token is never computed alone (see `StepPlanner`)."""
+        return max(0, len(request.tokens) - 2) // self.page_tokens
 
     def _reads_prefix(self, request: Request) -> bool:
         scores_prompt = request.sampling.prompt_logprobs is not None and request.num_output_tokens == 0

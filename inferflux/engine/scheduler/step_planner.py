@@ -24,6 +24,8 @@ from inferflux.engine.stats import EngineStats
 LONGEST_STEP_S: Final = 10.0
 # How many requests that wait for pages being computed right now may be passed over in one step.
 MAX_PASSED_OVER: Final = 16
+# Where steps or chunks are smaller than this, prompts advance by single tokens too, or much of a step stayed empty.
+SMALLEST_PAIRED_STEP: Final = 8
 
 
 class StepPlanner:
@@ -45,6 +47,7 @@ class StepPlanner:
         self._in_flight = in_flight
         self._max_batch_tokens = config.max_batch_tokens
         self._max_chunk_tokens = config.chunked_prefill_tokens
+        self._keeps_pairs = min(config.max_batch_tokens, config.chunked_prefill_tokens) >= SMALLEST_PAIRED_STEP
 
     def fill(self, step: StepBuilder, has_favoured: bool) -> StepSize | None:
         """Puts a step together: requests that go first, running and waiting ones, then the others. Within each group
@@ -103,8 +106,8 @@ class StepPlanner:
                 if pages is not None:
                     add_decode(request, pages)
             elif num_due and step.prefill_budget > 0:
-                count = min(num_due, self._max_chunk_tokens, step.prefill_budget)
-                pages = self._make_room(request, request.num_planned + count)
+                count = self._chunk(num_due, step.prefill_budget)
+                pages = self._make_room(request, request.num_planned + count) if count else None
                 if pages is not None:
                     step.add_prefill(request, count, pages, request.id in self._queues.prompt_logprobs)
 
@@ -126,6 +129,18 @@ class StepPlanner:
             if victim is request:
                 return None
         return pages
+
+    def _chunk(self, num_due: int, budget: int) -> int:
+        """Returns how many of a prompt's `num_due` tokens to compute in a step that has room for `budget`; 0: none yet.
+
+        Neither one alone nor all but one. Attention of a single token is that of a decode, whose last bits differ from
+        a prompt's: what a prompt's caller receives would depend on the room that other requests leave.
+        """
+        count = min(num_due, self._max_chunk_tokens, budget)
+        if count == num_due or not self._keeps_pairs:
+            return count
+        count -= num_due - count == 1
+        return count if count > 1 else 0
 
     def _admit(self, step: StepBuilder, may_start: Callable[[Request], bool] | None = None) -> None:
         """Starts waiting requests in their turn while there are slots, budget and pages for all of their tokens; up to
@@ -157,7 +172,10 @@ class StepPlanner:
                 if num_passed_over == MAX_PASSED_OVER:
                     break
                 continue
-            if not self._start(step, request, matched, num_reserved):
+            count = self._chunk(kv.num_uncached_tokens(request, matched), step.prefill_budget)
+            if not count:
+                break
+            if not self._start(step, request, matched, count, num_reserved):
                 is_blocked = True
                 break
             num_reserved += kv.num_pages_still_needed(request)
@@ -167,9 +185,9 @@ class StepPlanner:
         if is_blocked:
             queues.block()
 
-    def _start(self, step: StepBuilder, request: Request, matched: list[int], num_reserved: int) -> bool:
+    def _start(self, step: StepBuilder, request: Request, matched: list[int], count: int, num_reserved: int) -> bool:
         """Starts a waiting request, or the load of the rest of its prefix. False, and nothing changed, if there is no
-        room. matched: its cached pages, as of now."""
+        room. matched: its cached pages, as of now. count: how many tokens to compute, if it starts."""
         kv, queues = self._kv, self._queues
         in_tiers = kv.match_lower_tiers(request, len(matched))
         if in_tiers.sources:
@@ -177,13 +195,11 @@ class StepPlanner:
                 return False
             queues.load(request)
             return True
-        max_tokens = min(self._max_chunk_tokens, step.prefill_budget)
-        if not kv.admit(request, matched, max_tokens, num_reserved):
+        if not kv.admit(request, matched, count, num_reserved):
             return False
         kv.note_declined(in_tiers)
         queues.start(request)
         step.add_start(request)
-        count = min(request.num_uncomputed, max_tokens)
         step.add_prefill(request, count, request.pages.copy(), request.id in queues.prompt_logprobs)
         return True
 

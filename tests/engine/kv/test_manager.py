@@ -68,14 +68,16 @@ def test_running_requests_share_pages_and_count_them() -> None:
     kv.check_integrity([])
 
 
-def test_at_least_one_token_is_left_to_compute() -> None:
+def test_at_least_two_tokens_are_left_to_compute() -> None:
     kv = make_manager()
     kv.release(compute(kv, TOKENS[:8]))
     assert len(kv.match_prefix(make_request(TOKENS[:8]))) == 1
-    assert len(kv.match_prefix(make_request(TOKENS[:9]))) == 2
+    assert len(kv.match_prefix(make_request(TOKENS[:9]))) == 1
+    assert len(kv.match_prefix(make_request(TOKENS[:10]))) == 2
     single = make_manager(page_tokens=1)
-    single.release(compute(single, TOKENS[:2]))
-    assert len(single.match_prefix(make_request(TOKENS[:2]))) == 1
+    single.release(compute(single, TOKENS[:3]))
+    assert len(single.match_prefix(make_request(TOKENS[:3]))) == 1
+    assert single.match_prefix(make_request(TOKENS[:2])) == []
     assert single.match_prefix(make_request(TOKENS[:1])) == []
 
 
@@ -91,7 +93,7 @@ def test_a_waiting_request_is_told_what_it_would_find_as_its_prefix_comes_and_go
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Asked again it takes a few looks, and not one per page."""
-    tokens = list(range(1001))
+    tokens = list(range(1002))
     kv = make_manager(num_pages=400)
     waiting, first = make_request(tokens), make_request(tokens)
     assert kv.num_cached_tokens(waiting) == 0

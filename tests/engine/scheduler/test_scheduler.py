@@ -202,7 +202,7 @@ def test_slots_are_the_smallest_free_ones() -> None:
 def test_equal_prompts_at_once_are_computed_once() -> None:
     bench = Workbench(num_pages=100, page_tokens=4, chunked_prefill_tokens=8)
     for _ in range(4):
-        bench.submit(prompt_of(21), 3, ignore_eos=True)
+        bench.submit(prompt_of(22), 3, ignore_eos=True)
     other = bench.submit(prompt_of(5, 30), 3, ignore_eos=True)
     bench.step()
     assert other.state is RequestState.RUNNING, "passed-over requests do not block others"
@@ -215,9 +215,26 @@ def test_equal_prompts_at_once_are_computed_once() -> None:
 def test_more_waiters_for_one_prefix_than_are_passed_over_all_finish() -> None:
     bench = Workbench(num_pages=200, max_batch_size=64, chunked_prefill_tokens=4)
     for _ in range(2 * MAX_PASSED_OVER):
-        bench.submit(prompt_of(17), 2, ignore_eos=True)
+        bench.submit(prompt_of(18), 2, ignore_eos=True)
     bench.run()
     assert bench.scheduler.stats().prefix_hit_tokens == (2 * MAX_PASSED_OVER - 1) * 16
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in turns", "ahead"])
+def test_no_token_of_a_prompt_is_computed_alone(ahead: bool) -> None:
+    """By the attention for decodes its last bits would be others, depending on whom the step was shared with."""
+    bench = Workbench(ahead=ahead, num_pages=400, max_batch_tokens=16, chunked_prefill_tokens=8, max_batch_size=16)
+    for length in range(1, 36):
+        bench.submit(prompt_of(length, length), 12, ignore_eos=True)
+        bench.submit(prompt_of(length, 17), 5, ignore_eos=True)
+    bench.run()
+    alone, in_prompt = [], set()
+    for plan in bench.plans:
+        in_prompt |= {start.slot for start in plan.starts}
+        prompt_rows = [row for row in plan.rows if row.slot in in_prompt]
+        alone += [row.start for row in prompt_rows if len(row.token_ids) == 1]
+        in_prompt -= {row.slot for row in prompt_rows if row.sample}
+    assert alone == [0, 0], "the prompts of one token"
 
 
 def test_waiters_go_on_when_the_request_they_wait_for_is_aborted() -> None:
@@ -247,7 +264,7 @@ def test_a_fully_cached_prompt_computes_its_last_page_again_in_a_page_of_its_own
 def test_one_tenant_never_finds_the_pages_of_another() -> None:
     bench = Workbench()
     for salt in (b"a", b"b", b"a", b"b"):
-        bench.submit(prompt_of(17), 2, salt=salt, ignore_eos=True)
+        bench.submit(prompt_of(18), 2, salt=salt, ignore_eos=True)
         bench.run()
     assert [request.num_cached for request in bench.requests.values()] == [0, 0, 16, 16]
 
@@ -428,7 +445,7 @@ def test_a_blocked_queue_costs_no_lookups(monkeypatch: pytest.MonkeyPatch) -> No
 def test_stats_count() -> None:
     bench = Workbench(num_pages=40, page_tokens=4)
     for _ in range(2):
-        bench.submit(prompt_of(9), 3, ignore_eos=True)
+        bench.submit(prompt_of(10), 3, ignore_eos=True)
         bench.run()
     bench.submit(prompt_of(5, 20), 5, ignore_eos=True)
     bench.submit(prompt_of(5, 30), 5, ignore_eos=True)
@@ -436,8 +453,8 @@ def test_stats_count() -> None:
     stats = bench.scheduler.stats()
     assert (stats.running, stats.waiting, stats.batch_tokens, stats.steps) == (2, 0, 10, 7)
     assert stats.generation_tokens == 8
-    assert (stats.prefix_query_tokens, stats.prefix_hit_tokens) == (28, 8)
-    assert (stats.device_pages_total, stats.device_pages_in_use, stats.device_pages_cached) == (40, 4, 2)
+    assert (stats.prefix_query_tokens, stats.prefix_hit_tokens) == (30, 8)
+    assert (stats.device_pages_total, stats.device_pages_in_use, stats.device_pages_cached) == (40, 4, 3)
     bench.run()
 
 

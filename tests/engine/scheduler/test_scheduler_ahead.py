@@ -107,9 +107,9 @@ def test_pages_too_short_for_all_are_not_planned_with_ahead() -> None:
 
 def test_a_prefix_in_flight_is_waited_for() -> None:
     bench = Workbench(ahead=True, max_batch_tokens=200, page_tokens=4)
-    bench.submit(prompt_of(17), 6, ignore_eos=True)
+    bench.submit(prompt_of(18), 6, ignore_eos=True)
     assert bench.launch()
-    second = bench.submit(prompt_of(17), 6, ignore_eos=True)
+    second = bench.submit(prompt_of(18), 6, ignore_eos=True)
     assert bench.launch()
     assert second.state is RequestState.WAITING
     bench.run()
