@@ -27,6 +27,8 @@ LATENCY_FACTOR: Final = 1.25
 MAX_CREDIT_STEPS: Final = 8.0
 # After so many shared steps the favoured get one alone, to measure again how long that takes.
 MAX_STEPS_TOGETHER: Final = 32
+# A prompt that has a turn gets as many tokens at least: of fewer the planner may compute none (see `StepPlanner`).
+LEAST_CHUNK: Final = 3
 # Of so many first steps of the favoured alone the shortest counts, since other processes may hold one up. With one
 # step, which then took 20 times as long, the others were in every step: of the demo model's requests every fifth took
 # 50 times as long as alone (64 tokens in 0.03 s, batches of 8 and 32, two cores of a Zen 5 EPYC).
@@ -116,7 +118,7 @@ class FairShare:
                 break
             count = min(request.num_due, self._max_chunk, max_tokens)
             if request.num_due > 1:
-                count = min(count, max(1, self._num_affordable(seconds)))
+                count = min(count, max(LEAST_CHUNK, self._num_affordable(seconds)))
                 prefill_budget += count
                 seconds -= step_time.token_s * count
             else:
