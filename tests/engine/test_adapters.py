@@ -155,7 +155,7 @@ def test_adapters_never_share_pages(cases: Callable[[str], Case]) -> None:
     assert len({tuple(answer) for answer in answers.values()}) == 3
     for index, chosen in enumerate(("some", None, "all"), 10):
         (result,) = run_requests(engine, [prompt], PARAMS, first_id=index, adapters=[chosen])
-        assert result.num_cached_tokens == 32
+        assert result.num_cached_tokens == (len(prompt) - 2) // 16 * 16 > 0
         assert result.token_ids == answers[chosen]
 
 
