@@ -36,6 +36,7 @@ from inferflux.llm_inputs import (
     params_for,
     token_ids_of,
 )
+from inferflux.llm_signals import signals_held
 from inferflux.sampling_params import Pooling, SamplingParams
 
 
@@ -129,7 +130,8 @@ class LLM:
         # engine: its requests are then noted in `_dropped`, and stopped when the engine is free.
         self._turn = threading.RLock()
         self._in_engine = False
-        self._is_closed = False
+        # Why it cannot be used any more.
+        self._ended: str | None = None
         self._dropped: list[int] = []
         self._process_id = os.getpid()
 
@@ -218,9 +220,9 @@ class LLM:
         if not self._is_ours:
             return
         with self._turn:
-            if not self._is_closed:
+            if self._ended is None:
                 with self._alone():
-                    self._is_closed = True
+                    self._ended = "has been closed"
                     self.engine.close()
 
     def stream(
@@ -254,9 +256,10 @@ class LLM:
             completion = Completion()
             generation.outputs.append(completion)
             request_id = next(self._ids)
+            text = TextStream(self._text.tokenizer, params, prompt)
             with self._alone():
                 self.engine.submit(Submit(request_id, prompt, params.for_choice(choice), adapter=adapter))
-            running[request_id] = _Running(generation, completion, TextStream(self._text.tokenizer, params, prompt))
+                running[request_id] = _Running(generation, completion, text)
         return generation
 
     def _run(self, running: dict[int, _Running], progress: bool | None) -> Iterator[tuple[int, Output]]:
@@ -298,22 +301,30 @@ class LLM:
     def _stop(self, request_ids: list[int]) -> None:
         if not self._is_ours:
             return
-        with self._turn:
+        with self._turn, signals_held():
             self._dropped += request_ids
             if not self._in_engine:
                 self._sweep()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Gives this thread the engine to itself; requests dropped meanwhile are stopped at the end."""
+        """Gives this thread the engine to itself; requests dropped meanwhile are stopped at the end. Signal handlers
+        wait for that end. After an exception other than a refusal the engine's books may be half written: this LLM
+        ends."""
         if not self._is_ours:
             raise EngineError("this LLM is of the process that was forked: load another one here")
-        with self._turn:
-            if self._is_closed:
-                raise EngineError("this LLM has been closed")
+        with self._turn, signals_held():
+            if self._ended is not None:
+                raise EngineError(f"this LLM {self._ended}")
             self._in_engine = True
             try:
                 yield
+            except RequestError:
+                raise
+            except BaseException as error:
+                self._ended = self._ended or f"was ended by {type(error).__name__} in its engine: load another one"
+                self.engine.close_file()
+                raise
             finally:
                 self._sweep()
 
@@ -324,7 +335,8 @@ class LLM:
             self._in_engine = True
             request_ids = self._dropped.copy()
             del self._dropped[: len(request_ids)]
-            self.engine.abort(request_ids)
+            if self._ended is None:
+                self.engine.abort(request_ids)
             for request_id in request_ids:
                 self._unread.pop(request_id, None)
             self._in_engine = False
