@@ -29,7 +29,7 @@ class Command(NamedTuple):
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": Command("start the HTTP server", "inferflux.server.commands"),
-        "config": Command("check a configuration file, show the effective configuration", "inferflux.config.commands"),
+        "config": Command("check a configuration file, show the effective configuration", "inferflux.config_commands"),
         "policy": Command("restore the policy store, change its passphrase", "inferflux.server.policy.commands"),
         "audit": Command("verify that an audit log has not been changed", "inferflux.server.audit.commands"),
         "kernels": Command("list, check, benchmark, tune and build the compute kernels", "inferflux.kernels.commands"),

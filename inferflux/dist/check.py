@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import torch
 
-from inferflux.config.commands import load_from_process
+from inferflux.config.from_process import load_from_process
 from inferflux.config.tree import DistributedConfig
 from inferflux.dist.channel import Channel
 from inferflux.dist.context import ParallelContext

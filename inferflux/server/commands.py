@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from inferflux.config import Config
-from inferflux.config.commands import config_help, load_from_process
+from inferflux.config.from_process import config_help, load_from_process
 from inferflux.config.load import check_servable, located
 from inferflux.engine.service.launch import EngineProcesses
 from inferflux.errors import ConfigError

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from inferflux.command_line import EXIT_FAILED, Parser
-from inferflux.config.commands import config_help, load_from_process
+from inferflux.config.from_process import config_help, load_from_process
 from inferflux.config.tree import ServerConfig
 from inferflux.errors import InferFluxError
 

@@ -9,10 +9,12 @@ import torch
 from inferflux.config import ModelConfig, RuntimeConfig
 from inferflux.config.tree import STUB, AdapterConfig, DistributedConfig
 from inferflux.dist.channel import Channel
+from inferflux.dist.context import ParallelContext
+from inferflux.dist.launch import backend_of
 from inferflux.engine.demo import demo_model_path
 from inferflux.engine.models.encoder_spec import encoder_architecture
-from inferflux.engine.runner.build_decoder import build_decoder
-from inferflux.engine.runner.build_encoder import build_encoder
+from inferflux.engine.runner.build_decoder import build_decoder, prepare_decoder
+from inferflux.engine.runner.build_encoder import build_encoder, prepare_encoder
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
 from inferflux.engine.runner.cpu_quota import keep_to_quota
 from inferflux.engine.runner.forks import compute_alone_in_forks
@@ -36,6 +38,20 @@ def build_runner(
         if encoder_architecture(settings.path) is not None:
             return build_encoder(settings, context, phase, reservation)
         return build_decoder(settings, channel, phase, reservation)
+
+
+def check_settings(
+    model: ModelConfig, adapters: Sequence[AdapterConfig], runtime: RuntimeConfig, distributed: DistributedConfig
+) -> None:
+    """Raises what `build_runner` would raise before it reads weights or measures memory."""
+    device = choose_device(model, distributed)
+    backend_of(distributed, device)
+    settings = BuildSettings(_model_path(model), model, runtime, adapters)
+    context = ParallelContext(distributed.rank, distributed.world_size, device)
+    if encoder_architecture(settings.path) is not None:
+        prepare_encoder(settings, context)
+    else:
+        prepare_decoder(settings, context)
 
 
 def choose_device(model: ModelConfig, distributed: DistributedConfig) -> torch.device:

@@ -22,7 +22,7 @@ from inferflux.engine.models.decoder import Decoder
 from inferflux.engine.models.load import load_model, resolve_dtype
 from inferflux.engine.models.partition import num_kv_heads
 from inferflux.engine.models.sentence_settings import read_pooling
-from inferflux.engine.models.spec import ModelSpec, read_spec
+from inferflux.engine.models.spec import ModelSpec, read_spec, with_max_model_len
 from inferflux.engine.runner.budget import check_fits, pool_memory, weight_bytes
 from inferflux.engine.runner.build_draft import Draft, build_draft, find_draft
 from inferflux.engine.runner.building import BuildSettings, Built, Phase
@@ -40,6 +40,17 @@ from inferflux.kernels.kernel_set import KernelSet, select
 from inferflux.kernels.quantized_kv import LARGEST_CODE, SCALE_BYTES
 
 _QUANTIZED_TYPES: Final = MappingProxyType({"int8": torch.int8, "fp8": torch.float8_e4m3fn})
+
+
+class _Prepared(NamedTuple):
+    """What is decided before weights are read. num_bytes: they take no fewer. kv_dtype: of cached keys and values."""
+
+    adapters: Sequence[Adapter]
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    kernels: KernelSet
+    draft: Draft | None
+    num_bytes: int
 
 
 class _Loaded(NamedTuple):
@@ -97,10 +108,10 @@ def build_decoder(settings: BuildSettings, channel: Channel, phase: Phase, reser
     return Built(runner, info, pages.fingerprint, grammars, pages.moves, drafter, names)
 
 
-def _load(settings: BuildSettings, context: ParallelContext, reservation: Reservation) -> _Loaded:
-    """Reads the weights, once it is known that they fit."""
+def prepare_decoder(settings: BuildSettings, context: ParallelContext) -> _Prepared:
+    """Decides what can be decided before weights are read. Raises as `build_decoder` does."""
     path, model, runtime, configs = settings
-    device, spec = context.device, read_spec(path)
+    device, spec = context.device, with_max_model_len(read_spec(path), model.max_model_len)
     adapters = [read_adapter(config, spec) for config in configs]
     dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, device)
     kv_dtype = _kv_dtype(runtime, dtype)
@@ -110,13 +121,20 @@ def _load(settings: BuildSettings, context: ParallelContext, reservation: Reserv
     num_bytes //= context.size
     draft = find_draft(runtime, path, model.max_model_len, context)
     num_bytes += 0 if draft is None else draft.weight_bytes
+    return _Prepared(adapters, dtype, kv_dtype, kernels, draft, num_bytes)
+
+
+def _load(settings: BuildSettings, context: ParallelContext, reservation: Reservation) -> _Loaded:
+    """Reads the weights, once it is known that they fit."""
+    path, model = settings.path, settings.model
+    adapters, dtype, kv_dtype, kernels, draft, num_bytes = prepare_decoder(settings, context)
     with reservation.turn() as reserved:
-        check_fits(model, num_bytes, free_memory(device).without(reserved).shared(context.size))
+        check_fits(model, num_bytes, free_memory(context.device).without(reserved).shared(context.size))
         reservation.reserve(num_bytes)
     decoder = load_model(
         path,
         kernels=kernels,
-        device=device,
+        device=context.device,
         dtype=dtype,
         context=context,
         max_model_len=model.max_model_len,

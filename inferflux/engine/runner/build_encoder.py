@@ -1,10 +1,13 @@
 """From the configuration to an EncoderRunner, for models that only embed: dtype, weights, warm-up."""
 
 import math
+from typing import NamedTuple
+
+import torch
 
 from inferflux.dist.context import ParallelContext
 from inferflux.engine.interface import ModelInfo
-from inferflux.engine.models.encoder_spec import read_encoder_spec
+from inferflux.engine.models.encoder_spec import EncoderSpec, read_encoder_spec
 from inferflux.engine.models.load import resolve_dtype
 from inferflux.engine.models.load_encoder import load_encoder
 from inferflux.engine.models.sentence_settings import read_pooling
@@ -19,27 +22,25 @@ from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.errors import ConfigError, RequestError
 from inferflux.kernels.dtypes import dtype_name
-from inferflux.kernels.kernel_set import select
+from inferflux.kernels.kernel_set import KernelSet, select
 from inferflux.sampling_params import SamplingParams
+
+
+class _Prepared(NamedTuple):
+    spec: EncoderSpec
+    dtype: torch.dtype
+    kernels: KernelSet
 
 
 def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phase, reservation: Reservation) -> Built:
     """Raises ModelLoadError when the model cannot be served here, ConfigError when a setting does not fit it."""
-    path, model, runtime, adapters = settings
-    if adapters:
-        raise ConfigError(f"adapters: {adapters[0].id}: {model.id} is an encoder, which takes none")
-    if context.size > 1:
-        raise ConfigError("distributed.world_size: must be 1 for an encoder model")
-    if model.quantization is not None:
-        raise ConfigError("models[].quantization: is not supported for encoder models")
+    path, model, runtime, _ = settings
     with phase("weights"):
-        spec = read_encoder_spec(path, model.max_model_len)
-        dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, context.device)
+        spec, dtype, kernels = prepare_encoder(settings, context)
         weights = weight_bytes(spec.num_parameters, dtype.itemsize, None)
         with reservation.turn() as reserved:
             check_fits(model, weights, free_memory(context.device).without(reserved))
             reservation.reserve(weights)
-        kernels = select(context.device, dtype, runtime.kernels)
         encoder = load_encoder(path, spec, kernels=kernels, dtype=dtype, context=context)
     runner = EncoderRunner(encoder)
     with phase("warmup"):
@@ -61,6 +62,20 @@ def build_encoder(settings: BuildSettings, context: ParallelContext, phase: Phas
         generates=False,
     )
     return Built(runner, info, fingerprint(path, dtype), Grammars(_no_vocabulary), None)
+
+
+def prepare_encoder(settings: BuildSettings, context: ParallelContext) -> _Prepared:
+    """Decides what can be decided before weights are read. Raises as `build_encoder` does."""
+    path, model, runtime, adapters = settings
+    if adapters:
+        raise ConfigError(f"adapters: {adapters[0].id}: {model.id} is an encoder, which takes none")
+    if context.size > 1:
+        raise ConfigError("distributed.world_size: must be 1 for an encoder model")
+    if model.quantization is not None:
+        raise ConfigError("models[].quantization: is not supported for encoder models")
+    spec = read_encoder_spec(path, model.max_model_len)
+    dtype = resolve_dtype(settings.dtype, spec.checkpoint_dtype, context.device)
+    return _Prepared(spec, dtype, select(context.device, dtype, runtime.kernels))
 
 
 def _no_vocabulary() -> Vocabulary:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inferflux.config import Config
-from inferflux.config.commands import config_help, load_from_process
+from inferflux.config.from_process import config_help, load_from_process
 from inferflux.config.process_env import PASSPHRASE_VARIABLE, passphrase_of_process, without_line_end
 from inferflux.errors import ConfigError
 from inferflux.log import escape
