@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import psutil
 from rich.console import Console
 
 from benchmarks import record
+from benchmarks.children import child_process
 from benchmarks.ports import free_port
 from benchmarks.serving import percentiles, until_ready
 
@@ -169,14 +169,10 @@ async def server(registry: Path, poll_interval_ms: int) -> AsyncIterator[tuple[s
     path, port = registry.with_name("server.yaml"), free_port()
     path.write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "inferflux", "serve", "--config", str(path), "--port", str(port)]
-    process = subprocess.Popen(command)
-    try:
+    with child_process(command) as process:
         url = f"http://127.0.0.1:{port}"
         await until_ready(url, process)
         yield url, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 async def churn(url: str, path: Path, process: psutil.Process, arguments: argparse.Namespace) -> dict[str, Any]:

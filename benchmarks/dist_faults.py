@@ -29,6 +29,7 @@ from typing import IO, NamedTuple
 import psutil
 
 from benchmarks import record
+from benchmarks.children import exits_by_exception
 from benchmarks.ports import free_port
 
 READY_S = 120.0
@@ -120,24 +121,21 @@ def group(size: int, timeout_s: float, log: IO[bytes]) -> Iterator[Group]:
     }
     if size == 1:
         settings["INFERFLUX_DIST_BACKEND"] = "stub"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "inferflux", "serve"],
-            env={**os.environ, **settings, "INFERFLUX_DIST_RANK": str(rank)},
-            stdout=log,
-            stderr=log,
-        )
-        for rank in range(size)
-    ]
-    try:
-        yield Group(port, processes)
-    finally:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
-            process.kill()
-            process.wait()
+    processes: list[subprocess.Popen[bytes]] = []
+    with exits_by_exception():
+        try:
+            for rank in range(size):
+                command = [sys.executable, "-m", "inferflux", "serve"]
+                environment = {**os.environ, **settings, "INFERFLUX_DIST_RANK": str(rank)}
+                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            yield Group(port, processes)
+        finally:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for child in psutil.Process(process.pid).children(recursive=True):
+                        child.kill()
+                process.kill()
+                process.wait()
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from benchmarks.children import child_process
 from benchmarks.ports import free_port
 
 ADMIN = "sk-benchmark-admin-0123456789"
@@ -75,19 +76,11 @@ async def serving(config: Mapping[str, Any]) -> AsyncIterator[Server]:
     with tempfile.TemporaryDirectory() as scratch:
         path, log = Path(scratch) / "server.yaml", Path(scratch) / "server.log"
         path.write_text(json.dumps(config))
-        with log.open("wb") as output:
-            command = [sys.executable, "-m", "inferflux", "serve", "--config", str(path), "--port", str(port)]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
-        try:
+        command = [sys.executable, "-m", "inferflux", "serve", "--config", str(path), "--port", str(port)]
+        with log.open("wb") as output, child_process(command, stdout=subprocess.DEVNULL, stderr=output) as process:
             server = Server(f"http://127.0.0.1:{port}", process, log)
             await until_ready(server)
             yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 async def until_ready(server: Server, limit_s: float = 120.0) -> None:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
+from benchmarks.children import exits_by_exception
 from benchmarks.shapes import SHAPES, write_model
 from benchmarks.workloads import WORKLOADS, Job
 from inferflux.kernels.cases.quantized import SCHEMES
@@ -137,7 +138,8 @@ def run_child(
     command += ["--rounds", str(arguments.rounds), "--workloads", *arguments.workloads]
     figures: dict[str, list[float]] = {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit_s, check=False)
+        with exits_by_exception():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit_s, check=False)
         output, failed = done.stdout, done.returncode != 0
         if failed:
             print(done.stderr[-2000:], file=sys.stderr)

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import record
+from benchmarks.children import child_process
 from benchmarks.offline import Run, inferflux, measure
 from benchmarks.ports import free_port
 from benchmarks.shapes import SHAPES, write_model
@@ -147,14 +148,10 @@ async def server(folder: Path, dtype: str, quantization: str | None) -> AsyncIte
         path.write_text(json.dumps(config))
         start = time.perf_counter()
         command = [sys.executable, "-m", "inferflux", "serve", "--config", str(path), "--port", str(port)]
-        process = subprocess.Popen(command)
-        try:
+        with child_process(command) as process:
             url = f"http://127.0.0.1:{port}"
             await until_ready(url, process)
             yield url, time.perf_counter() - start
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
 
 
 async def until_ready(url: str, process: "subprocess.Popen[bytes]", limit_s: float = 300.0) -> None:

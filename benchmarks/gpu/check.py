@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.children import exits_by_exception
 from benchmarks.gpu.bars import bars
 
 TOTAL_SECONDS = 465
@@ -93,7 +94,7 @@ def run_all(names: list[str], out: Path, toy: bool) -> int:
 def _run_child(name: str, out: Path, toy: bool, limit: float) -> str:
     (out / f"{name}.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.check", "--child", name, "--out", str(out)]
-    with (out / f"{name}.log").open("w") as log:
+    with (out / f"{name}.log").open("w") as log, exits_by_exception():
         child = subprocess.Popen(
             command + ["--toy"] * toy, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
