@@ -37,11 +37,13 @@ class TextWork:
         """Returns `function(*args)`, computed in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
-    async def encode(self, text: TextBundle, prompts: Sequence[str]) -> list[list[int]]:
-        """Returns each prompt's token ids, with the model's special tokens. Raises RequestError."""
+    async def encode(
+        self, text: TextBundle, prompts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Returns each prompt's token ids, by default with the model's special tokens. Raises RequestError."""
         if sum(map(len, prompts)) <= INLINE_CHARS:
-            return _encode(text, prompts)
-        return await self.run(_encode, text, prompts)
+            return _encode(text, prompts, add_special_tokens)
+        return await self.run(_encode, text, prompts, add_special_tokens)
 
     async def chat_prompt(
         self,
@@ -64,5 +66,5 @@ class TextWork:
             raise RequestError(f"{param}: {error}", param=param) from None
 
 
-def _encode(text: TextBundle, prompts: Sequence[str]) -> list[list[int]]:
-    return text.tokenizer.encode_batch(prompts, add_special_tokens=True)
+def _encode(text: TextBundle, prompts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    return text.tokenizer.encode_batch(prompts, add_special_tokens=add_special_tokens)

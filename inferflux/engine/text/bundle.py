@@ -42,12 +42,17 @@ class TextBundle:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
     ) -> ChatPrompt:
-        """Returns the prompt. As `ChatTemplate.render`, also in its errors: call it off the event loop."""
-        text = self.chat_template.render(messages, tools=tools, variables=variables)
+        """Returns the prompt. As `ChatTemplate.render`, also in its errors: call it off the event loop.
+        add_special_tokens: also those that the tokenizer adds to a text, which a template writes itself."""
+        text = self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
+        )
         opens_thoughts = text.rstrip().endswith(reasoning.OPEN)
         try:
-            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+            token_ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except RequestError as error:  # a call's arguments may spell half a surrogate pair
             raise RequestError(f"messages: {error}", param="messages") from None
         return ChatPrompt(token_ids, opens_thoughts)

@@ -1,6 +1,7 @@
 """What handlers need of a request before they can start: its body, its model, the time it has left."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -149,18 +150,37 @@ async def tokens_of(request: web.Request, backend: Backend, prompts: Sequence[st
 
 
 async def token_ids_of(
-    request: web.Request, backend: Backend, prompt: str | list[int] | None, chat: TemplatedRequest
+    request: web.Request,
+    backend: Backend,
+    prompt: str | list[int] | None,
+    chat: TemplatedRequest,
+    *,
+    add_special_tokens: bool | None = None,
+    add_generation_prompt: bool = True,
 ) -> list[int]:
     """Returns the token ids of the prompt, or of the chat's messages. Raises RequestError unless one of them is given,
-    and as a chat does for what the model's template cannot render."""
+    and as a chat does for what the model's template cannot render.
+
+    add_special_tokens None: as the generate routes do, to a prompt's text and not to messages.
+    """
     if (prompt is None) == (chat.messages is None):
         raise RequestError("prompt: give either prompt or messages", param="prompt")
     chat.check()
+    if isinstance(prompt, list):
+        return prompt
     if prompt is not None:
-        return (await tokens_of(request, backend, [prompt]))[0]
+        add = add_special_tokens is not False
+        return (await text_work_of(request).encode(backend.text, [prompt], add_special_tokens=add))[0]
     messages, definitions = await compute(request, _for_template, chat, backend.text)
-    made = await text_work_of(request).chat_prompt(backend.text, messages, definitions, chat.chat_template_kwargs)
-    return made.token_ids
+    render = functools.partial(
+        backend.text.chat_prompt,
+        messages,
+        tools=definitions,
+        variables=chat.chat_template_kwargs,
+        add_generation_prompt=add_generation_prompt,
+        add_special_tokens=bool(add_special_tokens),
+    )
+    return (await text_work_of(request).run(render)).token_ids
 
 
 def _for_template(chat: TemplatedRequest, text: TextBundle) -> tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]:

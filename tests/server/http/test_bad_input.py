@@ -302,6 +302,8 @@ TOKEN_CASES: list[tuple[str, dict[str, Any], str]] = [
     ("/tokenize", {"messages": []}, "messages"),
     ("/tokenize", {"text": "a"}, "text"),
     ("/tokenize", {"prompt": "a", "tools": []}, "tools"),
+    ("/tokenize", {"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
+    ("/tokenize", {"prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
     ("/tokenize", {"prompt": "a", "chat_template_kwargs": {}}, "chat_template_kwargs"),
     ("/tokenize", {"messages": [{"role": "user", "content": ""}], "tool_choice": "required"}, "tool_choice"),
     (

@@ -171,6 +171,32 @@ async def test_tokenize_and_back(site: Site):
     assert body["tokens"] == site.engine.submitted[0].prompt_token_ids
 
 
+async def test_tokenize_with_and_without_what_is_added(site: Site):
+    """As vLLM's clients ask: to count a text by itself, or a conversation that is not the model's turn."""
+    tokenizer = text_bundle().tokenizer
+    bos = tokenizer.bos_token_id
+    turn = "<|start|>user\nHi<|end|>\n"
+    messages = {"messages": [{"role": "user", "content": "Hi"}]}
+
+    async def tokens(body: dict[str, Any]) -> list[int]:
+        status, answer = await site.post("/tokenize", body)
+        assert status == 200, answer
+        assert answer["count"] == len(answer["tokens"])
+        return answer["tokens"]
+
+    def plain(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    assert await tokens({"prompt": "Hi", "add_special_tokens": False}) == plain("Hi")
+    for added in ({}, {"add_special_tokens": True}, {"add_special_tokens": None}):
+        assert await tokens({"prompt": "Hi", **added}) == [bos, *plain("Hi")]
+    assert await tokens({**messages, "add_generation_prompt": False}) == plain(turn)
+    asked = plain(turn + "<|start|>assistant\n")
+    for added in ({}, {"add_generation_prompt": True, "add_special_tokens": False}, {"add_generation_prompt": None}):
+        assert await tokens({**messages, **added}) == asked
+    assert await tokens({**messages, "add_special_tokens": True}) == [bos, *asked]
+
+
 async def test_every_metric_of_the_contract_is_there_with_its_type(site: Site):
     await site.post("/v1/completions", {"prompt": "Hi"})
     families = {family.name: family for family in parse_text(await metrics_page(site))}

@@ -17,7 +17,14 @@ from inferflux.server.http.schemas.tokens import (
 async def tokenize(request: web.Request) -> web.Response:
     body = await read_body(request, TOKENIZE)
     backend = find_backend(request, body.model)
-    token_ids = await token_ids_of(request, backend, body.prompt, body)
+    token_ids = await token_ids_of(
+        request,
+        backend,
+        body.prompt,
+        body,
+        add_special_tokens=body.add_special_tokens,
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
     assert backend.info is not None, "a backend with a text side has been described"
     return json_response(TokenizeResponse(token_ids, len(token_ids), backend.info.max_model_len))
 
