@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from inferflux.config import FairnessConfig, SchedulerConfig
 from inferflux.engine.request import Request, RequestState
-from inferflux.engine.scheduler.fair_share import ARRIVAL_WINDOW_S, LATENCY_FACTOR, MAX_CREDIT_STEPS, FairShare
+from inferflux.engine.scheduler.fair_share import (
+    ARRIVAL_WINDOW_S,
+    LATENCY_FACTOR,
+    LEAST_CHUNK,
+    MAX_CREDIT_STEPS,
+    FairShare,
+)
 from inferflux.engine.scheduler.step_time import StepSize, StepTimeModel
 from inferflux.engine.scheduler.tenants import TenantCounters
 from inferflux.engine.step import StepPlan
@@ -366,6 +372,22 @@ def test_a_step_that_was_held_up_does_not_hold_up_the_others_for_long() -> None:
         fair_share.note(StepSize(1, 0), fair_share.plan(StepSize(1, 0), StepSize(1, 0)), 0.01)
         num_steps += 1
     assert 0 < num_steps < 4 * MAX_CREDIT_STEPS / (LATENCY_FACTOR - 1)
+
+
+@pytest.mark.parametrize("num_due", [2, 3, 4, 5, 64])
+def test_a_prompt_whose_turn_it_is_gets_more_than_the_planner_would_refuse(num_due: int) -> None:
+    """However dear its tokens are. Of a prompt of three the planner computes no two, which would leave one alone, and
+    the turn would go by with nothing computed."""
+    fair_share = FairShare(SchedulerConfig())
+    fair_share.update(tenants_of({"a": 9, "b": 1}), 0.0)
+    fair_share.note(StepSize(0, 64), None, 64.0)
+    for _ in range(20):
+        fair_share.note(StepSize(1, 0), fair_share.plan(StepSize(1, 0), StepSize(1, 0)), 0.01)
+    prompt = Request(1, [1] * num_due, SamplingParams(), 0, 99)
+    rows, budget = fair_share.choose(StepSize(1, 0), [prompt], 2000)
+    assert rows == [prompt]
+    assert budget == min(num_due, LEAST_CHUNK), "its credit is less than one token's time"
+    assert Workbench().scheduler._planner._chunk(num_due, budget) >= 2
 
 
 def test_a_favoured_request_without_room_takes_that_of_nobody_who_has_a_row_already() -> None:
