@@ -6,12 +6,13 @@ After every step the books must balance, and whoever finishes must have said wha
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from inferflux.config import FairnessConfig
 from inferflux.engine.request import RequestState
 from inferflux.engine.scheduler.policies import PATIENCE_S, POLICIES
 from inferflux.errors import RequestError
+from tests.support.scheduler_machine import STREAMS, SchedulerMachine
 from tests.support.workbench import Workbench
 
 FAIRNESS = st.builds(
@@ -21,11 +22,9 @@ FAIRNESS = st.builds(
     max_timeslice_tokens=st.sampled_from([0, 0, 1, 3]),
 )
 SALTS = (b"", b"tenant a", b"tenant b")
-# Prompts are cut from few streams, so that prefixes are shared often and at every length.
-STREAMS = tuple([(stream * 5 + i * i) % 11 for i in range(40)] for stream in range(2))
 
 
-class SchedulerLife(RuleBasedStateMachine):
+class SchedulerLife(SchedulerMachine):
     @initialize(
         num_pages=st.integers(2, 14),
         page_tokens=st.integers(1, 4),
@@ -115,17 +114,6 @@ class SchedulerLife(RuleBasedStateMachine):
         launched = self.bench.launch()
         assert launched == self.bench.scheduler.has_work or not is_first
 
-    @precondition(lambda self: self.bench.flights)
-    @rule()
-    def land(self) -> None:
-        self.bench.land()
-
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        alive = [r.id for r in self.bench.requests.values() if r.state is not RequestState.FINISHED]
-        if alive:
-            self.bench.scheduler.abort(data.draw(st.lists(st.sampled_from(alive), max_size=3)))
-
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         running = [r.id for r in self.bench.requests.values() if r.state is RequestState.RUNNING]
@@ -139,16 +127,6 @@ class SchedulerLife(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, PATIENCE_S]))
     def wait(self, seconds: float) -> None:
         self.bench.clock += seconds
-
-    @rule()
-    def reset_prefix_cache(self) -> None:
-        self.bench.kv.reset_prefix_cache()
-
-    @invariant()
-    def books_balance(self) -> None:
-        self.bench.scheduler.check_integrity()
-        pool = self.bench.kv.pool
-        assert pool.num_free + pool.num_used + pool.num_cached == pool.num_pages
 
     @invariant()
     def every_cached_page_can_be_reached(self) -> None:
@@ -170,12 +148,9 @@ class SchedulerLife(RuleBasedStateMachine):
             later.add(page)
 
     def teardown(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        # A timeslice of one token, prefilled anew in chunks of one token each time, takes its thousands of steps.
-        self.bench.run(max_steps=50_000)
-        assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())
-        assert not self.bench.scheduler.has_work
+        if hasattr(self, "bench"):
+            # A timeslice of one token, prefilled anew in chunks of one token each time, takes its thousands of steps.
+            self.end(max_steps=50_000)
 
 
 TestSchedulerLife = SchedulerLife.TestCase

@@ -8,17 +8,16 @@ import random
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, rule
 
 from inferflux.engine.kv.lower_tiers import TierSettings
 from inferflux.engine.request import RequestState
 from tests.support.fake_tiers import FakeTiers
+from tests.support.scheduler_machine import STREAMS, SchedulerMachine
 from tests.support.workbench import Workbench
 
-STREAMS = tuple([(stream * 5 + i * i) % 11 for i in range(40)] for stream in range(2))
 
-
-class TieredLife(RuleBasedStateMachine):
+class TieredLife(SchedulerMachine):
     @initialize(
         num_pages=st.integers(3, 14),
         page_tokens=st.integers(1, 4),
@@ -91,17 +90,6 @@ class TieredLife(RuleBasedStateMachine):
         if len(self.bench.flights) < self.bench.max_flights:
             self.bench.launch()
 
-    @precondition(lambda self: self.bench.flights)
-    @rule()
-    def land(self) -> None:
-        self.bench.land()
-
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        alive = [r.id for r in self.bench.requests.values() if r.state is not RequestState.FINISHED]
-        if alive:
-            self.bench.scheduler.abort(data.draw(st.lists(st.sampled_from(alive), max_size=3)))
-
     @rule(event=st.sampled_from(["turn_on", "turn_on", "turn_off", "fill_up"]), num_slots=st.integers(0, 5))
     def file_changes(self, event: str, num_slots: int) -> None:
         if not self.tiers.file_slots:
@@ -115,20 +103,10 @@ class TieredLife(RuleBasedStateMachine):
     def flush(self, count: int) -> None:
         self.bench.kv.flush(count)
 
-    @rule()
-    def reset_prefix_cache(self) -> None:
-        self.bench.kv.reset_prefix_cache()
-
-    @invariant()
-    def books_balance(self) -> None:
-        self.bench.scheduler.check_integrity()
-
     def teardown(self) -> None:
-        if not hasattr(self, "bench"):
-            return
-        self.tiers.pace = 1.0
-        self.bench.run()
-        assert all(request.state is RequestState.FINISHED for request in self.bench.requests.values())
+        if hasattr(self, "bench"):
+            self.tiers.pace = 1.0
+            self.end(max_steps=2000)
 
 
 def test_a_file_that_hangs_holds_up_no_request_for_good() -> None:
