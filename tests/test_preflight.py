@@ -1,5 +1,5 @@
-"""`inferflux config check` finds what would keep a server from starting, before the server that serves is stopped for
-it: once it passed kernels that do not exist."""
+"""`inferflux config check --preflight` finds what would keep a server from starting, before the running one is stopped
+for it."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def _check(text: str, *arguments: str) -> int:
     Path("c.yaml").write_text(KEYS + text)
-    return main(["config", "check", "c.yaml", *arguments])
+    return main(["config", "check", *arguments, "c.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def _check(text: str, *arguments: str) -> int:
 def test_what_a_server_would_refuse_is_told_with_file_and_key(
     folder: Path, text: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _check(text) == 2
+    assert _check(text, "--preflight") == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"c.yaml: {line}")
@@ -93,7 +93,7 @@ def test_what_a_server_would_refuse_is_told_with_file_and_key(
     ],
 )
 def test_the_server_says_the_same(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _check(text) == 2
+    assert _check(text, "--preflight") == 2
     command = [sys.executable, "-m", "inferflux", "serve", "--config", "c.yaml", "--port", "0"]
     served = subprocess.run(
         command,
@@ -111,7 +111,7 @@ def test_the_server_says_the_same(folder: Path, text: str, capsys: pytest.Captur
 def test_a_sound_configuration_passes_and_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The policy store and the audit log are the server's to make."""
     kernels = "runtime: {kernels: {norm: reference, rope: torch}}"
-    assert _check(f"{kernels}\npolicy: {{store: policy.enc}}\nlogging: {{audit_log: audit.log}}") == 0
+    assert _check(f"{kernels}\npolicy: {{store: policy.enc}}\nlogging: {{audit_log: audit.log}}", "--preflight") == 0
     assert capsys.readouterr() == ("c.yaml: ok\n", "")
     assert {path.name for path in folder.iterdir()} == {"c.yaml", "misnamed.py", "model", "short.py"}
 
@@ -119,7 +119,7 @@ def test_a_sound_configuration_passes_and_nothing_is_written(folder: Path, capsy
 def test_a_model_that_the_demo_model_would_stand_in_for_is_noted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _check("models: [{id: a, path: none}]") == 0
+    assert _check("models: [{id: a, path: none}]", "--preflight") == 0
     assert capsys.readouterr().err == (
         "note: models: a: none is not a folder: the demo model would answer in its place\n"
     )
@@ -129,7 +129,21 @@ def test_the_file_alone_is_checked_where_the_server_does_not_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "runtime: {kernels: {norm: on_the_server.py}}\nmodels: [{id: a, path: none, backend: cuda}]"
-    assert _check(text) == 2
+    assert _check(text, "--preflight") == 2
     capsys.readouterr()
-    assert _check(text, "--syntax-only") == 0
+    assert _check(text) == 0
     assert capsys.readouterr() == ("c.yaml: ok\n", "")
+
+
+def test_the_environment_counts_where_the_server_will_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The keys are usually there; without one, no server starts."""
+    Path("c.yaml").write_text("runtime: {allow_stub: true}\n")
+    assert main(["config", "check", "--preflight", "c.yaml"]) == 2
+    assert "auth.api_keys: needs at least one key" in capsys.readouterr().err
+    monkeypatch.setenv("INFERFLUX_API_KEYS", "sk-0123456789abcdef")
+    assert main(["config", "check", "--preflight", "c.yaml"]) == 0
+    monkeypatch.setenv("INFERFLUX_RUNTIME__KERNELS__NORM", "tritn")
+    assert main(["config", "check", "--preflight", "c.yaml"]) == 2
+    assert "runtime.kernels.norm: no kernels called 'tritn'" in capsys.readouterr().err

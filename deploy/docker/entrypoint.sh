@@ -14,7 +14,7 @@ key_file="$state/first-api-key"
 has_credentials() {
   python - "$config" 2>/dev/null <<'PYTHON' || [ $? -ne 3 ]
 import pathlib, sys
-from inferflux.config.commands import load_from_process
+from inferflux.config.from_process import load_from_process
 
 auth = load_from_process(pathlib.Path(sys.argv[1]), {}).config.auth
 sys.exit(0 if auth.api_keys or auth.oidc_issuer or auth.allow_anonymous else 3)
