@@ -44,7 +44,8 @@ DESCRIPTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "runtime.paged_kv.page_tokens": "Tokens per page of the KV cache.",
         "runtime.paged_kv.device_pages": "Pages in device memory; 0: as many as fit and the batch can use.",
         "runtime.paged_kv.device_memory_fraction": "Share of the free memory that the KV cache may take; `null` is 0.9 "
-        "of a GPU's, 0.25 of a CPU's, where the prefix cache fills only a part (see the admin guide).",
+        "of a GPU's (less where steps need more than the rest), 0.25 of a CPU's, where the prefix cache fills only a "
+        "part (see the admin guide).",
         "runtime.paged_kv.cpu_pages": "Pages in host memory, for those evicted from the device.",
         "runtime.paged_kv.eviction": "Which cached page is evicted first.",
         "runtime.paged_kv.dtype": "Type of cached keys and values; `auto` is the model's.",

@@ -31,6 +31,7 @@ from inferflux.engine.runner.memory import PoolPlan, free_memory, plan_cache, pl
 from inferflux.engine.runner.reservations import Reservation
 from inferflux.engine.runner.runner import Runner
 from inferflux.engine.runner.warm_up import warm_up
+from inferflux.engine.runner.working_memory import step_bytes, working_bytes
 from inferflux.engine.structured.grammars import Grammars
 from inferflux.engine.structured.vocabulary import Vocabulary
 from inferflux.engine.text.tokenizer import eos_token_id, load_tokenizer
@@ -155,9 +156,9 @@ def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, rese
     page_bytes = page.num_bytes + (0 if loaded.draft is None else loaded.draft[0].page.num_bytes)
     with reservation.turn() as reserved:
         free = free_memory(context.device).without(reserved).shared(context.size)
-        memory = pool_memory(model, loaded.num_bytes, free)
+        memory = pool_memory(model, loaded.num_bytes, free)._replace(working=_working_bytes(runtime, loaded))
         plan = plan_pool(model, runtime, spec.max_model_len, page_bytes, memory)
-        reservation.reserve(loaded.num_bytes + plan.num_pages * page_bytes)
+        reservation.reserve(loaded.num_bytes + plan.num_pages * page_bytes + memory.working)
     channel.barrier()
     context.require_same(_shared_settings(settings, loaded.adapters))
     plan = PoolPlan(*context.all_reduce_min(plan))
@@ -166,6 +167,18 @@ def _make_pages(settings: BuildSettings, loaded: _Loaded, channel: Channel, rese
     host = free_memory(torch.device("cpu")).shared(context.size)
     cache_pages = plan_cache(runtime, loaded.num_bytes, page_bytes, memory)
     return _Pages(page, plan, cache_pages, pool, name, open_tiers(runtime, pool, name, context, host.num_bytes))
+
+
+def _working_bytes(runtime: RuntimeConfig, loaded: _Loaded) -> int:
+    """What steps need beside weights and pages. On a CPU the pool's share leaves them more than they ever take."""
+    decoder = loaded.decoder
+    if decoder.context.device.type == "cpu":
+        return 0
+    steps = [step_bytes(decoder.spec, decoder.dtype.itemsize, runtime, decoder.context.size)]
+    if loaded.draft is not None:
+        draft = loaded.draft[1]
+        steps.append(step_bytes(draft.spec, draft.dtype.itemsize, runtime))
+    return working_bytes(steps)
 
 
 def _eos_token_ids(path: Path, spec: ModelSpec) -> list[int]:

@@ -37,11 +37,12 @@ class PoolPlan(NamedTuple):
 
 class FreeMemory(NamedTuple):
     """Bytes free on a kind of device (`cuda` or `cpu`) once the weights are loaded. limit: most bytes that the pool may
-    take of them, if any."""
+    take of them, if any. working: what steps take of them (see `working_memory`)."""
 
     kind: str
     num_bytes: int
     limit: int | None = None
+    working: int = 0
 
     def without(self, num_bytes: int) -> "FreeMemory":
         """Returns what is left when others take num_bytes of it."""
@@ -68,8 +69,7 @@ def plan_pool(model: ModelConfig, runtime: RuntimeConfig, window: int, page_byte
         needed = math.ceil(min(window, MIN_USEFUL_TOKENS) / page_tokens)
         raise ModelLoadError(
             f"{model.id}: of {_megabytes(free.num_bytes)} free memory, the KV cache's share holds {held} tokens; "
-            f"{_megabytes((needed - num_pages) * page_bytes)} more are needed: free some memory, or raise "
-            f"runtime.paged_kv.device_memory_fraction{' or models[].memory_gb' if free.limit is not None else ''}"
+            f"{_megabytes((needed - num_pages) * page_bytes)} more are needed: free some memory, or {_advice(free)}"
         )
     if model.max_model_len is not None:
         raise ConfigError(
@@ -103,8 +103,18 @@ def _num_pages(runtime: RuntimeConfig, pages_per_request: int, page_bytes: int, 
             )
         return settings.device_pages
     fraction = settings.device_memory_fraction or DEFAULT_FRACTION[free.kind]
-    usable = min(allowed, int(fitting * fraction))
+    beside_steps = max(0, free.num_bytes - free.working) // page_bytes
+    usable = min(allowed, int(fitting * fraction), beside_steps)
     return min(usable, runtime.scheduler.max_batch_size * pages_per_request + 1)
+
+
+def _advice(free: FreeMemory) -> str:
+    raised = "runtime.paged_kv.device_memory_fraction"
+    if free.limit is not None:
+        raised += " or models[].memory_gb"
+    if not free.working:
+        return f"raise {raised}"
+    return f"lower runtime.scheduler.max_batch_tokens (a step needs {_megabytes(free.working)}), or raise {raised}"
 
 
 def _megabytes(num_bytes: int) -> str:
