@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inferflux.config.process_env import cache_dir, without_secrets
+from inferflux.config.process_env import cache_dir, engine_environment, without_secrets
 from inferflux.kernels.native import build
 
 
@@ -18,6 +18,19 @@ def test_secrets_stay_here_and_the_rest_goes_along() -> None:
         "INFERCTL_API_KEY": "k",
     }
     assert without_secrets(kept | secret) == kept
+
+
+def test_an_engines_threads_sleep_soon_unless_the_user_says_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERFLUX_API_KEYS", "k:admin")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert int(engine_environment()["GOMP_SPINCOUNT"]) <= 10_000  # by default 300,000
+    assert "INFERFLUX_API_KEYS" not in engine_environment()
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert engine_environment()["GOMP_SPINCOUNT"] == "77"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in engine_environment()
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

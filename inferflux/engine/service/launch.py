@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from inferflux.config import ModelConfig, RuntimeConfig
-from inferflux.config.process_env import child_environment
+from inferflux.config.process_env import engine_environment
 from inferflux.config.tree import AdapterConfig, DistributedConfig, LoggingConfig
 
 TERMINATE_GRACE_S = 5.0
@@ -107,7 +107,7 @@ class EngineProcesses:
                 [*command, self._log.level, self._log.format],
                 pass_fds=(descriptor,),
                 stdin=subprocess.DEVNULL,
-                env=child_environment(),
+                env=engine_environment(),
                 # A terminal's Ctrl-C reaches a whole group; the server decides when this process ends.
                 process_group=0,
             )

@@ -35,5 +35,6 @@ def test_a_process_that_nobody_took_is_ended() -> None:
     processes = EngineProcesses(LoggingConfig())
     processes.prepare()
     (ahead,) = children() - before
+    assert "GOMP_SPINCOUNT" in psutil.Process(ahead).environ()  # what engines' threads get, see `process_env`
     processes.close()
     assert psutil.Process(ahead).wait(timeout=PATIENCE_S) is not None
