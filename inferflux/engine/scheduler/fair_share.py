@@ -92,12 +92,17 @@ class FairShare:
         if favoured and not self.tenants:
             self._credit_s = 0.0
             self._alone.clear()
-        for tenant in islice(num_requests, 2):
+        self.note_present(tenants, now)
+        self.tenants = favoured
+        self.max_prompt_tokens = self._max_chunk if now < self._shared_until else self._max_tokens
+
+    def note_present(self, tenants: TenantCounters, now: float) -> None:
+        """Notes who has requests here, under other policies too: many a policy is switched because of several tenants,
+        and none of them should then wait for a long step."""
+        for tenant in islice(tenants.num_requests, 2):
             if tenant != self._last_tenant:
                 self._shared_until = -inf if self._last_tenant is None else now + ARRIVAL_WINDOW_S
                 self._last_tenant = tenant
-        self.tenants = favoured
-        self.max_prompt_tokens = self._max_chunk if now < self._shared_until else self._max_tokens
 
     def end(self) -> None:
         """Favours nobody from now on."""

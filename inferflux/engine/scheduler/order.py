@@ -135,6 +135,7 @@ class Order:
         """Decides which tenants are favoured from now on; called before each step. Returns whether any is: then all
         requests have to be sorted again."""
         if not self._policy.by_tenant:
+            self.fair_share.note_present(self._tenants, self._clock())
             return False
         self.fair_share.update(self._tenants, self._clock())
         return bool(self.fair_share.tenants)

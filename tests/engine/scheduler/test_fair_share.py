@@ -243,6 +243,19 @@ def test_prompts_wait_for_no_longer_than_a_step_where_another_tenant_may_come() 
     assert max(plan.num_tokens for plan in timed.bench.plans[-10:]) > DEFAULT.chunked_prefill_tokens
 
 
+def test_a_policy_switched_to_knows_which_tenants_came_under_the_one_before() -> None:
+    """It is switched to because others wait: one that came then would have had to wait for a step of 2048 tokens."""
+    timed = Timed(CPU, policy="priority_age")
+    timed.latency("b", 64, 4)
+    for _ in range(4):
+        timed.submit("a", 1500, 4)
+    timed.steps(1)
+    assert timed.bench.plans[-1].num_tokens == DEFAULT.max_batch_tokens
+    timed.bench.scheduler.configure("fair", FairnessConfig())
+    timed.steps(2)
+    assert timed.bench.plans[-1].num_tokens <= DEFAULT.chunked_prefill_tokens + 2
+
+
 def test_two_crowds_together_are_served_as_fast_as_one() -> None:
     rates = []
     for tenants in (("a", "a"), ("a", "b")):
