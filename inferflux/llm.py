@@ -36,7 +36,7 @@ from inferflux.llm_inputs import (
     params_for,
     token_ids_of,
 )
-from inferflux.llm_signals import signals_held
+from inferflux.llm_signals import HeldSignals
 from inferflux.sampling_params import Pooling, SamplingParams
 
 
@@ -175,16 +175,17 @@ class LLM:
         adapters = adapters_for(len(batch), adapter)
         tokens = [token_ids_of(prompt, self._text) for prompt in batch]
         running: dict[int, _Running] = {}
-        try:
-            generations = [
-                self._start(running, ids, one, name) for ids, one, name in zip(tokens, each, adapters, strict=True)
-            ]
-            for request_id, output in self._run(running, progress):
-                if _apply(running[request_id], output).finish_reason is not None:
-                    self._stop([request_id])
-                    del running[request_id]
-        finally:
-            self._stop(list(running))
+        with HeldSignals() as signals:
+            try:
+                generations = [
+                    self._start(running, ids, one, name) for ids, one, name in zip(tokens, each, adapters, strict=True)
+                ]
+                for request_id, output in self._run(running, progress, signals):
+                    if _apply(running[request_id], output).finish_reason is not None:
+                        self._stop([request_id])
+                        del running[request_id]
+            finally:
+                self._stop(list(running))
         return generations
 
     def embed(
@@ -202,16 +203,17 @@ class LLM:
         params = SamplingParams(max_tokens=1, pooling=self.engine.info.pooling if pooling is None else pooling)
         running: dict[int, _Running] = {}
         batch = as_batch(prompts)
-        try:
-            for prompt, name in zip(batch, adapters_for(len(batch), adapter), strict=True):
-                self._start(running, token_ids_of(prompt, self._text), params, name)
-            vectors: dict[int, list[float]] = {request_id: [] for request_id in running}
-            for request_id, output in self._run(running, progress=False):
-                _apply(running.pop(request_id), output)
-                assert output.vector is not None, "a pooled request ends with its vector"
-                vectors[request_id] = np.frombuffer(output.vector, "<f4").tolist()
-        finally:
-            self._stop(list(running))
+        with HeldSignals() as signals:
+            try:
+                for prompt, name in zip(batch, adapters_for(len(batch), adapter), strict=True):
+                    self._start(running, token_ids_of(prompt, self._text), params, name)
+                vectors: dict[int, list[float]] = {request_id: [] for request_id in running}
+                for request_id, output in self._run(running, False, signals):
+                    _apply(running.pop(request_id), output)
+                    assert output.vector is not None, "a pooled request ends with its vector"
+                    vectors[request_id] = np.frombuffer(output.vector, "<f4").tolist()
+            finally:
+                self._stop(list(running))
         return list(vectors.values())
 
     def close(self) -> None:
@@ -219,7 +221,7 @@ class LLM:
         raise EngineError; closing again does nothing, and neither does closing in a fork."""
         if not self._is_ours:
             return
-        with self._turn:
+        with self._turn, HeldSignals():
             if self._ended is None:
                 with self._alone():
                     self._ended = "has been closed"
@@ -238,7 +240,8 @@ class LLM:
         check_generates(params)
         running: dict[int, _Running] = {}
         try:
-            self._start(running, token_ids_of(prompt, self._text), params, adapter)
+            with HeldSignals():
+                self._start(running, token_ids_of(prompt, self._text), params, adapter)
             for request_id, output in self._run(running, progress=False):
                 delta = _apply(running[request_id], output)
                 if delta.text or delta.token_ids or delta.finish_reason:
@@ -262,8 +265,11 @@ class LLM:
                 running[request_id] = _Running(generation, completion, text)
         return generation
 
-    def _run(self, running: dict[int, _Running], progress: bool | None) -> Iterator[tuple[int, Output]]:
-        """Steps the engine until nothing of `running` is left, yielding each request's outputs.
+    def _run(
+        self, running: dict[int, _Running], progress: bool | None, signals: HeldSignals | None = None
+    ) -> Iterator[tuple[int, Output]]:
+        """Steps the engine until nothing of `running` is left, yielding each request's outputs. signals: are let
+        through between steps; None: they are held during a step only.
 
         Several of these may take turns on one engine (interleaved streams): what is others' waits in `_unread`.
         """
@@ -271,7 +277,13 @@ class LLM:
         with Progress(console=Console(stderr=True), disable=_hide_bar(progress), transient=True) as bar:
             task = bar.add_task("generating", total=num_left)
             while running:
-                for output in self._next_outputs(running):
+                if signals is None:
+                    with HeldSignals():
+                        outputs = self._next_outputs(running)
+                else:
+                    outputs = self._next_outputs(running)
+                    signals.let_through()
+                for output in outputs:
                     if output.request_id in running:
                         yield output.request_id, output
                 if len(running) < num_left:
@@ -301,19 +313,18 @@ class LLM:
     def _stop(self, request_ids: list[int]) -> None:
         if not self._is_ours:
             return
-        with self._turn, signals_held():
+        with self._turn, HeldSignals():
             self._dropped += request_ids
             if not self._in_engine:
                 self._sweep()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Gives this thread the engine to itself; requests dropped meanwhile are stopped at the end. Signal handlers
-        wait for that end. After an exception other than a refusal the engine's books may be half written: this LLM
-        ends."""
+        """Gives this thread the engine to itself; requests dropped meanwhile are stopped at the end. After an exception
+        other than a refusal the engine's books may be half written: this LLM ends."""
         if not self._is_ours:
             raise EngineError("this LLM is of the process that was forked: load another one here")
-        with self._turn, signals_held():
+        with self._turn:
             if self._ended is not None:
                 raise EngineError(f"this LLM {self._ended}")
             self._in_engine = True
