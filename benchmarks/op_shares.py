@@ -3,7 +3,7 @@
     python -m benchmarks.op_shares --shapes S M --dtypes float32 bfloat16 --quantization none int8 int4
 
 decode_1 and decode_32 generate for so many requests behind 128 tokens each, prefill computes one prompt of 1024. Ops
-are timed one by one in other runs than the whole, those of a decode step call by call from its tape if it has one, so
+are timed one by one in other runs than the whole, those of a decode step by the library on its tape if it has one, so
 that the rest is what Python does around the layers. Beside the shares stand the weights' bytes per second, with the
 machine's measured bandwidth, and the products' operations per second (the output matrix counted for every token, though
 a prefill multiplies by it once). Results go to benchmarks/results/op_shares.json unless --out says otherwise.
@@ -34,7 +34,6 @@ from inferflux.engine.runner import build_decoder
 from inferflux.kernels.bench.roofline import CPU_PROBE, TOY_PROBE, measure_roofline
 from inferflux.kernels.kernel_set import KernelSet
 from inferflux.kernels.native import calls
-from inferflux.kernels.native.loading import library
 from inferflux.kernels.native.tape import Tape
 
 NONE = "none"
@@ -64,7 +63,6 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
-        self._parts: dict[bytes, list[tuple[str, Tape]]] = {}
 
     def timed(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -88,13 +86,9 @@ class Stopwatch:
         return dataclasses.replace(kernels, **ops)
 
     def play(self, tape: Tape, arena: torch.Tensor) -> None:
-        """Makes a tape's calls, timed one by one."""
-        if tape.entries not in self._parts:
-            self._parts[tape.entries] = [(ON_TAPE[number], part) for number, part in tape.calls()]
-        for op, part in self._parts[tape.entries]:
-            start = time.perf_counter()
-            library().replay(part.entries, 1, arena.data_ptr(), torch.get_num_threads())
-            self.seconds[op] += time.perf_counter() - start
+        """Makes a tape's calls, which the library times."""
+        for number, seconds in tape.play_timed(arena):
+            self.seconds[ON_TAPE[number]] += seconds
 
 
 @contextlib.contextmanager

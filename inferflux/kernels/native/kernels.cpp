@@ -209,14 +209,17 @@ template <class... Calls> constexpr bool all_fit() { return ((sizeof(Calls) <= s
 static_assert(all_fit<NormCall, RopeCall, GateCall, AttentionCall, ProductCall, CopyCall, LowRankCall>(),
               "an entry holds any call");
 
-static bool replay(const Entry* entries, long count, char* arena, Team& team) noexcept {
+// seconds: null, or where the time before each call and after the last one is put.
+static bool replay(const Entry* entries, long count, char* arena, Team& team, double* seconds) noexcept {
   try {
     for (const Entry* e = entries; e < entries + count; e++) {
+      if (seconds) *seconds++ = omp_get_wtime();
       int64_t words[20];
       memcpy(words, e->words, sizeof words);
       for (uint64_t bits = e->relative; bits; bits &= bits - 1) words[__builtin_ctzll(bits)] += (int64_t)arena;
       FUNCTIONS[e->function](e->type, words, team);
     }
+    if (seconds) *seconds = omp_get_wtime();
     return true;
   } catch (const std::bad_alloc&) {
     return false;
@@ -236,11 +239,11 @@ int inferflux_call(int function, int type, const void* call, int threads) {
   }
 }
 
-int inferflux_replay(const Entry* entries, long count, char* arena, int threads) {
+int inferflux_replay(const Entry* entries, long count, char* arena, int threads, double* seconds) {
   try {
     Team team(threads);
     bool enough = true;
-    team.gather([&] { enough = replay(entries, count, arena, team); });
+    team.gather([&] { enough = replay(entries, count, arena, team, seconds); });
     return enough;
   } catch (const std::bad_alloc&) {
     return 0;

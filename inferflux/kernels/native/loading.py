@@ -17,7 +17,7 @@ from inferflux.kernels.native.portable import portable_library
 
 _SIGNATURES: Final = {
     "call": (c_int, c_int, c_char_p, c_int),
-    "replay": (c_char_p, c_long, c_void_p, c_int),
+    "replay": (c_char_p, c_long, c_void_p, c_int, c_void_p),
 }
 
 

@@ -12,8 +12,10 @@ computes without torch and without `calls` is not noticed: do not record such co
 """
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from ctypes import addressof, c_double
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -47,18 +49,22 @@ class Tape:
 
         Raises MemoryError when a call cannot allocate its scratch memory.
         """
-        if not library().replay(self.entries, self.num_calls, arena.data_ptr(), torch.get_num_threads()):
-            raise MemoryError("no scratch memory for a decode step")
+        self._replay(arena, None)
+
+    def play_timed(self, arena: Tensor) -> list[tuple[int, float]]:
+        """Makes the calls as `play` does; returns each one's function number and the seconds it took."""
+        times = (c_double * (self.num_calls + 1))()
+        self._replay(arena, addressof(times))
+        numbers = (_ENTRY.unpack_from(self.entries, i * _ENTRY.size)[0] for i in range(self.num_calls))
+        return [(number, end - start) for number, (start, end) in zip(numbers, pairwise(times), strict=True)]
 
     def results(self, arena: Tensor) -> tuple[Tensor, ...]:
         """Returns views of the arena where each play leaves its results."""
         return tuple(arena[place].view(dtype).view(shape) for place, dtype, shape in self.places)
 
-    def calls(self) -> Iterator[tuple[int, "Tape"]]:
-        """Yields each call's function number and a tape of that call alone, for measuring."""
-        for start in range(0, len(self.entries), _ENTRY.size):
-            entry = self.entries[start : start + _ENTRY.size]
-            yield _ENTRY.unpack(entry)[0], replace(self, entries=entry, num_calls=1)
+    def _replay(self, arena: Tensor, times: int | None) -> None:
+        if not library().replay(self.entries, self.num_calls, arena.data_ptr(), torch.get_num_threads(), times):
+            raise MemoryError("no scratch memory for a decode step")
 
 
 class _Call(NamedTuple):
