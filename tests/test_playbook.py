@@ -153,8 +153,14 @@ def test_high_latency(drill: Drill) -> None:
 
 def test_memory_pressure(drill: Drill) -> None:
     """Pages run out and requests are preempted, and still each gets its whole answer; unloading frees memory."""
-    crowd = [drill.asking(A_KEY, 300) for _ in range(4)]
-    until(lambda: drill.inferctl("admin", "pools")["pools"][0]["preemptions"] > 0)
+    crowd: list[Future[tuple[int, str]]] = []
+
+    def is_preempted() -> bool:
+        if all(one.done() for one in crowd):  # the machine may have computed them one after another
+            crowd.extend(drill.asking(A_KEY, 300) for _ in range(4))
+        return bool(drill.inferctl("admin", "pools")["pools"][0]["preemptions"] > 0)
+
+    until(is_preempted)
     for answer in crowd:
         status, body = answer.result()
         assert status == 200
@@ -185,12 +191,21 @@ def test_auth_errors(drill: Drill) -> None:
 
 def test_model_churn(drill: Drill) -> None:
     """The engine is killed: not ready, then ready again by itself; a bad model is refused and the good one stays."""
-    restarts = drill.metric("inferflux_engine_restarts_total")
-    os.kill(ready_model(drill, "main")["engines"][0]["pid"], signal.SIGKILL)
-    status, body = until(lambda: (seen := drill.get("/readyz"))[0] == 503 and seen)
+    before = drill.metric("inferflux_engine_restarts_total")
+
+    def restarts() -> float:
+        return drill.metric("inferflux_engine_restarts_total") - before
+
+    for num_killed in range(1, 6):
+        os.kill(ready_model(drill, "main")["engines"][0]["pid"], signal.SIGKILL)
+        status, body = until(
+            lambda due=num_killed: ((seen := drill.get("/readyz"))[0] == 503 or restarts() == due) and seen
+        )
+        until(lambda: drill.get("/readyz")[0] == 200)
+        assert restarts() == num_killed
+        if status == 503:  # else it was there again before this could look
+            break
     assert (status, json.loads(body)["reason"]) == (503, "engine_restarting")
-    until(lambda: drill.get("/readyz")[0] == 200)
-    assert drill.metric("inferflux_engine_restarts_total") == restarts + 1
     assert "engine restarted" in drill.log
     assert drill.ask(A_KEY, 1)[0] == 200
 

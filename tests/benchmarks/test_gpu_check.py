@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -20,6 +20,7 @@ from inferflux.kernels.bench.shapes import SHAPES
 from inferflux.kernels.bench.workloads import workloads_of
 from inferflux.kernels.cases import cases_of
 from inferflux.kernels.check import dtypes_of
+from tests.support.waiting import wait_until
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -135,13 +136,26 @@ def test_the_processes_of_a_section_that_is_cut_off_end_with_it(
     interpreter = tmp_path / "python"
     interpreter.write_text(f"#!/bin/sh\nexec {sys.executable} {sleeper}\n")
     interpreter.chmod(0o755)
+
+    class Slow(subprocess.Popen[bytes]):
+        """Its time begins once both processes are there."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                wait_until(lambda: pid.exists() and pid.read_text())
+            return super().wait(timeout)
+
     monkeypatch.setattr(check.sys, "executable", str(interpreter))
-    assert check._run_child("decode", tmp_path, True, 3.0) == "stopped after 3 s"
-    stat = Path(f"/proc/{pid.read_text()}/stat")
-    deadline = time.monotonic() + 5
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "it is at work still"
-        time.sleep(0.01)
+    monkeypatch.setattr(check.subprocess, "Popen", Slow)
+    assert check._run_child("decode", tmp_path, True, 1.0) == "stopped after 1 s"
+
+    def has_ended() -> bool:
+        try:
+            return psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(has_ended)
 
 
 def test_every_case_is_checked_some_at_a_time_and_what_is_known_grows(monkeypatch: pytest.MonkeyPatch) -> None:

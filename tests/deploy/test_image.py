@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from inferflux.config.tree import ServerConfig
 from tests.support.certificates import certificate_of, new_key, write_certificate, write_key
 from tests.support.programs import ROOT, called, program
@@ -215,9 +215,7 @@ def check_health(prefix: Path, state: Path, **environ: str) -> "subprocess.Compl
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_health_check_asks_the_server_as_it_is_configured(prefix: Path, state: Path, scheme: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environ = {"INFERFLUX_PORT": str(free.getsockname()[1])}
+    environ = {"INFERFLUX_PORT": str(free_port())}
     if scheme == "https":
         key = new_key()
         config = yaml.safe_load((state / "server.yaml").read_text())

@@ -42,7 +42,8 @@ def named(op: str, name: str) -> Workload:
 def test_a_sample_is_the_time_of_one_call() -> None:
     """All that holds on any machine: a call takes at least as long as it sleeps, and not a clock's reading."""
     contender = Contender("sleeps", lambda: time.sleep(0.01), lambda: None)
-    assert 0.01 <= Sampler(CPU, flush=None).seconds(contender, 3) < 5.0
+    begin = time.perf_counter()
+    assert 0.01 <= Sampler(CPU, flush=None).seconds(contender, 3) <= time.perf_counter() - begin
 
 
 def test_a_strangers_file_runs_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

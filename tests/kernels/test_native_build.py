@@ -143,7 +143,8 @@ def test_a_script_that_ends_at_once_leaves_the_build_going(
     fake_compiler: FakeCompiler, true_library: Path, tmp_path: Path
 ) -> None:
     """The process that builds is not its child, holds none of its files, and cleans up."""
-    fake_compiler(f'cp {true_library} "$output"')
+    may_go_on = tmp_path / "may go on"
+    fake_compiler(f'while ! [ -e "{may_go_on}" ]; do sleep 0.05; done; cp {true_library} "$output"')
     # The machine may be too busy for what is low in priority.
     undone = '#!/bin/sh\n{ echo 0 >/proc/self/autogroup; } 2>/dev/null\n[ "$1 $2" = "-n 15" ]\nshift 2\nexec "$@"\n'
     (tmp_path / "bin" / "nice").write_text(undone)
@@ -162,6 +163,7 @@ except ChildProcessError:
     assert done.stdout.splitlines() == ["not built yet: it is being built for the next start", "no child"]
     path = build.library_path(str(OPENMP))
     assert not path.exists()
+    may_go_on.touch()
     wait_until(path.exists)
     wait_until(lambda: kept() == [".so"])
     wait_until(lambda: not is_held(path.parent / background.LOCK))

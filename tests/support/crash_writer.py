@@ -47,19 +47,22 @@ def count_whole(file: PageFile) -> int:
 
 
 def main(path: Path, num_rounds: int, least_whole: int) -> None:
-    rng, num_whole = random.Random(1), 0
+    rng, num_whole, longest_s = random.Random(1), 0, 0.03
     for seed in itertools.count():
         if seed >= num_rounds and num_whole >= least_whole:
             break
         child = os.fork()
         if child == 0:
             write_for_ever(path, seed)
-        time.sleep(rng.uniform(0.002, 0.03))
+        time.sleep(rng.uniform(0.002, longest_s))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         file = open_page_file(path, LAYOUT, MAX_BYTES)
-        num_whole += count_whole(file)
+        newly_whole = count_whole(file)
         file.close()
+        num_whole += newly_whole
+        if not newly_whole:
+            longest_s *= 1.1  # on a slow disk it may not have come to write a page
     print(num_whole)
 
 

@@ -22,6 +22,7 @@ from inferflux.server.audit.opening import open_audit
 from inferflux.server.backends import BackendManager
 from inferflux.server.backends.manager import OnEvent
 from inferflux.server.http.app import build_app
+from inferflux.server.http.context import CONTEXT
 from inferflux.server.http.runner import Runner
 from inferflux.server.metrics import Metrics
 from inferflux.server.model_source import ModelSource
@@ -144,6 +145,8 @@ async def running_server(
     models = open_models(tree, policy, ModelEvents(metrics.model_event), make_manager)
     backends = models.backends
     app = build_app(tree, models, metrics, admission, policy, audit)
+    # Else what is left of a limit would depend on how long this machine takes from one request to the next.
+    app[CONTEXT].limiter._clock = app[CONTEXT].attempts._clock = lambda: 0.0
     runner = Runner(app)
     await runner.setup()
     try:

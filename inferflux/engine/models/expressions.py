@@ -5,25 +5,24 @@ thread runs meanwhile. So what is more than letters and dots is tried in a proce
 strings only.
 """
 
+import contextlib
 import json
-import math
 import re
-import select
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Final, Self
 
 from inferflux.config.process_env import child_environment
 
-# For all expressions of an adapter together; those in use take milliseconds.
+# Of a CPU's time, for all expressions of an adapter together; those in use take milliseconds. By the clock, a machine
+# that stood still for so long would have an adapter refused.
 LIMIT_S: Final = 5.0
 # Nothing here can be tried in more than one way.
 _PLAIN: Final = re.compile(r"[\w.-]*(?:\\\.[\w.-]*)*")
 _PROGRAM: Final = """
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]),) * 2)  # should nobody be left to end it
+import json, re, signal, sys
+signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))  # whose signal ends it
 names = json.loads(sys.stdin.readline())
 for line in sys.stdin:
     found = re.compile(json.loads(line)).fullmatch
@@ -36,7 +35,6 @@ class Expressions:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._deadline = time.monotonic() + LIMIT_S
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -59,18 +57,16 @@ class Expressions:
         self._process = self._process or self._start()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(whole.pattern), file=self._process.stdin, flush=True)
-        readable = select.poll()
-        readable.register(self._process.stdout, select.POLLIN)
-        left = max(0.0, self._deadline - time.monotonic())
-        answer = self._process.stdout.readline() if readable.poll(1000 * left) else ""
+        with contextlib.suppress(BrokenPipeError):  # its time may have been over
+            print(json.dumps(whole.pattern), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
         if not answer:
             raise TimeoutError
         return frozenset(json.loads(answer))
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(math.ceil(LIMIT_S) + 1)],
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(LIMIT_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -86,8 +86,10 @@ class Connection:
             self._writer.close()
         await self.host.wait()
         if self._writer is not None:
-            # A stuck engine never reads the rest: do not wait for it.
-            self._writer.transport.abort()
+            if self._writer.transport.get_write_buffer_size():
+                # A stuck engine never reads the rest: do not wait for it. Once all is written, asyncio closes the
+                # stream by itself, and fails to abort one that it has closed.
+                self._writer.transport.abort()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
 

@@ -1,6 +1,8 @@
 """What an adapter's folder may say: read as PEFT reads it, and anything that cannot be computed refused by name."""
 
 import json
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,16 @@ def test_an_expression_that_takes_for_ever_is_refused(
         spec_of(tmp_path, **changes)
     path = tmp_path / "adapter_config.json"
     assert f"{path}: {key}: must be a regular expression that finds its modules within 5 s" in str(refusal.value)
+
+
+def test_a_machine_that_stands_still_is_no_expressions_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "LIMIT_S", 0.5)
+    with expressions.Expressions(("q_proj", "k_proj")) as tried:
+        assert tried.matching("(q|k)_proj") == {"q_proj", "k_proj"}
+        assert tried._process is not None
+        tried._process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.6, tried._process.send_signal, (signal.SIGCONT,)).start()
+        assert tried.matching("q_.*") == {"q_proj"}
 
 
 @pytest.mark.parametrize(

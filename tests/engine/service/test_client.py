@@ -25,6 +25,7 @@ from inferflux.engine.service import connection as service_connection
 from inferflux.engine.service import launch as launching
 from inferflux.engine.service import output_frames, protocol
 from inferflux.engine.service.client import ClientState, EngineClient
+from inferflux.engine.service.connection import Connection
 from inferflux.engine.service.launch import EngineProcesses, ProcessHost, RunningHost
 from inferflux.engine.stats import TierStats
 from inferflux.errors import EngineDeadError, ModelLoadError, RequestError
@@ -326,6 +327,29 @@ def test_the_engine_dies_with_its_parent(folder: Path) -> None:
         parent.kill()
     _, alive = psutil.wait_procs([engine], timeout=PATIENCE_S)
     assert not alive
+
+
+async def test_an_engine_that_takes_its_last_words_while_its_end_is_awaited_is_closed() -> None:
+    """asyncio closes the stream by itself then, and fails to abort one that it has closed."""
+    ours, theirs = socket.socketpair()
+
+    class Host:
+        pid = None
+
+        def kill(self) -> None:
+            pytest.fail("it does end")
+
+        async def wait(self) -> None:
+            while await asyncio.to_thread(theirs.recv, 2**20):
+                pass
+
+    connection = Connection("model", Host(), watchdog_s=60.0)
+    _, connection._writer = await asyncio.open_connection(sock=ours)
+    connection._writer.write(bytes(2**24))
+    assert connection._writer.transport.get_write_buffer_size() > 0
+    with theirs:
+        async with patience():
+            await connection.close()
 
 
 async def test_a_stopped_engine_that_takes_no_more_words_can_be_closed(

@@ -57,7 +57,7 @@ def test_a_ready_grammar_does_not_wait_for_one_being_compiled(vocabulary: Vocabu
     assert compiler.has_begun.wait(DEADLINE_S)
     found = threading.Event()
     threading.Thread(target=lambda: (grammars.matcher(READY), found.set()), daemon=True).start()
-    assert found.wait(5), "a step would wait for a grammar that is none of its business"
+    assert found.wait(DEADLINE_S), "a step would wait for a grammar that is none of its business"
     assert not slow.done()
     compiler.may_end.set()
     slow.result(DEADLINE_S)

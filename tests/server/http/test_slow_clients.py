@@ -15,7 +15,7 @@ from inferflux.engine.service.mailbox import MAX_UNREAD, Mailbox
 from inferflux.server.http import requests, runner, sse
 from inferflux.server.http.sockets import MAX_OPEN_FILES, USER_TIMEOUT_S, allow_many_connections, prepare_connection
 from tests.support.http_server import Site, running_server
-from tests.support.waiting import patience, until
+from tests.support.waiting import PATIENCE_S, patience, until
 
 LARGE = {"prompt": "Hi", "stream": True, "n": 16, "logprobs": 20, "max_tokens": 240, "ignore_eos": True}
 
@@ -57,7 +57,7 @@ async def test_a_stream_nobody_reads_pauses_and_is_dropped(
 
 
 async def test_a_stream_read_slowly_is_whole(site: Site, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sse, "STALL_S", 2.0)
+    monkeypatch.setattr(sse, "STALL_S", PATIENCE_S)  # what this machine itself stands still is no client's
     body = json.dumps({**LARGE, "n": 4}).encode()
     reader, writer = await connect(site, receive_buffer=4096)
     writer.write(head(len(body)) + body)

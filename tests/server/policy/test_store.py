@@ -11,7 +11,7 @@ from inferflux.server.policy.document import Guardrails, PolicyDocument, RateLim
 from inferflux.server.policy.store import PolicyStore, open_store
 from inferflux.server.policy.store_file import PolicyPersistError
 from tests.server.policy.conftest import PASSPHRASE
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 
 def add_one(document: PolicyDocument) -> PolicyDocument:
@@ -31,7 +31,7 @@ class SlowKeeper:
 
     def save(self, document: PolicyDocument) -> None:
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(PATIENCE_S)
         assert not self.closed
         if self.error is not None:
             raise self.error
@@ -53,7 +53,7 @@ def store(keeper: SlowKeeper) -> PolicyStore:
 
 
 async def begun(keeper: SlowKeeper) -> None:
-    assert await asyncio.to_thread(keeper.begun.wait, 10)
+    assert await asyncio.to_thread(keeper.begun.wait, PATIENCE_S)
 
 
 async def test_change_is_in_force_after_it_is_saved_not_before(store: PolicyStore, keeper: SlowKeeper) -> None:
