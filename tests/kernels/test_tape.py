@@ -133,7 +133,7 @@ def test_each_of_its_calls_can_be_timed() -> None:
     tape = recording_of(record(lambda: (norm.norm(norm.norm(x, weight, 1e-5), weight, 1e-5),), 2)).tape(2)
     arena = torch.zeros(tape.num_bytes, dtype=torch.uint8)
     start = time.perf_counter()
-    timed = tape.play_timed(arena)
+    timed = list(tape.play_timed(arena))
     whole = time.perf_counter() - start
     assert [number for number, _ in timed] == [NORM.number] * 2
     assert all(seconds > 0 for _, seconds in timed)

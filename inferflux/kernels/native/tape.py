@@ -12,7 +12,7 @@ computes without torch and without `calls` is not noticed: do not record such co
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import addressof, c_double
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -51,12 +51,13 @@ class Tape:
         """
         self._replay(arena, None)
 
-    def play_timed(self, arena: Tensor) -> list[tuple[int, float]]:
-        """Makes the calls as `play` does; returns each one's function number and the seconds it took."""
+    def play_timed(self, arena: Tensor) -> Iterator[tuple[int, float]]:
+        """Makes the calls as `play` does, in no more time; returns each one's function number and the seconds it took,
+        which are worked out as they are read."""
         times = (c_double * (self.num_calls + 1))()
         self._replay(arena, addressof(times))
         numbers = (_ENTRY.unpack_from(self.entries, i * _ENTRY.size)[0] for i in range(self.num_calls))
-        return [(number, end - start) for number, (start, end) in zip(numbers, pairwise(times), strict=True)]
+        return ((number, end - start) for number, (start, end) in zip(numbers, pairwise(times), strict=True))
 
     def results(self, arena: Tensor) -> tuple[Tensor, ...]:
         """Returns views of the arena where each play leaves its results."""
