@@ -6,7 +6,7 @@ import re
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,15 @@ class Life:
         found = await until(find)
         assert found is not None
         return found[1]
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """uvloop leaves its handlers behind, which take no interrupt once the loop is closed."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
