@@ -80,7 +80,7 @@ def has_chosen_threads() -> bool:
 
 def asks_for_triton_interpreter() -> bool:
     """Whether the variable is set by which Triton interprets its kernels on a CPU, told without importing Triton."""
-    return bool(os.environ.get("TRITON_INTERPRET"))
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
 
 
 def cache_dir() -> Path:

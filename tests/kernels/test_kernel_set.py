@@ -1,6 +1,7 @@
 """Selection: the best backend per op, overrides of every kind, and messages that say why not."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,11 +82,13 @@ def test_torch_serves_everything_on_a_cpu_without_a_compiler(monkeypatch: pytest
     assert "CUDA" in refused["triton"] or "not installed" in refused["triton"]
 
 
-def test_a_cpu_never_imports_triton() -> None:
+@pytest.mark.parametrize("interpret", ["", "0", "off"])
+def test_a_cpu_never_imports_triton(interpret: str) -> None:
     """It cannot serve there, and its import takes a tenth of what an engine with a small model holds."""
     code = "import sys, torch; from inferflux.kernels.kernel_set import select"
     code += "; select(torch.device('cpu'), torch.float32); print('triton' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    environ = {**os.environ, "TRITON_INTERPRET": interpret}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environ)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
