@@ -50,6 +50,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Tin
 
 
 @pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama's folder with a tokenizer, which no test changes."""
+    from tests.support import models  # as above
+
+    folder = tmp_path_factory.mktemp("llama")
+    models.FAMILIES["llama"](folder)
+    models.write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def true_library() -> Path:
     """The native library, built where that is possible; another worker, or the background, may be at it."""
     from inferflux.kernels.native import loading

@@ -19,11 +19,8 @@ GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    folder = tmp_path_factory.mktemp("llama")
-    FAMILIES["llama"](folder)
-    write_tokenizer(folder)
-    return LLM(folder, dtype="float32")
+def llm(llama_folder: Path) -> LLM:
+    return LLM(llama_folder, dtype="float32")
 
 
 def test_prompts_of_every_kind(llm: LLM) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from inferflux import LLM, SamplingParams
 from inferflux.errors import EngineError
-from tests.support.models import FAMILIES, write_tokenizer
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 
@@ -26,16 +25,8 @@ def _out_of_time(_number: int, _frame: FrameType | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    FAMILIES["llama"](folder)
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> LLM:
-    return LLM(folder, dtype="float32")
+def llm(llama_folder: Path) -> LLM:
+    return LLM(llama_folder, dtype="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -110,9 +101,9 @@ def test_all_handlers_are_called_once(llm: LLM, monkeypatch: pytest.MonkeyPatch)
     assert called == [signal.SIGALRM]
 
 
-def test_a_second_ctrl_c_ends_a_step_that_does_not_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_ends_a_step_that_does_not_end(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with it the LLM, whose books may be half written: later calls say so."""
-    llm = LLM(folder, dtype="float32")
+    llm = LLM(llama_folder, dtype="float32")
     runner: Any = llm.engine.executor._runner
 
     def endless(_batch: object) -> None:

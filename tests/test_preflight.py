@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from inferflux.cli import main
-from tests.support.models import FAMILIES, write_tokenizer
 from tests.support.programs import ROOT
 
 KEYS = "auth: {api_keys: [{key: sk-0123456789abcdef}]}\n"
@@ -17,18 +16,10 @@ KERNELS = "def nrm(x, weight, eps):\n    return x\n"
 SLOW_NORM = "def norm(x, weight):\n    return x\n"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = tmp_path_factory.mktemp("llama")
-    FAMILIES["llama"](model)
-    write_tokenizer(model)
-    return model
-
-
 @pytest.fixture
-def folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("model").symlink_to(model)
+    Path("model").symlink_to(llama_folder)
     Path("misnamed.py").write_text(KERNELS)
     Path("short.py").write_text(SLOW_NORM)
     return tmp_path

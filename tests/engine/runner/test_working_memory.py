@@ -16,6 +16,7 @@ from inferflux.dist.context import ParallelContext
 from inferflux.engine.models.decoder import Decoder
 from inferflux.engine.models.load import load_model
 from inferflux.engine.models.spec import LayerSpec, ModelSpec
+from inferflux.engine.runner import working_memory
 from inferflux.engine.runner.memory import FreeMemory, plan_pool
 from inferflux.engine.runner.working_memory import activation_bytes, logit_bytes, step_bytes, working_bytes
 from inferflux.errors import ModelLoadError
@@ -129,3 +130,13 @@ def test_a_gpus_pool_leaves_room_for_steps() -> None:
 
 def replaced(runtime: RuntimeConfig, **changes: Any) -> RuntimeConfig:
     return msgspec.structs.replace(runtime, **changes)
+
+
+def test_the_triton_kernels_make_no_more_splits_than_are_counted() -> None:
+    pytest.importorskip("triton")
+    from inferflux.kernels.triton.tuning import SHIPPED
+
+    splits = [decode.split for decode in SHIPPED.decode.values()]
+    assert splits
+    assert min(split.tokens for split in splits) >= working_memory.SPLIT_TOKENS
+    assert max(split.most for split in splits) <= working_memory.MOST_SPLITS
